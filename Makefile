@@ -1,0 +1,41 @@
+# make demo   the two commands of the README, from nothing        make test        lint, types, tests
+# make bench  timings against peers, printed as ratios            make train-tiny  trains the shipped model again
+# make dashboard  opens the dashboard over runs/
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test bench train-tiny dashboard
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+# torch goes first: asked for later, its newest build would be taken instead of the tested one.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+install: $(INSTALLED)
+
+demo: install
+	$(BIN)/htc-extract --split val
+	$(BIN)/htc-probe semantic detail
+	@echo; echo "To look at it:  make dashboard   (or: $(BIN)/htc-dashboard)"
+
+test: install
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+bench: install
+	$(BIN)/python -m benchmarks.star
+
+train-tiny: install
+	$(BIN)/htc-train tiny
+
+dashboard: install
+	$(BIN)/htc-dashboard

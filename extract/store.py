@@ -1,0 +1,730 @@
+"""The run file: what one extraction recorded, as HDF5 (schema version 1). The only reader and writer of this
+format.
+
+Knows h5py and numpy. Does not know models, data sources, probes or figures, and imports no torch, so that
+everything after the extraction opens runs without it. Nothing in a file is ever executed: text, numbers and
+JSON only, and every dataset must lie in the file itself.
+
+Legend: N images, B images of a batch, L decoder layers, H heads, S keys of `<voco>`, D width, A anchors, C
+classes. Layers follow Hugging Face: 0 is the embedding, L the last layer after the final norm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, get_args
+
+import h5py
+import numpy as np
+
+from extract.errors import UserError
+
+Kind = Literal["classes", "multilabel", "number"]
+Suite = Literal["semantic", "detail"]
+StoreDtype = Literal["float16", "float32"]
+
+SCHEMA = "htc-run"
+SCHEMA_VERSION = 1
+THUMBNAIL = 96  # pixels a side
+
+CHUNK_BYTES = 256 * 1024  # of one chunk: small enough to pick out a layer, large enough to stream
+_CACHE = 1024 * 1024  # bytes that HDF5 may keep of a dataset before it writes them
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@dataclass(frozen=True)
+class Task:
+    """One labelled question about an image.
+
+    How its labels are written: `classes`: the index of the class, -1 where unknown; `number`: a float in
+    `unit`, NaN where unknown; `multilabel`: a row of 0 and 1 over `classes`, 255 where unknown.
+    """
+
+    name: str
+    suite: Suite
+    kind: Kind
+    classes: tuple[str, ...] = ()
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """Where a run comes from; everything here can be written as JSON."""
+
+    config: dict[str, Any]
+    """Settings of the command that wrote the run."""
+    model: dict[str, Any]
+    """`name`, `sha256` of its weights, `config`."""
+    dataset: str
+    split: str
+    topology: str
+    """Which hybrid tokens see one another: star, causal or full."""
+    environment: dict[str, Any]
+    """Versions of the libraries."""
+
+
+@dataclass(frozen=True)
+class RunShape:
+    """The sizes that fix every dataset of a run."""
+
+    images: int
+    layers: int
+    """L, decoder layers; hidden states are numbered 0 to L."""
+    stack: tuple[int, ...]
+    """The layers, ascending and within 0..L, whose z_voco is stored."""
+    heads: int
+    width: int
+    anchors: int
+    codes: tuple[int, int, int]
+    """Rows, columns and groups of the code grid."""
+    roles: tuple[str, ...]
+    """(S,) what every key is: prefix, anchor, patch or voco."""
+    rows: tuple[int, ...]
+    """(S,) its row on the patch grid, -1 where it has none."""
+    cols: tuple[int, ...]
+    """(S,) its column on the patch grid, -1 where it has none."""
+
+    def __post_init__(self) -> None:
+        if not len(self.roles) == len(self.rows) == len(self.cols):
+            raise ValueError(
+                f"{len(self.roles)} roles, {len(self.rows)} rows, {len(self.cols)} cols: one of each a key"
+            )
+        if list(self.stack) != sorted(set(self.stack)) or not all(
+            0 <= at <= self.layers for at in self.stack
+        ):
+            raise ValueError(f"stack {self.stack} must ascend within 0 to {self.layers}")
+        if self.roles.count("anchor") != self.anchors:
+            raise ValueError(f"{self.roles.count('anchor')} keys are anchors, expected {self.anchors}")
+
+    @property
+    def keys(self) -> int:
+        """S."""
+        return len(self.roles)
+
+
+class Batch(NamedTuple):
+    """What the model gave for B images."""
+
+    ids: list[str]
+    paths: list[str]
+    groups: list[str]
+    """Images of one group must not be split between train and test."""
+    thumbnails: np.ndarray
+    """(B, 96, 96, 3) uint8."""
+    z_voco: np.ndarray
+    """(B, len(stack), D) float32."""
+    v_d: np.ndarray
+    """(B, A, D) float32."""
+    v_pooled: np.ndarray
+    """(B, D) float32."""
+    codes: np.ndarray
+    """(B, h, w, groups) integers below 65,536."""
+    attention: np.ndarray
+    """(B, L, H, S) float32, rows of `<voco>`, each summing to 1."""
+    labels: dict[str, np.ndarray]
+    """One array of B labels a task, by its name."""
+
+
+class _Column(NamedTuple):
+    """One dataset with a row an image."""
+
+    tail: tuple[int, ...]
+    dtype: Any
+    chunk: tuple[int, ...]
+    item_bytes: int
+
+
+def _columns(shape: RunShape, tasks: Sequence[Task], store_dtype: str) -> dict[str, _Column]:
+    """Every dataset with a row an image, by its path in the file."""
+    text = h5py.string_dtype("utf-8")
+    string = _Column((), text, (256,), 64)
+
+    def column(tail: tuple[int, ...], dtype: Any, piece: tuple[int, ...] | None = None) -> _Column:
+        """`piece`: the part of `tail` in one chunk; as many images as fill CHUNK_BYTES."""
+        item_bytes = np.dtype(dtype).itemsize
+        piece = tail if piece is None else piece
+        rows = max(1, min(4096, CHUNK_BYTES // max(1, item_bytes * int(np.prod(piece, dtype=np.int64)))))
+        return _Column(tail, dtype, (rows, *piece), item_bytes)
+
+    attention = (shape.layers, shape.heads, shape.keys)
+    columns = {
+        "images/id": string,
+        "images/path": string,
+        "images/group": string,
+        "images/thumbnail": column((THUMBNAIL, THUMBNAIL, 3), "uint8")._replace(
+            chunk=(1, THUMBNAIL, THUMBNAIL, 3)
+        ),
+        "latents/z_voco": column((len(shape.stack), shape.width), store_dtype, piece=(1, shape.width)),
+        "latents/v_d": column((shape.anchors, shape.width), store_dtype),
+        "latents/v_pooled": column((shape.width,), store_dtype),
+        "codes": column(shape.codes, "uint16"),
+        "attention/voco": column(attention, store_dtype)._replace(chunk=(1, *attention)),
+        "attention/anchor_mass": column(attention[:2], "float32"),
+    }
+    for task in tasks:
+        if task.kind == "multilabel":
+            columns[f"labels/{task.name}"] = column((len(task.classes),), "uint8")
+        else:
+            columns[f"labels/{task.name}"] = column((), "int32" if task.kind == "classes" else "float64")
+    return columns
+
+
+def estimate_bytes(shape: RunShape, tasks: Sequence[Task], store_dtype: StoreDtype = "float16") -> int:
+    """Size of the finished run in bytes before compression, which saves some 10 to 20 %: an upper bound in
+    practice.
+    """
+    columns = _columns(shape, tasks, store_dtype).values()
+    per_image = sum(item.item_bytes * int(np.prod(item.tail, dtype=np.int64)) for item in columns)
+    return shape.images * per_image + 64 * 1024
+
+
+class RunWriter:
+    """Writes one run: `with RunWriter(path, info, shape, tasks) as writer: ... writer.append(batch);
+    writer.finish()`.
+
+    The file grows as PATH.partial and takes its name in `finish()`, where it replaces a run of the same name.
+    When the block is left without `finish()`, by an exception or not, the partial file is removed.
+
+    Raises UserError for what the person can mend: no room on the disk, no right to write there, a value that
+    float16 cannot hold, a value that is no number, task names that cannot be stored.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        info: RunInfo,
+        shape: RunShape,
+        tasks: Sequence[Task],
+        *,
+        store_dtype: StoreDtype = "float16",
+    ) -> None:
+        if store_dtype not in get_args(StoreDtype):
+            raise UserError(f"--store-dtype {store_dtype} is unknown; choose float16 or float32")
+        _check_tasks(tasks)
+        self.path = Path(path)
+        self.partial = self.path.with_name(self.path.name + ".partial")
+        self._shape, self._tasks = shape, tuple(tasks)
+        self._columns = _columns(shape, tasks, store_dtype)
+        self._is_anchor_S = np.array([role == "anchor" for role in shape.roles], dtype=bool)
+        self._count = 0
+        self._file: h5py.File | None = None
+        # Kept open, because HDF5 empties the cache of a dataset that is closed: half-full chunks would be
+        # packed and written anew with every batch.
+        self._datasets: dict[str, h5py.Dataset] = {}
+        # A chunk of z_voco holds one layer of many images: its cache must hold the open chunks of all layers.
+        self._stack_cache = 2 * len(shape.stack) * max(CHUNK_BYTES, 4 * shape.width)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._require_room(0)
+            self._file = h5py.File(self.partial, "w", rdcc_nbytes=_CACHE)
+        except OSError as error:
+            raise self._complaint(error) from error
+        with self._guard():
+            self._create(info)
+
+    def _create(self, info: RunInfo) -> None:
+        assert self._file is not None
+        attrs = self._file.attrs
+        attrs["schema"], attrs["schema_version"], attrs["complete"] = SCHEMA, SCHEMA_VERSION, False
+        attrs["dataset"], attrs["split"], attrs["topology"] = info.dataset, info.split, info.topology
+        for name in ("config", "model", "environment"):
+            attrs[name] = json.dumps(getattr(info, name), sort_keys=True)
+        text = h5py.string_dtype("utf-8")
+        tokens = self._file.create_group("tokens")
+        tokens.create_dataset("role", data=np.array(self._shape.roles, dtype=object), dtype=text)
+        tokens.create_dataset("row", data=np.array(self._shape.rows, dtype="int16"))
+        tokens.create_dataset("col", data=np.array(self._shape.cols, dtype="int16"))
+        self._file.create_group("labels", track_order=True)  # tasks keep the order in which they were given
+        for name, column in self._columns.items():
+            # gzip level 1, because every HDF5 library reads it: it saves 13 to 15 % of dense float16 values
+            # at about 50 MB/s, where lzf saved nothing.
+            packed = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+            cache = {"rdcc_nbytes": self._stack_cache, "rdcc_nslots": 10007}
+            self._datasets[name] = self._file.create_dataset(
+                name,
+                shape=(0, *column.tail),
+                maxshape=(None, *column.tail),
+                dtype=column.dtype,
+                chunks=tuple(max(1, size) for size in column.chunk),
+                **({} if column.dtype == text or 0 in column.tail else packed),
+                **(cache if name == "latents/z_voco" else {}),
+            )
+        self._file["latents/z_voco"].attrs["layers"] = np.array(self._shape.stack, dtype="int32")
+        for task in self._tasks:
+            label = self._file[f"labels/{task.name}"].attrs
+            label["suite"], label["kind"], label["unit"] = task.suite, task.kind, task.unit
+            label["classes"] = json.dumps(task.classes)
+
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._discard()
+
+    def append(self, batch: Batch) -> None:
+        """Adds B images after those already written.
+
+        Raises UserError: a tensor with a value that is no finite number (names the image), or beyond float16.
+        """
+        if self._file is None:
+            raise ValueError(f"{self.path} is finished; nothing can be added")
+        start, stop = self._count, self._count + len(batch.ids)
+        if stop > self._shape.images:
+            raise ValueError(f"{stop} images appended, but the run was announced with {self._shape.images}")
+        values = self._values(batch)
+        with self._guard():
+            self._require_room(sum(value.nbytes for value in values.values()))
+            for name, value in values.items():
+                dataset = self._datasets[name]
+                dataset.resize(stop, axis=0)
+                if 0 not in value.shape:
+                    dataset[start:stop] = value
+        self._count = stop
+
+    def finish(self, skipped: Sequence[tuple[str, str]] = ()) -> Path:
+        """Marks the run complete and gives it its name. `skipped`: path and reason of the images left out."""
+        if self._file is None:
+            raise ValueError(f"{self.path} is already finished")
+        if self._count == 0:
+            why = (
+                f"; the first of {len(skipped)} skipped: {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
+            )
+            raise UserError(f"{self.path} would hold no image{why}")
+        with self._guard():
+            text = h5py.string_dtype("utf-8")
+            rows = np.array([list(pair) for pair in skipped], dtype=object).reshape(len(skipped), 2)
+            self._file.create_dataset("skipped", data=rows, dtype=text)
+            self._file.attrs["created"] = datetime.now(UTC).isoformat()
+            self._file.attrs["complete"] = True
+            self._file.close()
+            _sync(self.partial)
+            os.replace(self.partial, self.path)
+            self._file = None
+            _sync(self.path.parent)
+        return self.path
+
+    def _require_room(self, nbytes: int) -> None:
+        """Asks the disk for room before HDF5 does, because HDF5 cannot back out: it keeps what it could not
+        write, complains about every open dataset and may crash the interpreter when that exits.
+        """
+        need = nbytes + self._stack_cache + _CACHE * len(self._columns)  # with what waits in the caches
+        with tempfile.TemporaryFile(dir=self.path.parent) as ballast:
+            if hasattr(os, "posix_fallocate"):  # not on macOS
+                os.posix_fallocate(ballast.fileno(), 0, need)
+
+    def _values(self, batch: Batch) -> dict[str, np.ndarray]:
+        """Every dataset's rows for `batch`, checked and in the type in which they are stored."""
+        mass_BLH = np.asarray(batch.attention, dtype=np.float32)[..., self._is_anchor_S].sum(
+            -1, dtype=np.float32
+        )
+        given: dict[str, Any] = {
+            "images/id": np.array(batch.ids, dtype=object),
+            "images/path": np.array(batch.paths, dtype=object),
+            "images/group": np.array(batch.groups, dtype=object),
+            "images/thumbnail": batch.thumbnails,
+            "latents/z_voco": batch.z_voco,
+            "latents/v_d": batch.v_d,
+            "latents/v_pooled": batch.v_pooled,
+            "codes": batch.codes,
+            "attention/voco": batch.attention,
+            "attention/anchor_mass": mass_BLH,
+        }
+        if set(batch.labels) != {task.name for task in self._tasks}:
+            raise ValueError(
+                f"labels of {sorted(batch.labels)}, expected {sorted(task.name for task in self._tasks)}"
+            )
+        given |= {f"labels/{name}": value for name, value in batch.labels.items()}
+        values: dict[str, np.ndarray] = {}
+        for name, column in self._columns.items():
+            value = np.asarray(given[name])
+            if value.shape != (len(batch.ids), *column.tail):
+                raise ValueError(f"{name} has shape {value.shape}, expected {(len(batch.ids), *column.tail)}")
+            if name.startswith(("latents/", "attention/")):
+                value = self._as_stored(name, value, column.dtype, batch.ids)
+            elif (
+                name == "codes"
+                and value.size
+                and not 0 <= value.min() <= value.max() <= np.iinfo("uint16").max
+            ):
+                raise ValueError(f"codes run from {value.min()} to {value.max()}, expected 0 to 65535")
+            values[name] = value
+        for task in self._tasks:
+            _check_labels(task, values[f"labels/{task.name}"])
+        return values
+
+    @staticmethod
+    def _as_stored(name: str, value: np.ndarray, dtype: Any, ids: Sequence[str]) -> np.ndarray:
+        good = np.isfinite(value)
+        if not good.all():
+            at = int(np.argwhere(~good)[0, 0])
+            what = "NaN" if np.isnan(value[at]).any() else "an infinite value"
+            raise UserError(
+                f"{name} of image {ids[at]!r} holds {what}: the model's arithmetic broke down; "
+                "extract again with --dtype float32, and check the checkpoint if that does not help"
+            )
+        with np.errstate(over="ignore"):
+            stored = value.astype(dtype)
+        if not np.isfinite(stored).all():
+            peak = float(np.abs(value).max())
+            raise UserError(
+                f"{name} reaches {peak:.4g}, which {np.dtype(dtype).name} cannot hold "
+                f"(at most {np.finfo(dtype).max:.4g}); extract again with --store-dtype float32"
+            )
+        return stored
+
+    def _complaint(self, error: BaseException) -> UserError:
+        if _no_room(error):
+            return UserError(
+                f"no room left for {self.path} after {self._count} of {self._shape.images} images: "
+                "free some space, choose another disk with --out, or store less with --limit or --layers"
+            )
+        return UserError(
+            f"cannot write {self.partial}: {_reason(error)}; choose another place with --out, "
+            "or wait until no other extraction writes there"
+        )
+
+    @contextlib.contextmanager
+    def _guard(self) -> Iterator[None]:
+        """Turns what HDF5 and the system say about the disk into a UserError, with the partial file
+        removed.
+        """
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            self._discard()
+            raise self._complaint(error) from error
+        except BaseException:
+            self._discard()
+            raise
+
+    def _discard(self) -> None:
+        if self._file is None:
+            return
+        file, self._file = self._file, None
+        with contextlib.suppress(OSError):
+            os.truncate(self.partial, 0)  # makes room for the flush in close(), in case the disk is full
+        with contextlib.suppress(OSError, RuntimeError):
+            file.close()
+        self.partial.unlink(missing_ok=True)
+
+
+class Run:
+    """A finished run, open for reading; every method reads only the slice it returns. Opened by
+    `open_run`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        file: h5py.File,
+        info: RunInfo,
+        shape: RunShape,
+        tasks: tuple[Task, ...],
+        created: str,
+    ) -> None:
+        self.path, self.info, self.shape, self.tasks, self.created = path, info, shape, tasks, created
+        self._file = file
+
+    def __len__(self) -> int:
+        return self.shape.images
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._file.close()
+
+    @property
+    def skipped(self) -> tuple[tuple[str, str], ...]:
+        """Path and reason of every image that was left out."""
+        return tuple((str(path), str(reason)) for path, reason in self._read("skipped", text=True))
+
+    def ids(self) -> list[str]:
+        return list(self._read("images/id", text=True))
+
+    def paths(self) -> list[str]:
+        return list(self._read("images/path", text=True))
+
+    def groups(self) -> list[str]:
+        """Images of one group must not be split between train and test."""
+        return list(self._read("images/group", text=True))
+
+    def thumbnail(self, image: int) -> np.ndarray:
+        """(96, 96, 3) uint8."""
+        return self._read("images/thumbnail", self._row(image))
+
+    def z_voco(self, layer: int = -1) -> np.ndarray:
+        """(N, D) float32: the hidden state of `<voco>`; layer 0 is the embedding, negative layers count from
+        the end.
+
+        Raises UserError when the layer does not exist or was not stored.
+        """
+        last = self.shape.layers
+        number = layer + last + 1 if layer < 0 else layer
+        if number not in self.shape.stack:
+            if not 0 <= number <= last:
+                raise UserError(f"layer {layer} is not in {self.path.name}: its layers are 0 to {last}")
+            raise UserError(
+                f"layer {layer} is not stored in {self.path.name} (it holds {_listed(self.shape.stack)}); "
+                "extract again with --layers"
+            )
+        return self._read("latents/z_voco", (slice(None), self.shape.stack.index(number))).astype(np.float32)
+
+    def v_d(self) -> np.ndarray:
+        """(N, A, D) float32: the anchors, the semantic channel."""
+        return self._read("latents/v_d").astype(np.float32)
+
+    def v_pooled(self) -> np.ndarray:
+        """(N, D) float32: the mean of the patches, the detail channel."""
+        return self._read("latents/v_pooled").astype(np.float32)
+
+    def codes(self) -> np.ndarray:
+        """(N, h, w, groups) uint16: MGVQ code indices."""
+        return self._read("codes")
+
+    def attention(self, image: int) -> np.ndarray:
+        """(L, H, S) float32: the row of `<voco>` over all keys, of one image."""
+        return self._read("attention/voco", self._row(image)).astype(np.float32)
+
+    def mean_attention(self) -> np.ndarray:
+        """(L, H, S) float32: the mean over all images, read some 32 MB at a time."""
+        shape = (self.shape.layers, self.shape.heads, self.shape.keys)
+        step = max(1, 2**23 // max(1, int(np.prod(shape))))
+        total_LHS = np.zeros(shape)
+        for start in range(0, len(self), step):
+            rows_NLHS = self._read("attention/voco", slice(start, start + step))
+            total_LHS += rows_NLHS.sum(0, dtype=np.float64)
+        return (total_LHS / len(self)).astype(np.float32)
+
+    def anchor_mass(self) -> np.ndarray:
+        """(N, L, H) float32: attention of `<voco>` summed over the anchors, before 16-bit storage."""
+        return self._read("attention/anchor_mass")
+
+    def anchor_mass_of(self, image: int) -> np.ndarray:
+        """(L, H) float32: the same of one image."""
+        return self._read("attention/anchor_mass", self._row(image))
+
+    def task(self, name: str) -> Task:
+        """The task of that name. Raises UserError that lists the tasks there are."""
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        names = ", ".join(task.name for task in self.tasks) or "none: the data had no labels"
+        raise UserError(f"task {name!r} is not in {self.path.name}; its tasks: {names}")
+
+    def tasks_of(self, suite: Suite) -> tuple[Task, ...]:
+        return tuple(task for task in self.tasks if task.suite == suite)
+
+    def labels(self, name: str) -> np.ndarray:
+        """Labels of one task: (N,) int32, -1 unknown; (N,) float64, NaN unknown; or (N, C) uint8, 255
+        unknown.
+        """
+        return self._read(f"labels/{self.task(name).name}")
+
+    def _row(self, image: int) -> int:
+        if not 0 <= image < len(self):
+            raise UserError(f"image {image} is not in {self.path.name}: it holds 0 to {len(self) - 1}")
+        return image
+
+    def _read(self, name: str, at: Any = (), *, text: bool = False) -> np.ndarray:
+        try:
+            dataset = self._file[name]
+            return (dataset.asstr() if text else dataset)[at]
+        except (OSError, RuntimeError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{self.path} is damaged at {name}: {_reason(error)}; extract it again"
+            ) from error
+
+
+def open_run(path: Path | str) -> Run:
+    """Opens a finished run for reading.
+
+    Raises UserError for a missing file, a file that is no HDF5 or no run, one of a newer schema, an
+    incomplete or a damaged one. A dataset that points outside the file (external storage, links, virtual
+    datasets) counts as damaged: a run from elsewhere must not read this machine's files.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no run at {path}; make one with: htc-extract --split val")
+    try:
+        file = h5py.File(path, "r", locking="best-effort")
+    except OSError as error:
+        if path.name.endswith(".partial"):
+            raise UserError(f"{path} is still being written; wait until it has its final name") from error
+        raise UserError(
+            f"{path} is not a run, or cut short: {_reason(error)}; expected an HDF5 file"
+        ) from error
+    try:
+        return _parse(path, file)
+    except UserError:
+        file.close()
+        raise
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        file.close()
+        raise UserError(f"{path} is a damaged run: {_reason(error)}; extract it again") from error
+
+
+def _parse(path: Path, file: h5py.File) -> Run:
+    attrs = file.attrs
+    if _text(attrs.get("schema")) != SCHEMA:
+        raise UserError(
+            f"{path} is HDF5 but not a run of htc-extract (its schema is {attrs.get('schema')!r})"
+        )
+    version = int(attrs["schema_version"])
+    if version > SCHEMA_VERSION:
+        raise UserError(
+            f"{path} has schema version {version}; this htc-probe reads up to {SCHEMA_VERSION}: upgrade it, "
+            "or extract again"
+        )
+    if not bool(attrs["complete"]):
+        raise UserError(f"{path} is incomplete: its extraction did not finish; run htc-extract again")
+    info = RunInfo(
+        config=dict(json.loads(_text(attrs["config"]))),
+        model=dict(json.loads(_text(attrs["model"]))),
+        dataset=_text(attrs["dataset"]),
+        split=_text(attrs["split"]),
+        topology=_text(attrs["topology"]),
+        environment=dict(json.loads(_text(attrs["environment"]))),
+    )
+    tasks = tuple(_parse_task(name, _dataset(file, f"labels/{name}").attrs) for name in file["labels"])
+    codes = _dataset(file, "codes")
+    z_voco, attention = _dataset(file, "latents/z_voco"), _dataset(file, "attention/voco")
+    shape = RunShape(
+        images=len(_dataset(file, "images/id")),
+        layers=attention.shape[1],
+        stack=tuple(int(layer) for layer in z_voco.attrs["layers"]),
+        heads=attention.shape[2],
+        width=z_voco.shape[2],
+        anchors=_dataset(file, "latents/v_d").shape[1],
+        codes=(codes.shape[1], codes.shape[2], codes.shape[3]),
+        roles=tuple(str(role) for role in _dataset(file, "tokens/role").asstr()[()]),
+        rows=tuple(int(row) for row in _dataset(file, "tokens/row")[()]),
+        cols=tuple(int(col) for col in _dataset(file, "tokens/col")[()]),
+    )
+    _dataset(file, "skipped")
+    for name, column in _columns(shape, tasks, str(z_voco.dtype)).items():
+        dataset = _dataset(file, name)
+        if dataset.shape != (shape.images, *column.tail):
+            raise ValueError(f"{name} has shape {dataset.shape}, expected {(shape.images, *column.tail)}")
+        if _is_text(dataset.dtype) != _is_text(column.dtype):
+            raise ValueError(f"{name} has type {dataset.dtype}, expected {column.dtype}")
+    return Run(path, file, info, shape, tasks, _text(attrs["created"]))
+
+
+def _parse_task(name: str, attrs: h5py.AttributeManager) -> Task:
+    suite, kind = _text(attrs["suite"]), _text(attrs["kind"])
+    if suite not in get_args(Suite) or kind not in get_args(Kind):
+        raise ValueError(f"task {name} has suite {suite!r} and kind {kind!r}")
+    classes = tuple(str(label) for label in json.loads(_text(attrs["classes"])))
+    return Task(name, suite, kind, classes, _text(attrs["unit"]))  # type: ignore[arg-type]
+
+
+def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    """The dataset `name`, which must lie in this file."""
+    parts = name.split("/")
+    for depth in range(1, len(parts) + 1):
+        if not isinstance(file.get("/".join(parts[:depth]), getlink=True), h5py.HardLink):
+            raise ValueError(f"{name} is missing or a link")
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset) or dataset.is_virtual or dataset.external:
+        raise ValueError(f"{name} is not stored in this file")
+    return dataset
+
+
+def list_runs(folder: Path | str) -> list[Path]:
+    """The finished runs of a folder (not of folders within), newest first by the time they were finished."""
+    found: list[tuple[str, str, Path]] = []
+    for path in Path(folder).glob("*.h5"):
+        with contextlib.suppress(UserError), open_run(path) as run:
+            found.append((run.created, path.name, path))
+    return [path for _, _, path in sorted(found, reverse=True)]
+
+
+def newest_run(folder: Path | str) -> Path:
+    """The run of a folder that was finished last. Raises UserError when there is none."""
+    runs = list_runs(folder)
+    if not runs:
+        raise UserError(f"no finished run in {folder}/; make one with: htc-extract --split val")
+    return runs[0]
+
+
+def _check_tasks(tasks: Sequence[Task]) -> None:
+    names = [task.name for task in tasks]
+    for task in tasks:
+        if not task.name or "/" in task.name or task.name in {".", ".."} or "\0" in task.name:
+            raise UserError(f"task name {task.name!r} cannot be stored; use a name without '/'")
+        if names.count(task.name) > 1:
+            raise UserError(f"two tasks are named {task.name!r}; names must differ, also between suites")
+        if task.kind not in get_args(Kind) or task.suite not in get_args(Suite):
+            raise UserError(
+                f"task {task.name!r} has kind {task.kind!r} and suite {task.suite!r}; "
+                f"kinds: {', '.join(get_args(Kind))}; suites: {', '.join(get_args(Suite))}"
+            )
+        if task.kind != "number" and not task.classes:
+            raise UserError(f"task {task.name!r} of kind {task.kind} lists no classes")
+
+
+def _check_labels(task: Task, value: np.ndarray) -> None:
+    if task.kind == "classes":
+        good = np.isin(value, np.arange(-1, len(task.classes)))
+        expected = f"-1 to {len(task.classes) - 1}"
+    elif task.kind == "multilabel":
+        good, expected = np.isin(value, (0, 1, 255)), "0, 1 or 255"
+    else:
+        good, expected = ~np.isinf(value), "a finite number or NaN"
+    if not good.all():
+        raise ValueError(f"labels/{task.name} holds {value[~good].flat[0]}, expected {expected}")
+
+
+def _is_text(dtype: Any) -> bool:
+    return h5py.check_string_dtype(np.dtype(dtype)) is not None
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    if not isinstance(value, str | None):
+        raise TypeError(f"expected text, found {value!r}")
+    return value or ""
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(str(number) for number in numbers)
+
+
+def _reason(error: BaseException) -> str:
+    """One line of what went wrong."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.splitlines()[0]
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _no_room(error: BaseException) -> bool:
+    """HDF5 hides the system's number in its message on some paths."""
+    known = isinstance(error, OSError) and error.errno in _NO_ROOM
+    return known or any(f"errno = {number}," in str(error) for number in _NO_ROOM)
+
+
+def _sync(path: Path) -> None:
+    """Waits until the file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,206 @@
+"""The configuration of an HTC-VLM: CLIP, MGVQ, LLaMA and what joins them.
+
+Knows sizes and how they depend on each other. Does not build or run anything.
+"""
+
+from dataclasses import asdict, is_dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, PretrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from extract.vlm.mgvq import MGVQ_F16C32_G8, MGVQConfig
+from extract.vlm.star import TOPOLOGIES, Topology
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+Projector = Literal["linear", "mlp2x_gelu"]
+Fit = Literal["pad", "stretch"]
+
+
+class Keys(NamedTuple):
+    """What every key of <voco>'s attention is, in the order of an attention row; each of length S."""
+
+    roles: tuple[str, ...]
+    """`prefix`, `anchor`, `patch` or `voco`."""
+    rows: tuple[int, ...]
+    """Row of a patch in its grid, from the top; -1 for anything else."""
+    cols: tuple[int, ...]
+    """Column of a patch, from the left; -1 for anything else."""
+
+
+class HTCConfig(PretrainedConfig):
+    """Configuration of an `HTCVLM`. Without arguments the parts have the defaults of their own libraries.
+
+    Raises ValueError for numbers that do not fit each other.
+    """
+
+    model_type = "htc_vlm"
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(CLIPVisionConfig),
+        "text_config": SubConfigSpec(LlamaConfig),
+    }
+
+    vision_config: dict | CLIPVisionConfig | None = None
+    """The frozen CLIP vision tower; its `image_size` (pixels a side) is that of the whole model."""
+    text_config: dict | LlamaConfig | None = None
+    """The language model; its `hidden_size` is d."""
+    mgvq: dict | None = None
+    """The fields of an `MGVQConfig`; the official mgvq-f16c32-g8 by default."""
+    vision_layer: int = -2
+    """Which hidden state of CLIP the patches are, as in Hugging Face: 0 the embedding, -1 the last layer."""
+    projector: Projector = "mlp2x_gelu"
+    """P_v, from CLIP to the language model: `linear`, or LLaVA-1.5's two layers, `mlp2x_gelu`."""
+    num_anchors: int = 4
+    """Discrete anchors (v_d) before the patches."""
+    topology: Topology = "star"
+    """What hybrid tokens see: `star` themselves, `causal` earlier ones (VoCo-LLaMA), `full` each other."""
+    image_mean: tuple[float, ...] | list[float] = CLIP_MEAN
+    image_std: tuple[float, ...] | list[float] = CLIP_STD
+    """What CLIP's input is normalised with, per channel, of values in [0, 1]."""
+    image_fit: Fit = "pad"
+    """How an image becomes square: `pad` with the mean colour (LLaVA-1.5) or `stretch`."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        mgvq: Any = MGVQ_F16C32_G8 if self.mgvq is None else self.mgvq
+        self.mgvq = _jsonable(asdict(mgvq) if is_dataclass(mgvq) and not isinstance(mgvq, type) else mgvq)
+        self.image_mean, self.image_std = tuple(self.image_mean), tuple(self.image_std)
+        super().__post_init__(**kwargs)
+        self._check()
+
+    @property
+    def vision(self) -> CLIPVisionConfig:
+        assert isinstance(self.vision_config, CLIPVisionConfig)
+        return self.vision_config
+
+    @property
+    def text(self) -> LlamaConfig:
+        assert isinstance(self.text_config, LlamaConfig)
+        return self.text_config
+
+    @property
+    def mgvq_config(self) -> MGVQConfig:
+        return MGVQConfig(**(self.mgvq or {}))
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side, R."""
+        return _side(self.vision.image_size)
+
+    @property
+    def grid(self) -> int:
+        """Patches a side."""
+        return self.image_size // _side(self.vision.patch_size)
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid**2
+
+    @property
+    def code_shape(self) -> tuple[int, int, int]:
+        """(h, w, groups) of the MGVQ codes."""
+        side = self.mgvq_config.latent_size(self.image_size)
+        return side, side, self.mgvq_config.groups
+
+    @property
+    def q_size(self) -> int:
+        """Numbers in q, the flattened quantized latent."""
+        h, w, _ = self.code_shape
+        return h * w * self.mgvq_config.latent_channels
+
+    @property
+    def sequence(self) -> int:
+        """Keys of <voco> without a prefix, S: anchors, patches, <voco>. Text continues at this position."""
+        return self.num_anchors + self.num_patches + 1
+
+    @property
+    def vision_depth(self) -> int:
+        """`vision_layer` counted from 0: how many layers of CLIP run."""
+        layers = self.vision.num_hidden_layers
+        return self.vision_layer if self.vision_layer >= 0 else layers + 1 + self.vision_layer
+
+    def keys_of_voco(self, prefix: int = 0) -> Keys:
+        """Role, row and column of every key, with `prefix` text tokens before the image."""
+        cells = [(row, col) for row in range(self.grid) for col in range(self.grid)]
+        before = ("prefix",) * prefix + ("anchor",) * self.num_anchors
+        nowhere = (-1,) * len(before)
+        return Keys(
+            roles=(*before, *("patch" for _ in cells), "voco"),
+            rows=(*nowhere, *(row for row, _ in cells), -1),
+            cols=(*nowhere, *(col for _, col in cells), -1),
+        )
+
+    def _check(self) -> None:
+        size, patch = self.image_size, _side(self.vision.patch_size)
+        if size % patch:
+            raise ValueError(
+                f"image_size {size} is not a multiple of CLIP's patch_size {patch}; change either"
+            )
+        self.mgvq_config.latent_size(size)
+        layers = self.vision.num_hidden_layers
+        if not 0 <= self.vision_depth <= layers:
+            raise ValueError(
+                f"vision_layer {self.vision_layer} is not a hidden state of a CLIP of {layers} layers "
+                f"(0 to {layers}, or {-layers - 1} to -1 from the end)"
+            )
+        for name, value, choices in (
+            ("projector", self.projector, get_args(Projector)),
+            ("topology", self.topology, TOPOLOGIES),
+            ("image_fit", self.image_fit, get_args(Fit)),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} is {value!r}; it is one of {', '.join(choices)}")
+        if self.num_anchors < 1:
+            raise ValueError(f"num_anchors is {self.num_anchors}; at least 1 is needed (the paper has 4)")
+        if len(self.image_mean) != 3 or len(self.image_std) != 3 or min(self.image_std) <= 0:
+            raise ValueError(
+                f"image_mean {self.image_mean} and image_std {self.image_std} need one value for each of "
+                "the 3 channels, std above 0"
+            )
+        if self.sequence >= self.text.max_position_embeddings:
+            raise ValueError(
+                f"{self.sequence} image positions leave no room for text in max_position_embeddings "
+                f"{self.text.max_position_embeddings} of text_config; raise that or make the image smaller"
+            )
+
+
+def paper_config() -> HTCConfig:
+    """The paper's model: CLIP ViT-L/14 at 336 px, mgvq-f16c32-g8, Vicuna-7B, 4 anchors (sections 3 and 4)."""
+    return HTCConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=1024,
+            intermediate_size=4096,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            image_size=336,
+            patch_size=14,
+            projection_dim=768,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=32000,
+            hidden_size=4096,
+            intermediate_size=11008,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            max_position_embeddings=4096,
+            rms_norm_eps=1e-5,
+            pad_token_id=0,
+        ),
+        mgvq=MGVQ_F16C32_G8.to_dict(),
+    )
+
+
+def _side(size: Any) -> int:
+    """One side of a square given as a number or a pair."""
+    sides = {int(size)} if isinstance(size, int) else set(size)
+    if len(sides) != 1:
+        raise ValueError(f"{size} is not a square; images and patches of this model are square")
+    return sides.pop()
+
+
+def _jsonable(fields: dict[str, Any]) -> dict[str, Any]:
+    """With lists for tuples, so that a config equals itself after a trip through JSON."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+
+AutoConfig.register(HTCConfig.model_type, HTCConfig)

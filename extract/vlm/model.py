@@ -1,0 +1,262 @@
+"""HTC-VLM: an image becomes anchors and patches, these become <voco>, and text reads <voco> alone.
+
+Knows tensors and how the parts fit together. Does not know image files, tokenizers, runs or training loops.
+The arithmetic up to <voco> is in `star`; text runs through the stock transformers LLaMA.
+
+pixel_values are (B, 3, R, R) in [0, 1] everywhere; each tower's normalisation is applied in here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModel, CLIPVisionModel, DynamicCache, LlamaForCausalLM, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from extract.vlm import star
+from extract.vlm.config import HTCConfig
+from extract.vlm.mgvq import MGVQ, MGVQEncoding
+
+IGNORED_LABEL = -100
+
+
+class Hybrid(NamedTuple):
+    """The hybrid sequence V_hy, in its two channels."""
+
+    anchors: Tensor
+    """(B, A, d), v_d: the semantic channel, first in the sequence."""
+    patches: Tensor
+    """(B, P, d), V: the detail channel."""
+
+
+@dataclass
+class HTCOutput(ModelOutput):
+    """What `HTCVLM.forward` returns."""
+
+    loss: Tensor | None = None
+    """L_HTC in nats a token, where labels were given."""
+    logits: Tensor | None = None
+    """(B, T, vocabulary) or (B, pairs, T, vocabulary), like `input_ids`."""
+
+
+class HTCVLM(PreTrainedModel):
+    """Hybrid Token Compression VLM (arXiv 2512.08240, section 3).
+
+    CLIP and MGVQ are frozen: without gradients and in eval mode, whatever `train()` says. Trained are P_v,
+    P_d, <voco> and the language model.
+    """
+
+    config_class = HTCConfig
+    main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _no_split_modules = ["CLIPEncoderLayer", "LlamaDecoderLayer"]
+    _keep_in_fp32_modules_strict = {"mgvq"}  # the codes must not depend on the language model's precision
+
+    config: HTCConfig
+
+    def __init__(self, config: HTCConfig) -> None:
+        super().__init__(config)
+        d, d_clip = config.text.hidden_size, config.vision.hidden_size
+        self.vision_tower = CLIPVisionModel(config.vision)
+        self.mgvq = MGVQ(config.mgvq_config)
+        second = [nn.GELU(), nn.Linear(d, d)] if config.projector == "mlp2x_gelu" else []
+        self.patch_projector = nn.Sequential(nn.Linear(d_clip, d), *second)
+        self.anchor_projector = nn.Sequential(
+            nn.Linear(config.q_size, d),
+            nn.GELU(),
+            nn.Linear(d, config.num_anchors * d),
+            nn.GELU(),
+            nn.Unflatten(-1, (config.num_anchors, d)),
+        )
+        self.voco = nn.Parameter(torch.empty(d))
+        self.language_model = LlamaForCausalLM(config.text)
+        self.gradient_checkpointing = False
+        self.train()
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if module is self:
+            init.normal_(self.voco, std=self.config.text.initializer_range)
+        elif isinstance(module, MGVQ):
+            init.normal_(module.codebook)  # only its direction is used
+        elif hasattr(module, "reset_parameters"):
+            cast(Any, module).reset_parameters()
+
+    def _set_gradient_checkpointing(
+        self,
+        enable: bool = True,
+        gradient_checkpointing_func: Callable | None = None,
+        every_n_layers: int = 1,
+    ) -> None:
+        # Only `compress` is checkpointed. The layers' own checkpointing takes their cache away, and the
+        # text would train without <voco>, with no more than a line in the log.
+        self.gradient_checkpointing = enable
+
+    def train(self, mode: bool = True) -> "HTCVLM":
+        super().train(mode)
+        # Also after from_pretrained, which makes every parameter trainable and then calls eval().
+        for frozen in (self.vision_tower, self.mgvq):
+            frozen.eval().requires_grad_(False)
+        return self
+
+    @torch.no_grad()
+    def vision_features(self, pixel_values: Tensor) -> Tensor:
+        """CLIP's patches (B, P, d_clip) at `config.vision_layer`, without CLS; deeper layers do not run."""
+        self._check_pixels(pixel_values)
+        mean = pixel_values.new_tensor(self.config.image_mean)[:, None, None]
+        std = pixel_values.new_tensor(self.config.image_std)[:, None, None]
+        tower = self.vision_tower
+        x = tower.pre_layrnorm(tower.embeddings((pixel_values - mean) / std))
+        for layer in tower.encoder.layers[: self.config.vision_depth]:
+            x = layer(x, None)
+        return x[:, 1:]
+
+    @torch.no_grad()
+    def quantize(self, pixel_values: Tensor) -> MGVQEncoding:
+        """MGVQ's latent, codes and quantized latent of the same image; q is `quant.flatten(1)`."""
+        self._check_pixels(pixel_values)
+        with torch.autocast(pixel_values.device.type, enabled=False):  # the nearest code must not hang on it
+            return self.mgvq.encode((2 * pixel_values - 1).to(self.mgvq.codebook.dtype))
+
+    def hybrid(self, vision_features: Tensor, q: Tensor) -> Hybrid:
+        """Anchors and patches from `vision_features` (B, P, d_clip) and `q` (B, nq)."""
+        dtype = self.voco.dtype
+        return Hybrid(self.anchor_projector(q.to(dtype)), self.patch_projector(vision_features.to(dtype)))
+
+    def compress(self, anchors: Tensor, patches: Tensor, prefix: Tensor | None = None) -> star.Compressed:
+        """<voco> over [prefix; anchors; patches], each (B, *, d): its hidden states, attention and cache."""
+        return star.compress(
+            self.language_model.model,
+            torch.cat([anchors, patches], 1),
+            self.voco,
+            topology=self.config.topology,
+            prefix=prefix,
+            gradient_checkpointing=self.gradient_checkpointing and self.training,
+        )
+
+    def read(
+        self, compressed: star.Compressed, input_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """Logits of texts (B, T), or several an image (B, pairs, T), each of which reads <voco> alone.
+
+        `attention_mask` is 0 at padding, on either side; without it, padding on the right changes nothing
+        before it.
+        """
+        if self.training and any(layer.gradient_checkpointing for layer in self.language_model.model.layers):
+            raise ValueError(
+                "the language model's own gradient checkpointing drops the cache that holds <voco>; "
+                "enable it on the HTCVLM instead"
+            )
+        ids = input_ids.flatten(0, -2)
+        mask = None if attention_mask is None else attention_mask.flatten(0, -2)
+        position_ids, mask = _after_voco(compressed, ids, mask)
+        logits = self.language_model(
+            input_ids=ids,
+            past_key_values=_repeat(compressed.cache, len(ids) // len(input_ids)),
+            position_ids=position_ids,
+            attention_mask=mask,
+        ).logits
+        return logits.unflatten(0, input_ids.shape[:-1])
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        *,
+        input_ids: Tensor,
+        vision_features: Tensor | None = None,
+        q: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> HTCOutput:
+        """L_HTC: the mean next-token loss over `labels` other than -100 (section 3).
+
+        `input_ids`, `attention_mask` and `labels` are (B, T), or (B, pairs, T): each pair reads its image's
+        <voco> and itself. Labels stand at their own token and are predicted from the tokens before it.
+        Where `vision_features` or `q` are given, the frozen tower that computes them does not run; with
+        both, no pixels are needed.
+        """
+        compressed = self.compress(*self._hybrid_of(pixel_values, vision_features, q))
+        logits = self.read(compressed, input_ids, attention_mask)
+        loss = None
+        if labels is not None:
+            predicted = logits[..., :-1, :].flatten(0, -2).float()
+            loss = F.cross_entropy(predicted, labels[..., 1:].flatten(), ignore_index=IGNORED_LABEL)
+        return HTCOutput(loss=loss, logits=logits)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        *,
+        vision_features: Tensor | None = None,
+        q: Tensor | None = None,
+        compressed: star.Compressed | None = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """New token ids (B, at most max_new_tokens) after the prompts `input_ids` (B, T), padded on the left.
+
+        The image comes as pixels, as features and q, or already `compressed`. `kwargs` go to transformers'
+        `generate`: greedy and 64 tokens by default; beams and several answers an image are not supported.
+        """
+        if input_ids is None or input_ids.shape[-1] == 0:
+            raise ValueError("generate needs input_ids, a prompt of at least one token an image")
+        if compressed is None:
+            compressed = self.compress(*self._hybrid_of(pixel_values, vision_features, q))
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        position_ids, mask = _after_voco(compressed, input_ids, attention_mask)
+        output = cast(Any, self.language_model).generate(
+            input_ids,
+            past_key_values=_repeat(compressed.cache, 1),
+            position_ids=position_ids,
+            attention_mask=mask,
+            **({"do_sample": False, "max_new_tokens": 64} | kwargs),
+        )
+        return output[:, input_ids.shape[1] :]
+
+    def _hybrid_of(
+        self, pixel_values: Tensor | None, vision_features: Tensor | None, q: Tensor | None
+    ) -> Hybrid:
+        if pixel_values is None and (vision_features is None or q is None):
+            raise ValueError("an image is needed: give pixel_values, or both vision_features and q")
+        if vision_features is None:
+            vision_features = self.vision_features(cast(Tensor, pixel_values))
+        if q is None:
+            q = self.quantize(cast(Tensor, pixel_values)).quant.flatten(1)
+        return self.hybrid(vision_features, q)
+
+    def _check_pixels(self, pixel_values: Tensor) -> None:
+        size = self.config.image_size
+        if pixel_values.shape[1:] != (3, size, size):
+            raise ValueError(
+                f"pixel_values have shape {tuple(pixel_values.shape)}; this model takes "
+                f"(images, 3, {size}, {size}) in [0, 1], see extract.vlm.images.prepare"
+            )
+
+
+def _repeat(cache: DynamicCache, times: int) -> DynamicCache:
+    """A copy with every image's entry `times` in a row; running text through a cache would add to it."""
+    repeated = [(k.repeat_interleave(times, 0), v.repeat_interleave(times, 0)) for k, v, _ in cache]
+    return DynamicCache(repeated)
+
+
+def _after_voco(
+    compressed: star.Compressed, ids: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Positions of texts `ids` (n, T) that continue after <voco>, and their `mask` with <voco> in front."""
+    first = compressed.attention.shape[-1]
+    if mask is None:
+        return torch.arange(first, first + ids.shape[1], device=ids.device)[None], None
+    positions = first + (mask.long().cumsum(-1) - 1).clamp(min=0)
+    return positions, torch.cat([torch.ones_like(mask[:, :1]), mask], 1)
+
+
+AutoModel.register(HTCConfig, HTCVLM)

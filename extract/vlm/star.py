@@ -1,0 +1,223 @@
+"""The forward pass up to <voco>, on the weights of a stock transformers LLaMA.
+
+Knows LLaMA's modules and tensors. Does not know images, anchors, tokenizers or files.
+
+The star mask (paper, section 3) lets a hybrid token see itself only, so its softmax has one entry: its
+attention output is o_proj(v_proj(x)), without a query. The one real attention is the <voco> row, and that
+row is the record that gets analysed. Nothing here grows with the square of the sequence.
+
+Suffixes: B batch, P prefix, N hybrid, X = P + N, S = X + 1 keys, L layers, H heads, K key-value heads, G =
+H / K, D width of a head, W = K * D width of all keys.
+"""
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers import DynamicCache, LlamaModel
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaMLP
+
+Topology = Literal["star", "causal", "full"]
+TOPOLOGIES: tuple[Topology, ...] = get_args(Topology)
+
+
+class Compressed(NamedTuple):
+    """What <voco> is, where it looked, and what the text may read."""
+
+    hidden: Tensor
+    """(B, L+1, d) hidden states of <voco>: 0 is its embedding, the last is after the final norm."""
+    attention: Tensor
+    """(B, L, H, S) float32 rows of <voco>; each sums to 1. Keys in order: prefix, hybrid, <voco>."""
+    cache: DynamicCache
+    """Keys and values of <voco> alone, one position a layer; text continues at position S."""
+
+
+def compress(
+    llama: LlamaModel,
+    hybrid: Tensor,
+    voco: Tensor,
+    *,
+    topology: Topology = "star",
+    prefix: Tensor | None = None,
+    gradient_checkpointing: bool = False,
+) -> Compressed:
+    """Run `hybrid` (B, N, d) and `voco` (d,) or (B, 1, d) through the decoder; text never enters here.
+
+    The hybrid tokens see themselves only (`star`), prefix and earlier hybrid tokens (`causal`, VoCo-LLaMA),
+    or prefix and all hybrid tokens (`full`). A `prefix` (B, P, d), text before the image, is causal and
+    comes first. <voco> sees everything. Equal to `llama` under `star_mask`; attention dropout is never
+    applied.
+    """
+    if topology not in TOPOLOGIES:
+        raise ValueError(f"topology is {topology!r}; it is one of {', '.join(TOPOLOGIES)}")
+    batch, _, width = hybrid.shape
+    z = voco.expand(batch, 1, width)
+    x = hybrid if prefix is None else torch.cat([prefix, hybrid], 1)
+    prefixed = x.shape[1] - hybrid.shape[1]
+    cos, sin = llama.rotary_emb(x, torch.arange(x.shape[1] + 1, device=x.device)[None])
+
+    hidden, rows, cached = [z], [], []
+    last = len(llama.layers) - 1
+    for i, layer in enumerate(llama.layers):
+        args: Any = (layer, x, z, cos, sin, prefixed, topology, i == last)
+        x, z, row, key, value = (
+            checkpoint(_layer, *args, use_reentrant=False) if gradient_checkpointing else _layer(*args)
+        )
+        hidden.append(z)
+        rows.append(row)
+        cached.append((key, value))
+    hidden[-1] = llama.norm(z)
+    return Compressed(torch.cat(hidden, 1), torch.stack(rows, 1), DynamicCache(cached))
+
+
+def star_mask(
+    prefix: int,
+    hybrid: int,
+    text: int = 0,
+    *,
+    topology: Topology = "star",
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The same model as an additive mask (1, 1, S+text, S+text): 0 where a row sees a column.
+
+    It costs S squared, so it serves checks and comparisons only. It is float because transformers' eager
+    attention adds a mask to the scores: a boolean one would add 0 and 1, and everything would stay visible.
+    """
+    voco = prefix + hybrid
+    size = voco + 1 + text
+    sees = torch.ones(size, size, dtype=torch.bool).tril()
+    if topology == "star":
+        sees[prefix:voco] = torch.eye(size, dtype=torch.bool)[prefix:voco]
+    elif topology == "full":
+        sees[prefix:voco, :voco] = True
+    sees[voco + 1 :, :voco] = False
+    return torch.zeros(size, size, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)[None, None]
+
+
+def _layer(
+    layer: LlamaDecoderLayer,
+    x: Tensor,
+    z: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    prefixed: int,
+    topology: Topology,
+    last: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """One decoder layer: x_BXd and z_B1d moved on, row_BHS, and <voco>'s key and value (B, K, 1, D)."""
+    attn = layer.self_attn
+    xn, zn = layer.input_layernorm(x), layer.input_layernorm(z)
+    q_BKGD, key, value = _voco_projections(attn, zn, cos[:, -1:], sin[:, -1:])
+    k_BXW = attn.k_proj(xn)
+    v_BXW = None if last else attn.v_proj(xn)
+    row_BHS = _row(q_BKGD, k_BXW, key, cos[:, :-1], sin[:, :-1], attn.scaling)
+
+    weights = row_BHS.to(x.dtype)
+    if v_BXW is None:  # values are linear: average the inputs, then project H averages instead of X tokens
+        seen_BHW = attn.v_proj(weights[..., :-1] @ xn + weights[..., -1:] * zn)
+    else:
+        seen_BHW = weights[..., :-1] @ v_BXW + weights[..., -1:] * value.transpose(1, 2).flatten(2)
+    z = _add(z, attn.o_proj(_own_block(seen_BHW, q_BKGD)))
+    z = _add(z, layer.mlp(layer.post_attention_layernorm(z)))
+    if v_BXW is not None:  # after the last layer nothing reads the other tokens
+        mixed = _mix(attn, xn, k_BXW, v_BXW, cos[:, :-1], sin[:, :-1], prefixed, topology)
+        x = _add(x, attn.o_proj(mixed))
+        x = _add(x, _mlp(layer.mlp, layer.post_attention_layernorm(x)))
+    return x, z, row_BHS, key, value
+
+
+def _voco_projections(
+    attn: LlamaAttention, zn: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Query (B, K, G, D), key and value (B, K, 1, D) of <voco>, rotated to its position."""
+    q, k, v = (_heads(proj(zn), attn.head_dim) for proj in (attn.q_proj, attn.k_proj, attn.v_proj))
+    return _rotate(q, cos, sin).reshape(len(zn), k.shape[1], -1, attn.head_dim), _rotate(k, cos, sin), v
+
+
+def _row(q_BKGD: Tensor, k_BXW: Tensor, key_BK1D: Tensor, cos: Tensor, sin: Tensor, scaling: float) -> Tensor:
+    """Softmax in float32 of <voco>'s scores over all keys, (B, H, S).
+
+    A rotated key times a query is (k cos) q + (k sin) q', q' being the query turned by a right angle, so
+    keys are never rearranged; one matrix product with the queries laid out block by block serves all heads.
+    """
+    k_BXKD = k_BXW.unflatten(-1, (q_BKGD.shape[1], -1))
+    scores_BXH = (k_BXKD * cos[:, :, None]).flatten(2) @ _blocks(q_BKGD)
+    scores_BXH = scores_BXH + (k_BXKD * sin[:, :, None]).flatten(2) @ _blocks(_quarter_turn(q_BKGD, -1))
+    own_BH1 = (q_BKGD * key_BK1D).sum(-1).flatten(1)[..., None]
+    return torch.cat([scores_BXH.transpose(1, 2), own_BH1], -1).mul(scaling).softmax(-1, dtype=torch.float32)
+
+
+def _mix(
+    attn: LlamaAttention,
+    xn: Tensor,
+    k_BXW: Tensor,
+    v_BXW: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    prefixed: int,
+    topology: Topology,
+) -> Tensor:
+    """What attention hands to o_proj for prefix and hybrid tokens, (B, X, H*D)."""
+    groups = attn.num_key_value_groups
+    if topology == "star" and groups == 1 and not prefixed:
+        return v_BXW
+    v = _heads(v_BXW, attn.head_dim).repeat_interleave(groups, 1)
+    dense = prefixed if topology == "star" else xn.shape[1]  # tokens whose attention has more than one entry
+    hybrid = v[:, :, prefixed:]
+    if dense:
+        q = _rotate(_heads(attn.q_proj(xn[:, :dense]), attn.head_dim), cos[:, :dense], sin[:, :dense])
+        k = _rotate(_heads(k_BXW[:, :dense], attn.head_dim), cos[:, :dense], sin[:, :dense])
+        k = k.repeat_interleave(groups, 1)
+        if topology == "full":
+            hybrid = F.scaled_dot_product_attention(q[:, :, prefixed:], k, v, scale=attn.scaling)
+        first = dense if topology == "causal" else prefixed
+        causal = F.scaled_dot_product_attention(
+            q[:, :, :first], k[:, :, :first], v[:, :, :first], is_causal=True, scale=attn.scaling
+        )
+        hybrid = causal if topology == "causal" else torch.cat([causal, hybrid], 2)
+    return hybrid.transpose(1, 2).flatten(2)
+
+
+def _add(residual: Tensor, update: Tensor) -> Tensor:
+    """Their sum, in the buffer of `update` where no gradient needs it; autocast keeps the wider type."""
+    if torch.is_grad_enabled() or update.dtype != residual.dtype:
+        return residual + update
+    return update.add_(residual)
+
+
+def _mlp(mlp: LlamaMLP, x: Tensor) -> Tensor:
+    """`mlp(x)`, with one wide buffer less where no gradient needs it."""
+    if torch.is_grad_enabled():
+        return mlp(x)
+    gate = mlp.gate_proj(x)
+    gate = F.silu(gate, inplace=True) if isinstance(mlp.act_fn, nn.SiLU) else mlp.act_fn(gate)
+    return mlp.down_proj(gate.mul_(mlp.up_proj(x)))
+
+
+def _heads(flat: Tensor, head_dim: int) -> Tensor:
+    """(B, T, heads * D) to (B, heads, T, D)."""
+    return flat.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+
+
+def _quarter_turn(t: Tensor, sign: int = 1) -> Tensor:
+    """LLaMA's rotate_half for sign 1, its inverse for -1."""
+    first, second = t.chunk(2, -1)
+    return torch.cat([-sign * second, sign * first], -1)
+
+
+def _rotate(t: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return t * cos[:, None] + _quarter_turn(t) * sin[:, None]
+
+
+def _blocks(q_BKGD: Tensor) -> Tensor:
+    """Block-diagonal (B, K*D, K*G): column (k, g) has query (k, g) in the rows of key head k, else zero."""
+    return torch.diag_embed(q_BKGD.permute(0, 3, 2, 1), dim1=1, dim2=3).flatten(3).flatten(1, 2)
+
+
+def _own_block(seen_BHW: Tensor, q_BKGD: Tensor) -> Tensor:
+    """Of every head's average over full-width values, the part of its own key-value head: (B, 1, H*D)."""
+    _, heads, groups, dim = q_BKGD.shape
+    own_BGDK = seen_BHW.unflatten(-1, (heads, dim)).unflatten(1, (heads, groups)).diagonal(dim1=1, dim2=3)
+    return own_BGDK.permute(0, 3, 1, 2).flatten(1)[:, None]

@@ -1,0 +1,359 @@
+"""HTC-VLM: loss and answers are those of the full masked sequence; it saves, loads and stays frozen."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, CLIPVisionModel, Trainer, TrainingArguments
+
+from extract.vlm.config import HTCConfig, paper_config
+from extract.vlm.mgvq import MGVQConfig
+from extract.vlm.model import HTCVLM
+from extract.vlm.star import TOPOLOGIES, star_mask
+
+# B images, Q pairs an image, T tokens a text
+B, Q, T, VOCABULARY, SIZE = 2, 3, 6, 40, 32
+MGVQ_FIELDS: dict[str, Any] = {
+    "widths": (16, 32, 32),
+    "depths": (0, 1, 1),
+    "groups": 4,
+    "codebook_size": 64,
+    "latent_channels": 16,
+    "attention_stages": 1,
+    "head_dim": 16,
+}
+
+
+def small_config(*, text: dict[str, Any] | None = None, **settings: Any) -> HTCConfig:
+    defaults: dict[str, Any] = {
+        "vision_config": {
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "image_size": SIZE,
+            "patch_size": 8,
+        },
+        "text_config": {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "vocab_size": VOCABULARY,
+            "pad_token_id": 0,
+            "bos_token_id": None,
+            "eos_token_id": None,
+            "max_position_embeddings": 128,
+        }
+        | (text or {}),
+        "mgvq": MGVQ_FIELDS,
+    }
+    return HTCConfig(**(defaults | settings))
+
+
+def small_model(**settings: Any) -> HTCVLM:
+    torch.manual_seed(0)
+    model = HTCVLM(small_config(**settings)).eval()
+    for name, parameter in model.named_parameters():  # large enough that what <voco> saw changes the answers
+        if "vision_tower" not in name and "mgvq" not in name and parameter.ndim == 2:
+            parameter.data.mul_(6)
+    return model
+
+
+def images(count: int = B) -> Tensor:
+    return torch.rand(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
+
+
+def texts(*shape: int) -> Tensor:
+    return torch.randint(1, VOCABULARY, shape, generator=torch.Generator().manual_seed(4))
+
+
+def masked_logits(model: HTCVLM, pixels: Tensor, ids: Tensor) -> Tensor:
+    """Logits of texts (B, T) from the stock model over the whole sequence, under the float mask."""
+    features, q = model.vision_features(pixels), model.quantize(pixels).quant.flatten(1)
+    llama = model.language_model
+    parts = [*model.hybrid(features, q), model.voco.expand(len(pixels), 1, -1), llama.model.embed_tokens(ids)]
+    hybrid = model.config.sequence - 1
+    mask = star_mask(0, hybrid, ids.shape[1], topology=model.config.topology)
+    out = llama(inputs_embeds=torch.cat(parts, 1), attention_mask=mask, use_cache=False)
+    return out.logits[:, hybrid + 1 :]
+
+
+def masked_greedy(model: HTCVLM, pixels: Tensor, ids: Tensor, steps: int) -> Tensor:
+    for _ in range(steps):
+        ids = torch.cat([ids, masked_logits(model, pixels, ids)[:, -1:].argmax(-1)], 1)
+    return ids[:, -steps:]
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_the_loss_is_that_of_the_full_masked_sequence(topology: str) -> None:
+    model, pixels, ids = small_model(topology=topology), images(), texts(B, Q, T)
+    labels = ids.clone()
+    labels[..., :2] = -100
+    labels[0, 1, 4:] = -100
+    out = model(pixels, input_ids=ids, labels=labels)
+    wanted = torch.stack([masked_logits(model, pixels, ids[:, pair]) for pair in range(Q)], 1)
+    torch.testing.assert_close(out.logits, wanted, atol=1e-4, rtol=1e-5)
+    loss = F.cross_entropy(wanted[..., :-1, :].reshape(-1, VOCABULARY), labels[..., 1:].reshape(-1))
+    torch.testing.assert_close(out.loss, loss, atol=1e-5, rtol=1e-5)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    ours, theirs = (torch.autograd.grad(x, trained, allow_unused=True) for x in (out.loss, loss))
+    for one, other in zip(ours, theirs, strict=True):
+        assert one is not None
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
+
+
+def test_cached_features_replace_the_frozen_towers(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, pixels, ids = small_model(), images(), texts(B, T)
+    wanted = model(pixels, input_ids=ids, labels=ids)
+    features, q = model.vision_features(pixels), model.quantize(pixels).quant.flatten(1)
+
+    def never(*_: Any) -> None:
+        raise AssertionError("a frozen tower ran")
+
+    monkeypatch.setattr(model.vision_tower.embeddings, "forward", never)
+    monkeypatch.setattr(model.mgvq, "encode", never)
+    again = model(vision_features=features, q=q, input_ids=ids, labels=ids)
+    assert torch.equal(again.logits, wanted.logits) and torch.equal(again.loss, wanted.loss)
+    with pytest.raises(ValueError, match="give pixel_values, or both vision_features and q"):
+        model(q=q, input_ids=ids)
+
+
+def test_pairs_read_voco_and_themselves_only() -> None:
+    model, pixels, ids = small_model(), images(), texts(B, Q, T)
+    before = model(pixels, input_ids=ids).logits
+    changed = ids.clone()
+    changed[:, 1] = changed[:, 1].flip(-1)
+    after = model(pixels, input_ids=changed).logits
+    assert torch.equal(after[:, [0, 2]], before[:, [0, 2]])
+    assert not torch.allclose(after[:, 1], before[:, 1])
+    alone = model(pixels, input_ids=ids[:, 2]).logits
+    torch.testing.assert_close(before[:, 2], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_text_depends_on_its_image_and_on_the_position_after_it() -> None:
+    model, pixels, ids = small_model(), images(), texts(1, T).expand(B, T)
+    logits = model(pixels, input_ids=ids).logits
+    assert (logits[0] - logits[1]).abs().max() > 1e-3
+    compressed = model.compress(
+        *model.hybrid(model.vision_features(pixels), model.quantize(pixels).quant.flatten(1))
+    )
+    torch.testing.assert_close(model.read(compressed, ids), logits)
+    torch.testing.assert_close(model.read(compressed, ids), logits)  # reading does not write to the cache
+    assert compressed.cache.get_seq_length() == 1
+    ignored = compressed._replace(attention=compressed.attention[..., 1:])  # one position too early
+    assert (model.read(ignored, ids) - logits).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_nothing(side: str) -> None:
+    model, pixels, ids = small_model(), images(), texts(B, T)
+    wanted = model(pixels, input_ids=ids).logits
+    padding = torch.zeros(B, 2, dtype=torch.long)
+    parts, kept = ([padding, ids], slice(2, None)) if side == "left" else ([ids, padding], slice(0, T))
+    padded = torch.cat(parts, 1)
+    masked = model(pixels, input_ids=padded, attention_mask=(padded != 0).long()).logits[:, kept]
+    torch.testing.assert_close(masked, wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_generate_equals_greedy_decoding_of_the_full_masked_sequence(topology: str) -> None:
+    model, pixels, ids = small_model(topology=topology), images(4), texts(4, 3)
+    wanted = masked_greedy(model, pixels, ids, 8)
+    assert torch.equal(model.generate(pixels, ids, max_new_tokens=8), wanted)
+    assert len({tuple(answer) for answer in wanted.tolist()}) > 1, "the images should matter"
+    features, q = model.vision_features(pixels), model.quantize(pixels).quant.flatten(1)
+    assert torch.equal(model.generate(vision_features=features, q=q, input_ids=ids, max_new_tokens=8), wanted)
+
+
+def test_generate_takes_prompts_of_different_lengths_padded_on_the_left() -> None:
+    model, pixels = small_model(), images()
+    long, short = texts(1, 5), texts(1, 3)
+    padded = torch.cat([long, F.pad(short, (2, 0))])
+    together = model.generate(pixels, padded, attention_mask=(padded != 0).long(), max_new_tokens=6)
+    assert torch.equal(together[:1], masked_greedy(model, pixels[:1], long, 6))
+    assert torch.equal(together[1:], masked_greedy(model, pixels[1:], short, 6))
+
+
+def test_generate_stops_at_the_end_token() -> None:
+    model, pixels, ids = small_model(), images(1), texts(1, 3)
+    free = model.generate(pixels, ids, max_new_tokens=8)[0].tolist()
+    end = free[3]
+    stopped = model.generate(pixels, ids, max_new_tokens=8, eos_token_id=end)[0].tolist()
+    assert stopped == free[: free.index(end) + 1]
+    with pytest.raises(ValueError, match="needs input_ids"):
+        model.generate(pixels)
+
+
+def test_the_vision_layer_is_a_hugging_face_hidden_state() -> None:
+    for layer in (0, 1, -1, -2):
+        model = small_model(vision_layer=layer)
+        pixels = images()
+        mean, std = (
+            torch.tensor(v)[:, None, None] for v in (model.config.image_mean, model.config.image_std)
+        )
+        states = model.vision_tower((pixels - mean) / std, output_hidden_states=True).hidden_states
+        assert torch.equal(model.vision_features(pixels), states[layer][:, 1:])
+    with pytest.raises(ValueError, match=r"pixel_values have shape .* takes \(images, 3, 32, 32\)"):
+        model.vision_features(torch.rand(1, 3, 16, 16))
+
+
+def test_frozen_parts_stay_frozen_whatever_train_says() -> None:
+    model, pixels, ids = small_model(), images(), texts(B, T)
+    model.train()
+    state = {name: value.clone() for name, value in model.mgvq.state_dict().items()}
+    model(pixels, input_ids=ids, labels=ids).loss.backward()
+    assert model.training and model.language_model.training
+    assert not any(m.training for part in (model.vision_tower, model.mgvq) for m in part.modules())
+    for name, parameter in model.named_parameters():
+        frozen = name.startswith(("vision_tower.", "mgvq."))
+        assert parameter.requires_grad != frozen
+        assert (parameter.grad is None) == frozen, name
+    assert all(torch.equal(value, state[name]) for name, value in model.mgvq.state_dict().items())
+
+
+def test_checkpointing_gives_the_same_gradients_and_keeps_voco() -> None:
+    model, pixels, ids = small_model().train(), images(), texts(B, Q, T)
+    model(pixels, input_ids=ids, labels=ids).loss.backward()
+    wanted = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    model.activation_checkpointing_enable()
+    assert model.gradient_checkpointing
+    model(pixels, input_ids=ids, labels=ids).loss.backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, wanted[name], msg=name)
+    model.language_model.activation_checkpointing_enable()  # this one would lose the cache
+    with pytest.raises(ValueError, match="enable it on the HTCVLM"):
+        model(pixels, input_ids=ids, labels=ids)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_it_saves_and_loads_also_by_its_auto_class(tmp_path: Path, tied: bool) -> None:
+    model, pixels, ids = small_model(text={"tie_word_embeddings": tied}), images(), texts(B, T)
+    wanted = model(pixels, input_ids=ids).logits
+    model.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} >= {"config.json", "model.safetensors"}
+    assert AutoConfig.from_pretrained(tmp_path).to_diff_dict().keys() == model.config.to_diff_dict().keys()
+    for loaded in (HTCVLM.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
+        assert type(loaded) is HTCVLM and loaded.config.mgvq_config == MGVQConfig(**MGVQ_FIELDS)
+        for name, value in model.state_dict().items():
+            assert torch.equal(loaded.state_dict()[name], value), name
+        assert torch.equal(loaded(pixels, input_ids=ids).logits, wanted)
+        assert not any(p.requires_grad for p in loaded.vision_tower.parameters())
+        assert torch.equal(loaded.generate(pixels, ids), model.generate(pixels, ids))
+
+
+def test_bfloat16_runs_and_leaves_the_codes_exact(tmp_path: Path) -> None:
+    model, pixels, ids = small_model(), images(), texts(B, T)
+    model.save_pretrained(tmp_path)
+    half = HTCVLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert half.voco.dtype == half.language_model.dtype == torch.bfloat16
+    assert torch.equal(half.quantize(pixels).quant, model.quantize(pixels).quant)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(half.quantize(pixels).quant, model.quantize(pixels).quant)
+    wanted = model(pixels, input_ids=ids).logits
+    out = half(pixels, input_ids=ids, labels=ids)
+    assert out.loss.isfinite() and (out.logits - wanted).norm() < 0.1 * wanted.norm()
+    out.loss.backward()
+    assert half.generate(pixels, ids, max_new_tokens=2).shape == (B, 2)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_trainer_of_transformers_trains_it(tmp_path: Path, checkpointing: bool) -> None:
+    model = small_model(projector="linear")
+    pixels, ids = images(4), texts(4, Q, T)
+    rows = [{"pixel_values": p, "input_ids": i, "labels": i} for p, i in zip(pixels, ids, strict=True)]
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=2,
+        max_steps=12,
+        learning_rate=1e-2,
+        gradient_checkpointing=checkpointing,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    before = model(pixels, input_ids=ids, labels=ids).loss.item()
+    data: Any = rows
+    trainer = Trainer(model=model, args=arguments, train_dataset=data, eval_dataset=data)
+    trainer.train()
+    after = trainer.evaluate()["eval_loss"]
+    assert after < before - 0.5
+
+
+def parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_the_papers_configuration_has_the_papers_sizes() -> None:
+    config = paper_config()
+    assert (config.num_patches, config.q_size, config.sequence) == (576, 14112, 581)
+    assert config.code_shape == (21, 21, 8)
+    with torch.device("meta"):
+        model = HTCVLM(config)
+    d = 4096
+    clip_layer = 4 * (1024**2 + 1024) + 2 * 2 * 1024 + (1024 * 4096 + 4096) + (4096 * 1024 + 1024)
+    clip = 1024 + 3 * 14 * 14 * 1024 + 577 * 1024 + 24 * clip_layer + 2 * 2 * 1024
+    assert parameters(model.vision_tower) == clip == 303_507_456
+    llama = 2 * 32000 * d + 32 * (4 * d * d + 3 * d * 11008 + 2 * d) + d
+    assert parameters(model.language_model) == llama == 6_738_415_616
+    assert round(parameters(model.mgvq.encoder) / 1e6, 2) == 87.07
+    assert round(parameters(model.mgvq) / 1e6, 1) == 215.8
+    assert parameters(model.patch_projector) == 1024 * d + d + d * d + d
+    assert parameters(model.anchor_projector) == 14112 * d + d + d * 4 * d + 4 * d
+    parts = (
+        model.vision_tower,
+        model.mgvq,
+        model.patch_projector,
+        model.anchor_projector,
+        model.language_model,
+    )
+    assert parameters(model) == sum(map(parameters, parts)) + d
+    assert isinstance(model.vision_tower, CLIPVisionModel)
+
+
+def test_every_key_has_a_role_and_patches_their_place() -> None:
+    config = small_config()
+    roles, rows, cols = config.keys_of_voco(prefix=2)
+    assert len(roles) == len(rows) == len(cols) == 2 + config.sequence
+    assert roles == ("prefix",) * 2 + ("anchor",) * 4 + ("patch",) * 16 + ("voco",)
+    patches = [(row, col) for role, row, col in zip(roles, rows, cols, strict=True) if role == "patch"]
+    assert patches == [(row, col) for row in range(4) for col in range(4)]
+    assert {(r, c) for role, r, c in zip(roles, rows, cols, strict=True) if role != "patch"} == {(-1, -1)}
+
+
+def test_patches_lie_where_the_image_has_them() -> None:
+    model, pixels = small_model(vision_layer=0), images(1)
+    _, rows, cols = model.config.keys_of_voco()
+    changed = pixels.clone()
+    changed[..., 8:16, 24:32] = 0  # second row of patches, last column
+    moved = (model.vision_features(changed) != model.vision_features(pixels)).any(-1)[0].nonzero().flatten()
+    assert [(rows[4 + i], cols[4 + i]) for i in moved.tolist()] == [(1, 3)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"projector": "resampler"}, "projector is 'resampler'; it is one of linear, mlp2x_gelu"),
+        ({"topology": "ring"}, "topology is 'ring'; it is one of star, causal, full"),
+        ({"image_fit": "crop"}, "image_fit is 'crop'; it is one of pad, stretch"),
+        ({"num_anchors": 0}, "num_anchors is 0"),
+        ({"vision_layer": 4}, "vision_layer 4 is not a hidden state of a CLIP of 3 layers"),
+        ({"image_std": (1.0, 0.0, 1.0)}, "std above 0"),
+        ({"text": {"max_position_embeddings": 21}}, "21 image positions leave no room"),
+        (
+            {"vision_config": {"image_size": 36, "patch_size": 8}},
+            "36 is not a multiple of CLIP's patch_size 8",
+        ),
+        ({"vision_config": {"image_size": 30, "patch_size": 6}}, "expected a multiple of 4"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small_config(**settings)

@@ -37,8 +37,8 @@ _SHADE_RGB = {
     "light green": (130, 220, 125), "dark blue": (25, 40, 140), "light blue": (125, 175, 250),
 }  # fmt: skip
 # Five sizes with gaps between them: the main object's extent as a share of the image's width.
-_SIZE_STEP, _SIZE_FIRST, _SIZE_JITTER = 0.06, 0.28, 0.015
-_MAIN_RANGE = (0.3, 0.7)  # of the main object's centre, so that a neighbour fits in every direction
+_SIZE_STEP, _SIZE_FIRST, _SIZE_JITTER = 0.07, 0.32, 0.0175
+_MAIN_RANGE = (0.32, 0.68)  # of the main object's centre, so that a neighbour fits in every direction
 
 TASKS = (
     Task("category", "semantic", "classes", CATEGORIES),
@@ -108,12 +108,20 @@ class Scene:
         return words
 
     @property
+    def region_captions(self) -> tuple[tuple[str, ...], ...]:
+        """Short true sentences about the background, then about each thing; together they mention every factor."""
+        told = {question: STATEMENTS[question].format(answer) for question, answer in self.answers.items()}
+        regions = [[told["scene"], told["count"]]]
+        regions += [[STATEMENTS["present"].format(CATEGORIES[thing.category])] for thing in self.things]
+        regions[1] += [told[q] for q in ("category", "texture", "orientation", "shade", "size", "position")]
+        if self.relation >= 0:
+            regions[2].append(told["relation"])
+        return tuple(tuple(sentences) for sentences in regions)
+
+    @property
     def captions(self) -> tuple[str, ...]:
-        """Short true sentences that together mention every factor."""
-        answers = dict(self.answers)
-        present = answers.pop("present").split()
-        return (*(STATEMENTS[k].format(v) for k, v in answers.items()),
-                *(STATEMENTS["present"].format(w) for w in present))  # fmt: skip
+        """All sentences of `region_captions`, each once."""
+        return tuple(dict.fromkeys(s for sentences in self.region_captions for s in sentences))
 
 
 QUESTIONS = {
@@ -169,11 +177,11 @@ def scene(split: str, index: int) -> Scene:
     if count > 1:
         relation = int(rng.integers(len(COMPASS)))
         angle = np.deg2rad(45 * relation + rng.uniform(-12, 12))
-        away = 0.45 * main.size + 0.11
+        away = 0.43 * main.size + 0.12
         x, y = np.clip([main.x + away * np.sin(angle), main.y - away * np.cos(angle)], 0.1, 0.9)
-        things.append(_thing(rng, rng.uniform(0.19, 0.2), x, y))
+        things.append(_thing(rng, rng.uniform(0.21, 0.22), x, y))
     while len(things) < count:
-        things.append(_thing(rng, rng.uniform(0.14, 0.15), *_free_spot(rng, things)))
+        things.append(_thing(rng, rng.uniform(0.16, 0.17), *_free_spot(rng, things)))
     return Scene(split, index, int(rng.integers(len(SCENES))), tuple(things), size_bin, relation)
 
 
@@ -187,8 +195,22 @@ def render(what: Scene, size: int) -> Image.Image:
     for thing in what.things:
         _draw_thing(canvas, draw, thing)
     image = canvas.resize((size, size), Image.Resampling.BOX)
-    noise = rng.normal(0, rng.uniform(2, 8), (size, size, 3)) + rng.uniform(-12, 12)
-    return Image.fromarray(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))
+    brightness, noise = rng.uniform(-12, 12), rng.uniform(2, 8)
+    pixels = np.asarray(image) + brightness + rng.normal(0, noise, (size, size, 3))
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def owners(what: Scene, grid: int) -> np.ndarray:
+    """(grid, grid) int: the thing that most of a cell shows, as an index into `things`, or -1 for the background."""
+    fine = 4
+    canvas = Image.new("L", (grid * fine, grid * fine))
+    draw = ImageDraw.Draw(canvas)
+    for number, thing in enumerate(what.things, 1):
+        turn, centre, radius = _pose(thing, canvas.width)
+        for polygon in (p for part in _shape(CATEGORIES[thing.category]) for p in part):
+            draw.polygon([tuple(p) for p in polygon @ turn * radius + centre], fill=number)
+    cells = np.asarray(canvas).reshape(grid, fine, grid, fine).swapaxes(1, 2).reshape(grid, grid, -1)
+    return (cells[..., None] == np.arange(len(what.things) + 1)).sum(2).argmax(-1) - 1
 
 
 class ScenesSource:
@@ -198,7 +220,7 @@ class ScenesSource:
     """
 
     name = "scenes"
-    tasks = TASKS
+    tasks: tuple[Task, ...] = TASKS
 
     def __init__(self, split: str, *, resolution: int = 64, limit: int | None = None):
         if split not in SPLITS:
@@ -287,13 +309,17 @@ def _shape(category: str) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...
     }[category]  # fmt: skip
 
 
-def _draw_thing(canvas: Image.Image, draw: ImageDraw.ImageDraw, thing: Thing) -> None:
-    side = canvas.width
+def _pose(thing: Thing, side: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """(rotation, centre, radius) of a thing on a canvas of `side` pixels: `polygon @ rotation * radius + centre`."""
     angle = np.deg2rad(45 * thing.orientation)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    centre = np.array([thing.x, thing.y]) * side
+    return turn, np.array([thing.x, thing.y]) * side, thing.size * side / 2
+
+
+def _draw_thing(canvas: Image.Image, draw: ImageDraw.ImageDraw, thing: Thing) -> None:
+    side = canvas.width
+    turn, centre, radius = _pose(thing, side)
     body, detail = _shape(CATEGORIES[thing.category])
-    radius = thing.size * side / 2
 
     corner = np.floor(centre - 1.5 * radius).astype(int)
     width = int(np.ceil(3 * radius))
@@ -311,7 +337,7 @@ def _texture(thing: Thing, width: int, side: int) -> np.ndarray:
     """(width, width, 3) u8 in the thing's shade, with a pale second tone laid out by its texture."""
     base = np.array(_SHADE_RGB[SHADES[thing.shade]], float)
     pale = np.array([250, 240, 200], float)
-    period = 0.085 * side * (0.6 + thing.size)
+    period = 0.095 * side * (0.6 + thing.size)
     axis = (np.arange(width) - width / 2) * 2 * np.pi / period
     x, y = axis[None, :], axis[:, None]
     u, v = np.cos(thing.phase) * x + np.sin(thing.phase) * y, np.cos(thing.phase) * y - np.sin(thing.phase) * x

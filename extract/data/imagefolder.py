@@ -1,0 +1,327 @@
+"""A folder of one's own images, after Hugging Face's imagefolder convention. Knows files and labels; no model.
+
+    FOLDER/tasks.toml            the suite and kind of every label column
+    FOLDER/val/metadata.csv      (or .jsonl, .parquet) file_name, a column a task, optionally `id` and `group`
+    FOLDER/val/street/1.jpg      images, in folders or not
+
+    # tasks.toml
+    [texture]
+    suite = "detail"             # or "semantic"
+    kind = "classes"             # or "multilabel", "number"
+    classes = ["plain", "dotted"]   # optional; otherwise all values of the column in this split
+    unit = ""                    # optional, of a number
+
+Cells. Empty, null and NaN: the label is unknown. Several labels: a list, or words separated by `|` or `;` (a lone
+separator, or an empty list: none of them). Classes are kept sorted.
+
+Images come in the order of the metadata, then those without a row, sorted by name, with unknown labels. A row whose
+file is missing or damaged raises ImageError when it is read. Without metadata all images of the split are read, and
+there are no labels.
+"""
+
+import csv
+import json
+import math
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, cast, get_args
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from extract.data.source import ImageError, Item
+from extract.errors import UserError
+from extract.store import Kind, Suite, Task
+
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+_NOT_LABELS = {"file_name", "id", "group"}
+
+Label = int | float | np.ndarray
+
+
+class _Row(NamedTuple):
+    """One image before it is opened."""
+
+    file: str
+    """Relative to the split's folder, with forward slashes."""
+    id: str
+    group: str
+    labels: dict[str, Label]
+
+
+class ImageFolder:
+    """The first `limit` images of FOLDER/SPLIT as a data source; `name` is the folder's own.
+
+    Raises UserError for a layout, a table or a tasks.toml that cannot be meant.
+    """
+
+    def __init__(self, root: Path, split: str, *, limit: int | None = None) -> None:
+        self.name, self.split = root.resolve().name, split
+        self._folder = _split_folder(root, split)
+        metadata = _metadata_of(self._folder)
+        self.tasks: tuple[Task, ...] = ()
+        rows: list[_Row] = []
+        if metadata is not None:
+            cells = _read_table(metadata)
+            self.tasks = _tasks(root / "tasks.toml", metadata, cells)
+            rows = _rows(metadata, cells, self.tasks)
+        listed = {row.file for row in rows}
+        unknown = {task.name: _label(task, None, "") for task in self.tasks}
+        rows += [_Row(file, file, file, unknown) for file in _images(self._folder) if file not in listed]
+        if not rows:
+            raise UserError(f"no images in {self._folder}; it takes {', '.join(sorted(SUFFIXES))}, also in sub-folders")
+        _refuse_repeated([row.id for row in rows], "id", metadata or self._folder)
+        self._rows = rows[:limit]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Item:
+        """The item, its image upright and RGB. Raises ImageError for a file that is missing or no whole image."""
+        row = self._rows[index]
+        path = str(self._folder / row.file)
+        return Item(row.id, path, row.group, read_image(path), row.labels)
+
+
+def read_image(path: str) -> Image.Image:
+    """An RGB image, turned as its EXIF says; of an animation the first frame, of a 16-bit image the upper 8 bits."""
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I;16"):  # convert() would clip instead of scale: nearly everything white
+                return Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8)).convert("RGB")
+            return upright.convert("RGB")
+    except FileNotFoundError:
+        raise ImageError(path, "there is no such file") from None
+    except UnidentifiedImageError:
+        empty = Path(path).stat().st_size == 0
+        raise ImageError(path, "the file is empty" if empty else "not an image that Pillow can read") from None
+    except Exception as error:  # Pillow's decoders meet damaged files with all kinds of exceptions
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ImageError(path, f"damaged or unreadable ({reason})") from error
+
+
+# ---- the layout
+
+
+def _split_folder(root: Path, split: str) -> Path:
+    folder = root / split
+    if PurePosixPath(split).name == split and folder.is_dir():
+        return folder
+    inside = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
+    splits = [name for name in inside if (root / name).is_dir()]
+    has = f"its splits: {', '.join(splits)}" if splits else "it has no folder that could be a split"
+    loose = any(Path(name).suffix.lower() in SUFFIXES or name in METADATA for name in inside)
+    move = f"; move the images that lie in {root} itself to {root}/{split}" if loose else ""
+    raise UserError(f"{root} has no split {split!r}; {has}{move}")
+
+
+def _metadata_of(folder: Path) -> Path | None:
+    found = [folder / name for name in METADATA if (folder / name).exists()]
+    if len(found) > 1:
+        raise UserError(f"{folder} has {' and '.join(path.name for path in found)}; keep one of them")
+    return found[0] if found else None
+
+
+def _images(folder: Path) -> list[str]:
+    """Every image file below `folder`, but for hidden ones, relative to it and sorted."""
+    below = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES]
+    return sorted(path.as_posix() for path in below if not any(part.startswith(".") for part in path.parts))
+
+
+# ---- the table
+
+
+def _read_table(path: Path) -> list[dict[str, Any]]:
+    """The rows as they stand, all with the same columns."""
+    readers = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+    try:
+        rows = readers[path.suffix](path)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}; expected UTF-8 text") from error
+    if not rows:
+        raise UserError(f"{path} has no rows; give it one an image, or remove it to extract without labels")
+    columns = dict.fromkeys(name for row in rows for name in row)
+    if "file_name" not in columns:
+        raise UserError(f"{path} has no column file_name (it has {', '.join(columns)}); it says which image a row is")
+    return [{name: row.get(name) for name in columns} for row in rows]
+
+
+def _read_csv(path: Path) -> list[dict[str, Any]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        _refuse_repeated(list(reader.fieldnames or ()), "column", path)
+        rows = []
+        for row in reader:
+            if None in row or None in row.values():
+                raise UserError(
+                    f"{path} line {reader.line_num} has not the {len(reader.fieldnames or ())} cells of the header; "
+                    "put cells that hold a comma in double quotes"
+                )
+            rows.append(dict(row))
+    return rows
+
+
+def _read_jsonl(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path} line {number} is no JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise UserError(f'{path} line {number} is no object; expected {{"file_name": ..., ...}}')
+        rows.append(row)
+    return rows
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        table = parquet.ParquetFile(path).read()
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{path} is no parquet table: {str(error).splitlines()[0]}") from error
+    _refuse_repeated(table.column_names, "column", path)
+    return table.to_pylist()
+
+
+def _rows(path: Path, cells: Sequence[dict[str, Any]], tasks: Sequence[Task]) -> list[_Row]:
+    rows = []
+    for number, cell in enumerate(cells, 1):
+        where = f"{path} row {number}"
+        file = _file_name(cell["file_name"], where)
+        name = _text(cell.get("id")) or file
+        labels = {task.name: _label(task, cell[task.name], f"{where}, {task.name}") for task in tasks}
+        rows.append(_Row(file, name, _text(cell.get("group")) or name, labels))
+    _refuse_repeated([row.file for row in rows], "file_name", path)
+    return rows
+
+
+def _file_name(cell: Any, where: str) -> str:
+    name = PurePosixPath(_text(cell))
+    if name == PurePosixPath("."):
+        raise UserError(f"{where} has no file_name; it says which image the row is")
+    if name.is_absolute() or ".." in name.parts or "\0" in str(name):
+        raise UserError(f"{where}: file_name {str(name)!r} leads out of the split's folder; move it in")
+    return str(name)
+
+
+def _refuse_repeated(values: Sequence[str], what: str, where: Path) -> None:
+    seen: set[str] = set()
+    for value in values:
+        if value in seen:
+            raise UserError(f"{what} {value!r} stands twice in {where}; keep one")
+        seen.add(value)
+
+
+# ---- tasks and labels
+
+
+def _tasks(toml: Path, metadata: Path, cells: Sequence[dict[str, Any]]) -> tuple[Task, ...]:
+    """One task a label column, in the order of the columns."""
+    settings = _read_toml(toml)
+    columns = [name for name in cells[0] if name not in _NOT_LABELS]
+    for name in columns:
+        if name not in settings:
+            raise UserError(
+                f"column {name!r} of {metadata} has no task in {toml}; add [{name}] with "
+                f'suite = "semantic" or "detail" and kind = "classes", "multilabel" or "number", or remove the column'
+            )
+    for name in settings:
+        if name not in columns:
+            raise UserError(
+                f"task {name!r} of {toml} has no column in {metadata} (label columns: {', '.join(columns) or 'none'}); "
+                "add the column, empty where the label is unknown, or remove the task"
+            )
+    return tuple(_task(name, settings[name], toml, metadata, [row[name] for row in cells]) for name in columns)
+
+
+def _read_toml(path: Path) -> dict[str, dict[str, Any]]:
+    if not path.exists():
+        return {}
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    choices = {"suite": get_args(Suite), "kind": get_args(Kind)}
+    for name, task in settings.items():
+        if not isinstance(task, dict):
+            raise UserError(f'{path}: {name} is no table; expected [{name}] with suite = "..." and kind = "..."')
+        for key, allowed in choices.items():
+            if task.get(key) not in allowed:
+                raise UserError(f"{path}: {key} of [{name}] is {task.get(key)!r}; it is one of {', '.join(allowed)}")
+        unknown = sorted(set(task) - {"suite", "kind", "unit", "classes"})
+        if unknown:
+            raise UserError(f"{path}: [{name}] has {unknown[0]!r}; it takes suite, kind, unit and classes")
+        if task["kind"] == "number" and "classes" in task:
+            raise UserError(f"{path}: [{name}] is a number and has classes; remove them or change its kind")
+        if not isinstance(task.get("unit", ""), str):
+            raise UserError(f'{path}: unit of [{name}] is {task["unit"]!r}; it is text, such as "cm"')
+        listed = task.get("classes", [])
+        if not isinstance(listed, list) or not all(isinstance(label, str) and label for label in listed):
+            raise UserError(f'{path}: classes of [{name}] are {listed!r}; expected a list such as ["a", "b"]')
+    return settings
+
+
+def _task(name: str, setting: dict[str, Any], toml: Path, metadata: Path, column: Sequence[Any]) -> Task:
+    kind = cast(Kind, setting["kind"])
+    classes: set[str] = set()
+    if kind != "number":
+        where = f"{metadata}, column {name}"
+        classes = set(setting.get("classes", ())) or {label for cell in column for label in _words(kind, cell, where)}
+        if not classes:
+            raise UserError(f"column {name!r} of {metadata} is empty in every row; remove it with its task in {toml}")
+    return Task(name, setting["suite"], kind, tuple(sorted(classes)), setting.get("unit", ""))
+
+
+def _label(task: Task, cell: Any, where: str) -> Label:
+    """The label of one cell, in the form of `store.Task`."""
+    if task.kind == "number":
+        if _unknown(cell):
+            return math.nan
+        try:
+            number = float(cell)
+        except (TypeError, ValueError):
+            number = math.inf
+        if math.isinf(number):
+            raise UserError(f"{where}: {cell!r} is no finite number; leave the cell empty where it is unknown")
+        return number
+    if _unknown(cell):
+        return -1 if task.kind == "classes" else np.full(len(task.classes), 255, np.uint8)
+    index = {label: i for i, label in enumerate(task.classes)}
+    chosen = _words(task.kind, cell, where)
+    for label in chosen:
+        if label not in index:
+            raise UserError(f"{where}: {label!r} is not among the classes of tasks.toml ({', '.join(task.classes)})")
+    if task.kind == "classes":
+        return index[chosen[0]]
+    row = np.zeros(len(task.classes), np.uint8)
+    row[[index[label] for label in chosen]] = 1
+    return row
+
+
+def _words(kind: Kind, cell: Any, where: str) -> list[str]:
+    """The class names in one cell."""
+    if _unknown(cell):
+        return []
+    if kind == "multilabel":
+        parts = cell if isinstance(cell, list) else re.split(r"[|;]", _text(cell))
+        return [text for text in map(_text, parts) if text]
+    if isinstance(cell, list | dict):
+        raise UserError(f'{where}: {cell!r} is no single class; its kind in tasks.toml should be "multilabel"')
+    return [_text(cell)]
+
+
+def _unknown(cell: Any) -> bool:
+    return not isinstance(cell, list) and _text(cell) in {"", "nan", "NaN"}
+
+
+def _text(cell: Any) -> str:
+    return "" if cell is None else str(cell).strip()

@@ -1,0 +1,112 @@
+"""htc-dashboard: look at runs in the browser. Parses, checks, starts Streamlit; knows nothing of the pages.
+
+Streamlit and plotly are imported when the server starts, so that --help and errors answer at once.
+"""
+
+import multiprocessing
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from extract.errors import UserError
+
+HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class DashboardConfig:
+    """Look at runs of htc-extract in the browser: where <voco> looked, image by image and on average.
+
+    Listens on this machine only (127.0.0.1), sends nothing anywhere, and opens only the runs named here.
+    Needs neither the model nor the images. Stop it with Ctrl-C.
+    """
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = (Path("runs"),)
+    """Folders of runs, or single run files (.h5). Links that lead out of a folder are not followed."""
+    port: int = 8501
+    """Port on 127.0.0.1, 1 to 65535."""
+    browser: bool = True
+    """Open the browser; with --no-browser only the address is printed."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command until it is stopped; returns the exit code (2 for a mistake of the caller)."""
+    config = tyro.cli(DashboardConfig, args=argv, prog="htc-dashboard")
+    try:
+        check_port(config.port)
+        from dashboards.runs import check_roots
+
+        check_roots(config.runs)
+    except UserError as error:
+        print(f"htc-dashboard: {error}", file=sys.stderr)
+        return 2
+    print(f"htc-dashboard: http://{HOST}:{config.port}  (stop with Ctrl-C)", flush=True)
+    return serve(config)
+
+
+def check_port(port: int) -> None:
+    """Raises UserError unless `port` can be listened on."""
+    if not 1 <= port <= 65535:
+        raise UserError(f"--port {port} is no port; choose one from 1 to 65535")
+    with socket.socket() as probe:
+        # As servers do: a port whose last connections are still closing counts as free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise UserError(
+                f"port {port} cannot be used ({error.strerror}); choose another with --port"
+            ) from error
+
+
+def server_arguments(config: DashboardConfig) -> list[str]:
+    """Arguments of `streamlit` that serve the app; flags given here win over configuration files."""
+    flags = {
+        "server.address": HOST,
+        "server.port": config.port,
+        "server.headless": not config.browser,
+        "server.showEmailPrompt": False,
+        "server.fileWatcherType": "none",
+        "server.enableStaticServing": False,
+        "browser.gatherUsageStats": False,
+        "client.toolbarMode": "minimal",
+        "logger.hideWelcomeMessage": True,
+    }
+    app = Path(__file__).with_name("app.py")
+    options = [f"--{name}={str(value).lower()}" for name, value in flags.items()]
+    return ["run", *options, str(app), "--", *[str(root.absolute()) for root in config.runs]]
+
+
+def serve(config: DashboardConfig) -> int:
+    """Serves until Ctrl-C or SIGTERM; returns the exit code.
+
+    In a process of its own that is then killed, since Streamlit takes 11 seconds to stop while a page is
+    open, and nothing is lost: the app only reads.
+    """
+    server = multiprocessing.get_context("spawn").Process(target=_streamlit, args=(server_arguments(config),))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        server.start()
+        server.join()
+        return server.exitcode or 0
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        server.kill()
+        server.join()
+
+
+def _streamlit(arguments: list[str]) -> None:
+    from streamlit.web.cli import main as streamlit
+
+    streamlit(args=arguments, prog_name="streamlit", standalone_mode=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

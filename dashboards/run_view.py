@@ -1,0 +1,68 @@
+"""The facts of a run: what made it, on what. Lays out what `data.header` holds."""
+
+import streamlit as st
+
+from dashboards import data
+from dashboards.controls import plain
+
+
+def summary(header: data.Header) -> str:
+    """A few words that tell runs apart."""
+    info, images = header.info, header.shape.images
+    words = [info.dataset, info.split, str(info.model.get("name", "unknown")), _count(images, "image")]
+    return plain(" · ".join(words))
+
+
+def facts(header: data.Header) -> str:
+    """One line of Markdown that says what the run is."""
+    info, shape = header.info, header.shape
+    return " · ".join(
+        [
+            f"data **{plain(info.dataset)}**, split **{plain(info.split)}**",
+            f"model **{plain(str(info.model.get('name', 'unknown')))}** ({plain(info.topology)})",
+            _count(shape.images, "image"),
+            f"{shape.layers} layers × {shape.heads} heads",
+            f"{shape.anchors} anchors + {shape.roles.count('patch'):,} patches, {shape.keys:,} keys",
+        ]
+    )
+
+
+def show(header: data.Header) -> None:
+    """Draws the page about the run."""
+    info, shape = header.info, header.shape
+    st.table(
+        [
+            {"": "created", " ": plain(header.created[:19].replace("T", " ") + " UTC")},
+            {"": "weights (sha256)", " ": plain(str(info.model.get("sha256", "unknown")))},
+            {"": "hidden width", " ": f"{shape.width:,}"},
+            {"": "layers of z_voco stored", " ": _ranges(shape.stack)},
+            {"": "codes", " ": " × ".join(map(str, shape.codes)) + " (rows × columns × groups)"},
+            {"": "labelled tasks", " ": plain(", ".join(task.name for task in header.tasks) or "none")},
+            {"": "images skipped", " ": f"{len(header.skipped):,}"},
+        ],
+        border="horizontal",
+        hide_index=True,
+        hide_header=True,
+    )
+    if header.skipped:
+        with st.expander(f"{_count(len(header.skipped), 'image')} that could not be read"):
+            rows = [{"path": plain(path), "reason": plain(reason)} for path, reason in header.skipped]
+            st.table(rows, hide_index=True)
+    for title, content in (
+        ("Settings of the extraction", info.config),
+        ("Model configuration", info.model.get("config", {})),
+        ("Library versions", info.environment),
+    ):
+        with st.expander(title):
+            st.json(content)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _ranges(layers: tuple[int, ...]) -> str:
+    whole = tuple(range(layers[0], layers[-1] + 1)) if layers else ()
+    return (
+        f"{layers[0]} to {layers[-1]}" if len(layers) > 2 and layers == whole else ", ".join(map(str, layers))
+    )

@@ -1,0 +1,83 @@
+"""One stage of training: a module and arrays in, a trained module out, with transformers' Trainer in between.
+
+Knows how to resume, log and skip a stage that is done; not what the module is.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
+
+from extract.training.config import Schedule
+
+WEIGHTS, LOG = "model.safetensors", "log.json"
+
+
+class Batches(Dataset):
+    """`rows` examples that are fetched a whole batch at a time by `fetch(indices) -> tensors by name`."""
+
+    def __init__(self, rows: int, fetch: Callable[[np.ndarray], dict[str, Tensor]]):
+        self.rows, self.fetch = rows, fetch
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self.fetch(np.array([index]))
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+        return self.fetch(np.array(indices))
+
+
+def train_stage(
+    module: nn.Module,
+    train: Batches,
+    schedule: Schedule,
+    folder: Path,
+    *,
+    seed: int,
+    validation: Batches | None = None,
+    metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+    labels: str | None = None,
+) -> list[dict[str, Any]]:
+    """Train `module` in place (its forward returns a dict with "loss") and leave weights and log in `folder`.
+
+    Returns the log. A stage that is finished there is loaded instead; one that was interrupted continues from its
+    last checkpoint. `labels` names the input that `metrics` compares the first output with. Weights are float32;
+    products run in bfloat16 where the processor has the instructions.
+    """
+    from safetensors.torch import load_model, save_model
+
+    if (folder / WEIGHTS).exists():
+        load_model(module, folder / WEIGHTS)
+        return json.loads((folder / LOG).read_text())
+    arguments = TrainingArguments(
+        output_dir=str(folder), max_steps=schedule.steps, per_device_train_batch_size=schedule.batch,
+        per_device_eval_batch_size=256, learning_rate=schedule.learning_rate, weight_decay=schedule.weight_decay,
+        lr_scheduler_type="cosine", warmup_steps=max(1, schedule.steps // 20), report_to="none", seed=seed,
+        logging_steps=max(1, schedule.steps // 100), save_steps=max(1, schedule.steps // 10), save_total_limit=1,
+        bf16=torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported(), use_cpu=not torch.cuda.is_available(),
+        remove_unused_columns=False, label_names=[labels] if labels else [],
+        eval_strategy="steps" if validation is not None else "no", eval_steps=max(1, schedule.steps // 10),
+    )  # fmt: skip
+    trainer = Trainer(
+        model=module, args=arguments, train_dataset=train, eval_dataset=validation, compute_metrics=metrics,
+        data_collator=_as_is,
+    )  # fmt: skip
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.exists() else None)
+    (folder / LOG).write_text(json.dumps(trainer.state.log_history, indent=1))
+    partial = folder / (WEIGHTS + ".partial")
+    save_model(trainer.accelerator.unwrap_model(trainer.model), str(partial))
+    partial.rename(folder / WEIGHTS)  # last: its presence says that the stage is finished
+    return trainer.state.log_history
+
+
+def _as_is(batch: Any) -> Any:
+    return batch

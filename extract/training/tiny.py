@@ -1,0 +1,340 @@
+"""The recipe of the shipped model, stage by stage. Knows scenes and the order of training; not the command line.
+
+The paper's order: a CLIP from captions, an MGVQ from reconstruction, both then frozen; last P_v, P_d, `<voco>` and
+the LLaMA from questions and answers, on cached features.
+"""
+
+import json
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor
+from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, LlamaConfig
+from transformers.trainer_utils import EvalPrediction
+
+from extract.data import scene_words, scenes
+from extract.errors import UserError
+from extract.training.card import write_card, write_curves
+from extract.training.config import Schedule, TinyConfig
+from extract.training.contrastive import CaptionCLIP
+from extract.training.reconstruction import Reconstruction
+from extract.training.stage import Batches, train_stage
+from extract.vlm.config import CLIP_MEAN, CLIP_STD, HTCConfig
+from extract.vlm.mgvq import MGVQConfig
+from extract.vlm.model import HTCVLM
+
+RESOLUTION, PATCH, WIDTH, HEADS = 64, 8, 128, 4
+VISION_LAYER = -1
+Log = list[dict[str, Any]]
+MGVQ_SMALL = MGVQConfig(
+    widths=(16, 32, 64, 64, 128), depths=(0, 1, 1, 1, 1), groups=8, codebook_size=2048, latent_channels=32
+)
+
+
+def train_tiny(config: TinyConfig) -> Path:
+    """Run every stage that is not finished in `config.work`; returns the folder of the finished model.
+
+    Raises UserError when the work folder belongs to other settings.
+    """
+    _claim(config)
+    pictures = config.work / "pictures"
+    train = rendered("train", config.images, pictures)
+    val = rendered("val", config.val_images, pictures)
+    clip, clip_log = train_clip(train, val, config.clip, config.work / "clip", seed=config.seed)
+    mgvq, mgvq_log = train_mgvq(train, val, config.mgvq, config.work / "mgvq", seed=config.seed)
+
+    torch.manual_seed(config.seed)
+    model = with_towers(empty_model(), clip, mgvq)
+    features = config.work / "features"
+    train_features = cached_features(model, train, features, "train")
+    val_features = cached_features(model, val, features, "val")
+    answers_log = train_bottleneck(
+        model, train_features, val_features, config.answers, config.work / "answers", seed=config.seed
+    )
+
+    logs = {"clip": clip_log, "mgvq": mgvq_log, "answers": answers_log}
+    accuracy = answer_accuracy(model, "val", val_features)
+    chance = scenes.chance([scenes.scene("val", i) for i in range(config.val_images)])
+    model.save_pretrained(config.out)
+    scene_words.build_tokenizer().save_pretrained(config.out)
+    write_card(config.out, config, accuracy, chance, logs)
+    write_curves(config.work / "curves.html", logs)
+    return config.out
+
+
+def _claim(config: TinyConfig) -> None:
+    """Remember the settings in the work folder, and refuse it when it was begun with others."""
+    wanted = {k: v for k, v in json.loads(json.dumps(asdict(config), default=str)).items() if k not in ("out", "work")}
+    path = config.work / "config.json"
+    if path.exists():
+        begun = json.loads(path.read_text())
+        other = [f"{k} {begun.get(k)} instead of {v}" for k, v in wanted.items() if begun.get(k) != v]
+        if other:
+            raise UserError(f"{config.work} was begun with other settings ({'; '.join(other)}); give another --work")
+    config.work.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(wanted, indent=1))
+
+
+# ---- pictures
+
+
+def rendered(split: str, count: int, folder: Path) -> np.ndarray:
+    """(count, R, R, 3) u8, the first `count` scenes of a split; drawn once and memory-mapped from then on."""
+    path = folder / f"{split}-{count}-{RESOLUTION}.npy"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".partial")
+        out = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (count, RESOLUTION, RESOLUTION, 3))
+        with ProcessPoolExecutor() as pool:
+            images: Iterable = pool.map(partial(_pixels, split), range(count), chunksize=64)
+            for i, image in enumerate(track(images, f"drawing {count} scenes ({split})", total=count)):
+                out[i] = image
+        out.flush()
+        unfinished.rename(path)
+    return np.load(path, mmap_mode="r")
+
+
+def _pixels(split: str, index: int) -> np.ndarray:
+    return np.asarray(scenes.render(scenes.scene(split, index), RESOLUTION))
+
+
+def as_pixel_values(images: np.ndarray) -> Tensor:
+    """(B, R, R, 3) u8 to (B, 3, R, R) float32 in [0, 1]."""
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 255
+
+
+# ---- stage 1: CLIP
+
+_CLIP_SIDES: dict[str, Any] = {
+    "hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": HEADS, "hidden_act": "gelu"
+}  # fmt: skip
+
+
+def _vision_config() -> CLIPVisionConfig:
+    return CLIPVisionConfig(image_size=RESOLUTION, patch_size=PATCH, num_hidden_layers=4, **_CLIP_SIDES)
+
+
+def sentence_bank() -> list[str]:
+    """Every sentence a caption can hold, sorted."""
+    lists = {
+        "category": scenes.CATEGORIES, "scene": scenes.SCENES, "count": scenes.COUNTS, "present": scenes.CATEGORIES,
+        "relation": scenes.COMPASS, "texture": scenes.TEXTURES, "orientation": scenes.COMPASS,
+        "shade": scenes.SHADES, "size": scenes.SIZES,
+        "position": [f"{row} {col}" for row in scenes.ROWS for col in scenes.COLS],
+    }  # fmt: skip
+    return sorted(scenes.STATEMENTS[question].format(word) for question, words in lists.items() for word in words)
+
+
+class Truths(NamedTuple):
+    """Which of the M sentences of a bank are true of n scenes, as wholes and by region."""
+
+    images: Tensor
+    """(n, M) bool."""
+    regions: Tensor
+    """(n, 1 + most things, M) bool: of the background, then of each thing."""
+    owners: Tensor
+    """(n, P) u8: the region that each patch shows most of."""
+
+
+def truths_of(split: str, count: int, bank: list[str]) -> Truths:
+    """The truths of the first `count` scenes of a split."""
+    column = {sentence: i for i, sentence in enumerate(bank)}
+    grid = RESOLUTION // PATCH
+    regions = torch.zeros(count, 1 + len(scenes.COUNTS), len(bank), dtype=torch.bool)
+    owners = torch.zeros(count, grid**2, dtype=torch.uint8)
+    for i in track(range(count), f"captions of {count} scenes ({split})"):
+        what = scenes.scene(split, i)
+        for region, sentences in zip(regions[i], what.region_captions, strict=False):
+            region[[column[s] for s in sentences]] = True
+        owners[i] = torch.from_numpy(scenes.owners(what, grid).ravel() + 1)
+    return Truths(regions.any(1), regions, owners)
+
+
+def train_clip(
+    train: np.ndarray, val: np.ndarray, schedule: Schedule, folder: Path, *, seed: int
+) -> tuple[CaptionCLIP, Log]:
+    """Stage 1. `train` and `val` are rendered scenes (n, R, R, 3)."""
+    torch.manual_seed(seed)
+    tokenizer, bank = scene_words.build_tokenizer(), sentence_bank()
+    ids, mask = scene_words.encode_sentences(tokenizer, bank)
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=ids.shape[1], num_hidden_layers=1,
+        eos_token_id=tokenizer.eos_token_id, **_CLIP_SIDES,
+    )  # fmt: skip
+    config = CLIPConfig(
+        vision_config=_vision_config().to_dict(), text_config=text.to_dict(), projection_dim=WIDTH
+    )
+    module = CaptionCLIP(
+        config, torch.from_numpy(ids), torch.from_numpy(mask), layer=VISION_LAYER, mean=CLIP_MEAN, deviation=CLIP_STD
+    )
+
+    def batches(split: str, images: np.ndarray) -> Batches:
+        truths = truths_of(split, len(images), bank)
+        return Batches(
+            len(images),
+            lambda rows: {
+                "pixel_values": as_pixel_values(images[rows]), "truths": truths.images[rows],
+                "regions": truths.regions[rows], "owners": truths.owners[rows],
+            },
+        )  # fmt: skip
+
+    log = train_stage(
+        module, batches("train", train), schedule, folder, seed=seed,
+        validation=batches("val", val), metrics=partial(zero_shot, bank=bank), labels="truths",
+    )  # fmt: skip
+    return module, log
+
+
+def zero_shot(prediction: EvalPrediction, bank: list[str]) -> dict[str, float]:
+    """By question, how often CLIP ranks the true sentence first among that question's sentences."""
+    logits, truths = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+    found = {}
+    for question, statement in scenes.STATEMENTS.items():
+        columns = [i for i, s in enumerate(bank) if s.startswith(statement.split("{}")[0]) and _fits(s, question)]
+        asked = truths[:, columns].sum(1) == 1
+        if question != "present" and asked.any():
+            right = logits[asked][:, columns].argmax(1) == truths[asked][:, columns].argmax(1)
+            found[question] = float(right.mean())
+    return found
+
+
+def _fits(sentence: str, question: str) -> bool:
+    """Whether the sentence is an instance of that question's statement ("it is {}" also begins "it is in the ...")."""
+    start, end = scenes.STATEMENTS[question].split("{}")
+    middle = sentence[len(start) : len(sentence) - len(end)]
+    return sentence.endswith(end) and (question != "size" or middle in scenes.SIZES)
+
+
+# ---- stage 2: MGVQ
+
+
+def train_mgvq(
+    train: np.ndarray, val: np.ndarray, schedule: Schedule, folder: Path, *, seed: int
+) -> tuple[Reconstruction, Log]:
+    """Stage 2. `train` and `val` are rendered scenes (n, R, R, 3)."""
+    torch.manual_seed(seed)
+    module = Reconstruction(MGVQ_SMALL, seed=seed)
+
+    def batches(images: np.ndarray) -> Batches:
+        return Batches(len(images), lambda rows: {"pixel_values": as_pixel_values(images[rows])})
+
+    return module, train_stage(module, batches(train), schedule, folder, seed=seed, validation=batches(val))
+
+
+# ---- stage 3: questions and answers through the one token
+
+
+class Features(NamedTuple):
+    """What the frozen towers say of n images; 16-bit, since that is enough to train on."""
+
+    patches: np.ndarray
+    """(n, P, d_clip) f2, CLIP's patches at VISION_LAYER."""
+    q: np.ndarray
+    """(n, nq) f2, the flattened quantized latent."""
+
+
+def empty_model() -> HTCVLM:
+    """An HTC-VLM of the shipped size, with random weights."""
+    words = scene_words.build_tokenizer()
+    return HTCVLM(
+        HTCConfig(
+            vision_config=_vision_config(),
+            text_config=LlamaConfig(
+                vocab_size=len(words), hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=4,
+                num_attention_heads=HEADS, num_key_value_heads=HEADS, max_position_embeddings=256,
+                tie_word_embeddings=True, pad_token_id=words.pad_token_id, bos_token_id=words.bos_token_id,
+                eos_token_id=words.eos_token_id,
+            ),
+            mgvq=MGVQ_SMALL.to_dict(), vision_layer=VISION_LAYER, projector="mlp2x_gelu",
+        )
+    )  # fmt: skip
+
+
+def with_towers(model: HTCVLM, clip: CaptionCLIP, mgvq: Reconstruction) -> HTCVLM:
+    """Put the trained, from now on frozen, towers into the model."""
+    model.vision_tower.load_state_dict(clip.clip.vision_model.state_dict())
+    model.mgvq.load_state_dict(mgvq.mgvq.state_dict())
+    return model.train()
+
+
+def cached_features(model: HTCVLM, images: np.ndarray, folder: Path, name: str) -> Features:
+    """The frozen towers' features of `images` (n, R, R, 3), computed once and memory-mapped from then on."""
+    shapes = {"patches": (len(images), model.config.num_patches, WIDTH), "q": (len(images), model.config.q_size)}
+    paths = {key: folder / f"{name}-{key}.npy" for key in shapes}
+    if not all(path.exists() for path in paths.values()):
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = {key: path.with_suffix(".partial") for key, path in paths.items()}
+        out = {k: np.lib.format.open_memmap(unfinished[k], "w+", np.float16, shape) for k, shape in shapes.items()}
+        for start in track(range(0, len(images), 256), f"features of {len(images)} scenes ({name})"):
+            pixels = as_pixel_values(images[start : start + 256])
+            out["patches"][start : start + 256] = model.vision_features(pixels).numpy()
+            out["q"][start : start + 256] = model.quantize(pixels).quant.flatten(1).numpy()
+        for key, path in paths.items():
+            out[key].flush()
+            unfinished[key].rename(path)
+    return Features(*(np.load(paths[key], mmap_mode="r") for key in Features._fields))
+
+
+def question_batches(split: str, features: Features) -> Batches:
+    """Features with all question-answer pairs of their scenes; scene i of the split is row i."""
+    tokenizer = scene_words.build_tokenizer()
+    pairs = [scene_words.encode_answers(tokenizer, scenes.scene(split, i)) for i in range(len(features.q))]
+    ids, labels = (torch.from_numpy(np.stack(part)) for part in zip(*pairs, strict=True))
+
+    def fetch(rows: np.ndarray) -> dict[str, Tensor]:
+        return {
+            "vision_features": torch.from_numpy(features.patches[rows]).float(),
+            "q": torch.from_numpy(features.q[rows]).float(),
+            "input_ids": ids[rows], "labels": labels[rows],
+        }  # fmt: skip
+
+    return Batches(len(ids), fetch)
+
+
+def train_bottleneck(
+    model: HTCVLM, train: Features, val: Features, schedule: Schedule, folder: Path, *, seed: int
+) -> Log:
+    """Stage 3, in place: P_v, P_d, <voco> and the LLaMA; the towers stay as they are."""
+    # For texts of a dozen tokens SDPA's backward on a CPU takes as long as all the rest together.
+    model.language_model.set_attn_implementation("eager")
+    log = train_stage(
+        model, question_batches("train", train), schedule, folder, seed=seed,
+        validation=question_batches("val", val),
+    )  # fmt: skip
+    model.language_model.set_attn_implementation("sdpa")
+    return log
+
+
+# ---- what came of it
+
+
+def answer_accuracy(model: HTCVLM, split: str, features: Features) -> dict[str, float]:
+    """By question, the share of scenes whose generated answer equals the true one, word for word."""
+    tokenizer = scene_words.build_tokenizer()
+    truth = [scenes.scene(split, i).answers for i in range(len(features.q))]
+    right: dict[str, list[bool]] = {question: [] for question in scenes.QUESTIONS}
+    model.eval()
+    for start in track(range(0, len(truth), 250), f"answers on {split}"):
+        rows = slice(start, start + 250)
+        with torch.no_grad():
+            hybrid = model.hybrid(
+                torch.from_numpy(features.patches[rows]).float(), torch.from_numpy(features.q[rows]).float()
+            )
+            compressed = model.compress(*hybrid)
+        for question, words in scenes.QUESTIONS.items():
+            prompt = tokenizer(words, return_tensors="pt").input_ids.expand(len(hybrid.patches), -1)
+            answers = model.generate(compressed=compressed, input_ids=prompt, max_new_tokens=scene_words.MAX_ANSWER + 1)
+            found = tokenizer.batch_decode(answers, skip_special_tokens=True)
+            right[question] += [
+                answer.strip() == true[question]
+                for answer, true in zip(found, truth[rows], strict=True)
+                if question in true
+            ]
+    return {question: float(np.mean(hits)) for question, hits in right.items()}

@@ -1,0 +1,157 @@
+"""Training: stages resume to the same weights, the recipe runs from end to end, captions teach every factor."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from extract.data import scene_words, scenes
+from extract.training import tiny
+from extract.training.cli import main
+from extract.training.config import Schedule
+from extract.training.stage import Batches, train_stage
+
+SHORT = ["--images", "48", "--val-images", "20", "--clip.steps", "3", "--clip.batch", "8", "--mgvq.steps", "3",
+         "--mgvq.batch", "8", "--answers.steps", "3", "--answers.batch", "8"]  # fmt: skip
+
+
+class Line(nn.Module):
+    """y = w x + b, with dropout so that the random state matters."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.dropout = nn.Linear(3, 1), nn.Dropout(0.2)
+
+    def forward(self, x, y):
+        return {"loss": (self.linear(self.dropout(x)) - y).square().mean()}
+
+
+def line_batches(stop_after=None):
+    """Batches of a known line; asking for more than `stop_after` of them is an interrupt."""
+    x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
+    asked = []
+
+    def fetch(rows):
+        asked.append(rows)
+        if stop_after is not None and len(asked) > stop_after:
+            raise KeyboardInterrupt
+        return {"x": x[rows], "y": x[rows].sum(1, keepdim=True)}
+
+    return Batches(len(x), fetch)
+
+
+def test_an_interrupted_stage_continues_to_the_same_weights(tmp_path):
+    schedule = Schedule(steps=20, batch=8, learning_rate=0.1)
+    states, logs = [], []
+    for folder, stops in ((tmp_path / "whole", [None]), (tmp_path / "parts", [9, 7, None])):
+        for stop in stops:
+            torch.manual_seed(1)
+            line = Line()
+            if stop is None:
+                logs.append(train_stage(line, line_batches(), schedule, folder, seed=3))
+            else:
+                with pytest.raises(KeyboardInterrupt):
+                    train_stage(line, line_batches(stop), schedule, folder, seed=3)
+        states.append(line.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    losses = [[entry["loss"] for entry in log if "loss" in entry] for log in logs]
+    assert losses[0] == losses[1] and losses[0][-1] < losses[0][0]
+
+    fresh = Line()  # a finished stage is loaded, not trained
+    assert train_stage(fresh, line_batches(0), schedule, tmp_path / "whole", seed=3) == json.loads(json.dumps(logs[0]))
+    assert torch.equal(fresh.linear.weight, states[0]["linear.weight"])
+
+
+@pytest.mark.slow
+def test_the_recipe_runs_continues_and_makes_a_model_that_loads(tmp_path, capsys):
+    from transformers import AutoModel, AutoTokenizer
+
+    place = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "model")]
+    assert main(["tiny", *SHORT, *place]) == 0
+    assert "htc-extract --model" in capsys.readouterr().out
+    model = AutoModel.from_pretrained(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    prompt = tokenizer(scenes.QUESTIONS["scene"], return_tensors="pt").input_ids
+    pixels = tiny.as_pixel_values(np.asarray(scenes.render(scenes.scene("val", 0), 64))[None])
+    assert model.generate(pixels, prompt, max_new_tokens=3).shape[0] == 1
+
+    record = json.loads((tmp_path / "model" / "training.json").read_text())
+    assert set(record["accuracy"]) == set(scenes.QUESTIONS) and set(record["log"]) == {"clip", "mgvq", "answers"}
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert all(f"| {question} |" in card for question in scenes.QUESTIONS)
+    assert (tmp_path / "work" / "curves.html").stat().st_size > 10_000
+
+    weights = (tmp_path / "model" / "model.safetensors").read_bytes()
+    assert main(["tiny", *SHORT, *place]) == 0  # every stage is loaded
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == weights
+
+    capsys.readouterr()
+    assert main(["tiny", *SHORT, *place, "--seed", "7"]) == 2
+    assert "seed 0 instead of 7" in capsys.readouterr().err
+
+
+def test_unknown_flags_are_errors():
+    with pytest.raises(SystemExit) as error:
+        main(["tiny", "--stepz", "3"])
+    assert error.value.code == 2
+
+
+def test_sentences_are_read_to_their_end():
+    """transformers' CLIP reads the wrong token when </s> is 2; then every sentence of a kind looks the same."""
+    from transformers import CLIPConfig, CLIPTextConfig
+
+    from extract.training.contrastive import CaptionCLIP
+
+    tokenizer = scene_words.build_tokenizer()
+    ids, mask = map(torch.from_numpy, scene_words.encode_sentences(tokenizer, tiny.sentence_bank()))
+    text = CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=ids.shape[1], num_hidden_layers=1,
+                          eos_token_id=tokenizer.eos_token_id, hidden_size=32, num_attention_heads=2,
+                          intermediate_size=32)  # fmt: skip
+    config = CLIPConfig(vision_config=tiny._vision_config().to_dict(), text_config=text.to_dict(), projection_dim=32)
+    clip = CaptionCLIP(config, ids, mask, layer=-1, mean=(0.5,) * 3, deviation=(0.5,) * 3).clip
+    with torch.no_grad():
+        embedded = clip.get_text_features(ids, mask).pooler_output
+    assert torch.pdist(embedded).min() > 1e-3 * embedded.norm(dim=1).mean()
+
+
+def test_zero_shot_accuracy_of_perfect_and_of_reversed_logits():
+    from transformers.trainer_utils import EvalPrediction
+
+    bank = tiny.sentence_bank()
+    truths = tiny.truths_of("val", 60, bank).images.numpy()
+    right = tiny.zero_shot(EvalPrediction(truths.astype(float), truths), bank)
+    wrong = tiny.zero_shot(EvalPrediction(-truths.astype(float), truths), bank)
+    assert set(right) == set(scenes.QUESTIONS) - {"present"}
+    assert set(right.values()) == {1.0} and set(wrong.values()) == {0.0}
+
+
+def test_patches_are_told_about_what_they_show():
+    bank = tiny.sentence_bank()
+    truths = tiny.truths_of("val", 30, bank)
+    for i in range(30):
+        what = scenes.scene("val", i)
+        grid = truths.owners[i].view(8, 8)
+        row, col = int(what.things[0].y * 8), int(what.things[0].x * 8)
+        assert (grid[row - 1 : row + 2, col - 1 : col + 2] == 1).any()  # the main object is at its centre
+        assert (grid == 0).any() and grid.max() <= len(what.things)
+        told = [bank[j] for j in truths.regions[i, 0].nonzero()]
+        assert told and all("object " not in sentence for sentence in told)  # the background is not the main object
+
+
+def test_the_bottleneck_learns_answers_from_cached_features(tmp_path):
+    """A few scenes, learned by heart: the generated answers are then right, read through <voco> alone."""
+    torch.manual_seed(0)
+    model = tiny.empty_model()
+    features = tiny.Features(
+        np.random.default_rng(0).normal(size=(4, model.config.num_patches, tiny.WIDTH)).astype(np.float16),
+        np.random.default_rng(1).normal(size=(4, model.config.q_size)).astype(np.float16),
+    )
+    before = tiny.answer_accuracy(model, "val", features)
+    log = tiny.train_bottleneck(model, features, features, Schedule(120, 4, 3e-3, 0.0), tmp_path, seed=0)
+    after = tiny.answer_accuracy(model, "val", features)
+    assert [e for e in log if "eval_loss" in e][-1]["eval_loss"] < 0.2
+    assert np.mean(list(after.values())) > 0.9 > 0.3 > np.mean(list(before.values()))
+
+

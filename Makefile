@@ -35,7 +35,7 @@ bench: install
 	$(BIN)/python -m benchmarks.star
 
 train-tiny: install
-	$(BIN)/htc-train tiny
+	$(BIN)/htc-train tiny --out extract/models/htc-tiny
 
 dashboard: install
 	$(BIN)/htc-dashboard

@@ -36,9 +36,9 @@ class TinyConfig:
     """Scenes of `val` that losses and the final answers are measured on."""
     seed: int = 0
     """Of the initial weights and the order of the images."""
-    clip: Schedule = Schedule(steps=4500, batch=64, learning_rate=1.5e-3)
+    clip: Schedule = Schedule(steps=8000, batch=64, learning_rate=1.5e-3)
     """Stage 1: CLIP on captions."""
     mgvq: Schedule = Schedule(steps=1500, batch=32, learning_rate=1e-3, weight_decay=0.0)
     """Stage 2: MGVQ on reconstruction."""
-    answers: Schedule = Schedule(steps=6000, batch=64, learning_rate=1e-3)
+    answers: Schedule = Schedule(steps=4000, batch=64, learning_rate=1e-3)
     """Stage 3: questions and answers through the one token; a step sees all questions of its images."""

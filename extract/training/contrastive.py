@@ -38,12 +38,14 @@ class CaptionCLIP(nn.Module):
     ):  # fmt: skip
         super().__init__()
         self.clip, self.layer = CLIPModel(config), layer
+        # A step with 64 patches takes 1.7 times as long with SDPA, whose bfloat16 backward on a CPU is slow.
+        self.clip.set_attn_implementation("eager")
         self.bias = nn.Parameter(torch.tensor(-2.0))
         for tower in (self.clip.text_model, self.clip.text_projection):
             tower.requires_grad_(False)
         with torch.no_grad():
             embeddings = self.clip.vision_model.embeddings
-            grid = config.vision_config.image_size // config.vision_config.patch_size
+            grid = round((embeddings.num_positions - 1) ** 0.5)
             embeddings.position_embedding.weight[1:] = grid_positions(grid, embeddings.embed_dim)
             self.clip.text_projection.weight.copy_(_right_angles(self.clip.text_model(ids, mask).pooler_output))
             text = F.normalize(self.clip.get_text_features(ids, mask).pooler_output, dim=-1)

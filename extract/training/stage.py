@@ -45,13 +45,14 @@ def train_stage(
     seed: int,
     validation: Batches | None = None,
     metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
-    labels: str | None = None,
+    labels: str,
 ) -> list[dict[str, Any]]:
     """Train `module` in place (its forward returns a dict with "loss") and leave weights and log in `folder`.
 
     Returns the log. A stage that is finished there is loaded instead; one that was interrupted continues from its
-    last checkpoint. `labels` names the input that `metrics` compares the first output with. Weights are float32;
-    products run in bfloat16 where the processor has the instructions.
+    last checkpoint. `labels` names the input that is the target: `metrics` compares it with the first output, and
+    without a target the Trainer measures no loss on `validation`. Weights are float32; products run in bfloat16 where
+    the processor has the instructions.
     """
     from safetensors.torch import load_model, save_model
 
@@ -64,7 +65,7 @@ def train_stage(
         lr_scheduler_type="cosine", warmup_steps=max(1, schedule.steps // 20), report_to="none", seed=seed,
         logging_steps=max(1, schedule.steps // 100), save_steps=max(1, schedule.steps // 10), save_total_limit=1,
         bf16=torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported(), use_cpu=not torch.cuda.is_available(),
-        remove_unused_columns=False, label_names=[labels] if labels else [],
+        remove_unused_columns=False, label_names=[labels],
         eval_strategy="steps" if validation is not None else "no", eval_steps=max(1, schedule.steps // 10),
     )  # fmt: skip
     trainer = Trainer(
@@ -72,6 +73,8 @@ def train_stage(
         data_collator=_as_is,
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.exists() else None)
+    if validation is not None:
+        trainer.evaluate()
     (folder / LOG).write_text(json.dumps(trainer.state.log_history, indent=1))
     partial = folder / (WEIGHTS + ".partial")
     save_model(trainer.accelerator.unwrap_model(trainer.model), str(partial))

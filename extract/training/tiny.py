@@ -225,7 +225,10 @@ def train_mgvq(
     def batches(images: np.ndarray) -> Batches:
         return Batches(len(images), lambda rows: {"pixel_values": as_pixel_values(images[rows])})
 
-    return module, train_stage(module, batches(train), schedule, folder, seed=seed, validation=batches(val))
+    log = train_stage(
+        module, batches(train), schedule, folder, seed=seed, validation=batches(val), labels="pixel_values"
+    )
+    return module, log
 
 
 # ---- stage 3: questions and answers through the one token
@@ -306,7 +309,7 @@ def train_bottleneck(
     model.language_model.set_attn_implementation("eager")
     log = train_stage(
         model, question_batches("train", train), schedule, folder, seed=seed,
-        validation=question_batches("val", val),
+        validation=question_batches("val", val), labels="labels",
     )  # fmt: skip
     model.language_model.set_attn_implementation("sdpa")
     return log
@@ -325,7 +328,8 @@ def answer_accuracy(model: HTCVLM, split: str, features: Features) -> dict[str, 
         rows = slice(start, start + 250)
         with torch.no_grad():
             hybrid = model.hybrid(
-                torch.from_numpy(features.patches[rows]).float(), torch.from_numpy(features.q[rows]).float()
+                torch.from_numpy(features.patches[rows].astype(np.float32)),
+                torch.from_numpy(features.q[rows].astype(np.float32)),
             )
             compressed = model.compress(*hybrid)
         for question, words in scenes.QUESTIONS.items():

@@ -32,7 +32,7 @@ CONTENDERS = (STAR, EAGER, SDPA)
 class Settings:
     rounds: int = 10
     """Rounds; every contender runs once in each."""
-    batch: int = 2
+    batch: int = 4
     """Images at once."""
     tokens: int = 580
     """Hybrid tokens."""

@@ -75,7 +75,7 @@ class CaptionCLIP(nn.Module):
 def grid_positions(grid: int, width: int) -> Tensor:
     """(grid * grid, width) sines and cosines of each patch's row and column, the start of its position embedding.
 
-    CLIP's own start, small random numbers, is lost beside the pixels' part of the embedding.
+    CLIP's own start, random numbers of 0.02, is small beside the pixels' part of the embedding.
     """
     row, col = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
     frequency = 10 ** (-1.5 * torch.arange(width // 4) / (width / 4))

@@ -10,12 +10,10 @@ import numpy as np
 from extract.errors import UserError
 from extract.store import Run
 
-NAMES = ("z_voco", "v_d", "v_pooled")
-
 
 class Representation(NamedTuple):
     name: str
-    """One of NAMES."""
+    """z_voco, v_d or v_pooled."""
     layer: int | None
     """Of z_voco: 0 is the embedding, L the last; None for the others."""
 

@@ -15,7 +15,7 @@ Logs = Mapping[str, list[dict[str, Any]]]
 def write_card(
     folder: Path, config: TinyConfig, accuracy: Mapping[str, float], chance: Mapping[str, float], logs: Logs
 ) -> None:
-    """README.md, training.json and curves.html in `folder`.
+    """README.md and training.json in `folder`.
 
     accuracy, chance: by question, the share of right answers on `val` and that of the most frequent answer.
     logs: by stage, the Trainer's log history.
@@ -43,14 +43,17 @@ but the rendered scenes it was trained on.
 
 Made by `htc-train tiny` from {config.images:,} scenes (seed {config.seed}), in the paper's order: a CLIP on captions
 with the pairwise sigmoid loss, an MGVQ on reconstruction, both then frozen; last P_v, P_d, `<voco>` and the LLaMA on
-questions and answers, all questions of an image in one step.
+questions and answers, all questions of an image in one step. The CLIP is taught the probed facts directly: its
+captions are cut into sentences, each patch is matched with the sentences about the object it shows, and its text tower
+is locked with the sentences at right angles.
 
 | stage | steps | images a step | learning rate | loss on `val` |
 |---|---|---|---|---|
 {schedule}
 
-The loss of `clip` is in nats an image, summed over sentences; of `mgvq`, the mean absolute error of pixels in [-1, 1]
-plus the quantizer's terms; of `answers`, in nats a token. `training.json` holds all settings and losses.
+The loss of `clip` is in nats, summed over sentences: an image's plus three times a patch's; of `mgvq`, the mean
+absolute error of pixels in [-1, 1] plus the quantizer's terms; of `answers`, in nats a token. `training.json`
+holds all settings and losses.
 
 ## Answers on `val` ({config.val_images:,} scenes)
 
@@ -61,7 +64,8 @@ word. Chance is the share of the most frequent answer.
 |---|---|---|---|
 {answers}
 
-The frozen CLIP, on the same images, ranks the true caption sentence first for {clip}.
+The frozen CLIP, on the same images, ranks the true caption sentence first for {clip}. This is
+the mean of its patches against each question's sentences, before anything is compressed.
 """
     (folder / "README.md").write_text(text)
     settings = json.loads(json.dumps(asdict(config), default=str))

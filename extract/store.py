@@ -54,6 +54,8 @@ class Task:
     kind: Kind
     classes: tuple[str, ...] = ()
     unit: str = ""
+    note: str = ""
+    """What the label is and which rule made it: dropped classes, what counts as unknown."""
 
 
 @dataclass(frozen=True)
@@ -262,6 +264,7 @@ class RunWriter:
         for task in self._tasks:
             label = self._file[f"labels/{task.name}"].attrs
             label["suite"], label["kind"], label["unit"] = task.suite, task.kind, task.unit
+            label["note"] = task.note
             label["classes"] = json.dumps(task.classes)
 
     def __enter__(self) -> RunWriter:
@@ -632,7 +635,8 @@ def _parse_task(name: str, attrs: h5py.AttributeManager) -> Task:
     if suite not in get_args(Suite) or kind not in get_args(Kind):
         raise ValueError(f"task {name} has suite {suite!r} and kind {kind!r}")
     classes = tuple(str(label) for label in json.loads(_text(attrs["classes"])))
-    return Task(name, suite, kind, classes, _text(attrs["unit"]))  # type: ignore[arg-type]
+    note = _text(attrs["note"]) if "note" in attrs else ""  # runs written before notes were have none
+    return Task(name, suite, kind, classes, _text(attrs["unit"]), note)  # type: ignore[arg-type]
 
 
 def _dataset(file: h5py.File, name: str) -> h5py.Dataset:

@@ -205,7 +205,7 @@ def test_layouts_that_are_refused(folder: Path, tmp_path: Path) -> None:
 
 def test_open_source_names_what_there_is() -> None:
     assert len(open_source("scenes", "val", limit=3)) == 3
-    with pytest.raises(UserError, match="built in .scenes. nor a folder"):
+    with pytest.raises(UserError, match="built in .scenes., nor an official data set .*, nor a folder"):
         open_source("nowhere", "val")
     with pytest.raises(UserError, match="train, val, test"):
         open_source("scenes", "nope")

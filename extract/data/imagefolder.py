@@ -29,9 +29,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, cast, get_args
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-from extract.data.source import ImageError, Item
+from extract.data.files import read_image
+from extract.data.source import Item
 from extract.errors import UserError
 from extract.store import Kind, Suite, Task
 
@@ -84,24 +84,6 @@ class ImageFolder:
         row = self._rows[index]
         path = str(self._folder / row.file)
         return Item(row.id, path, row.group, read_image(path), row.labels)
-
-
-def read_image(path: str) -> Image.Image:
-    """An RGB image, turned as its EXIF says; of an animation the first frame, of a 16-bit image the upper 8 bits."""
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I;16"):  # convert() would clip instead of scale: nearly everything white
-                return Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8)).convert("RGB")
-            return upright.convert("RGB")
-    except FileNotFoundError:
-        raise ImageError(path, "there is no such file") from None
-    except UnidentifiedImageError:
-        empty = Path(path).stat().st_size == 0
-        raise ImageError(path, "the file is empty" if empty else "not an image that Pillow can read") from None
-    except Exception as error:  # Pillow's decoders meet damaged files with all kinds of exceptions
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ImageError(path, f"damaged or unreadable ({reason})") from error
 
 
 # ---- the layout

@@ -1,0 +1,79 @@
+"""Labels of a whole split as one array a task, with the rule that made them written beside. Knows values; no files.
+
+Unknown is a mask (-1, 255, NaN), never a class and never 0. A class that fewer than `RARE` images have is unknown
+rather than a class that no fold could learn; the task's note says how many there were.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from extract.store import Suite, Task
+
+RARE = 10  # images; below it, five folds cannot all have two of the class
+
+
+class Labels(NamedTuple):
+    """A task and its labels, one an image, in the form that `extract.store.Task` tells."""
+
+    task: Task
+    values: np.ndarray
+    """(n,) int32 classes, (n,) float64 numbers, or (n, C) uint8 multi-labels."""
+
+
+def class_labels(
+    name: str, suite: Suite, values: Sequence[str | None], *, note: str = "", rare: int = RARE
+) -> Labels | None:
+    """One class an image, None where unknown. None when fewer than two classes are left."""
+    counts = Counter(value for value in values if value is not None)
+    classes = sorted(value for value, count in counts.items() if count >= rare)
+    if len(classes) < 2:
+        return None
+    index = {value: i for i, value in enumerate(classes)}
+    array = np.array([index.get(value, -1) if value is not None else -1 for value in values], np.int32)
+    task = Task(name, suite, "classes", tuple(classes), note=_with_rule(note, counts, classes, rare, "unknown"))
+    return Labels(task, array)
+
+
+def multi_labels(
+    name: str,
+    suite: Suite,
+    present: Sequence[Collection[str]],
+    *,
+    absent: Sequence[Collection[str]] | None = None,
+    note: str = "",
+    rare: int = RARE,
+) -> Labels | None:
+    """Several classes an image. A class is 1 where `present`, 0 where `absent` (None: wherever it is not present),
+    and unknown elsewhere. None when no class is left.
+    """
+    counts = Counter(value for row in present for value in set(row))
+    classes = sorted(value for value, count in counts.items() if count >= rare)
+    if not classes:
+        return None
+    index = {value: i for i, value in enumerate(classes)}
+    array = np.full((len(present), len(classes)), 0 if absent is None else 255, np.uint8)
+    for mark, rows in ((0, absent or ()), (1, present)):
+        for i, row in enumerate(rows):
+            array[i, [index[value] for value in row if value in index]] = mark
+    task = Task(name, suite, "multilabel", tuple(classes), note=_with_rule(note, counts, classes, rare, "left out"))
+    return Labels(task, array)
+
+
+def number_labels(
+    name: str, suite: Suite, values: Sequence[float | None], unit: str, *, note: str = ""
+) -> Labels | None:
+    """One number an image in `unit`, None or NaN where unknown. None when all are unknown or equal."""
+    array = np.array([math.nan if value is None else value for value in values], np.float64)
+    if len(set(array[~np.isnan(array)])) < 2:
+        return None
+    return Labels(Task(name, suite, "number", unit=unit, note=note), array)
+
+
+def _with_rule(note: str, counts: Counter[str], kept: Sequence[str], rare: int, fate: str) -> str:
+    dropped = len(counts) - len(kept)
+    rule = f"{dropped} of {len(counts)} classes with fewer than {rare} images are {fate}" if dropped else ""
+    return "; ".join(part for part in (note, rule) if part)

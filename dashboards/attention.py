@@ -1,7 +1,7 @@
 """Arithmetic on the attention of <voco>: shares by role, uniform references, patch maps.
 
 Knows arrays; not files, figures or Streamlit. An attention row runs over the S keys that <voco> reads
-(prefix, anchors, patches, <voco> itself) and sums to 1.
+(prefix, anchors, patches, text after the image, <voco> itself) and sums to 1.
 
 Letters in names: L layers, H heads, S keys, R rows and C columns of the patch grid.
 """
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 PERCENTILES = (10, 90)
-SHOWN_ROLES = ("prefix", "anchor", "patch", "voco")
+SHOWN_ROLES = ("prefix", "anchor", "patch", "text", "voco")
 
 
 class Band(NamedTuple):

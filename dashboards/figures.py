@@ -20,8 +20,13 @@ from PIL import Image
 
 from dashboards.attention import PERCENTILES, Band
 
-ROLE_COLOURS = {"anchor": "#E69F00", "patch": "#0072B2", "voco": "#009E73", "prefix": "#CC79A7"}
-ROLE_NAMES = {"anchor": "anchors", "patch": "patches", "voco": "&lt;voco&gt; itself", "prefix": "prefix"}
+ROLE_COLOURS = {
+    "anchor": "#E69F00", "patch": "#0072B2", "voco": "#009E73", "prefix": "#CC79A7", "text": "#56B4E9"
+}  # fmt: skip
+ROLE_NAMES = {
+    "anchor": "anchors", "patch": "patches", "voco": "&lt;voco&gt; itself", "prefix": "text before the image",
+    "text": "text after the image",
+}  # fmt: skip
 NEUTRAL = "#8a8a8a"
 _BAND = f"{PERCENTILES[0]} to {PERCENTILES[1]} % of images"
 # Purple below uniform, light grey at it, orange above it.

@@ -22,7 +22,7 @@ def facts(header: data.Header) -> str:
             f"model **{plain(str(info.model.get('name', 'unknown')))}** ({plain(info.topology)})",
             _count(shape.images, "image"),
             f"{shape.layers} layers × {shape.heads} heads",
-            f"{shape.anchors} anchors + {shape.roles.count('patch'):,} patches, {shape.keys:,} keys",
+            f"{shape.anchors or 'no'} anchors, {shape.roles.count('patch'):,} patches, {shape.keys:,} keys",
         ]
     )
 
@@ -36,7 +36,7 @@ def show(header: data.Header) -> None:
             {"": "weights (sha256)", " ": plain(str(info.model.get("sha256", "unknown")))},
             {"": "hidden width", " ": f"{shape.width:,}"},
             {"": "layers of z_voco stored", " ": _ranges(shape.stack)},
-            {"": "codes", " ": " × ".join(map(str, shape.codes)) + " (rows × columns × groups)"},
+            {"": "codes", " ": _codes(shape.codes)},
             {"": "labelled tasks", " ": plain(", ".join(task.name for task in header.tasks) or "none")},
             {"": "images skipped", " ": f"{len(header.skipped):,}"},
         ],
@@ -55,6 +55,10 @@ def show(header: data.Header) -> None:
     ):
         with st.expander(title):
             st.json(content)
+
+
+def _codes(shape: tuple[int, int, int] | None) -> str:
+    return "none" if shape is None else " × ".join(map(str, shape)) + " (rows × columns × groups)"
 
 
 def _count(number: int, noun: str) -> str:

@@ -84,8 +84,7 @@ def _run(
     # float32 in any precision of the model: the codes must not depend on that.
     pixels = torch.stack([prepare(item.image, model.config.image_size, fit=fit, mean=mean) for item in items])
     pixels = pixels.to(model.device)
-    encoding = model.quantize(pixels)
-    hybrid = model.hybrid(model.vision_features(pixels), encoding.quant.flatten(1))
+    hybrid, encoding = model.encode(pixels)
     compressed = model.compress(hybrid.anchors, hybrid.patches)
     if check:
         check_invariants(model, pixels, compressed)
@@ -98,7 +97,7 @@ def _run(
         z_voco=_numpy(hidden),
         v_d=_numpy(hybrid.anchors),
         v_pooled=_numpy(hybrid.patches.float().mean(1)),
-        codes=encoding.codes.cpu().numpy(),
+        codes=None if encoding is None else encoding.codes.cpu().numpy(),
         attention=_numpy(compressed.attention),
         labels={
             task.name: np.array([item.labels[task.name] for item in items], _LABEL_TYPES[task.kind]) for task in tasks

@@ -86,10 +86,10 @@ class RunShape:
     heads: int
     width: int
     anchors: int
-    codes: tuple[int, int, int]
-    """Rows, columns and groups of the code grid."""
+    codes: tuple[int, int, int] | None
+    """Rows, columns and groups of the code grid; None where the model has no MGVQ."""
     roles: tuple[str, ...]
-    """(S,) what every key is: prefix, anchor, patch or voco."""
+    """(S,) what every key is: prefix, anchor, patch, text (between the image and <voco>) or voco."""
     rows: tuple[int, ...]
     """(S,) its row on the patch grid, -1 where it has none."""
     cols: tuple[int, ...]
@@ -128,8 +128,8 @@ class Batch(NamedTuple):
     """(B, A, D) float32."""
     v_pooled: np.ndarray
     """(B, D) float32."""
-    codes: np.ndarray
-    """(B, h, w, groups) integers below 65,536."""
+    codes: np.ndarray | None
+    """(B, h, w, groups) integers below 65,536; None where the model has no MGVQ."""
     attention: np.ndarray
     """(B, L, H, S) float32, rows of `<voco>`, each summing to 1."""
     labels: dict[str, np.ndarray]
@@ -166,12 +166,14 @@ def _columns(shape: RunShape, tasks: Sequence[Task], store_dtype: str) -> dict[s
             chunk=(1, THUMBNAIL, THUMBNAIL, 3)
         ),
         "latents/z_voco": column((len(shape.stack), shape.width), store_dtype, piece=(1, shape.width)),
-        "latents/v_d": column((shape.anchors, shape.width), store_dtype),
         "latents/v_pooled": column((shape.width,), store_dtype),
-        "codes": column(shape.codes, "uint16"),
         "attention/voco": column(attention, store_dtype)._replace(chunk=(1, *attention)),
         "attention/anchor_mass": column(attention[:2], "float32"),
     }
+    if shape.anchors:
+        columns["latents/v_d"] = column((shape.anchors, shape.width), store_dtype)
+    if shape.codes is not None:
+        columns["codes"] = column(shape.codes, "uint16")
     for task in tasks:
         if task.kind == "multilabel":
             columns[f"labels/{task.name}"] = column((len(task.classes),), "uint8")
@@ -240,6 +242,7 @@ class RunWriter:
         attrs["dataset"], attrs["split"], attrs["topology"] = info.dataset, info.split, info.topology
         for name in ("config", "model", "environment"):
             attrs[name] = json.dumps(getattr(info, name), sort_keys=True)
+        attrs["code_shape"] = json.dumps(self._shape.codes)
         text = h5py.string_dtype("utf-8")
         tokens = self._file.create_group("tokens")
         tokens.create_dataset("role", data=np.array(self._shape.roles, dtype=object), dtype=text)
@@ -490,7 +493,9 @@ class Run:
         return self._read("latents/z_voco", (slice(None), self.shape.stack.index(number))).astype(np.float32)
 
     def v_d(self) -> np.ndarray:
-        """(N, A, D) float32: the anchors, the semantic channel."""
+        """(N, A, D) float32: the anchors, the semantic channel. Raises UserError where the model has none."""
+        if not self.shape.anchors:
+            raise UserError(f"{self.path.name} has no v_d: its model ({self.info.model['name']}) has no anchors")
         return self._read("latents/v_d").astype(np.float32)
 
     def v_pooled(self) -> np.ndarray:
@@ -498,7 +503,9 @@ class Run:
         return self._read("latents/v_pooled").astype(np.float32)
 
     def codes(self) -> np.ndarray:
-        """(N, h, w, groups) uint16: MGVQ code indices."""
+        """(N, h, w, groups) uint16: MGVQ code indices. Raises UserError where the model has no MGVQ."""
+        if self.shape.codes is None:
+            raise UserError(f"{self.path.name} has no codes: its model ({self.info.model['name']}) has no MGVQ")
         return self._read("codes")
 
     def attention(self, image: int) -> np.ndarray:
@@ -606,17 +613,17 @@ def _parse(path: Path, file: h5py.File) -> Run:
         environment=dict(json.loads(_text(attrs["environment"]))),
     )
     tasks = tuple(_parse_task(name, _dataset(file, f"labels/{name}").attrs) for name in file["labels"])
-    codes = _dataset(file, "codes")
     z_voco, attention = _dataset(file, "latents/z_voco"), _dataset(file, "attention/voco")
+    roles = tuple(str(role) for role in _dataset(file, "tokens/role").asstr()[()])
     shape = RunShape(
         images=len(_dataset(file, "images/id")),
         layers=attention.shape[1],
         stack=tuple(int(layer) for layer in z_voco.attrs["layers"]),
         heads=attention.shape[2],
         width=z_voco.shape[2],
-        anchors=_dataset(file, "latents/v_d").shape[1],
-        codes=(codes.shape[1], codes.shape[2], codes.shape[3]),
-        roles=tuple(str(role) for role in _dataset(file, "tokens/role").asstr()[()]),
+        anchors=roles.count("anchor"),
+        codes=_parse_codes(file),
+        roles=roles,
         rows=tuple(int(row) for row in _dataset(file, "tokens/row")[()]),
         cols=tuple(int(col) for col in _dataset(file, "tokens/col")[()]),
     )
@@ -628,6 +635,15 @@ def _parse(path: Path, file: h5py.File) -> Run:
         if _is_text(dataset.dtype) != _is_text(column.dtype):
             raise ValueError(f"{name} has type {dataset.dtype}, expected {column.dtype}")
     return Run(path, file, info, shape, tasks, _text(attrs["created"]))
+
+
+def _parse_codes(file: h5py.File) -> tuple[int, int, int] | None:
+    """The shape of the code grid: what the file says it has, so that codes that are lost are noticed."""
+    if "code_shape" not in file.attrs:  # written before models without MGVQ were
+        shape = _dataset(file, "codes").shape
+        return shape[1], shape[2], shape[3]
+    sizes = json.loads(_text(file.attrs["code_shape"]))
+    return None if sizes is None else (int(sizes[0]), int(sizes[1]), int(sizes[2]))
 
 
 def _parse_task(name: str, attrs: h5py.AttributeManager) -> Task:

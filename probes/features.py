@@ -44,13 +44,11 @@ def parse_layers(run: Run, layers: str) -> tuple[int, ...]:
     return tuple(sorted(chosen | {stored[-1]}))
 
 
-def representations(layers: Sequence[int]) -> tuple[Representation, ...]:
-    """z_voco at these layers, and the two channels that the token was made from."""
-    return (
-        *(Representation("z_voco", layer) for layer in layers),
-        Representation("v_d", None),
-        Representation("v_pooled", None),
-    )
+def representations(run: Run, layers: Sequence[int]) -> tuple[Representation, ...]:
+    """z_voco at these layers, and the two channels that the token was made from; no v_d where there are no anchors."""
+    z_voco = tuple(Representation("z_voco", layer) for layer in layers)
+    v_d = (Representation("v_d", None),) if run.shape.anchors else ()
+    return (*z_voco, *v_d, Representation("v_pooled", None))
 
 
 def load(run: Run, representation: Representation) -> np.ndarray:

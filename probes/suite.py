@@ -40,7 +40,7 @@ def plan(run: Run, names: Sequence[str], *, layers: str = "", folds: int = 5, se
     """Raises UserError for unknown names or layers, a run without labels, and when no task can be probed."""
     if folds < 2:
         raise UserError(f"--folds {folds} leaves nothing held out; use 2 or more")
-    reps = features.representations(features.parse_layers(run, layers))
+    reps = features.representations(run, features.parse_layers(run, layers))
     ready, warnings = tasks.prepare(run, tasks.select(run, names), folds)
     if not ready:
         raise UserError(f"no task of {run.path.name} can be probed: " + "; ".join(warnings))

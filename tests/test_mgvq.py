@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 
 from extract.errors import UserError
-from extract.vlm.mgvq import MGVQ, MGVQ_F16C32_G8, MGVQConfig, group_quantize
+from extract.vlm.mgvq import MGVQ, MGVQ_F16C32_G8, PRESETS, MGVQConfig, group_quantize
 
 GOLDEN = Path(__file__).parent / "golden"
 CHECKPOINT = GOLDEN / "mgvq_tiny.pt"
@@ -360,3 +360,30 @@ def test_reseeding_is_seeded_and_copes_with_few_positions():
     assert len(one.codebook.detach().view(8, 8, 4)[0].unique(dim=0)) == 3
     with pytest.raises(ValueError, match=r"\(8, 7\): expected .* \(8, 8\)"):
         one.reseed_dead_codes(latent, none_used[:, :7], torch.Generator())
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels_a_code", "groups", "codes_a_group", "attention_stages"),
+    [
+        ("mgvq-f8c32-g4", 8, 4, 8192, 1),
+        ("mgvq-f8c32-g8", 8, 8, 2048, 1),
+        ("mgvq-f16c32-g4", 16, 4, 8192, 2),
+        ("mgvq-f16c32-g8", 16, 8, 2048, 2),
+        ("mgvq-f16c32-g4-mix", 16, 4, 8192, 2),
+        ("mgvq-f32c32-g8-mix", 32, 8, 2048, 3),
+    ],
+)
+def test_the_six_official_configurations(
+    name: str, pixels_a_code: int, groups: int, codes_a_group: int, attention_stages: int
+) -> None:
+    config = PRESETS[name]
+    assert (config.downsampling, config.groups, config.codes_per_group) == (pixels_a_code, groups, codes_a_group)
+    with torch.device("meta"):
+        model = MGVQ(config)
+    assert model.codebook.shape == (groups * codes_a_group, 32 // groups)
+    stages = [next(iter(stage)) for stage in list(model.encoder.down_blocks) if len(stage)]
+    kinds = [type(block).__name__ for block in stages]
+    assert kinds[-attention_stages:] == ["EfficientViTBlock"] * attention_stages
+    assert kinds.count("EfficientViTBlock") == attention_stages
+    width = config.widths[-1]
+    assert model.encoder.conv_out.weight.shape == (32, width, 3, 3) and width == (512 if pixels_a_code == 8 else 1024)

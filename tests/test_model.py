@@ -74,11 +74,18 @@ def texts(*shape: int) -> Tensor:
 
 def masked_logits(model: HTCVLM, pixels: Tensor, ids: Tensor) -> Tensor:
     """Logits of texts (B, T) from the stock model over the whole sequence, under the float mask."""
-    features, q = model.vision_features(pixels), model.quantize(pixels).quant.flatten(1)
     llama = model.language_model
-    parts = [*model.hybrid(features, q), model.voco.expand(len(pixels), 1, -1), llama.model.embed_tokens(ids)]
+    anchors, patches = model.encode(pixels)[0]
+    hybrid_parts = [anchors, patches] if model.config.anchor_place == "before" else [patches, anchors]
+    before, between = (
+        llama.model.embed_tokens(torch.tensor(words, dtype=torch.long)).expand(len(pixels), -1, -1)
+        for words in (model.config.prefix_ids, model.config.infix_ids)
+    )
+    voco = model.voco.expand(len(pixels), 1, -1)
+    parts = [before, *hybrid_parts, between, voco, llama.model.embed_tokens(ids)]
     hybrid = model.config.sequence - 1
-    mask = star_mask(0, hybrid, ids.shape[1], topology=model.config.topology)
+    prefix = len(model.config.prefix_ids)
+    mask = star_mask(prefix, hybrid - prefix, ids.shape[1], topology=model.config.topology)
     out = llama(inputs_embeds=torch.cat(parts, 1), attention_mask=mask, use_cache=False)
     return out.logits[:, hybrid + 1 :]
 
@@ -89,9 +96,22 @@ def masked_greedy(model: HTCVLM, pixels: Tensor, ids: Tensor, steps: int) -> Ten
     return ids[:, -steps:]
 
 
-@pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_the_loss_is_that_of_the_full_masked_sequence(topology: str) -> None:
-    model, pixels, ids = small_model(topology=topology), images(), texts(B, Q, T)
+VARIANTS: dict[str, dict[str, Any]] = {
+    **{topology: {"topology": topology} for topology in TOPOLOGIES},
+    "prefix": {"prefix_ids": (5, 9)},
+    "VoCo-LLaMA": {"topology": "causal", "num_anchors": 0, "prefix_ids": (1,), "infix_ids": (29, 13)},
+    "LLaVA": {"topology": "uncompressed", "num_anchors": 0, "prefix_ids": (1, 7, 8)},
+    "no anchors": {"num_anchors": 0},
+    "after": {"anchor_place": "after"},
+    "random": {"anchors": "random"},
+    "attended": {"anchors": "attended", "anchor_place": "after"},
+    "kmeans": {"anchors": "kmeans"},
+}
+
+
+@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
+def test_the_loss_is_that_of_the_full_masked_sequence(settings: dict[str, Any]) -> None:
+    model, pixels, ids = small_model(**settings), images(), texts(B, Q, T)
     labels = ids.clone()
     labels[..., :2] = -100
     labels[0, 1, 4:] = -100
@@ -149,6 +169,32 @@ def test_text_depends_on_its_image_and_on_the_position_after_it() -> None:
     assert (model.read(ignored, ids) - logits).abs().max() > 1e-4
 
 
+def test_a_text_without_an_image_is_the_plain_language_model_s() -> None:
+    model, pixels, ids = small_model(), images(), texts(B, T)
+    ids[0, 4:] = 0
+    mask = (ids != 0).long()
+    logits = model(pixels, input_ids=ids, attention_mask=mask, has_image=torch.tensor([False, True])).logits
+    alone = model.language_model(input_ids=ids[:1, :4]).logits
+    torch.testing.assert_close(logits[:1, :4], alone, atol=1e-5, rtol=1e-5)
+    with_image = model(pixels, input_ids=ids, attention_mask=mask).logits
+    torch.testing.assert_close(logits[1], with_image[1], atol=1e-5, rtol=1e-5)
+    assert (logits[0, :4] - with_image[0, :4]).abs().max() > 1e-3
+
+
+def test_losses_of_parts_add_up_to_the_whole_batch_s() -> None:
+    model, pixels, ids = small_model(), images(), texts(B, T)
+    labels = ids.clone()
+    labels[0, :3] = -100  # so that the parts have different numbers of labels
+    count = int((labels[:, 1:] != -100).sum())
+    whole = model(pixels, input_ids=ids, labels=labels).loss
+    parts = [
+        model(pixels[i : i + 1], input_ids=ids[i : i + 1], labels=labels[i : i + 1], num_items_in_batch=count).loss
+        for i in range(B)
+    ]
+    torch.testing.assert_close(parts[0] + parts[1], whole)
+    assert abs(parts[0] - parts[1]) > 0.01
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_changes_nothing(side: str) -> None:
     model, pixels, ids = small_model(), images(), texts(B, T)
@@ -160,14 +206,15 @@ def test_padding_changes_nothing(side: str) -> None:
     torch.testing.assert_close(masked, wanted, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_generate_equals_greedy_decoding_of_the_full_masked_sequence(topology: str) -> None:
-    model, pixels, ids = small_model(topology=topology), images(4), texts(4, 3)
+@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
+def test_generate_equals_greedy_decoding_of_the_full_masked_sequence(settings: dict[str, Any]) -> None:
+    model, pixels, ids = small_model(**settings), images(4), texts(4, 3)
     wanted = masked_greedy(model, pixels, ids, 8)
     assert torch.equal(model.generate(pixels, ids, max_new_tokens=8), wanted)
     assert len({tuple(answer) for answer in wanted.tolist()}) > 1, "the images should matter"
-    features, q = model.vision_features(pixels), model.quantize(pixels).quant.flatten(1)
-    assert torch.equal(model.generate(vision_features=features, q=q, input_ids=ids, max_new_tokens=8), wanted)
+    encoding = model.quantize(pixels)
+    given = {"vision_features": model.vision_features(pixels), "q": encoding and encoding.quant.flatten(1)}
+    assert torch.equal(model.generate(**given, input_ids=ids, max_new_tokens=8), wanted)
 
 
 def test_generate_takes_prompts_of_different_lengths_padded_on_the_left() -> None:
@@ -187,6 +234,21 @@ def test_generate_stops_at_the_end_token() -> None:
     assert stopped == free[: free.index(end) + 1]
     with pytest.raises(ValueError, match="needs input_ids"):
         model.generate(pixels)
+
+
+@pytest.mark.parametrize("layer", [0, 2, -2])
+def test_attention_of_cls_is_clip_s_own(layer: int) -> None:
+    model = small_model(anchors="attended", vision_layer=layer)
+    for parameter in model.vision_tower.parameters():
+        parameter.data.mul_(3)
+    pixels = images()
+    features = model.vision_features(pixels)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (model.config.image_mean, model.config.image_std))
+    model.vision_tower.set_attn_implementation("eager")
+    out = model.vision_tower((pixels - mean) / std, output_hidden_states=True, output_attentions=True)
+    torch.testing.assert_close(features[..., :-1], out.hidden_states[layer][:, 1:], atol=1e-4, rtol=1e-4)
+    row = out.attentions[max(0, model.config.vision_depth - 1)][:, :, 0, 1:].mean(1)
+    torch.testing.assert_close(features[..., -1], row, atol=1e-4, rtol=1e-4)
 
 
 def test_the_vision_layer_is_a_hugging_face_hidden_state() -> None:
@@ -319,10 +381,12 @@ def test_the_papers_configuration_has_the_papers_sizes() -> None:
 
 
 def test_every_key_has_a_role_and_patches_their_place() -> None:
-    config = small_config()
-    roles, rows, cols = config.keys_of_voco(prefix=2)
-    assert len(roles) == len(rows) == len(cols) == 2 + config.sequence
-    assert roles == ("prefix",) * 2 + ("anchor",) * 4 + ("patch",) * 16 + ("voco",)
+    config = small_config(prefix_ids=(3, 1), infix_ids=(7,), topology="causal")
+    roles, rows, cols = config.keys_of_voco()
+    assert len(roles) == len(rows) == len(cols) == config.sequence
+    assert roles == ("prefix",) * 2 + ("anchor",) * 4 + ("patch",) * 16 + ("text", "voco")
+    swapped = small_config(anchor_place="after").keys_of_voco().roles
+    assert swapped == ("patch",) * 16 + ("anchor",) * 4 + ("voco",)
     patches = [(row, col) for role, row, col in zip(roles, rows, cols, strict=True) if role == "patch"]
     assert patches == [(row, col) for row in range(4) for col in range(4)]
     assert {(r, c) for role, r, c in zip(roles, rows, cols, strict=True) if role != "patch"} == {(-1, -1)}
@@ -343,7 +407,11 @@ def test_patches_lie_where_the_image_has_them() -> None:
         ({"projector": "resampler"}, "projector is 'resampler'; it is one of linear, mlp2x_gelu"),
         ({"topology": "ring"}, "topology is 'ring'; it is one of star, causal, full"),
         ({"image_fit": "crop"}, "image_fit is 'crop'; it is one of pad, stretch"),
-        ({"num_anchors": 0}, "num_anchors is 0"),
+        ({"num_anchors": -1}, "num_anchors is -1"),
+        ({"anchors": "kmeans", "num_anchors": 17}, "num_anchors is 17; it is 0 to 16"),
+        ({"anchors": "codes"}, "anchors is 'codes'; it is one of mgvq, random, attended, kmeans"),
+        ({"infix_ids": (1,)}, "infix_ids .1,. are text that sees what is before it"),
+        ({"prefix_ids": (40,)}, "prefix_ids .40,. are not all within the vocabulary of 40"),
         ({"vision_layer": 4}, "vision_layer 4 is not a hidden state of a CLIP of 3 layers"),
         ({"image_std": (1.0, 0.0, 1.0)}, "std above 0"),
         ({"text": {"max_position_embeddings": 21}}, "21 image positions leave no room"),

@@ -1,5 +1,6 @@
 """Laws of the run file: what is written is read back, and a broken file is refused with a way out."""
 
+import dataclasses
 import json
 import resource
 import signal
@@ -129,6 +130,30 @@ def test_every_field_survives_a_round_trip(tmp_path: Path, dtype: str) -> None:
             given = np.concatenate([batch.labels[task.name] for batch in batches])
             np.testing.assert_array_equal(run.labels(task.name), given)  # unknown labels and NaN too
         assert [task.name for task in run.tasks_of("detail")] == ["size", "a later name"]
+
+
+def test_a_run_of_a_model_without_anchors_says_so(tmp_path: Path) -> None:
+    shape = shape_of(4)
+    roles = ("prefix", "patch", "patch", "patch", "patch", "text", "text", "voco")
+    bare = dataclasses.replace(shape, anchors=0, codes=None, roles=roles)
+    batch = batch_of(shape, 0, 4)._replace(v_d=np.zeros((4, 0, shape.width), np.float32), codes=None)
+    with open_run(write(tmp_path / "run.h5", bare, [batch])) as run:
+        assert run.shape == bare
+        assert run.anchor_mass().sum() == 0
+        np.testing.assert_array_equal(run.v_pooled(), batch.v_pooled.astype(np.float16).astype(np.float32))
+        with pytest.raises(UserError, match="has no v_d: its model .* has no anchors"):
+            run.v_d()
+        with pytest.raises(UserError, match="has no codes: its model .* has no MGVQ"):
+            run.codes()
+
+
+def test_a_run_written_before_these_models_still_opens(tmp_path: Path) -> None:
+    path = write(tmp_path / "run.h5", shape_of(4), [batch_of(shape_of(4), 0, 4)])
+    with h5py.File(path, "r+") as file:
+        del file.attrs["code_shape"]
+        del file["labels/shape"].attrs["note"]
+    with open_run(path) as run:
+        assert run.shape == shape_of(4) and run.tasks == TASKS
 
 
 def test_one_layer_of_all_images_is_read_from_whole_chunks(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 Knows sizes and how they depend on each other. Does not build or run anything.
 """
 
+import math
 from dataclasses import asdict, is_dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -16,13 +17,15 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 Projector = Literal["linear", "mlp2x_gelu"]
 Fit = Literal["pad", "stretch"]
+Anchors = Literal["mgvq", "random", "attended", "kmeans"]
+AnchorPlace = Literal["before", "after"]
 
 
 class Keys(NamedTuple):
     """What every key of <voco>'s attention is, in the order of an attention row; each of length S."""
 
     roles: tuple[str, ...]
-    """`prefix`, `anchor`, `patch` or `voco`."""
+    """`prefix`, `anchor`, `patch`, `text` (between the image and <voco>) or `voco`."""
     rows: tuple[int, ...]
     """Row of a patch in its grid, from the top; -1 for anything else."""
     cols: tuple[int, ...]
@@ -46,15 +49,24 @@ class HTCConfig(PretrainedConfig):
     text_config: dict | LlamaConfig | None = None
     """The language model; its `hidden_size` is d."""
     mgvq: dict | None = None
-    """The fields of an `MGVQConfig`; the official mgvq-f16c32-g8 by default."""
+    """The fields of an `MGVQConfig`; the official mgvq-f16c32-g8 by default, None where no anchor comes from MGVQ."""
     vision_layer: int = -2
     """Which hidden state of CLIP the patches are, as in Hugging Face: 0 the embedding, -1 the last layer."""
     projector: Projector = "mlp2x_gelu"
     """P_v, from CLIP to the language model: `linear`, or LLaVA-1.5's two layers, `mlp2x_gelu`."""
     num_anchors: int = 4
-    """Discrete anchors (v_d) before the patches."""
+    """Anchors (v_d) beside the patches; 0 for none."""
+    anchors: Anchors = "mgvq"
+    """Where they come from: MGVQ's codes, or, continuous, picks among the patches (`extract.vlm.picks`)."""
+    anchor_place: AnchorPlace = "before"
+    """Whether the anchors stand before or after the patches."""
     topology: Topology = "star"
-    """What hybrid tokens see: `star` themselves, `causal` earlier ones (VoCo-LLaMA), `full` each other."""
+    """What hybrid tokens see: `star` themselves, `causal` earlier ones (VoCo-LLaMA), `full` each other. In
+    `uncompressed` (LLaVA-1.5) the text reads all of them, and <voco> is just the token after the image."""
+    prefix_ids: tuple[int, ...] | list[int] = ()
+    """Tokens of the text before the image, the same for every image."""
+    infix_ids: tuple[int, ...] | list[int] = ()
+    """Tokens of the text between the image and <voco> (VoCo-LLaMA has a newline there)."""
     image_mean: tuple[float, ...] | list[float] = CLIP_MEAN
     image_std: tuple[float, ...] | list[float] = CLIP_STD
     """What CLIP's input is normalised with, per channel, of values in [0, 1]."""
@@ -62,9 +74,13 @@ class HTCConfig(PretrainedConfig):
     """How an image becomes square: `pad` with the mean colour (LLaVA-1.5) or `stretch`."""
 
     def __post_init__(self, **kwargs: Any) -> None:
-        mgvq: Any = MGVQ_F16C32_G8 if self.mgvq is None else self.mgvq
-        self.mgvq = _jsonable(asdict(mgvq) if is_dataclass(mgvq) and not isinstance(mgvq, type) else mgvq)
+        mgvq: Any = None
+        if self.num_anchors and self.anchors == "mgvq":
+            mgvq = MGVQ_F16C32_G8 if self.mgvq is None else self.mgvq
+            mgvq = _jsonable(asdict(mgvq) if is_dataclass(mgvq) and not isinstance(mgvq, type) else mgvq)
+        self.mgvq = mgvq
         self.image_mean, self.image_std = tuple(self.image_mean), tuple(self.image_std)
+        self.prefix_ids, self.infix_ids = tuple(self.prefix_ids), tuple(self.infix_ids)
         super().__post_init__(**kwargs)
         self._check()
 
@@ -79,8 +95,9 @@ class HTCConfig(PretrainedConfig):
         return self.text_config
 
     @property
-    def mgvq_config(self) -> MGVQConfig:
-        return MGVQConfig(**(self.mgvq or {}))
+    def mgvq_config(self) -> MGVQConfig | None:
+        """None where no anchor comes from MGVQ."""
+        return None if self.mgvq is None else MGVQConfig(**self.mgvq)
 
     @property
     def image_size(self) -> int:
@@ -97,21 +114,24 @@ class HTCConfig(PretrainedConfig):
         return self.grid**2
 
     @property
-    def code_shape(self) -> tuple[int, int, int]:
-        """(h, w, groups) of the MGVQ codes."""
+    def code_shape(self) -> tuple[int, int, int] | None:
+        """(h, w, groups) of the MGVQ codes; None without MGVQ."""
+        if self.mgvq_config is None:
+            return None
         side = self.mgvq_config.latent_size(self.image_size)
         return side, side, self.mgvq_config.groups
 
     @property
     def q_size(self) -> int:
-        """Numbers in q, the flattened quantized latent."""
-        h, w, _ = self.code_shape
-        return h * w * self.mgvq_config.latent_channels
+        """Numbers in q, the flattened quantized latent; 0 without MGVQ."""
+        if self.mgvq_config is None:
+            return 0
+        return self.mgvq_config.latent_size(self.image_size) ** 2 * self.mgvq_config.latent_channels
 
     @property
     def sequence(self) -> int:
-        """Keys of <voco> without a prefix, S: anchors, patches, <voco>. Text continues at this position."""
-        return self.num_anchors + self.num_patches + 1
+        """Keys of <voco>, S: prefix, anchors, patches, infix, <voco>. Text continues at this position."""
+        return len(self.prefix_ids) + self.num_anchors + self.num_patches + len(self.infix_ids) + 1
 
     @property
     def vision_depth(self) -> int:
@@ -119,16 +139,14 @@ class HTCConfig(PretrainedConfig):
         layers = self.vision.num_hidden_layers
         return self.vision_layer if self.vision_layer >= 0 else layers + 1 + self.vision_layer
 
-    def keys_of_voco(self, prefix: int = 0) -> Keys:
-        """Role, row and column of every key, with `prefix` text tokens before the image."""
-        cells = [(row, col) for row in range(self.grid) for col in range(self.grid)]
-        before = ("prefix",) * prefix + ("anchor",) * self.num_anchors
-        nowhere = (-1,) * len(before)
-        return Keys(
-            roles=(*before, *("patch" for _ in cells), "voco"),
-            rows=(*nowhere, *(row for row, _ in cells), -1),
-            cols=(*nowhere, *(col for _, col in cells), -1),
-        )
+    def keys_of_voco(self) -> Keys:
+        """Role, row and column of every key."""
+        cells = [("patch", row, col) for row in range(self.grid) for col in range(self.grid)]
+        anchors = [("anchor", -1, -1)] * self.num_anchors
+        hybrid = anchors + cells if self.anchor_place == "before" else cells + anchors
+        prefix, infix = [("prefix", -1, -1)] * len(self.prefix_ids), [("text", -1, -1)] * len(self.infix_ids)
+        roles, rows, cols = zip(*prefix, *hybrid, *infix, ("voco", -1, -1), strict=True)
+        return Keys(roles, rows, cols)
 
     def _check(self) -> None:
         size, patch = self.image_size, _side(self.vision.patch_size)
@@ -136,7 +154,8 @@ class HTCConfig(PretrainedConfig):
             raise ValueError(
                 f"image_size {size} is not a multiple of CLIP's patch_size {patch}; change either"
             )
-        self.mgvq_config.latent_size(size)
+        if self.mgvq_config is not None:
+            self.mgvq_config.latent_size(size)
         layers = self.vision.num_hidden_layers
         if not 0 <= self.vision_depth <= layers:
             raise ValueError(
@@ -147,11 +166,22 @@ class HTCConfig(PretrainedConfig):
             ("projector", self.projector, get_args(Projector)),
             ("topology", self.topology, TOPOLOGIES),
             ("image_fit", self.image_fit, get_args(Fit)),
+            ("anchors", self.anchors, get_args(Anchors)),
+            ("anchor_place", self.anchor_place, get_args(AnchorPlace)),
         ):
             if value not in choices:
                 raise ValueError(f"{name} is {value!r}; it is one of {', '.join(choices)}")
-        if self.num_anchors < 1:
-            raise ValueError(f"num_anchors is {self.num_anchors}; at least 1 is needed (the paper has 4)")
+        most = self.num_patches if self.anchors != "mgvq" else math.inf
+        if not 0 <= self.num_anchors <= most:
+            raise ValueError(f"num_anchors is {self.num_anchors}; it is 0 to {most} (the paper has 4)")
+        if self.infix_ids and self.topology in ("star", "full"):
+            raise ValueError(
+                f"infix_ids {self.infix_ids} are text that sees what is before it, which {self.topology} has not; use "
+                "topology causal or uncompressed"
+            )
+        for name, ids in (("prefix_ids", self.prefix_ids), ("infix_ids", self.infix_ids)):
+            if not all(0 <= token < self.text.vocab_size for token in ids):
+                raise ValueError(f"{name} {ids} are not all within the vocabulary of {self.text.vocab_size} tokens")
         if len(self.image_mean) != 3 or len(self.image_std) != 3 or min(self.image_std) <= 0:
             raise ValueError(
                 f"image_mean {self.image_mean} and image_std {self.image_std} need one value for each of "

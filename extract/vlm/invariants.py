@@ -55,21 +55,22 @@ def check_invariants(
 
     (a) rows sum to 1; (b) text has exactly no attention to hybrid tokens, and what was captured is that
     model; (c) the patches reach the text through <voco>'s keys and values alone. (a) covers the batch, (b)
-    and (c) its first image. `text_ids` (T,) stand for the text; the first words of the vocabulary by
+    and (c) its first image. In an `uncompressed` model the text reads all: there (b) is about the capture
+    alone, and (c) does not apply. `text_ids` (T,) stand for the text; the first words of the vocabulary by
     default.
     """
     if text_ids is None:
         text_ids = torch.arange(8, device=pixel_values.device) % model.config.text.vocab_size
-    anchors, patches = model.hybrid(
-        model.vision_features(pixel_values), model.quantize(pixel_values).quant.flatten(1)
-    )
+    (anchors, patches), _ = model.encode(pixel_values)
     if compressed is None:
         compressed = model.compress(anchors, patches, prefix)
     first = star.Compressed(compressed.hidden[:1], compressed.attention[:1], _first(compressed.cache))
     prefix = None if prefix is None else prefix[:1]
     row_sum_error = rows_sum_to_one(compressed.attention)
     weight, difference = text_reads_voco_only(model, anchors[:1], patches[:1], first, text_ids[None], prefix)
-    change = patches_act_through_voco(model, anchors[:1], patches[:1], first, text_ids[None], prefix)
+    change = 0.0
+    if model.config.topology != "uncompressed":
+        change = patches_act_through_voco(model, anchors[:1], patches[:1], first, text_ids[None], prefix)
     return Measured(row_sum_error, weight, difference, change)
 
 
@@ -93,21 +94,23 @@ def text_reads_voco_only(
     prefix: Tensor | None = None,
 ) -> tuple[float, float]:
     """Law (b) for one image: returns the largest text-to-hybrid weight and relative difference."""
-    positions = {compressed.cache.get_seq_length(i) for i in range(len(model.language_model.model.layers))}
-    if positions != {1}:
-        raise InvariantError(
-            f"(b) text must read one position a layer, <voco>: the cache holds {sorted(positions)}"
-        )
-    hybrid = torch.cat([anchors, patches] if prefix is None else [prefix, anchors, patches], 1)
-    text = model.language_model.model.embed_tokens(text_ids)
-    sequence = torch.cat([hybrid, model.voco.expand(1, 1, -1), text], 1)
-    prefixed = 0 if prefix is None else prefix.shape[1]
+    prefix, hybrid = model.before_voco(anchors, patches, prefix)
+    voco = prefix.shape[1] + hybrid.shape[1]
     topology = model.config.topology
+    readable = voco + 1 if topology == "uncompressed" else 1
+    positions = {compressed.cache.get_seq_length(i) for i in range(len(model.language_model.model.layers))}
+    if positions != {readable}:
+        raise InvariantError(
+            f"(b) text must read {'one position' if readable == 1 else f'{readable} positions'} a layer ({topology}): "
+            f"the cache holds {sorted(positions)}"
+        )
+    text = model.language_model.model.embed_tokens(text_ids)
+    sequence = torch.cat([prefix, hybrid, model.voco.expand(1, 1, -1), text], 1)
     mask = star.star_mask(
-        prefixed, hybrid.shape[1] - prefixed, text.shape[1], topology=topology, dtype=text.dtype
+        prefix.shape[1], hybrid.shape[1], text.shape[1], topology=topology, dtype=text.dtype
     )
-    reference = _masked_pass(model.language_model.model, sequence, mask.to(text.device), hybrid.shape[1])
-    if reference.text_to_hybrid != 0:
+    reference = _masked_pass(model.language_model.model, sequence, mask.to(text.device), voco)
+    if reference.text_to_hybrid != 0 and topology != "uncompressed":
         raise InvariantError(
             "(b) text must not attend to hybrid tokens: it does with a weight of up to "
             f"{reference.text_to_hybrid:.3g}"

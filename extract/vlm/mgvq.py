@@ -114,15 +114,31 @@ def _require_multiple(name: str, value: int, unit: int, reason: str) -> None:
         raise ValueError(f"{name} is {value}: expected a positive multiple of {unit} ({reason})")
 
 
-MGVQ_F16C32_G8 = MGVQConfig(
-    widths=(128, 256, 512, 512, 1024),
-    depths=(0, 4, 8, 2, 2),
-    decoder_depths=(0, 5, 10, 2, 2),
-    groups=8,
-    codebook_size=16384,
-    latent_channels=32,
-)
+def _official(stages: int, groups: int, codebook_size: int) -> MGVQConfig:
+    return MGVQConfig(
+        widths=(128, 256, 512, 512, 1024, 1024)[:stages],
+        depths=(0, 4, 8, 2, 2, 2)[:stages],
+        decoder_depths=(0, 5, 10, 2, 2, 2)[:stages],
+        groups=groups,
+        codebook_size=codebook_size,
+        latent_channels=32,
+        attention_stages=stages - 3,
+    )
+
+
+MGVQ_F16C32_G8 = _official(5, 8, 16384)
 """The official `mgvq-f16c32-g8`, the tokenizer of HTC-VLM."""
+
+PRESETS = {
+    "mgvq-f8c32-g4": _official(4, 4, 32768),
+    "mgvq-f8c32-g8": _official(4, 8, 16384),
+    "mgvq-f16c32-g4": _official(5, 4, 32768),
+    "mgvq-f16c32-g8": MGVQ_F16C32_G8,
+    "mgvq-f16c32-g4-mix": _official(5, 4, 32768),
+    "mgvq-f32c32-g8-mix": _official(6, 8, 16384),
+}
+"""The six checkpoints of the official model zoo by name (`mgvq_f8c32_g4.pt`, ...): f is the downsampling, c the latent
+channels, g the groups; `mix` differs in its training data alone."""
 
 
 class MGVQEncoding(NamedTuple):

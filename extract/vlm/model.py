@@ -6,7 +6,7 @@ The arithmetic up to <voco> is in `star`; text runs through the stock transforme
 pixel_values are (B, 3, R, R) in [0, 1] everywhere; each tower's normalisation is applied in here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -20,6 +20,7 @@ from transformers.utils import ModelOutput
 from extract.vlm import star
 from extract.vlm.config import HTCConfig
 from extract.vlm.mgvq import MGVQ, MGVQEncoding
+from extract.vlm.picks import pick_anchors
 
 IGNORED_LABEL = -100
 
@@ -28,7 +29,7 @@ class Hybrid(NamedTuple):
     """The hybrid sequence V_hy, in its two channels."""
 
     anchors: Tensor
-    """(B, A, d), v_d: the semantic channel, first in the sequence."""
+    """(B, A, d), v_d: the semantic channel. A is 0 where the model has none."""
     patches: Tensor
     """(B, P, d), V: the detail channel."""
 
@@ -55,6 +56,7 @@ class HTCVLM(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
+    accepts_loss_kwargs = True  # transformers' Trainer then gives num_items_in_batch
     _no_split_modules = ["CLIPEncoderLayer", "LlamaDecoderLayer"]
     _keep_in_fp32_modules_strict = {"mgvq"}  # the codes must not depend on the language model's precision
 
@@ -64,16 +66,16 @@ class HTCVLM(PreTrainedModel):
         super().__init__(config)
         d, d_clip = config.text.hidden_size, config.vision.hidden_size
         self.vision_tower = CLIPVisionModel(config.vision)
-        self.mgvq = MGVQ(config.mgvq_config)
+        self.mgvq = None if config.mgvq_config is None else MGVQ(config.mgvq_config)
         second = [nn.GELU(), nn.Linear(d, d)] if config.projector == "mlp2x_gelu" else []
         self.patch_projector = nn.Sequential(nn.Linear(d_clip, d), *second)
-        self.anchor_projector = nn.Sequential(
+        self.anchor_projector = None if self.mgvq is None else nn.Sequential(
             nn.Linear(config.q_size, d),
             nn.GELU(),
             nn.Linear(d, config.num_anchors * d),
             nn.GELU(),
             nn.Unflatten(-1, (config.num_anchors, d)),
-        )
+        )  # fmt: skip
         self.voco = nn.Parameter(torch.empty(d))
         self.language_model = LlamaForCausalLM(config.text)
         self.gradient_checkpointing = False
@@ -101,52 +103,94 @@ class HTCVLM(PreTrainedModel):
     def train(self, mode: bool = True) -> "HTCVLM":
         super().train(mode)
         # Also after from_pretrained, which makes every parameter trainable and then calls eval().
-        for frozen in (self.vision_tower, self.mgvq):
+        for frozen in filter(None, (self.vision_tower, self.mgvq)):
             frozen.eval().requires_grad_(False)
         return self
 
     @torch.no_grad()
     def vision_features(self, pixel_values: Tensor) -> Tensor:
-        """CLIP's patches (B, P, d_clip) at `config.vision_layer`, without CLS; deeper layers do not run."""
+        """CLIP's patches (B, P, d_clip) at `config.vision_layer`, without CLS; deeper layers do not run.
+
+        Where the anchors are `attended` patches, a last column holds CLS's attention to each patch in the layer
+        before, averaged over heads: (B, P, d_clip + 1).
+        """
         self._check_pixels(pixel_values)
         mean = pixel_values.new_tensor(self.config.image_mean)[:, None, None]
         std = pixel_values.new_tensor(self.config.image_std)[:, None, None]
         tower = self.vision_tower
         x = tower.pre_layrnorm(tower.embeddings((pixel_values - mean) / std))
+        before = x
         for layer in tower.encoder.layers[: self.config.vision_depth]:
-            x = layer(x, None)
-        return x[:, 1:]
+            before, x = x, layer(x, None)
+        if not self._attended:
+            return x[:, 1:]
+        last = tower.encoder.layers[max(0, self.config.vision_depth - 1)]
+        return torch.cat([x[:, 1:], _cls_attention(last, before).to(x.dtype)[..., None]], -1)
 
     @torch.no_grad()
-    def quantize(self, pixel_values: Tensor) -> MGVQEncoding:
-        """MGVQ's latent, codes and quantized latent of the same image; q is `quant.flatten(1)`."""
+    def quantize(self, pixel_values: Tensor) -> MGVQEncoding | None:
+        """MGVQ's latent, codes and quantized latent of the same image; None where the model has no MGVQ."""
         self._check_pixels(pixel_values)
+        if self.mgvq is None:
+            return None
         with torch.autocast(pixel_values.device.type, enabled=False):  # the nearest code must not hang on it
             return self.mgvq.encode((2 * pixel_values - 1).to(self.mgvq.codebook.dtype))
 
-    def hybrid(self, vision_features: Tensor, q: Tensor) -> Hybrid:
-        """Anchors and patches from `vision_features` (B, P, d_clip) and `q` (B, nq)."""
+    def hybrid(self, vision_features: Tensor, q: Tensor | None = None) -> Hybrid:
+        """Anchors and patches from `vision_features` (B, P, d_clip) and, where MGVQ makes the anchors, `q` (B, nq)."""
         dtype = self.voco.dtype
-        return Hybrid(self.anchor_projector(q.to(dtype)), self.patch_projector(vision_features.to(dtype)))
+        attended = vision_features[..., -1].float() if self._attended else None
+        patches = self.patch_projector(vision_features[..., : self.config.vision.hidden_size].to(dtype))
+        if self.config.num_anchors == 0:
+            return Hybrid(patches[:, :0], patches)
+        if self.anchor_projector is None:
+            return Hybrid(pick_anchors(patches, self.config.num_anchors, self.config.anchors, attended), patches)
+        if q is None:
+            raise ValueError("the anchors of this model come from MGVQ: give q, `quantize(pixels).quant.flatten(1)`")
+        return Hybrid(self.anchor_projector(q.to(dtype)), patches)
+
+    def encode(self, pixel_values: Tensor) -> tuple[Hybrid, MGVQEncoding | None]:
+        """The hybrid tokens of images (B, 3, R, R), and MGVQ's encoding where the model has one."""
+        encoding = self.quantize(pixel_values)
+        q = None if encoding is None else encoding.quant.flatten(1)
+        return self.hybrid(self.vision_features(pixel_values), q), encoding
+
+    def before_voco(self, anchors: Tensor, patches: Tensor, prefix: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Embeddings of the prefix (B, P, d), P 0 without one, and of the rest before <voco> (B, N, d), in order.
+
+        `prefix` replaces that of the configuration.
+        """
+        hybrid = [anchors, patches] if self.config.anchor_place == "before" else [patches, anchors]
+        if prefix is None:
+            prefix = self._embedded(self.config.prefix_ids, len(patches))
+        return prefix, torch.cat([*hybrid, self._embedded(self.config.infix_ids, len(patches))], 1)
 
     def compress(self, anchors: Tensor, patches: Tensor, prefix: Tensor | None = None) -> star.Compressed:
-        """<voco> over [prefix; anchors; patches], each (B, *, d): its hidden states, attention and cache."""
+        """<voco> over prefix, anchors, patches, each (B, *, d): its hidden states, attention and cache.
+
+        The prefix is that of the configuration unless one is given.
+        """
+        prefix, hybrid = self.before_voco(anchors, patches, prefix)
         return star.compress(
             self.language_model.model,
-            torch.cat([anchors, patches], 1),
+            hybrid,
             self.voco,
             topology=self.config.topology,
-            prefix=prefix,
+            prefix=prefix if prefix.shape[1] else None,
             gradient_checkpointing=self.gradient_checkpointing and self.training,
         )
 
     def read(
-        self, compressed: star.Compressed, input_ids: Tensor, attention_mask: Tensor | None = None
+        self,
+        compressed: star.Compressed,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        has_image: Tensor | None = None,
     ) -> Tensor:
         """Logits of texts (B, T), or several an image (B, pairs, T), each of which reads <voco> alone.
 
         `attention_mask` is 0 at padding, on either side; without it, padding on the right changes nothing
-        before it.
+        before it. `has_image` (B,) is false where a text does not read <voco> either.
         """
         if self.training and any(layer.gradient_checkpointing for layer in self.language_model.model.layers):
             raise ValueError(
@@ -155,7 +199,10 @@ class HTCVLM(PreTrainedModel):
             )
         ids = input_ids.flatten(0, -2)
         mask = None if attention_mask is None else attention_mask.flatten(0, -2)
-        position_ids, mask = _after_voco(compressed, ids, mask)
+        if has_image is not None:
+            mask = torch.ones_like(ids) if mask is None else mask
+            has_image = has_image.repeat_interleave(len(ids) // len(input_ids), 0)
+        position_ids, mask = _after_voco(compressed, ids, mask, has_image)
         logits = self.language_model(
             input_ids=ids,
             past_key_values=_repeat(compressed.cache, len(ids) // len(input_ids)),
@@ -173,20 +220,27 @@ class HTCVLM(PreTrainedModel):
         q: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        has_image: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> HTCOutput:
         """L_HTC: the mean next-token loss over `labels` other than -100 (section 3).
 
         `input_ids`, `attention_mask` and `labels` are (B, T), or (B, pairs, T): each pair reads its image's
         <voco> and itself. Labels stand at their own token and are predicted from the tokens before it.
         Where `vision_features` or `q` are given, the frozen tower that computes them does not run; with
-        both, no pixels are needed.
+        both, no pixels are needed. `has_image` (B,) is false for texts without an image, whose pixels are not
+        looked at. `num_items_in_batch`: divide by this many labels instead of by those that are here, so that the
+        losses of the parts of a batch (devices, accumulated steps) add up to the whole batch's.
         """
         compressed = self.compress(*self._hybrid_of(pixel_values, vision_features, q))
-        logits = self.read(compressed, input_ids, attention_mask)
+        logits = self.read(compressed, input_ids, attention_mask, has_image)
         loss = None
         if labels is not None:
-            predicted = logits[..., :-1, :].flatten(0, -2).float()
-            loss = F.cross_entropy(predicted, labels[..., 1:].flatten(), ignore_index=IGNORED_LABEL)
+            predicted, wanted = logits[..., :-1, :].flatten(0, -2).float(), labels[..., 1:].flatten()
+            how = "mean" if num_items_in_batch is None else "sum"
+            loss = F.cross_entropy(predicted, wanted, ignore_index=IGNORED_LABEL, reduction=how)
+            if num_items_in_batch is not None:
+                loss = loss / num_items_in_batch
         return HTCOutput(loss=loss, logits=logits)
 
     @torch.no_grad()
@@ -225,13 +279,23 @@ class HTCVLM(PreTrainedModel):
     def _hybrid_of(
         self, pixel_values: Tensor | None, vision_features: Tensor | None, q: Tensor | None
     ) -> Hybrid:
-        if pixel_values is None and (vision_features is None or q is None):
+        if pixel_values is None and (vision_features is None or (q is None and self.mgvq is not None)):
             raise ValueError("an image is needed: give pixel_values, or both vision_features and q")
         if vision_features is None:
             vision_features = self.vision_features(cast(Tensor, pixel_values))
-        if q is None:
-            q = self.quantize(cast(Tensor, pixel_values)).quant.flatten(1)
+        if q is None and self.mgvq is not None:
+            q = cast(MGVQEncoding, self.quantize(cast(Tensor, pixel_values))).quant.flatten(1)
         return self.hybrid(vision_features, q)
+
+    @property
+    def _attended(self) -> bool:
+        return self.config.num_anchors > 0 and self.config.anchors == "attended"
+
+    def _embedded(self, ids: Sequence[int], images: int) -> Tensor:
+        """The same tokens `ids` for each of the images, (B, len(ids), d)."""
+        embed = self.language_model.model.embed_tokens
+        tokens = torch.tensor(ids, dtype=torch.long, device=self.voco.device)
+        return embed(tokens)[None].expand(images, -1, -1)
 
     def _check_pixels(self, pixel_values: Tensor) -> None:
         size = self.config.image_size
@@ -249,14 +313,25 @@ def _repeat(cache: DynamicCache, times: int) -> DynamicCache:
 
 
 def _after_voco(
-    compressed: star.Compressed, ids: Tensor, mask: Tensor | None
+    compressed: star.Compressed, ids: Tensor, mask: Tensor | None, has_image: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Positions of texts `ids` (n, T) that continue after <voco>, and their `mask` with <voco> in front."""
+    """Positions of texts `ids` (n, T) that continue after <voco>, and their `mask` with what they read in front."""
     first = compressed.attention.shape[-1]
     if mask is None:
         return torch.arange(first, first + ids.shape[1], device=ids.device)[None], None
     positions = first + (mask.long().cumsum(-1) - 1).clamp(min=0)
-    return positions, torch.cat([torch.ones_like(mask[:, :1]), mask], 1)
+    read = mask.new_ones(len(mask), compressed.cache.get_seq_length())
+    if has_image is not None:
+        read = read * has_image.to(mask.dtype)[:, None]
+    return positions, torch.cat([read, mask], 1)
+
+
+def _cls_attention(layer: nn.Module, x: Tensor) -> Tensor:
+    """CLS's attention to the patches (B, P) in a CLIP layer with input `x` (B, 1 + P, d), averaged over heads."""
+    attn, xn = cast(Any, layer).self_attn, cast(Any, layer).layer_norm1(x)
+    q, k = (proj(t).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2) for proj, t in
+            ((attn.q_proj, xn[:, :1]), (attn.k_proj, xn)))  # fmt: skip
+    return (q @ k.transpose(2, 3) * attn.scale).softmax(-1, dtype=torch.float32)[:, :, 0, 1:].mean(1)
 
 
 AutoModel.register(HTCConfig, HTCVLM)

@@ -10,7 +10,7 @@ Suffixes: B batch, P prefix, N hybrid, X = P + N, S = X + 1 keys, L layers, H he
 H / K, D width of a head, W = K * D width of all keys.
 """
 
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaMLP
 
-Topology = Literal["star", "causal", "full"]
+Topology = Literal["star", "causal", "full", "uncompressed"]
 TOPOLOGIES: tuple[Topology, ...] = get_args(Topology)
 
 
@@ -31,7 +31,8 @@ class Compressed(NamedTuple):
     attention: Tensor
     """(B, L, H, S) float32 rows of <voco>; each sums to 1. Keys in order: prefix, hybrid, <voco>."""
     cache: DynamicCache
-    """Keys and values of <voco> alone, one position a layer; text continues at position S."""
+    """Keys and values of <voco> alone, one position a layer, or of all S where `uncompressed`; text continues at
+    position S."""
 
 
 def compress(
@@ -46,8 +47,9 @@ def compress(
     """Run `hybrid` (B, N, d) and `voco` (d,) or (B, 1, d) through the decoder; text never enters here.
 
     The hybrid tokens see themselves only (`star`), prefix and earlier hybrid tokens (`causal`, VoCo-LLaMA),
-    or prefix and all hybrid tokens (`full`). A `prefix` (B, P, d), text before the image, is causal and
-    comes first. <voco> sees everything. Equal to `llama` under `star_mask`; attention dropout is never
+    or prefix and all hybrid tokens (`full`). `uncompressed` is `causal`, and the text reads everything: plain
+    LLaVA, with the token after the image in the place of <voco>. A `prefix` (B, P, d), text before the image, is
+    causal and comes first. <voco> sees everything. Equal to `llama` under `star_mask`; attention dropout is never
     applied.
     """
     if topology not in TOPOLOGIES:
@@ -92,7 +94,8 @@ def star_mask(
         sees[prefix:voco] = torch.eye(size, dtype=torch.bool)[prefix:voco]
     elif topology == "full":
         sees[prefix:voco, :voco] = True
-    sees[voco + 1 :, :voco] = False
+    if topology != "uncompressed":
+        sees[voco + 1 :, :voco] = False
     return torch.zeros(size, size, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)[None, None]
 
 
@@ -106,12 +109,13 @@ def _layer(
     topology: Topology,
     last: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """One decoder layer: x_BXd and z_B1d moved on, row_BHS, and <voco>'s key and value (B, K, 1, D)."""
+    """One decoder layer: x_BXd and z_B1d moved on, row_BHS, and the keys and values that the text may read: those of
+    <voco> (B, K, 1, D), or of all (B, K, S, D)."""
     attn = layer.self_attn
     xn, zn = layer.input_layernorm(x), layer.input_layernorm(z)
     q_BKGD, key, value = _voco_projections(attn, zn, cos[:, -1:], sin[:, -1:])
     k_BXW = attn.k_proj(xn)
-    v_BXW = None if last else attn.v_proj(xn)
+    v_BXW = None if last and topology != "uncompressed" else attn.v_proj(xn)
     row_BHS = _row(q_BKGD, k_BXW, key, cos[:, :-1], sin[:, :-1], attn.scaling)
 
     weights = row_BHS.to(x.dtype)
@@ -121,7 +125,11 @@ def _layer(
         seen_BHW = weights[..., :-1] @ v_BXW + weights[..., -1:] * value.transpose(1, 2).flatten(2)
     z = _add(z, attn.o_proj(_own_block(seen_BHW, q_BKGD)))
     z = _add(z, layer.mlp(layer.post_attention_layernorm(z)))
-    if v_BXW is not None:  # after the last layer nothing reads the other tokens
+    if topology == "uncompressed":
+        keys = _rotate(_heads(k_BXW, attn.head_dim), cos[:, :-1], sin[:, :-1])
+        key, value = torch.cat([keys, key], 2), torch.cat([_heads(cast(Tensor, v_BXW), attn.head_dim), value], 2)
+    if not last:  # after the last layer nothing reads the other tokens' states
+        v_BXW = cast(Tensor, v_BXW)
         mixed = _mix(attn, xn, k_BXW, v_BXW, cos[:, :-1], sin[:, :-1], prefixed, topology)
         x = _add(x, attn.o_proj(mixed))
         x = _add(x, _mlp(layer.mlp, layer.post_attention_layernorm(x)))
@@ -172,11 +180,12 @@ def _mix(
         k = k.repeat_interleave(groups, 1)
         if topology == "full":
             hybrid = F.scaled_dot_product_attention(q[:, :, prefixed:], k, v, scale=attn.scaling)
-        first = dense if topology == "causal" else prefixed
+        causally = topology in ("causal", "uncompressed")
+        first = dense if causally else prefixed
         causal = F.scaled_dot_product_attention(
             q[:, :, :first], k[:, :, :first], v[:, :, :first], is_causal=True, scale=attn.scaling
         )
-        hybrid = causal if topology == "causal" else torch.cat([causal, hybrid], 2)
+        hybrid = causal if causally else torch.cat([causal, hybrid], 2)
     return hybrid.transpose(1, 2).flatten(2)
 
 

@@ -20,11 +20,12 @@ FORMATS = {
 
 
 def open_source(name_or_path: str, split: str, *, limit: int | None = None, resolution: int = 64) -> Source:
-    """The first `limit` images (None: all) of a split of `scenes`, an official data set, or a folder of one's own.
+    """`limit` images (None: all) of a split of `scenes`, an official data set, or a folder of one's own.
 
-    An official data set is NAME:PATH, as in cub:/data/CUB_200_2011; the names are those of `FORMATS`. `resolution`, in
-    pixels a side, is what rendered scenes are drawn at; files keep their own size. A folder that is itself called
-    scenes is reached as ./scenes. Raises UserError for data, a split or a limit that is not there.
+    An official data set is NAME:PATH, as in cub:/data/CUB_200_2011; the names are those of `FORMATS`. A limit takes a
+    fair sample, not the first images, where the order of the files could be by class. `resolution`, in pixels a side,
+    is what rendered scenes are drawn at; files keep their own size. A folder that is itself called scenes is reached
+    as ./scenes. Raises UserError for data, a split or a limit that is not there.
     """
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit} leaves no image; use 1 or more")
@@ -46,3 +47,11 @@ def open_source(name_or_path: str, split: str, *, limit: int | None = None, reso
         f"({', '.join(f'{known}:PATH' for known in FORMATS)}), nor a folder; a folder of your own images looks like "
         "FOLDER/val/*.jpg, with --data FOLDER --split val"
     )
+
+
+def absolute(name_or_path: str) -> str:
+    """The same data, named so that it means the same in every working directory."""
+    name, colon, path = name_or_path.partition(":")
+    if name_or_path == "scenes":
+        return name_or_path
+    return f"{name}:{Path(path).resolve()}" if colon and name in FORMATS else str(Path(name_or_path).resolve())

@@ -5,6 +5,7 @@ to `FileSource`.
 """
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,9 +31,9 @@ class Picture(NamedTuple):
 
 
 class FileSource:
-    """The first `limit` pictures (None: all) with their labels, as a data source (`extract.data.source.Source`).
+    """Pictures with their labels, as a data source (`extract.data.source.Source`), in the official order.
 
-    Raises UserError where there is no picture.
+    `limit` takes that many, see `spread`. Raises UserError where there is no picture.
     """
 
     def __init__(
@@ -45,19 +46,29 @@ class FileSource:
         self.name, self.split = name, split
         self.tasks = tuple(task for task, _ in labels)
         self._labels = {task.name: values for task, values in labels}
-        self._pictures = pictures[:limit]
+        self._pictures = pictures
+        self._chosen = spread(len(pictures), limit)
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._chosen)
 
     def __getitem__(self, index: int) -> Item:
         """The item, its image upright and RGB. Raises ImageError for a file that is missing or no whole image."""
+        index = self._chosen[index]
         at = self._pictures[index]
         image = read_image(str(at.path))
         if at.box is not None:
             image = cut(image, at.box, str(at.path))
         labels = {name: values[index] for name, values in self._labels.items()}
         return Item(at.id, str(at.path), at.group, image, labels)
+
+
+def spread(count: int, limit: int | None) -> list[int]:
+    """Which of `count` items a limit takes (None: all): evenly spread, because lists are often sorted by class and
+    the first of them would show one class.
+    """
+    n = count if limit is None else min(limit, count)
+    return [i * count // n for i in range(n)]
 
 
 def cut(image: Image.Image, box: tuple[float, float, float, float], path: str) -> Image.Image:
@@ -83,10 +94,13 @@ def refuse_split(data: str, split: str, splits: Sequence[str]) -> UserError:
     return UserError(f"{data} has no split {split!r}; its splits: {', '.join(splits)}")
 
 
-def read_image(path: str) -> Image.Image:
-    """An RGB image, turned as its EXIF says; of an animation the first frame, of a 16-bit image the upper 8 bits."""
+def read_image(path: str, content: bytes | None = None) -> Image.Image:
+    """An RGB image, turned as its EXIF says; of an animation the first frame, of a 16-bit image the upper 8 bits.
+
+    `content` is the file's, where it does not lie at `path` itself. Raises ImageError.
+    """
     try:
-        with Image.open(path) as image:
+        with Image.open(path if content is None else BytesIO(content)) as image:
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I;16"):  # convert() would clip instead of scale: nearly everything white
                 return Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8)).convert("RGB")
@@ -94,7 +108,7 @@ def read_image(path: str) -> Image.Image:
     except FileNotFoundError:
         raise ImageError(path, "there is no such file") from None
     except UnidentifiedImageError:
-        empty = Path(path).stat().st_size == 0
+        empty = (Path(path).stat().st_size if content is None else len(content)) == 0
         raise ImageError(path, "the file is empty" if empty else "not an image that Pillow can read") from None
     except Exception as error:  # Pillow's decoders meet damaged files with all kinds of exceptions
         reason = (str(error) or type(error).__name__).splitlines()[0]

@@ -1,18 +1,8 @@
 """A folder of one's own images, after Hugging Face's imagefolder convention. Knows files and labels; no model.
 
-    FOLDER/tasks.toml            the suite and kind of every label column
+    FOLDER/tasks.toml            the suite and kind of every label column (see `columns`)
     FOLDER/val/metadata.csv      (or .jsonl, .parquet) file_name, a column a task, optionally `id` and `group`
     FOLDER/val/street/1.jpg      images, in folders or not
-
-    # tasks.toml
-    [texture]
-    suite = "detail"             # or "semantic"
-    kind = "classes"             # or "multilabel", "number"
-    classes = ["plain", "dotted"]   # optional; otherwise all values of the column in this split
-    unit = ""                    # optional, of a number
-
-Cells. Empty, null and NaN: the label is unknown. Several labels: a list, or words separated by `|` or `;` (a lone
-separator, or an empty list: none of them). Classes are kept sorted.
 
 Images come in the order of the metadata, then those without a row, sorted by name, with unknown labels. A row whose
 file is missing or damaged raises ImageError when it is read. Without metadata all images of the split are read, and
@@ -21,25 +11,18 @@ there are no labels.
 
 import csv
 import json
-import math
-import re
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, cast, get_args
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from extract.data.files import read_image
+from extract.data.columns import NOT_LABELS, Label, cell_text, label_of, make_task, read_tasks, refuse_repeated
+from extract.data.files import read_image, spread
 from extract.data.source import Item
 from extract.errors import UserError
-from extract.store import Kind, Suite, Task
+from extract.store import Task
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-_NOT_LABELS = {"file_name", "id", "group"}
-
-Label = int | float | np.ndarray
 
 
 class _Row(NamedTuple):
@@ -53,7 +36,7 @@ class _Row(NamedTuple):
 
 
 class ImageFolder:
-    """The first `limit` images of FOLDER/SPLIT as a data source; `name` is the folder's own.
+    """`limit` images of FOLDER/SPLIT, evenly spread, or all (None), as a data source; `name` is the folder's own.
 
     Raises UserError for a layout, a table or a tasks.toml that cannot be meant.
     """
@@ -69,12 +52,12 @@ class ImageFolder:
             self.tasks = _tasks(root / "tasks.toml", metadata, cells)
             rows = _rows(metadata, cells, self.tasks)
         listed = {row.file for row in rows}
-        unknown = {task.name: _label(task, None, "") for task in self.tasks}
+        unknown = {task.name: label_of(task, None, "") for task in self.tasks}
         rows += [_Row(file, file, file, unknown) for file in _images(self._folder) if file not in listed]
         if not rows:
             raise UserError(f"no images in {self._folder}; it takes {', '.join(sorted(SUFFIXES))}, also in sub-folders")
-        _refuse_repeated([row.id for row in rows], "id", metadata or self._folder)
-        self._rows = rows[:limit]
+        refuse_repeated([row.id for row in rows], "id", metadata or self._folder)
+        self._rows = [rows[i] for i in spread(len(rows), limit)]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -135,7 +118,7 @@ def _read_table(path: Path) -> list[dict[str, Any]]:
 def _read_csv(path: Path) -> list[dict[str, Any]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
-        _refuse_repeated(list(reader.fieldnames or ()), "column", path)
+        refuse_repeated(list(reader.fieldnames or ()), "column", path)
         rows = []
         for row in reader:
             if None in row or None in row.values():
@@ -170,7 +153,7 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
         table = parquet.ParquetFile(path).read()
     except pyarrow.ArrowException as error:
         raise UserError(f"{path} is no parquet table: {str(error).splitlines()[0]}") from error
-    _refuse_repeated(table.column_names, "column", path)
+    refuse_repeated(table.column_names, "column", path)
     return table.to_pylist()
 
 
@@ -179,15 +162,15 @@ def _rows(path: Path, cells: Sequence[dict[str, Any]], tasks: Sequence[Task]) ->
     for number, cell in enumerate(cells, 1):
         where = f"{path} row {number}"
         file = _file_name(cell["file_name"], where)
-        name = _text(cell.get("id")) or file
-        labels = {task.name: _label(task, cell[task.name], f"{where}, {task.name}") for task in tasks}
-        rows.append(_Row(file, name, _text(cell.get("group")) or name, labels))
-    _refuse_repeated([row.file for row in rows], "file_name", path)
+        name = cell_text(cell.get("id")) or file
+        labels = {task.name: label_of(task, cell[task.name], f"{where}, {task.name}") for task in tasks}
+        rows.append(_Row(file, name, cell_text(cell.get("group")) or name, labels))
+    refuse_repeated([row.file for row in rows], "file_name", path)
     return rows
 
 
 def _file_name(cell: Any, where: str) -> str:
-    name = PurePosixPath(_text(cell))
+    name = PurePosixPath(cell_text(cell))
     if name == PurePosixPath("."):
         raise UserError(f"{where} has no file_name; it says which image the row is")
     if name.is_absolute() or ".." in name.parts or "\0" in str(name):
@@ -195,21 +178,13 @@ def _file_name(cell: Any, where: str) -> str:
     return str(name)
 
 
-def _refuse_repeated(values: Sequence[str], what: str, where: Path) -> None:
-    seen: set[str] = set()
-    for value in values:
-        if value in seen:
-            raise UserError(f"{what} {value!r} stands twice in {where}; keep one")
-        seen.add(value)
-
-
 # ---- tasks and labels
 
 
 def _tasks(toml: Path, metadata: Path, cells: Sequence[dict[str, Any]]) -> tuple[Task, ...]:
     """One task a label column, in the order of the columns."""
-    settings = _read_toml(toml)
-    columns = [name for name in cells[0] if name not in _NOT_LABELS]
+    settings = read_tasks(toml)
+    columns = [name for name in cells[0] if name not in NOT_LABELS]
     for name in columns:
         if name not in settings:
             raise UserError(
@@ -222,88 +197,4 @@ def _tasks(toml: Path, metadata: Path, cells: Sequence[dict[str, Any]]) -> tuple
                 f"task {name!r} of {toml} has no column in {metadata} (label columns: {', '.join(columns) or 'none'}); "
                 "add the column, empty where the label is unknown, or remove the task"
             )
-    return tuple(_task(name, settings[name], toml, metadata, [row[name] for row in cells]) for name in columns)
-
-
-def _read_toml(path: Path) -> dict[str, dict[str, Any]]:
-    if not path.exists():
-        return {}
-    try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    choices = {"suite": get_args(Suite), "kind": get_args(Kind)}
-    for name, task in settings.items():
-        if not isinstance(task, dict):
-            raise UserError(f'{path}: {name} is no table; expected [{name}] with suite = "..." and kind = "..."')
-        for key, allowed in choices.items():
-            if task.get(key) not in allowed:
-                raise UserError(f"{path}: {key} of [{name}] is {task.get(key)!r}; it is one of {', '.join(allowed)}")
-        unknown = sorted(set(task) - {"suite", "kind", "unit", "classes"})
-        if unknown:
-            raise UserError(f"{path}: [{name}] has {unknown[0]!r}; it takes suite, kind, unit and classes")
-        if task["kind"] == "number" and "classes" in task:
-            raise UserError(f"{path}: [{name}] is a number and has classes; remove them or change its kind")
-        if not isinstance(task.get("unit", ""), str):
-            raise UserError(f'{path}: unit of [{name}] is {task["unit"]!r}; it is text, such as "cm"')
-        listed = task.get("classes", [])
-        if not isinstance(listed, list) or not all(isinstance(label, str) and label for label in listed):
-            raise UserError(f'{path}: classes of [{name}] are {listed!r}; expected a list such as ["a", "b"]')
-    return settings
-
-
-def _task(name: str, setting: dict[str, Any], toml: Path, metadata: Path, column: Sequence[Any]) -> Task:
-    kind = cast(Kind, setting["kind"])
-    classes: set[str] = set()
-    if kind != "number":
-        where = f"{metadata}, column {name}"
-        classes = set(setting.get("classes", ())) or {label for cell in column for label in _words(kind, cell, where)}
-        if not classes:
-            raise UserError(f"column {name!r} of {metadata} is empty in every row; remove it with its task in {toml}")
-    return Task(name, setting["suite"], kind, tuple(sorted(classes)), setting.get("unit", ""))
-
-
-def _label(task: Task, cell: Any, where: str) -> Label:
-    """The label of one cell, in the form of `store.Task`."""
-    if task.kind == "number":
-        if _unknown(cell):
-            return math.nan
-        try:
-            number = float(cell)
-        except (TypeError, ValueError):
-            number = math.inf
-        if math.isinf(number):
-            raise UserError(f"{where}: {cell!r} is no finite number; leave the cell empty where it is unknown")
-        return number
-    if _unknown(cell):
-        return -1 if task.kind == "classes" else np.full(len(task.classes), 255, np.uint8)
-    index = {label: i for i, label in enumerate(task.classes)}
-    chosen = _words(task.kind, cell, where)
-    for label in chosen:
-        if label not in index:
-            raise UserError(f"{where}: {label!r} is not among the classes of tasks.toml ({', '.join(task.classes)})")
-    if task.kind == "classes":
-        return index[chosen[0]]
-    row = np.zeros(len(task.classes), np.uint8)
-    row[[index[label] for label in chosen]] = 1
-    return row
-
-
-def _words(kind: Kind, cell: Any, where: str) -> list[str]:
-    """The class names in one cell."""
-    if _unknown(cell):
-        return []
-    if kind == "multilabel":
-        parts = cell if isinstance(cell, list) else re.split(r"[|;]", _text(cell))
-        return [text for text in map(_text, parts) if text]
-    if isinstance(cell, list | dict):
-        raise UserError(f'{where}: {cell!r} is no single class; its kind in tasks.toml should be "multilabel"')
-    return [_text(cell)]
-
-
-def _unknown(cell: Any) -> bool:
-    return not isinstance(cell, list) and _text(cell) in {"", "nan", "NaN"}
-
-
-def _text(cell: Any) -> str:
-    return "" if cell is None else str(cell).strip()
+    return tuple(make_task(name, settings[name], toml, metadata, [row[name] for row in cells]) for name in columns)

@@ -63,6 +63,19 @@ def multi_labels(
     return Labels(task, array)
 
 
+def table_labels(
+    name: str, suite: Suite, classes: Sequence[str], values: np.ndarray, *, note: str = "", rare: int = RARE
+) -> Labels | None:
+    """`multi_labels` from a table (n, C) of 0, 1 and 255 over `classes` in any order. None when no class is left."""
+    counts = Counter(dict(zip(classes, (values == 1).sum(0).tolist(), strict=True)))
+    kept = sorted(value for value, count in counts.items() if count >= rare)
+    if not kept:
+        return None
+    columns = [classes.index(value) for value in kept]
+    note = _with_rule(note, counts, kept, rare, "left out")
+    return Labels(Task(name, suite, "multilabel", tuple(kept), note=note), values[:, columns].astype(np.uint8))
+
+
 def number_labels(
     name: str, suite: Suite, values: Sequence[float | None], unit: str, *, note: str = ""
 ) -> Labels | None:

@@ -1,0 +1,154 @@
+"""CLEVR v1.0 in its official layout. Knows its scene files; no model.
+
+    ROOT/scenes/CLEVR_val_scenes.json     what stands where (train and val; the test scenes were never published)
+    ROOT/images/val/CLEVR_val_000000.png  480 x 320 pixels
+
+A question about one object is about the *main object*: the one nearest to the camera (of the smallest depth, the third
+of its `pixel_coords`). Relations are those recorded, along the camera's directions on the ground. Where two objects
+share the extreme that a task asks for, its label is unknown.
+
+The generator draws `rotation` as a number up to 360, and its renderer takes that as radians; so does this reader. Only
+cubes show how they are turned, and only up to a quarter turn.
+Format: https://github.com/facebookresearch/clevr-dataset-gen (image_generation/render_images.py, utils.py, issue 5).
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from extract.data.files import FileSource, Picture, refuse_split, require
+from extract.data.labels import class_labels, multi_labels, number_labels
+from extract.data.tables import field, read_json
+from extract.errors import UserError
+
+SPLITS = ("train", "val")
+WIDTH, HEIGHT = 480, 320  # of every image; the scenes do not say it
+
+_MAIN = "of the main object, the one nearest to the camera"
+
+
+class _Object(NamedTuple):
+    shape: str
+    size: str
+    material: str
+    colour: str
+    x: float
+    """Of its centre, in pixels from the left; `y` from the top."""
+    y: float
+    depth: float
+    turn: float
+    """Radians from the camera's right, seen from above."""
+
+
+class _Scene(NamedTuple):
+    file: str
+    objects: tuple[_Object, ...]
+    related: dict[str, list[list[int]]]
+    """By direction, for every object those that lie in that direction of it."""
+
+    @property
+    def main(self) -> _Object | None:
+        at = _lowest([thing.depth for thing in self.objects])
+        return None if at is None else self.objects[at]
+
+
+def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSource:
+    """`limit` images of a split (None: all). Raises UserError for a split or files that are not there or not so."""
+    if split not in SPLITS:
+        raise refuse_split("CLEVR v1.0 (its test scenes were never published)", split, SPLITS)
+    file = f"scenes/CLEVR_{split}_scenes.json"
+    require("CLEVR v1.0", root, file, f"images/{split}")
+    scenes = _read(root / file)
+    objects = [scene.objects for scene in scenes]
+    mains = [scene.main for scene in scenes]
+    turns = np.array([4 * main.turn if main and main.shape == "cube" else np.nan for main in mains])
+    turn_note = f"of four times the angle between a cube and the camera's right, {_MAIN}; unknown for other shapes"
+    made = (
+        multi_labels(
+            "presence",
+            "semantic",
+            [{f"{one.size} {one.material} {one.shape}" for one in things} for things in objects],
+            note="which combinations of size, material and shape the image shows",
+        ),
+        number_labels("count", "semantic", [len(things) for things in objects], "objects"),
+        class_labels(
+            "relation_side",
+            "semantic",
+            [_relation(scene, ("left", "right"), [one.depth for one in scene.objects]) for scene in scenes],
+            note="on which side of the object nearest to the camera the farthest one stands",
+        ),
+        class_labels(
+            "relation_depth",
+            "semantic",
+            [_relation(scene, ("behind", "front"), [one.x for one in scene.objects]) for scene in scenes],
+            note="whether the rightmost object stands behind the leftmost one or in front of it",
+        ),
+        class_labels("colour", "detail", [main and main.colour for main in mains], note=_MAIN),
+        class_labels("size", "detail", [main and main.size for main in mains], note=_MAIN),
+        number_labels("position_x", "detail", [main and main.x / WIDTH for main in mains], "image widths", note=_MAIN),
+        number_labels(
+            "position_y", "detail", [main and main.y / HEIGHT for main in mains], "image heights", note=_MAIN
+        ),
+        number_labels("rotation_sin", "detail", np.sin(turns).tolist(), "", note=f"sine {turn_note}"),
+        number_labels("rotation_cos", "detail", np.cos(turns).tolist(), "", note=f"cosine {turn_note}"),
+    )
+    folder = root / "images" / split
+    pictures = [Picture(scene.file, folder / scene.file, f"clevr/{scene.file}") for scene in scenes]
+    return FileSource("clevr", split, pictures, [labels for labels in made if labels], limit=limit)
+
+
+def _read(path: Path) -> list[_Scene]:
+    scenes, seen = [], set()
+    for number, record in enumerate(field(read_json(path), "scenes", list, str(path))):
+        where = f"{path} scene {number}"
+        file = field(record, "image_filename", str, where)
+        if Path(file).name != file or file in seen:
+            raise UserError(f"{where} has image_filename {file!r}; expected a file name that no other scene has")
+        seen.add(file)
+        right = _numbers(field(record, "directions", dict, where), "right", where)
+        yaw = math.atan2(right[1], right[0])
+        objects = tuple(
+            _object(thing, yaw, f"{where} object {i}") for i, thing in enumerate(field(record, "objects", list, where))
+        )
+        lists = field(record, "relationships", dict, where)
+        related = {name: field(lists, name, list, where) for name in ("left", "right", "front", "behind")}
+        for name, rows in related.items():
+            if len(rows) != len(objects) or not all(isinstance(row, list) for row in rows):
+                raise UserError(f"{where} has relationships {name} {str(rows)[:60]}; expected a list for each object")
+        scenes.append(_Scene(file, objects, related))
+    return scenes
+
+
+def _object(record: Any, yaw: float, where: str) -> _Object:
+    x, y, depth = _numbers(record, "pixel_coords", where)
+    shape, size, material, colour = (
+        field(record, name, str, where) for name in ("shape", "size", "material", "color")
+    )
+    return _Object(shape, size, material, colour, x, y, depth, field(record, "rotation", float, where) - yaw)
+
+
+def _numbers(record: Any, name: str, where: str) -> list[float]:
+    """The three coordinates called `name`."""
+    values = field(record, name, list, where)
+    if len(values) != 3:
+        raise UserError(f"{where} has {name} {str(values)[:60]}; expected three numbers")
+    axes = dict(zip("xyz", values, strict=True))
+    return [field(axes, axis, float, f"{where}, {name},") for axis in "xyz"]
+
+
+def _lowest(values: Sequence[float]) -> int | None:
+    """Where the smallest value stands; None without a value, and where two are equally small."""
+    at = min(range(len(values)), key=values.__getitem__, default=None)
+    return at if at is not None and values.count(values[at]) == 1 else None
+
+
+def _relation(scene: _Scene, names: Sequence[str], order: list[float]) -> str | None:
+    """Which one of `names` the object of the highest `order` is to that of the lowest; None where that is unsaid."""
+    of, to = _lowest([-value for value in order]), _lowest(order)
+    if of is None or to is None:
+        return None
+    held = [name for name in names if of in scene.related[name][to]]
+    return held[0] if len(held) == 1 else None

@@ -1,0 +1,113 @@
+"""COCO 2017 instances: what is in an everyday photograph, and where. Knows its files; no model.
+
+    PATH/annotations/instances_train2017.json  instances_val2017.json
+    PATH/train2017/  val2017/
+
+Splits: `train` and `val`. Images in which nothing was annotated belong to them: they hold none of the 80 categories.
+
+    objects            semantic   which of the 80 categories are there, also as a crowd
+    supercategories    semantic   the same for the 12 groups of categories
+    count              semantic   annotated objects; unknown where a region is a crowd (iscrowd), which nobody counted
+    centre_x, centre_y detail     the middle of the box, where one object that is no crowd is all there is
+    area               detail     of its segment, likewise
+
+Positions and areas are shares of the image as it is in the file, not of the square that a model may pad it to.
+Source: Lin et al., ECCV 2014, and the data format at cocodataset.org.
+"""
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+from extract.data.files import FileSource, Picture, refuse_split, require
+from extract.data.labels import multi_labels, number_labels
+from extract.data.tables import read_json, records
+from extract.errors import UserError
+
+NAME = "COCO 2017"
+SPLITS = ("train", "val")
+LONE_NOTE = "of a lone object: the only annotation of its image, and no crowd; unknown elsewhere"
+
+
+class Thing(NamedTuple):
+    """One annotation."""
+
+    name: str
+    above: str
+    """Its supercategory."""
+    box: tuple[float, float, float, float]
+    """Left, top, right, bottom in pixels."""
+    area: float
+    """Of the segment, in pixels."""
+    crowd: bool
+
+
+def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSource:
+    """The images of a split, in the order of its file. Raises UserError."""
+    if split not in SPLITS:
+        raise refuse_split(NAME, split, SPLITS)
+    file, folder = f"annotations/instances_{split}2017.json", f"{split}2017"
+    require(NAME, root, file, folder)
+    data = read_json(root / file, without=("segmentation",))
+    images = records(root / file, data, "images", id=int, file_name=str, width=int, height=int)
+    for _, name, width, height in images:
+        if width < 1 or height < 1:
+            raise UserError(f"{root / file}: image {name} is {width} x {height} pixels; expected the official file")
+    things = _things(root / file, data, [image[0] for image in images])
+    pictures = [Picture(name, root / folder / name, image_group(number)) for number, name, _, _ in images]
+    lone: list[Thing | None] = [
+        found[0] if len(found) == 1 and not found[0].crowd else None for found in (things[image[0]] for image in images)
+    ]
+    shares = [_shares(one, image[2], image[3]) for one, image in zip(lone, images, strict=True)]
+    every = [things[image[0]] for image in images]
+    counts = [None if any(thing.crowd for thing in found) else len(found) for found in every]
+    labels = [
+        multi_labels("objects", "semantic", [{t.name for t in found} for found in every], note="categories in sight"),
+        multi_labels(
+            "supercategories", "semantic", [{t.above for t in found} for found in every], note="groups of categories"
+        ),
+        number_labels("count", "semantic", counts, "objects", note="annotated objects; unknown where some are a crowd"),
+        number_labels("centre_x", "detail", [x for x, _, _ in shares], "share of the image's width", note=LONE_NOTE),
+        number_labels("centre_y", "detail", [y for _, y, _ in shares], "share of the image's height", note=LONE_NOTE),
+        number_labels("area", "detail", [area for _, _, area in shares], "share of the image", note=LONE_NOTE),
+    ]
+    return FileSource("coco", split, pictures, [one for one in labels if one is not None], limit=limit)
+
+
+def image_group(number: int) -> str:
+    """The group of a COCO image, in every data set that is built on COCO's images."""
+    return f"coco/{number}"
+
+
+def corners(path: Path, bbox: list, number: int) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of the box [x, y, width, height] of annotation `number`. Raises UserError."""
+    if len(bbox) != 4 or not all(isinstance(side, int | float) and math.isfinite(side) for side in bbox):
+        raise UserError(f"{path}: bbox of annotation {number} is {bbox!r}; expected [x, y, width, height] in pixels")
+    x, y, width, height = bbox
+    return x, y, x + width, y + height
+
+
+def _things(path: Path, data: dict, images: list[int]) -> dict[int, list[Thing]]:
+    """The annotations of every image, by its id."""
+    names = {
+        number: (name, above)
+        for number, name, above in records(path, data, "categories", id=int, name=str, supercategory=str)
+    }
+    found: dict[int, list[Thing]] = {number: [] for number in images}
+    rows = records(path, data, "annotations", id=int, image_id=int, category_id=int, bbox=list, area=float, iscrowd=int)
+    for number, image, category, bbox, area, crowd in rows:
+        if image not in found or category not in names:
+            raise UserError(
+                f"{path}: annotation {number} is of image {image} and category {category}, of which one is not in the "
+                "file; expected the official file"
+            )
+        found[image].append(Thing(*names[category], corners(path, bbox, number), area, bool(crowd)))
+    return found
+
+
+def _shares(one: Thing | None, width: int, height: int) -> tuple[float | None, float | None, float | None]:
+    """The centre and area of `one` as shares of an image of that size; None where there is none."""
+    if one is None:
+        return None, None, None
+    left, top, right, bottom = one.box
+    return (left + right) / 2 / width, (top + bottom) / 2 / height, one.area / (width * height)

@@ -1,0 +1,129 @@
+"""Labels in the columns of a table, with the suite and kind of each in a tasks.toml. Knows cells; no images.
+
+    [texture]                       # the column
+    suite = "detail"                # or "semantic"
+    kind = "classes"                # or "multilabel", "number"
+    classes = ["plain", "dotted"]   # optional; otherwise all values of the column in this split
+    unit = ""                       # optional, of a number
+
+Cells. Empty, null and NaN: the label is unknown. Several labels: a list, or words separated by `|` or `;` (a lone
+separator, or an empty list: none of them). Classes are kept sorted.
+"""
+
+import math
+import re
+import tomllib
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import numpy as np
+
+from extract.errors import UserError
+from extract.store import Kind, Suite, Task
+
+NOT_LABELS = frozenset({"file_name", "id", "group"})
+
+Label = int | float | np.ndarray
+
+
+def read_tasks(path: Path) -> dict[str, dict[str, Any]]:
+    """The checked settings of a tasks.toml by column; none without one. Raises UserError."""
+    if not path.exists():
+        return {}
+    try:
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    choices = {"suite": get_args(Suite), "kind": get_args(Kind)}
+    for name, task in settings.items():
+        if not isinstance(task, dict):
+            raise UserError(f'{path}: {name} is no table; expected [{name}] with suite = "..." and kind = "..."')
+        for key, allowed in choices.items():
+            if task.get(key) not in allowed:
+                raise UserError(f"{path}: {key} of [{name}] is {task.get(key)!r}; it is one of {', '.join(allowed)}")
+        unknown = sorted(set(task) - {"suite", "kind", "unit", "classes"})
+        if unknown:
+            raise UserError(f"{path}: [{name}] has {unknown[0]!r}; it takes suite, kind, unit and classes")
+        if task["kind"] == "number" and "classes" in task:
+            raise UserError(f"{path}: [{name}] is a number and has classes; remove them or change its kind")
+        if not isinstance(task.get("unit", ""), str):
+            raise UserError(f'{path}: unit of [{name}] is {task["unit"]!r}; it is text, such as "cm"')
+        listed = task.get("classes", [])
+        if not isinstance(listed, list) or not all(isinstance(label, str) and label for label in listed):
+            raise UserError(f'{path}: classes of [{name}] are {listed!r}; expected a list such as ["a", "b"]')
+    return settings
+
+
+def make_task(name: str, setting: dict[str, Any], toml: Path, table: Path, column: Sequence[Any]) -> Task:
+    """The task of one column of `table`, with `setting` from `toml`. Raises UserError for a column without a label."""
+    kind = cast(Kind, setting["kind"])
+    classes: set[str] = set()
+    if kind != "number":
+        where = f"{table}, column {name}"
+        classes = set(setting.get("classes", ())) or {label for cell in column for label in _words(kind, cell, where)}
+        if not classes:
+            raise UserError(f"column {name!r} of {table} is empty in every row; remove it with its task in {toml}")
+    return Task(name, setting["suite"], kind, tuple(sorted(classes)), setting.get("unit", ""))
+
+
+def label_of(task: Task, cell: Any, where: str) -> Label:
+    """The label of one cell, in the form of `store.Task`. Raises UserError that says `where`."""
+    if task.kind == "number":
+        if _unknown(cell):
+            return math.nan
+        try:
+            number = float(cell)
+        except (TypeError, ValueError):
+            number = math.inf
+        if math.isinf(number):
+            raise UserError(f"{where}: {cell!r} is no finite number; leave the cell empty where it is unknown")
+        return number
+    if _unknown(cell):
+        return -1 if task.kind == "classes" else np.full(len(task.classes), 255, np.uint8)
+    index = _index(task.classes)
+    chosen = _words(task.kind, cell, where)
+    for label in chosen:
+        if label not in index:
+            raise UserError(f"{where}: {label!r} is not among the classes of tasks.toml ({', '.join(task.classes)})")
+    if task.kind == "classes":
+        return index[chosen[0]]
+    row = np.zeros(len(task.classes), np.uint8)
+    row[[index[label] for label in chosen]] = 1
+    return row
+
+
+@lru_cache
+def _index(classes: tuple[str, ...]) -> dict[str, int]:
+    return {label: i for i, label in enumerate(classes)}
+
+
+def _words(kind: Kind, cell: Any, where: str) -> list[str]:
+    """The class names in one cell."""
+    if _unknown(cell):
+        return []
+    if kind == "multilabel":
+        parts = cell if isinstance(cell, list) else re.split(r"[|;]", cell_text(cell))
+        return [word for word in map(cell_text, parts) if word]
+    if isinstance(cell, list | dict):
+        raise UserError(f'{where}: {cell!r} is no single class; its kind in tasks.toml should be "multilabel"')
+    return [cell_text(cell)]
+
+
+def _unknown(cell: Any) -> bool:
+    return not isinstance(cell, list) and cell_text(cell) in {"", "nan", "NaN"}
+
+
+def cell_text(cell: Any) -> str:
+    """What a cell says; "" for null."""
+    return "" if cell is None else str(cell).strip()
+
+
+def refuse_repeated(values: Sequence[str], what: str, where: Path) -> None:
+    """Raises UserError for the first value that stands twice."""
+    seen: set[str] = set()
+    for value in values:
+        if value in seen:
+            raise UserError(f"{what} {value!r} stands twice in {where}; keep one")
+        seen.add(value)

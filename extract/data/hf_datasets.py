@@ -1,0 +1,176 @@
+"""Directories that Hugging Face `datasets` wrote with `save_to_disk`. Knows them through that library; no model.
+
+    ROOT/tasks.toml                        the suite and kind of the columns that are labels (see `columns`)
+    ROOT/dataset_dict.json, val/*.arrow    a DatasetDict; its splits are its keys
+    ROOT/state.json, *.arrow               or a Dataset; its split is the one it was loaded as, else `all`
+
+The image is the only column of images, or the one called `image`. Columns called `id` and `group` are the items' own;
+columns that tasks.toml does not name are no labels. A ClassLabel's classes are those it declares.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from extract.data.columns import NOT_LABELS, Label, cell_text, label_of, make_task, read_tasks, refuse_repeated
+from extract.data.files import read_image, refuse_split, spread
+from extract.data.source import ImageError, Item
+from extract.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class DiskDataset:
+    """Rows of a split as a data source: all, or `limit` of them, evenly spread; `name` is the folder's own.
+
+    Raises UserError for a folder, columns or a tasks.toml that cannot be meant.
+    """
+
+    def __init__(self, root: Path, split: str, *, limit: int | None = None) -> None:
+        from datasets import Image
+
+        self.name, self.split = root.resolve().name, split
+        self._root = root
+        table = _load(root, split)
+        self._column = _image_column(table, root)
+        settings = _settings(table, root, self._column)
+        own = [name for name in ("id", "group") if name in table.column_names]
+        cells = _cells(table, [*settings, *own], root)
+        toml = root / "tasks.toml"
+        self.tasks = tuple(make_task(name, setting, toml, root, cells[name]) for name, setting in settings.items())
+        self._ids = _texts(cells.get("id"), [f"{split}/{row}" for row in range(len(table))])
+        self._groups = _texts(cells.get("group"), self._ids)
+        refuse_repeated(self._ids, "id", root)
+        if not len(table):
+            raise UserError(f"{root} has no row in its split {split!r}")
+        self._rows = spread(len(table), limit)
+        self._labels: dict[str, list[Label]] = {}
+        for task in self.tasks:
+            where = f"{root}, {split}, {task.name}, row"
+            self._labels[task.name] = [label_of(task, cell, f"{where} {i}") for i, cell in enumerate(cells[task.name])]
+        images = table.select_columns([self._column]).with_format(None)
+        self._images = images.cast_column(self._column, Image(decode=False))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Item:
+        """The item, its image upright and RGB. Raises ImageError for an image that is missing or no whole one."""
+        row = self._rows[index]
+        stored = self._images[row][self._column] or {}
+        content, path = stored.get("bytes"), f"{self._root}#{self.split}/{row}"
+        if content is None and not stored.get("path"):
+            raise ImageError(path, "the row has no image")
+        image = read_image(path, content) if content is not None else read_image(stored["path"])
+        labels = {name: values[row] for name, values in self._labels.items()}
+        return Item(self._ids[row], path, self._groups[row], image, labels)
+
+
+def open_split(root: Path, split: str, *, limit: int | None = None) -> DiskDataset:
+    """See `DiskDataset`."""
+    return DiskDataset(root, split, limit=limit)
+
+
+def _load(root: Path, split: str) -> "Dataset":
+    from datasets import DatasetDict, load_from_disk
+
+    if not any((root / name).exists() for name in ("dataset_dict.json", "state.json")):
+        raise UserError(
+            f"{root} was not written by save_to_disk: it has neither dataset_dict.json nor state.json; load it with "
+            "datasets.load_dataset and save that with save_to_disk"
+        )
+    try:
+        loaded = load_from_disk(str(root))
+    except Exception as error:  # damaged copies fail in all kinds of ways
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{root} cannot be loaded by datasets: {reason}; save or copy it again") from error
+    splits = dict(loaded) if isinstance(loaded, DatasetDict) else {str(loaded.split or "all"): loaded}
+    if split not in splits:
+        raise refuse_split(str(root), split, list(splits))
+    return splits[split]
+
+
+def _image_column(table: "Dataset", root: Path) -> str:
+    from datasets import Image
+
+    found = [name for name, feature in table.features.items() if isinstance(feature, Image)]
+    if len(found) != 1 and "image" not in found:
+        raise UserError(
+            f"{root} has {len(found)} columns of images ({', '.join(found) or 'columns: ' + _listed(table)}); expected "
+            "one, or one called image; datasets' cast_column and rename_column make it so"
+        )
+    return found[0] if len(found) == 1 else "image"
+
+
+def _settings(table: "Dataset", root: Path, image: str) -> dict[str, dict[str, Any]]:
+    """The settings of tasks.toml by column, with the classes that a ClassLabel declares."""
+    kinds = {name: _kind(feature) for name, feature in table.features.items() if name not in {image, *NOT_LABELS}}
+    usable = {name: kind for name, kind in kinds.items() if kind}
+    toml = root / "tasks.toml"
+    if usable and not toml.exists():
+        name, kind = next(iter(usable.items()))
+        raise UserError(
+            f"{root} has the columns {', '.join(f'{name} ({kind})' for name, kind in usable.items())} and no {toml}; "
+            f'write there [{name}] with suite = "semantic" or "detail" and kind = "{kind}", and so for every column '
+            "that is a label; an empty file extracts without labels"
+        )
+    settings = read_tasks(toml)
+    for name, setting in settings.items():
+        if name not in usable:
+            raise UserError(
+                f"task {name!r} of {toml} is no column of labels in {root} (those are: {', '.join(usable) or 'none'}); "
+                "remove or rename it"
+            )
+        declared = _declared(table.features[name])
+        if declared and setting["kind"] != "number":
+            settings[name] = {"classes": [label.strip() for label in declared]} | setting
+    return settings
+
+
+def _kind(feature: Any) -> str | None:
+    """What the labels of a column would be; None for what can be none (nested data, images, sounds)."""
+    from datasets import ClassLabel, Value
+
+    inner = getattr(feature, "feature", None)
+    if inner is not None:
+        return "multilabel" if _kind(inner) == "classes" else None
+    if isinstance(feature, ClassLabel):
+        return "classes"
+    if not isinstance(feature, Value):
+        return None
+    if feature.dtype in ("string", "large_string", "bool"):
+        return "classes"
+    return "number" if feature.dtype.startswith(("int", "uint", "float")) else None
+
+
+def _declared(feature: Any) -> list[str] | None:
+    """The classes of a ClassLabel, or of a list of them."""
+    return getattr(getattr(feature, "feature", None) or feature, "names", None)
+
+
+def _cells(table: "Dataset", names: list[str], root: Path) -> dict[str, list[Any]]:
+    """The columns `names` as plain values, classes by their names and None where they are unknown."""
+    if not names:
+        return {}
+    columns: dict[str, list[Any]] = table.select_columns(names).with_format("arrow")[:].to_pydict()
+    for name in names:
+        if declared := _declared(table.features[name]):
+            columns[name] = [_named(declared, cell, f"{root}, {name}") for cell in columns[name]]
+    return columns
+
+
+def _named(names: list[str], cell: Any, where: str) -> Any:
+    """The class, or list of classes, of a cell; -1 is how data sets without public labels write an unknown one."""
+    if isinstance(cell, list):
+        return [_named(names, one, where) for one in cell]
+    if cell is not None and cell >= len(names):
+        raise UserError(f"{where}: class {cell} of {len(names)}; save the data set again with all its classes")
+    return None if cell is None or cell < 0 else names[cell]
+
+
+def _texts(cells: list[Any] | None, otherwise: list[str]) -> list[str]:
+    return [cell_text(cell) or other for cell, other in zip(cells or [None] * len(otherwise), otherwise, strict=True)]
+
+
+def _listed(table: "Dataset") -> str:
+    return ", ".join(table.column_names)

@@ -1,0 +1,700 @@
+"""CLEVR, 3D Shapes, GQA and saved `datasets` in their official formats: planted labels are read, the rest is unknown.
+
+Each `write_*` writes a small directory as the official release lays it out, with pictures that show what is planted.
+"""
+
+import json
+import pickle
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, Value
+from datasets import Image as ImageFeature
+from PIL import Image, ImageColor, ImageDraw
+
+from extract.cli import main as extract_main
+from extract.data import open_source
+from extract.data.source import ImageError, Item, Source
+from extract.errors import UserError
+from extract.store import Task, open_run
+from probes.cli import main as probe_main
+
+COLOURS = ("blue", "brown", "cyan", "gray", "green", "purple", "red", "yellow")
+
+
+def task(source: Source, name: str) -> Task:
+    return next(task for task in source.tasks if task.name == name)
+
+
+def label(source: Source, index: int, name: str) -> str | float | None:
+    """A class by its name, a number as it is; None where unknown."""
+    value, what = source[index].labels[name], task(source, name)
+    assert not isinstance(value, np.ndarray)
+    if what.kind == "number":
+        return None if np.isnan(value) else float(value)
+    return None if value == -1 else what.classes[int(value)]
+
+
+def shown(source: Source, index: int, name: str) -> set[str]:
+    """The labels of a multi-label task that hold."""
+    row, classes = source[index].labels[name], task(source, name).classes
+    assert isinstance(row, np.ndarray) and len(row) == len(classes)
+    return {label for label, mark in zip(classes, row, strict=True) if mark == 1}
+
+
+# ---- CLEVR
+
+
+def clevr_object(shape: str, colour: str, at: tuple[float, float], size: str = "large", turn: float = 0) -> dict:
+    """On the ground `at` (to the right, away) as the camera sees it, which looks along (-1, 1) / sqrt 2."""
+    right, away = at
+    x, y = (right - away) / 2**0.5, (right + away) / 2**0.5
+    pixel = [round(240 + 40 * right), round(160 - 25 * away), 11 + 0.8 * away]
+    return {
+        "color": colour, "size": size, "rotation": turn, "shape": shape, "3d_coords": [x, y, 0.35], "material": "metal",
+        "pixel_coords": pixel,
+    }  # fmt: skip
+
+
+def clevr_scene(index: int, objects: list[dict]) -> dict:
+    """With the relationships that the generator finds along the directions: more than 0.2 apart."""
+    half = 0.5**0.5
+    directions = {
+        "right": [half, half, 0.0], "left": [-half, -half, 0.0], "behind": [-half, half, 0.0],
+        "front": [half, -half, 0.0], "above": [0.0, 0.0, 1.0], "below": [0.0, 0.0, -1.0],
+    }  # fmt: skip
+    where = np.array([thing["3d_coords"] for thing in objects])
+    related = {
+        name: [
+            [j for j in range(len(objects)) if (where[j] - where[i]) @ np.array(directions[name]) > 0.2]
+            for i in range(len(objects))
+        ]
+        for name in ("right", "behind", "front", "left")
+    }
+    return {
+        "image_index": index, "objects": objects, "relationships": related, "split": "val",
+        "image_filename": f"CLEVR_val_{index:06d}.png", "directions": directions,
+    }  # fmt: skip
+
+
+PLANTED_CLEVR = [
+    [  # the cube is nearest and leftmost, the cylinder is farthest, the sphere is rightmost
+        clevr_object("sphere", "red", (2, 1)),
+        clevr_object("cube", "cyan", (-1, -2), "small", turn=100),
+        clevr_object("cylinder", "green", (0.5, 2)),
+    ],
+    [  # nearest is a cylinder, to the right of the farthest, which is also the leftmost
+        clevr_object("cylinder", "blue", (1.5, -1), turn=30),
+        clevr_object("cube", "red", (-2, 1), turn=30),
+        clevr_object("cube", "gray", (0, 0.5), "small"),
+    ],
+]
+
+
+def write_clevr(root: Path, n: int = 60) -> Path:
+    rng = np.random.default_rng(0)
+    scenes = [clevr_scene(i, objects) for i, objects in enumerate(PLANTED_CLEVR)]
+    while len(scenes) < n:
+        rights, aways = (rng.permutation(np.linspace(-2.5, 2.5, 10)) for _ in range(2))
+        objects = [
+            clevr_object(
+                str(rng.choice(["cube", "cylinder", "sphere"])),
+                str(rng.choice(COLOURS[:3])),
+                (rights[i], aways[i]),
+                str(rng.choice(["large", "small"])),
+                360 * rng.random(),
+            )
+            for i in range(rng.integers(3, 11))
+        ]
+        scenes.append(clevr_scene(len(scenes), objects))
+    folder = root / "images" / "val"
+    folder.mkdir(parents=True)
+    for scene in scenes:
+        image = Image.new("RGB", (480, 320), (150, 150, 150))
+        draw = ImageDraw.Draw(image)
+        for thing in sorted(scene["objects"], key=lambda thing: -thing["pixel_coords"][2]):
+            x, y, _ = thing["pixel_coords"]
+            r = 30 if thing["size"] == "large" else 15
+            shape = draw.ellipse if thing["shape"] == "sphere" else draw.rectangle
+            shape([x - r, y - r, x + r, y + r], fill=thing["color"])
+        image.save(folder / scene["image_filename"])
+    (root / "scenes").mkdir()
+    info = {"date": "2/14/2017", "version": "1.0", "split": "val", "license": "CC BY 4.0"}
+    (root / "scenes" / "CLEVR_val_scenes.json").write_text(json.dumps({"info": info, "scenes": scenes}))
+    return root
+
+
+def test_clevr_reads_what_is_planted(tmp_path: Path) -> None:
+    source = open_source(f"clevr:{write_clevr(tmp_path)}", "val")
+    assert (source.name, source.split, len(source)) == ("clevr", "val", 60)
+    first = source[0]
+    assert (first.id, first.group) == ("CLEVR_val_000000.png", "clevr/CLEVR_val_000000.png")
+    assert first.path == str(tmp_path / "images" / "val" / "CLEVR_val_000000.png") and first.image.size == (480, 320)
+
+    assert shown(source, 0, "presence") == {"large metal sphere", "small metal cube", "large metal cylinder"}
+    assert label(source, 0, "count") == 3
+    assert [label(source, i, "relation_side") for i in (0, 1)] == ["right", "left"]
+    assert [label(source, i, "relation_depth") for i in (0, 1)] == ["behind", "front"]
+    # The main object is the cyan cube of scene 0 at (200, 210), and the blue cylinder of scene 1 at (300, 185).
+    assert [label(source, i, "size") for i in (0, 1)] == ["small", "large"]
+    assert label(source, 1, "colour") == "blue"
+    assert label(source, 0, "position_x") == 200 / 480 and label(source, 0, "position_y") == 210 / 320
+    # 100 is in radians, from the world's x axis; the camera's right lies at 45 degrees.
+    turn = 4 * (100 - np.pi / 4)
+    assert label(source, 0, "rotation_sin") == pytest.approx(np.sin(turn))
+    assert label(source, 0, "rotation_cos") == pytest.approx(np.cos(turn))
+    assert label(source, 1, "rotation_sin") is None and label(source, 1, "rotation_cos") is None
+    suites = {task.name: task.suite for task in source.tasks}
+    assert [name for name in suites if suites[name] == "semantic"] == [
+        "presence", "count", "relation_side", "relation_depth"
+    ]  # fmt: skip
+
+
+def test_a_turned_cube_looks_the_same_after_a_quarter_turn_and_for_a_turned_camera(tmp_path: Path) -> None:
+    write_clevr(tmp_path)
+    path = tmp_path / "scenes" / "CLEVR_val_scenes.json"
+    before = open_source(f"clevr:{tmp_path}", "val")
+    data = json.loads(path.read_text())
+    for scene in data["scenes"]:
+        right = complex(*scene["directions"]["right"][:2]) * np.exp(0.3j)
+        scene["directions"]["right"] = [right.real, right.imag, 0.0]
+        for thing in scene["objects"]:
+            thing["rotation"] += np.pi / 2 + 0.3
+    path.write_text(json.dumps(data))
+    after = open_source(f"clevr:{tmp_path}", "val")
+    for name in ("rotation_sin", "rotation_cos"):
+        old, new = ([source[i].labels[name] for i in range(20)] for source in (before, after))
+        np.testing.assert_allclose(old, new, atol=1e-9)
+        assert np.isfinite(old).any()
+
+
+def test_clevr_leaves_out_rare_classes_and_ties(tmp_path: Path) -> None:
+    write_clevr(tmp_path)
+    path = tmp_path / "scenes" / "CLEVR_val_scenes.json"
+    data = json.loads(path.read_text())
+    same = data["scenes"][5]["objects"]
+    for thing in same:
+        thing["pixel_coords"] = [100, 100, 9.5]
+    path.write_text(json.dumps(data))
+    source = open_source(f"clevr:{tmp_path}", "val")
+    colour = task(source, "colour")
+    # Only three colours are drawn often; those of the planted scenes are there once.
+    assert set(colour.classes) <= set(COLOURS[:3]) and "nearest to the camera" in colour.note
+    assert label(source, 5, "colour") is None and label(source, 5, "position_x") is None
+    assert label(source, 5, "relation_side") is None and label(source, 5, "relation_depth") is None
+    assert label(source, 5, "count") == len(same)
+
+
+# ---- GQA
+
+
+def gqa_object(name: str, box: tuple[float, float, float, float], *attributes: str) -> dict:
+    x, y, w, h = box
+    relations = [{"name": "to the left of", "object": "1058508"}]
+    return {"name": name, "x": x, "y": y, "w": w, "h": h, "attributes": list(attributes), "relations": relations}
+
+
+def write_gqa(root: Path, n: int = 60, folder: str = "sceneGraphs") -> Path:
+    """Graph 0 to 3 are planted; in the others the main object is a wide car or a tall tree, red or green."""
+    graphs: dict[str, dict[str, Any]] = {
+        "2407890": {
+            "width": 640, "height": 480, "location": "kitchen", "weather": "none",
+            "objects": {
+                # The larger box lies mostly outside of the image.
+                "271881": gqa_object("car", (600, 400, 900, 900), "red"),
+                "271882": gqa_object("tree", (-20, 100, 220, 300), "green", "wooden", "tall"),
+            },
+        },
+        "2407891": {"width": 200, "height": 100, "objects": {}},
+        "2407892": {
+            "width": 200, "height": 100, "location": "cave", "weather": "rainy",
+            "objects": {"1": gqa_object("car", (20, 10, 100, 50), "red", "green", "metal")},
+        },
+        "n100012": {
+            "width": 200, "height": 100,
+            "objects": {"1": gqa_object("unicorn", (0, 0, 200, 100), "dark")},
+        },
+    }  # fmt: skip
+    rng, words = np.random.default_rng(0), ["metal", "wooden"]
+    for i in range(n - len(graphs)):
+        car = bool(rng.integers(2))
+        box = (5, 20, 85, 30) if car else (int(rng.integers(10, 50)), 2, 30, int(rng.integers(60, 95)))
+        graphs[str(i + 1)] = {
+            "width": 100,
+            "height": 100,
+            "location": ["kitchen", "beach"][i % 2],
+            "weather": ["sunny", "cloudy"][i % 3 // 2],
+            "objects": {
+                "7": gqa_object("sky", (0, 0, 20, 10), "blue"),
+                "8": gqa_object("car" if car else "tree", box, *rng.choice(["red", "green"], 1), words[i % 2]),
+            },
+        }
+    (root / "images").mkdir(parents=True)
+    for image, graph in graphs.items():
+        picture = Image.new("RGB", (graph["width"], graph["height"]), "white")
+        for thing in graph["objects"].values():
+            colour = next((word for word in thing["attributes"] if word in ("red", "green", "blue")), "black")
+            x, y, w, h = (thing[key] for key in "xywh")
+            ImageDraw.Draw(picture).rectangle([x, y, x + w, y + h], fill=colour)
+        picture.save(root / "images" / f"{image}.jpg")
+    (root / folder).mkdir(exist_ok=True)
+    (root / folder / "val_sceneGraphs.json").write_text(json.dumps(graphs))
+    return root
+
+
+@pytest.mark.parametrize("folder", ["sceneGraphs", "."])
+def test_gqa_reads_what_is_planted(tmp_path: Path, folder: str) -> None:
+    source = open_source(f"gqa:{write_gqa(tmp_path, folder=folder)}", "val")
+    assert (source.name, len(source)) == ("gqa", 60)
+    assert (source[0].id, source[0].group) == ("2407890", "vg/2407890")
+    assert source[0].path == str(tmp_path / "images" / "2407890.jpg") and source[0].image.size == (640, 480)
+
+    assert [label(source, i, "location") for i in range(4)] == ["kitchen", None, None, None]
+    assert [label(source, i, "weather") for i in range(4)] == [None] * 4
+    assert [label(source, i, "object") for i in range(4)] == ["tree", None, "car", None]
+    assert [label(source, i, "colour") for i in range(4)] == ["green", None, None, None]  # none, two, none listed
+    assert [label(source, i, "material") for i in range(4)] == ["wood", None, "metal", None]
+    # The tree's box is cut at the left edge: 0 to 200 by 100 to 400 of 640 x 480.
+    assert label(source, 0, "position_x") == 100 / 640 and label(source, 0, "position_y") == 250 / 480
+    assert label(source, 0, "area") == pytest.approx(200 * 300 / (640 * 480))
+    assert [label(source, 1, name) for name in ("position_x", "position_y", "area")] == [None] * 3
+    assert label(source, 2, "position_x") == 0.35
+
+
+def test_gqa_says_which_classes_are_too_rare(tmp_path: Path) -> None:
+    source = open_source(f"gqa:{write_gqa(tmp_path)}", "val")
+    assert task(source, "location").classes == ("beach", "kitchen")
+    assert "1 of 3 classes with fewer than 10 images are unknown" in task(source, "location").note
+    assert task(source, "object").classes == ("car", "tree")
+    assert "1 of 3 classes" in task(source, "object").note
+    assert not {"pattern", "pose", "shape"} & {task.name for task in source.tasks}  # no image says any of them
+
+
+# ---- 3D Shapes
+
+SHAPES = ("cube", "cylinder", "sphere", "capsule")
+
+
+def write_3dshapes(root: Path, each: int = 2) -> Path:
+    """`each` images of every one of the 1,000 combinations of hues, in the official order, with official values."""
+    rng = np.random.default_rng(0)
+    hues, scales = np.arange(10) * 0.1, np.linspace(0.75, 1.25, 8)
+    orientations = np.linspace(-30, 30, 15)
+    labels = []
+    for triple in np.ndindex(10, 10, 10):
+        for rest in sorted(rng.choice(8 * 4 * 15, each, replace=False)):
+            scale, shape, orientation = np.unravel_index(rest, (8, 4, 15))
+            labels.append([*hues[list(triple)], scales[scale], shape, orientations[orientation]])
+    table = np.array(labels)
+    palette = np.array([ImageColor.getrgb(f"hsv({360 * hue}, 90%, 90%)") for hue in hues])
+    floor, wall, thing = (palette[np.rint(table[:, i] * 10).astype(int)] for i in range(3))
+    images = np.empty((len(table), 64, 64, 3), np.uint8)
+    images[:, :32], images[:, 32:] = wall[:, None, None], floor[:, None, None]
+    row, col = np.mgrid[:64, :64]
+    for image, colour, (scale, shape, orientation) in zip(images, thing, table[:, 3:], strict=True):
+        radius = 18 * scale
+        x, y = np.abs(col - 32 - orientation / 3), np.abs(row - 34)
+        inside = [np.maximum(x, y) < radius, (x < radius / 2) & (y < radius), np.hypot(x, y) < radius,
+                  np.hypot(x / 2, y) < radius / 2][int(shape)]  # fmt: skip
+        image[inside] = colour
+    with h5py.File(root / "3dshapes.h5", "w") as file:
+        file.create_dataset("images", data=images, chunks=(500, 16, 16, 1), compression="lzf")
+        file.create_dataset("labels", data=table)
+    return root
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_3dshapes(tmp_path_factory.mktemp("shapes"))
+
+
+def test_3dshapes_reads_the_row_that_it_names(shapes: Path) -> None:
+    source = open_source(f"3dshapes:{shapes}", "val")
+    with h5py.File(shapes / "3dshapes.h5") as file:
+        images, labels = file["images"][:], file["labels"][:]
+    for index in (0, 7, len(source) - 1):
+        item = source[index]
+        row = int(item.id.removeprefix("3dshapes.h5#"))
+        assert item.path == f"{shapes}/3dshapes.h5#{row}"
+        np.testing.assert_array_equal(np.asarray(item.image), images[row])
+        hues = [f"{hue:.1f}" if hue else "0" for hue in labels[row, :3]]
+        assert [label(source, index, f"{what}_hue") for what in ("floor", "wall", "object")] == hues
+        assert item.group == f"3dshapes/{'-'.join(hues)}"
+        assert label(source, index, "shape") == SHAPES[int(labels[row, 4])]
+        assert label(source, index, "scale") == pytest.approx(labels[row, 3], abs=1e-6)
+        assert label(source, index, "orientation") == pytest.approx(labels[row, 5], abs=1e-6)
+    assert task(source, "floor_hue").classes == ("0", "0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9")
+    assert [task.suite for task in source.tasks] == ["semantic", *["detail"] * 5]
+
+
+def test_3dshapes_holds_out_combinations_of_hues_and_each_hue_equally_often(shapes: Path) -> None:
+    triples: dict[str, set[tuple[str, ...]]] = {}
+    for split in ("train", "val", "test"):
+        source = open_source(f"3dshapes:{shapes}", split)
+        groups = [source[i].group for i in range(len(source))]
+        triples[split] = {tuple(group.removeprefix("3dshapes/").split("-")) for group in groups}
+        assert len(groups) == 2 * len(triples[split])  # all images of a combination are in its split
+    assert {split: len(found) for split, found in triples.items()} == {"train": 600, "val": 200, "test": 200}
+    assert len(set.union(*triples.values())) == 1000
+    for split in ("val", "test"):
+        for surface in range(3):
+            assert set(Counter(triple[surface] for triple in triples[split]).values()) == {20}
+            pairs = Counter(triple[:surface] + triple[surface + 1 :] for triple in triples[split])
+            assert len(pairs) == 100 and set(pairs.values()) == {2}
+
+
+def test_3dshapes_limit_is_a_sample_and_always_the_same(shapes: Path) -> None:
+    def ids(source: Source) -> list[str]:
+        return [source[i].id for i in range(len(source))]
+
+    whole, some = (open_source(f"3dshapes:{shapes}", "val", limit=limit) for limit in (None, 50))
+    assert len(some) == 50 and set(ids(some)) < set(ids(whole)) and ids(some) != ids(whole)[:50]
+    assert ids(some) == ids(open_source(f"3dshapes:{shapes}", "val", limit=50))
+    rows = [int(name.split("#")[1]) for name in ids(some)]
+    assert rows == sorted(rows) and rows[-1] - rows[0] > 1500
+    assert task(some, "floor_hue") == task(whole, "floor_hue")
+    by_id = {whole[i].id: whole[i] for i in range(len(whole))}
+    for i in range(50):
+        assert some[i].labels == by_id[some[i].id].labels and some[i].group == by_id[some[i].id].group
+
+
+def test_3dshapes_can_be_pickled_after_it_was_read(shapes: Path) -> None:
+    source = open_source(f"3dshapes:{shapes}", "test", limit=3)
+    first = source[0]
+    again = pickle.loads(pickle.dumps(source))
+    assert again[0].id == first.id and again[0].image.tobytes() == first.image.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda file: file.__delitem__("labels"), "labels None; expected"),
+        (lambda file: (file.__delitem__("labels"), file.create_group("labels")), "labels None; expected"),
+        (lambda file: (file.__delitem__("labels"), file.create_dataset("labels", data=np.zeros((3, 6)))), r"\(3, 6\)"),
+        (lambda file: (file.__delitem__("images"), file.create_dataset("images", data=np.zeros(2000))), r"\(2000,\)"),
+        (lambda file: file["labels"].__setitem__((5, 4), 4.0), "row 5; expected a shape of 0 to 3"),
+        (lambda file: file["labels"].__setitem__((6, 0), np.nan), "row 6"),
+    ],
+)
+def test_3dshapes_refuses_another_file(shapes: Path, tmp_path: Path, change: Callable, words: str) -> None:
+    shutil.copy(shapes / "3dshapes.h5", tmp_path)
+    with h5py.File(tmp_path / "3dshapes.h5", "r+") as file:
+        change(file)
+    with pytest.raises(UserError, match=words):
+        open_source(f"3dshapes:{tmp_path}", "val")
+
+
+def test_3dshapes_reports_damage(shapes: Path, tmp_path: Path) -> None:
+    path = tmp_path / "3dshapes.h5"
+    whole = (shapes / "3dshapes.h5").read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="3dshapes.h5 cannot be read: .*; download it again"):
+        open_source(f"3dshapes:{tmp_path}", "val")
+    path.write_bytes(b"no HDF5")
+    with pytest.raises(UserError, match="cannot be read"):
+        open_source(f"3dshapes:{tmp_path}", "val")
+    path.write_bytes(whole)
+    source = open_source(f"3dshapes:{tmp_path}", "val")
+    path.unlink()
+    with pytest.raises(ImageError, match="cannot be read"):
+        source[0]
+
+
+# ---- datasets
+
+TOML = """
+[shape]
+suite = "semantic"
+kind = "classes"
+[tags]
+suite = "semantic"
+kind = "multilabel"
+[size]
+suite = "detail"
+kind = "number"
+unit = "px"
+[colour]
+suite = "detail"
+kind = "classes"
+[rounded]
+suite = "detail"
+kind = "classes"
+"""
+FEATURES = Features(
+    picture=ImageFeature(),
+    shape=ClassLabel(names=["square", "disc", "star"]),
+    tags=Sequence(ClassLabel(names=["small", "big", "odd"])),
+    size=Value("float32"),
+    colour=Value("string"),
+    rounded=Value("bool"),
+    sides=Value("int64"),
+    id=Value("string"),
+    group=Value("int64"),
+    extra=Features(nested=Value("string")),
+)
+
+
+def rows(n: int, seed: int = 0) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(seed)
+    found = []
+    for i in range(n):
+        disc, size, colour = bool(rng.integers(2)), float(rng.integers(6, 28)), str(rng.choice(["red", "blue"]))
+        image = Image.new("RGB", (64, 64), "white")
+        shape = ImageDraw.Draw(image).ellipse if disc else ImageDraw.Draw(image).rectangle
+        shape([32 - size, 32 - size, 32 + size, 32 + size], fill=colour)
+        found.append(
+            {
+                "picture": image,
+                "shape": int(disc),
+                "tags": [int(size > 16), *([2] if size % 2 else [])],
+                "size": size,
+                "colour": colour,
+                "rounded": disc,
+                "sides": 0 if disc else 4,
+                "id": f"{seed}-{i}",
+                "group": i // 2,
+                "extra": {"nested": "x"},
+            }
+        )
+    return found
+
+
+UNKNOWN = {"shape": -1, "tags": None, "size": None, "colour": None, "rounded": None}
+
+
+def saved(found: list[dict[str, Any]], features: Features = FEATURES, **more: Any) -> Dataset:
+    return Dataset.from_list(found, features=features, **more)
+
+
+def write_datasets(root: Path, n: int = 60) -> Path:
+    """Rows 0 and 1 of val are planted; the others are drawn."""
+    val = rows(n)
+    val[0] |= {"shape": 0, "tags": [1, 2], "size": 2.5, "colour": "red", "rounded": False}
+    val[1] |= UNKNOWN
+    DatasetDict({"val": saved(val), "train": saved(rows(3, seed=1))}).save_to_disk(root)
+    (root / "tasks.toml").write_text(TOML)
+    return root
+
+
+def test_datasets_reads_what_is_planted(tmp_path: Path) -> None:
+    source = open_source(f"datasets:{write_datasets(tmp_path / 'drawn')}", "val")
+    assert (source.name, source.split, len(source)) == ("drawn", "val", 60)
+    assert source.tasks == (
+        Task("shape", "semantic", "classes", ("disc", "square", "star")),
+        Task("tags", "semantic", "multilabel", ("big", "odd", "small")),
+        Task("size", "detail", "number", unit="px"),
+        Task("colour", "detail", "classes", ("blue", "red")),
+        Task("rounded", "detail", "classes", ("False", "True")),
+    )
+    items: list[Item] = [source[i] for i in range(4)]
+    assert [(item.id, item.group) for item in items] == [("0-0", "0"), ("0-1", "0"), ("0-2", "1"), ("0-3", "1")]
+    assert items[0].path == f"{tmp_path / 'drawn'}#val/0" and items[0].image.size == (64, 64)
+    assert label(source, 0, "shape") == "square" and shown(source, 0, "tags") == {"big", "odd"}
+    assert label(source, 0, "size") == 2.5 and label(source, 0, "colour") == "red"
+    assert label(source, 0, "rounded") == "False"
+    assert [label(source, 1, name) for name in ("shape", "size", "colour", "rounded")] == [None] * 4
+    np.testing.assert_array_equal(items[1].labels["tags"], [255, 255, 255])
+    drawn = rows(60)[2]
+    assert items[2].image.tobytes() == drawn["picture"].tobytes()
+    assert (label(source, 2, "shape") == "disc") == drawn["rounded"]
+    assert len(open_source(f"datasets:{tmp_path / 'drawn'}", "train")) == 3
+    some = open_source(f"datasets:{tmp_path / 'drawn'}", "val", limit=3)
+    assert [some[i].id for i in range(len(some))] == ["0-0", "0-20", "0-40"]
+
+
+def test_a_single_dataset_is_the_split_it_was_or_all(tmp_path: Path) -> None:
+    plain = saved(rows(2)).select_columns(["picture", "extra"])
+    plain.save_to_disk(tmp_path / "plain")
+    source = open_source(f"datasets:{tmp_path / 'plain'}", "all")
+    assert source.tasks == () and [source[i].id for i in range(2)] == ["all/0", "all/1"]
+    assert source[1].group == "all/1" and source[1].labels == {}
+    with pytest.raises(UserError, match="has no split 'val'; its splits: all"):
+        open_source(f"datasets:{tmp_path / 'plain'}", "val")
+    saved(rows(2), split="validation").save_to_disk(tmp_path / "named")
+    (tmp_path / "named" / "tasks.toml").touch()
+    assert open_source(f"datasets:{tmp_path / 'named'}", "validation").tasks == ()
+
+
+def test_a_bad_image_in_a_dataset_is_reported_with_its_row(tmp_path: Path) -> None:
+    whole = BytesIO()
+    Image.effect_noise((8, 8), 90).save(whole, "png")
+    cells = [
+        {"bytes": whole.getvalue(), "path": None}, {"bytes": whole.getvalue()[:70], "path": None},
+        {"bytes": b"", "path": None}, {"bytes": b"hello", "path": "a.png"}, None,
+    ]  # fmt: skip
+    Dataset.from_dict({"image": cells}, features=Features(image=ImageFeature())).save_to_disk(tmp_path / "bad")
+    source = open_source(f"datasets:{tmp_path / 'bad'}", "all")
+    assert source[0].image.size == (8, 8)
+    for row, words in enumerate(["damaged", "empty", "not an image", "no image"], 1):
+        with pytest.raises(ImageError, match=words) as error:
+            source[row]
+        assert error.value.path == f"{tmp_path / 'bad'}#all/{row}"
+
+
+@pytest.mark.parametrize(
+    ("toml", "words"),
+    [
+        (None, ["shape (classes), tags (multilabel), size (number)", "sides (number)", "[shape]", "no", "tasks.toml"]),
+        ('[kind]\nsuite="detail"\nkind="classes"', ["'kind'", "no column of labels", "shape, tags, size"]),
+        ('[extra]\nsuite="detail"\nkind="classes"', ["'extra'", "no column of labels"]),
+        ('[colour]\nsuite="detail"\nkind="number"', ["colour, row 0", "'red'", "no finite number"]),
+        ('[shape]\nsuite="detail"\nkind="classes"\nclasses=["disc"]', ["shape, row 0", "'square'", "not among"]),
+        ("[shape", ["tasks.toml cannot be read"]),
+    ],
+)
+def test_datasets_refuses_tasks_that_cannot_be_meant(tmp_path: Path, toml: str | None, words: list[str]) -> None:
+    root = write_datasets(tmp_path, n=4)
+    if toml is None:
+        (root / "tasks.toml").unlink()
+    else:
+        (root / "tasks.toml").write_text(toml)
+    with pytest.raises(UserError) as error:
+        open_source(f"datasets:{root}", "val")
+    message = str(error.value)
+    assert all(word in message for word in words) and "\n" not in message, message
+
+
+def test_datasets_refuses_folders_that_cannot_be_meant(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="neither dataset_dict.json nor state.json; load it with"):
+        open_source(f"datasets:{tmp_path}", "val")
+    root = write_datasets(tmp_path / "cut", n=4)
+    with pytest.raises(UserError, match="no split 'test'; its splits: train, val|its splits: val, train"):
+        open_source(f"datasets:{root}", "test")
+    for arrow in (root / "val").glob("*.arrow"):
+        arrow.write_bytes(arrow.read_bytes()[:300])
+    with pytest.raises(UserError, match="cut cannot be loaded by datasets: "):
+        open_source(f"datasets:{root}", "val")
+    (root / "dataset_dict.json").write_text("{")
+    with pytest.raises(UserError, match="cut cannot be loaded by datasets: "):
+        open_source(f"datasets:{root}", "val")
+    Dataset.from_dict({"label": [1.0]}).save_to_disk(tmp_path / "none")
+    with pytest.raises(UserError, match=r"0 columns of images \(columns: label\)"):
+        open_source(f"datasets:{tmp_path / 'none'}", "all")
+    twice = [row | {"id": "same"} for row in rows(2)]
+    saved(twice).save_to_disk(tmp_path / "twice")
+    (tmp_path / "twice" / "tasks.toml").touch()
+    with pytest.raises(UserError, match="id 'same' stands twice"):
+        open_source(f"datasets:{tmp_path / 'twice'}", "all")
+
+
+# ---- all of them
+
+CLEVR, GQA = "scenes/CLEVR_val_scenes.json", "sceneGraphs/val_sceneGraphs.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("clevr", ["CLEVR v1.0", CLEVR, "images/val"]),
+        ("gqa", ["GQA", GQA, "images"]),
+        ("3dshapes", ["3D Shapes", "3dshapes.h5"]),
+    ],
+)
+def test_an_incomplete_folder_names_the_files_that_were_looked_for(tmp_path: Path, name: str, files: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        open_source(f"{name}:{tmp_path}", "val")
+    assert all(file in str(error.value) for file in [str(tmp_path), *files])
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "words"),
+    [
+        ("clevr", "test", "test scenes were never published.*its splits: train, val"),
+        ("gqa", "test", "no scene graphs of test were published.*its splits: train, val"),
+        ("3dshapes", "validation", "'validation'; its splits: train, val, test"),
+    ],
+)
+def test_a_split_that_is_not_there_is_refused(tmp_path: Path, name: str, split: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        open_source(f"{name}:{tmp_path}", split)
+
+
+def put(*path: str | int, value: Any) -> Callable[[Any], None]:
+    """A change of one value deep in a JSON document."""
+
+    def change(data: Any) -> None:
+        for key in path[:-1]:
+            data = data[key]
+        data[path[-1]] = value
+
+    return change
+
+
+SCENE = ("scenes", 2)
+THING = (*SCENE, "objects", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("clevr", lambda data: data.pop("scenes"), ["scenes", "expected a list"]),
+        ("clevr", put(*SCENE, value=7), ["scene 2", "image_filename"]),
+        ("clevr", put(*SCENE, "objects", value=None), ["scene 2 has objects"]),
+        ("clevr", put(*SCENE, "image_filename", value="../secret.png"), ["scene 2", "../secret.png"]),
+        ("clevr", put(*SCENE, "image_filename", value="CLEVR_val_000001.png"), ["scene 2", "no other scene has"]),
+        ("clevr", put(*SCENE, "directions", "right", value=[1, 0]), ["scene 2", "right", "three numbers"]),
+        ("clevr", put(*SCENE, "relationships", value={}), ["scene 2 has left"]),
+        ("clevr", put(*SCENE, "relationships", "left", value=[[]]), ["scene 2", "relationships left", "each object"]),
+        ("clevr", put(*THING, "color", value=3), ["scene 2 object 1", "color '3'", "expected text"]),
+        ("clevr", put(*THING, "rotation", value="far"), ["scene 2 object 1", "rotation 'far'", "a number"]),
+        ("clevr", put(*THING, "pixel_coords", value=[1, 2]), ["scene 2 object 1", "pixel_coords", "three numbers"]),
+        ("clevr", put(*THING, "pixel_coords", 2, value=float("nan")), ["scene 2 object 1", "pixel_coords", "'nan'"]),
+        ("gqa", put("7", value=[]), ["image 7", "width"]),
+        ("gqa", put("7", "width", value=0), ["image 7", "0 x 100"]),
+        ("gqa", put("7", "height", value=True), ["image 7", "height 'True'"]),
+        ("gqa", put("7", "location", value=3), ["image 7", "location '3'"]),
+        ("gqa", put("7", "objects", "8", "w", value="wide"), ["image 7 object 8", "w 'wide'"]),
+        ("gqa", put("7", "objects", "8", "attributes", value=[1]), ["image 7 object 8", "attributes", "words"]),
+        ("gqa", put("7", "objects", "8", "name", value=None), ["image 7 object 8", "name"]),
+        ("gqa", put("../../secret", value={}), ["../../secret"]),
+    ],
+)
+def test_malformed_annotations_are_refused_where_they_stand(
+    tmp_path: Path, name: str, change: Callable[[Any], None], words: list[str]
+) -> None:
+    write, file = {"clevr": (write_clevr, CLEVR), "gqa": (write_gqa, GQA)}[name]
+    path = write(tmp_path, n=12) / file
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+    with pytest.raises(UserError) as error:
+        open_source(f"{name}:{tmp_path}", "val")
+    message = str(error.value)
+    assert all(word in message for word in [str(path), *words]) and "\n" not in message, message
+    path.write_text('{"scenes": [')
+    with pytest.raises(UserError, match="cannot be read as JSON"):
+        open_source(f"{name}:{tmp_path}", "val")
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "semantic", "detail"),
+    [
+        ("clevr", write_clevr, {"presence", "count", "relation_side"}, {"colour", "position_x", "rotation_sin"}),
+        ("gqa", write_gqa, {"location", "weather", "object"}, {"colour", "material", "position_x", "area"}),
+        ("3dshapes", write_3dshapes, {"shape"}, {"floor_hue", "scale", "orientation"}),
+        ("datasets", write_datasets, {"shape", "tags"}, {"size", "colour", "rounded"}),
+    ],
+)
+def test_the_commands_as_typed(
+    tmp_path: Path, name: str, write: Callable[[Path], Path], semantic: set[str], detail: set[str]
+) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    write(root)
+    run, result = tmp_path / "run.h5", tmp_path / "result.json"
+    limit = ["--limit", "150"] if name == "3dshapes" else []
+    data = ["--data", f"{name}:{root}", "--split", "val", *limit]
+    assert extract_main([*data, "--out", str(run), "--device", "cpu"]) == 0
+    with open_run(run) as opened:
+        assert opened.info.split == "val"
+        assert len(opened) == (150 if limit else 60) and len(set(opened.ids())) == len(opened)
+    assert probe_main(["semantic", "detail", "--run", str(run), "--out", str(result), "--jobs", "1"]) == 0
+    probed = {(row["suite"], row["task"]) for row in json.loads(result.read_text())["rows"]}
+    assert {("semantic", one) for one in semantic} | {("detail", one) for one in detail} <= probed

@@ -16,7 +16,9 @@ from extract.store import THUMBNAIL, Batch, RunShape, Task
 from extract.vlm.config import HTCConfig
 from extract.vlm.images import prepare, thumbnail
 from extract.vlm.invariants import check_invariants
-from extract.vlm.model import HTCVLM
+from extract.vlm.mgvq import MGVQEncoding
+from extract.vlm.model import HTCVLM, Hybrid
+from extract.vlm.star import Compressed
 
 _LABEL_TYPES = {"classes": np.int32, "number": np.float64, "multilabel": np.uint8}
 
@@ -88,6 +90,20 @@ def _run(
     compressed = model.compress(hybrid.anchors, hybrid.patches)
     if check:
         check_invariants(model, pixels, compressed)
+    return as_batch(model.config, items, tasks, hybrid, encoding, compressed, stack)
+
+
+def as_batch(
+    config: HTCConfig,
+    items: Sequence[Item],
+    tasks: Sequence[Task],
+    hybrid: Hybrid,
+    encoding: MGVQEncoding | None,
+    compressed: Compressed,
+    stack: Sequence[int] | None = None,
+) -> Batch:
+    """What the model made of `items`, as the arrays of a run, with the layers `stack` (all by default) of z_voco."""
+    fit, mean = config.image_fit, config.image_mean
     hidden = compressed.hidden if stack is None else compressed.hidden[:, list(stack)]
     return Batch(
         ids=[item.id for item in items],

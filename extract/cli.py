@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # Settings in which a run may differ and still be the same run: they decide how it is made and not what it says, or
 # are compared by what they lead to (the weights, the number of images).
-_FREE = {"out", "batch_size", "device", "model", "limit"}
+_FREE = {"out", "batch_size", "device", "model", "adapter", "random_weights", "limit"}
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,19 @@ class ExtractConfig:
     split: str = "val"
     """Which split of the data."""
     model: str = "htc-tiny"
-    """htc-tiny (shipped), a directory that HTCVLM.save_pretrained wrote, or owner/model on the Hugging Face hub."""
+    """htc-tiny (shipped), a directory, or owner/model on the hub: of an HTC-VLM, LLaVA-1.5 or VoCo-LLaMA."""
+    random_weights: bool = False
+    """Draw the model's weights at random (--seed) instead of reading them: the floor that every probe has to beat,
+    and a way to try a size, such as htc-7b, the paper's."""
+    adapter: Path | None = None
+    """A directory with a LoRA adapter (PEFT's files) that is merged into the model."""
     data: str = "scenes"
-    """scenes (built in), or a folder of images: FOLDER/SPLIT/, labels in its metadata.csv and FOLDER/tasks.toml."""
+    """scenes (built in), a data set in its official files, NAME:PATH (cub, paco, coco, dtd, gqa, clevr, 3dshapes,
+    datasets), or a folder of images: FOLDER/SPLIT/, labels in its metadata.csv and FOLDER/tasks.toml."""
     out: Path | None = None
     """Run file to write (.h5); runs/DATA-SPLIT.h5 when left out."""
     limit: int | None = None
-    """Only the first images of the split, this many."""
+    """Only this many images of the split: a fair sample, not the first of the first class."""
     batch_size: int = 32
     """Images in one pass of the model."""
     layers: str = "all"
@@ -61,7 +67,7 @@ class ExtractConfig:
     on_error: Literal["stop", "skip"] = "stop"
     """What an unreadable image does: stop the extraction, or be skipped and recorded in the run."""
     seed: int = 0
-    """Of torch's random generators. The models here draw nothing, so it changes no number; it is recorded."""
+    """Of --random-weights. Without it nothing is drawn, and the seed changes no number."""
 
 
 class Plan(NamedTuple):
@@ -110,7 +116,7 @@ def make_plan(config: ExtractConfig) -> Plan:
     """Checks the settings against the model and the data, and resolves `auto`. Raises UserError."""
     from extract import models
     from extract.capture import run_shape
-    from extract.data import open_source
+    from extract.data import absolute, open_source
     from extract.environment import environment
     from extract.store import RunInfo
 
@@ -125,16 +131,22 @@ def make_plan(config: ExtractConfig) -> Plan:
     device, device_words = _device(config.device)
     out = Path("runs") / f"{source.name}-{config.split}.h5" if config.out is None else config.out
     settings = asdict(config) | {
-        "data": config.data if config.data == "scenes" else str(Path(config.data).resolve()),
+        "data": absolute(config.data),
+        "adapter": None if config.adapter is None else str(config.adapter),
         "out": str(out),
         "layers": list(stack),
         "device": device,
         "dtype": config.dtype if config.dtype != "auto" else "bfloat16" if device != "cpu" else "float32",
     }
-    sha256 = models.digest(folder)
+    if config.random_weights and config.adapter is not None:
+        raise UserError(f"--adapter {config.adapter} belongs to trained weights; leave out --random-weights, or it")
+    if config.random_weights:
+        sha256 = models.random_digest(model, config.seed)
+    else:
+        sha256 = models.digest(folder, config.adapter)
     info = RunInfo(
         config=settings,
-        model={"name": config.model, "sha256": sha256, "config": _jsonable(model)},
+        model={"name": _name(config), "sha256": sha256, "config": _jsonable(model)},
         dataset=source.name,
         split=config.split,
         topology=model.topology,
@@ -229,19 +241,17 @@ def _device(name: str) -> tuple[str, str]:
 def _write(plan: Plan, config: ExtractConfig) -> list[ImageError]:
     import torch
 
-    from extract import models
     from extract.capture import capture
     from extract.data.source import ImageError
     from extract.store import RunWriter
     from extract.vlm.invariants import InvariantError
 
-    settings, source = plan.info.config, plan.source
-    torch.manual_seed(config.seed)
+    source = plan.source
     skipped: list[ImageError] = []
     on_error = skipped.append if config.on_error == "skip" else None
     try:
         with RunWriter(plan.out, plan.info, plan.shape, source.tasks, store_dtype=config.store_dtype) as writer:
-            model: HTCVLM = models.load(plan.folder, dtype=getattr(torch, settings["dtype"]), device=settings["device"])
+            model = _model(plan, config)
             with _progress(len(source)) as show:
                 done = 0
                 for batch in capture(
@@ -263,6 +273,18 @@ def _write(plan: Plan, config: ExtractConfig) -> list[ImageError]:
             f"the GPU has too little memory for --batch-size {config.batch_size}; use a smaller one"
         ) from error
     return skipped
+
+
+def _model(plan: Plan, config: ExtractConfig) -> HTCVLM:
+    import torch
+
+    from extract import models
+
+    dtype, device = getattr(torch, plan.info.config["dtype"]), plan.info.config["device"]
+    if config.random_weights:
+        architecture = models.read_config(plan.folder)
+        return models.random_model(architecture, dtype=dtype, device=device, seed=config.seed)
+    return models.load(plan.folder, dtype=dtype, device=device, adapter=config.adapter)
 
 
 @contextlib.contextmanager
@@ -314,6 +336,10 @@ def _jsonable(model: Any) -> dict[str, Any]:
     import json
 
     return json.loads(model.to_json_string(use_diff=False))
+
+
+def _name(config: ExtractConfig) -> str:
+    return config.model + (" (random weights)" if config.random_weights else "")
 
 
 def _model_words(info: RunInfo) -> str:

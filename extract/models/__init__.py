@@ -1,17 +1,24 @@
 """Models by name: shipped with the package, a directory, or a repository on the Hugging Face hub.
 
-Knows folders and safetensors files; not what a model computes. torch and transformers are imported where used.
+Knows how a folder becomes an HTCVLM: its weights are compared with the configuration by name and shape before any
+memory is taken, and then read one at a time. Formats are in `weights`, names in `layouts`, LoRA in `adapters`; not
+what a model computes. torch and transformers are imported where used.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
-import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from extract.errors import UserError
+from extract.models import hub
+from extract.models.adapters import Adapter, check_adapter, merged, read_adapter
+from extract.models.layouts import Checkpoint, open_checkpoint, read_config, read_tokenizer
+from extract.models.weights import FLOATS, Stored, line, opened
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +26,7 @@ if TYPE_CHECKING:
     from extract.vlm.config import HTCConfig
     from extract.vlm.model import HTCVLM
 
-_FILES = ("config.json", "model.safetensors.index.json", "*.safetensors")
+__all__ = ["digest", "find", "load", "random_digest", "random_model", "read_config", "read_tokenizer", "shipped"]
 
 
 def shipped() -> dict[str, Path]:
@@ -29,7 +36,7 @@ def shipped() -> dict[str, Path]:
 
 
 def find(name: str) -> Path:
-    """The directory of a shipped model, of one that `save_pretrained` wrote, or of one downloaded from the hub.
+    """The directory of a shipped model, of one on this machine, or of one downloaded from the hub.
 
     Only a name like owner/model that is no directory makes it ask the network. Raises UserError.
     """
@@ -38,95 +45,168 @@ def find(name: str) -> Path:
     path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise UserError(f"{path} holds no config.json; a model is a directory that HTCVLM.save_pretrained wrote")
+            raise UserError(f"{path} holds no config.json; a model is a directory of an HTC-VLM, LLaVA or VoCo-LLaMA")
         return path
     names = ", ".join(shipped()) or "none here"
     expected = f"expected a shipped model ({names}), a directory, or owner/model on the hub"
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+    if not hub.is_hub_name(name):
         raise UserError(f"no model {name!r}; {expected}")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
     try:
-        return Path(snapshot_download(name, allow_patterns=list(_FILES)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"no model {name!r}; {expected} (the hub says: {str(error).splitlines()[0]})") from error
+        return hub.download(name)
+    except UserError as error:
+        raise UserError(f"no model {name!r}; {expected} ({error})") from error
 
 
-def read_config(folder: Path) -> HTCConfig:
-    """The configuration of the model in `folder`. Raises UserError when it is no HTC-VLM."""
-    from extract.vlm.config import HTCConfig
+def digest(folder: Path, adapter: Path | None = None) -> str:
+    """sha256 over every weight's name, type, shape and bytes, in the order of names; shards make no difference.
 
-    try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-        if kind != HTCConfig.model_type:
-            raise UserError(f"{folder} is a model of type {kind!r}; expected {HTCConfig.model_type}")
-        return HTCConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder / 'config.json'} is no HTC-VLM configuration: {_line(error)}") from error
-
-
-def digest(folder: Path) -> str:
-    """sha256 over every weight's name, type, shape and bytes, in the order of names; shards make no difference."""
-    from safetensors import SafetensorError, safe_open
-
+    The weights of a vision tower in a folder of its own follow, and those of an adapter. Raises UserError.
+    """
+    if folder in shipped().values() and not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"{folder.name} is a configuration without weights, which its authors have not published; train them with "
+            "htc-train (docs/your-own-model.md), or add --random-weights"
+        )
     total = hashlib.sha256()
-    try:
-        where = {key: path for path in _weight_files(folder) for key in _keys(path)}
-        files = {path: safe_open(path, "pt") for path in set(where.values())}
-        for key in sorted(where):
-            tensor = files[where[key]].get_tensor(key)
-            total.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            total.update(tensor.reshape(-1).contiguous().view(_byte()).numpy().data)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"the weights in {folder} cannot be read: {_line(error)}; copy the model again") from error
+    for tensors in open_checkpoint(folder).folders:
+        _add(total, tensors)
+    if adapter is not None:
+        change = read_adapter(adapter)
+        total.update(f"adapter {change.scaling}\n".encode())
+        _add(total, change.tensors)
     return total.hexdigest()
 
 
-def load(folder: Path, *, dtype: torch.dtype, device: str) -> HTCVLM:
-    """The model in `folder`, for inference. Raises UserError when weights are missing or do not fit its config."""
-    from safetensors import SafetensorError
+def load(folder: Path, *, dtype: torch.dtype, device: str, adapter: Path | None = None) -> HTCVLM:
+    """The model in `folder`, with a LoRA adapter merged in, for inference.
+
+    Takes the memory of the model and of one of its files. Raises UserError when weights are missing, unknown or of
+    another shape than the configuration says, before any is read.
+    """
+    import torch
+    from accelerate import init_empty_weights
 
     from extract.vlm.model import HTCVLM
 
-    _weight_files(folder)
-    try:
-        loaded: Any = HTCVLM.from_pretrained(folder, dtype=dtype, local_files_only=True, output_loading_info=True)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"the model in {folder} cannot be loaded: {_line(error)}") from error
-    model, report = loaded
-    # transformers fills these with random numbers and goes on.
-    lost = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
-    if lost:
-        raise UserError(f"{folder} has no fitting weights for {lost[0]} ({len(lost)} in all); copy the model again")
+    checkpoint = open_checkpoint(folder)
+    shapes = _check_fit(folder, checkpoint)
+    change = Adapter() if adapter is None else read_adapter(adapter)
+    if adapter is not None:
+        check_adapter(adapter, change, shapes)
+
+    with init_empty_weights(include_buffers=False):  # what is computed and not stored, such as RoPE's frequencies
+        model = HTCVLM(checkpoint.config)
+    weights = {**checkpoint.weights, **change.replaced}
+    with contextlib.ExitStack() as stack:
+        files = {at.path for pair in change.added.values() for at in pair}
+        reads = {path: stack.enter_context(opened(path)) for path in files}
+        added = {name: [partial(reads[at.path], at.key) for at in pair] for name, pair in change.added.items()}
+        for path in sorted({at.path for at in weights.values()}):
+            here = {name: at.key for name, at in weights.items() if at.path == path}
+            _read_file(model, path, here, added, change.scaling, dtype=dtype, device=device)
+    head, embed = model.language_model.lm_head, model.language_model.model.embed_tokens
+    if checkpoint.config.text.tie_word_embeddings:
+        head.weight = embed.weight
+    if checkpoint.voco_token is not None and "voco" not in weights:
+        model.voco = torch.nn.Parameter(embed.weight[checkpoint.voco_token].clone())
     return model.eval().to(device)
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if not index.is_file():
-        raise UserError(f"{folder} holds no model.safetensors; only that format is loaded, save the model in it")
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{index} is damaged ({_line(error)}); copy the model again") from error
-    return [folder / name for name in names]
-
-
-def _keys(path: Path) -> list[str]:
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        return list(file.keys())
-
-
-def _byte() -> torch.dtype:
+def random_model(config: HTCConfig, *, dtype: torch.dtype, device: str, seed: int) -> HTCVLM:
+    """A model with weights drawn at random, each as its kind of layer starts, for inference. MGVQ stays float32."""
     import torch
 
-    return torch.uint8
+    from extract.vlm.model import HTCVLM
+
+    torch.manual_seed(seed)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        with torch.device(device):  # drawn in place: a large model is there once
+            model = HTCVLM(config)
+    finally:
+        torch.set_default_dtype(before)
+    for part in HTCVLM._keep_in_fp32_modules_strict:
+        if getattr(model, part) is not None:
+            getattr(model, part).float()
+    return model.eval()
 
 
-def _line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def random_digest(config: HTCConfig, seed: int) -> str:
+    """What stands for the digest of `random_model`'s weights: sha256 of what they follow from."""
+    return hashlib.sha256(f"random {seed} {config.to_json_string(use_diff=False)}".encode()).hexdigest()
+
+
+def _check_fit(folder: Path, checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """The shapes of all weights that the configuration needs. Raises UserError where the files have others."""
+    import torch
+
+    from extract.vlm.model import HTCVLM
+
+    config, weights = checkpoint.config, checkpoint.weights
+    layers = config.text.num_hidden_layers + config.vision.num_hidden_layers
+    if layers > len(weights):  # building them, even empty, could take for ever
+        raise UserError(f"{folder} has {len(weights)} weights for {layers} layers in config.json; copy the model again")
+    try:
+        with torch.device("meta"):
+            wanted = HTCVLM(config).state_dict()
+    except (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError) as error:
+        raise UserError(f"{folder / 'config.json'} describes no model that can be built: {line(error)}") from error
+    optional = {"voco"} if checkpoint.voco_token is not None else set()
+    if config.text.tie_word_embeddings:
+        optional.add("language_model.lm_head.weight")
+    missing = [name for name in wanted if name not in weights and name not in optional]
+    unknown = [at.key for name, at in weights.items() if name not in wanted]
+    others = [
+        f"{at.key} {at.shape} {at.dtype} (by config.json {tuple(wanted[name].shape)})"
+        for name, at in weights.items()
+        if name in wanted and (at.shape != wanted[name].shape or not _same_kind(at.dtype, wanted[name]))
+    ]
+    faults = {"no fitting weights for": missing, "unknown weights": unknown, "weights of another shape or type": others}
+    words = "; ".join(f"{what} {', '.join(names[:3])} ({len(names)} in all)" for what, names in faults.items() if names)
+    if words:
+        raise UserError(f"{folder} has {words}: its files and its config.json are not of one model; copy it again")
+    return {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+
+
+def _same_kind(dtype: str, wanted: torch.Tensor) -> bool:
+    return dtype in FLOATS if wanted.is_floating_point() else dtype == str(wanted.dtype)
+
+
+def _read_file(
+    model: HTCVLM,
+    path: Path,
+    keys: Mapping[str, str],
+    added: Mapping[str, Sequence[Callable[[], torch.Tensor]]],
+    scaling: float,
+    *,
+    dtype: torch.dtype,
+    device: str,
+) -> None:
+    """Puts the weights of one file, {name: key}, into the model, A and B of `added` merged in."""
+    import torch
+
+    with opened(path) as read, torch.no_grad():
+        for name, key in keys.items():
+            weight = read(key)
+            if name in added:
+                a, b = (get().to(device) for get in added[name])
+                weight = merged(weight.to(device), a, b, scaling)
+            owner, _, leaf = name.rpartition(".")
+            module = model.get_submodule(owner)
+            own = getattr(module, leaf).dtype
+            fixed = name.split(".")[0] in model._keep_in_fp32_modules_strict or not own.is_floating_point
+            # A copy: the tensor of the file is a view of the file.
+            weight = torch.empty(weight.shape, dtype=own if fixed else dtype, device=device).copy_(weight)
+            setattr(module, leaf, torch.nn.Parameter(weight) if leaf in module._parameters else weight)
+
+
+def _add(total: hashlib._Hash, tensors: Sequence[Stored]) -> None:
+    import torch
+
+    with contextlib.ExitStack() as stack:
+        reads = {path: stack.enter_context(opened(path)) for path in {tensor.path for tensor in tensors}}
+        for tensor in sorted(tensors, key=lambda tensor: tensor.key):
+            total.update(f"{tensor.key} {tensor.dtype} {tensor.shape}\n".encode())
+            flat = reads[tensor.path](tensor.key).detach().reshape(-1).contiguous()
+            total.update(flat.view(torch.uint8).numpy().data)

@@ -1,0 +1,104 @@
+"""LoRA adapters, as PEFT and LLaVA save them.
+
+Knows their files and what they add to which weight; not what the model is. A merged weight is W + s B A, with s
+alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
+
+from extract.errors import UserError
+from extract.models.layouts import model_name
+from extract.models.weights import ADAPTER_FILES, FLOATS, Stored, read_json, reading, stored, weight_files
+
+if TYPE_CHECKING:
+    import torch
+
+# Fields of a LoraConfig that do not change what merging means, or are looked at. Any other must be off.
+_KNOWN = {
+    "peft_type", "r", "lora_alpha", "use_rslora", "init_lora_weights", "target_modules", "exclude_modules",
+    "modules_to_save", "lora_dropout", "bias", "layers_to_transform", "layers_pattern", "task_type", "inference_mode",
+    "auto_mapping", "base_model_name_or_path", "revision", "peft_version", "megatron_core", "qalora_group_size",
+    "loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config", "ensure_weight_tying",
+}  # fmt: skip
+# The others of `init_lora_weights` change the weights that the adapter is added to.
+_HARMLESS_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+
+
+class Adapter(NamedTuple):
+    """An adapter that is not loaded yet, by HTCVLM's names of weights. Without arguments, one that changes nothing."""
+
+    scaling: float = 0.0
+    """s."""
+    added: Mapping[str, tuple[Stored, Stored]] = MappingProxyType({})
+    """A (r, in) and B (out, r) of the weights (out, in) that they are added to."""
+    replaced: Mapping[str, Stored] = MappingProxyType({})
+    """Weights that were trained in full (PEFT's `modules_to_save`, LLaVA's non_lora_trainables.bin)."""
+    tensors: Sequence[Stored] = ()
+    """All of them."""
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """The adapter in `folder`, from its adapter_config.json and the names in its files. Raises UserError."""
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} holds no adapter_config.json; an adapter is a directory that PEFT saved")
+    with reading(path):
+        config = read_json(path)
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    more = [name for name, value in config.items() if value and name not in _KNOWN]
+    if config.get("peft_type") != "LORA" or more:
+        words = ", ".join([f"peft_type {config.get('peft_type')}", *more])
+        raise UserError(f"{path} has {words}; expected plain LoRA, which is all that can be merged here")
+    if config.get("init_lora_weights") not in _HARMLESS_STARTS:
+        raise UserError(
+            f"{path} has init_lora_weights {config['init_lora_weights']!r}, which changes the model too; save it "
+            "converted to a plain LoRA"
+        )
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, (int, float)):
+        raise UserError(f"{path} has r {rank!r} and lora_alpha {alpha!r}; expected numbers, r 1 or more")
+    extra = folder / "non_lora_trainables.bin"
+    tensors = stored([*weight_files(folder, ADAPTER_FILES), *([extra] if extra.is_file() else [])])
+    halves: dict[str, dict[str, Stored]] = {}
+    replaced = {}
+    for tensor in tensors:
+        key = tensor.key.removeprefix("base_model.model.")
+        lora = re.fullmatch(r"(.+)\.lora_([AB])(\.default)?\.weight", key)
+        if lora is None:
+            replaced[model_name(key)] = tensor
+        else:
+            halves.setdefault(model_name(f"{lora[1]}.weight"), {})[lora[2]] = tensor
+    for name, pair in halves.items():
+        if len(pair) != 2 or pair["A"].shape[:1] != (rank,):
+            raise UserError(f"{folder} has for {name} no A and B of rank {rank}, as its adapter_config.json says")
+    return Adapter(
+        scaling=alpha / (math.sqrt(rank) if config.get("use_rslora") else rank),
+        added={name: (pair["A"], pair["B"]) for name, pair in halves.items()},
+        replaced=replaced,
+        tensors=tensors,
+    )
+
+
+def check_adapter(folder: Path, adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises UserError unless all of it belongs to weights of these shapes."""
+    lost = [tensor.key for name, tensor in adapter.replaced.items() if shapes.get(name) != tensor.shape]
+    for name, (a, b) in adapter.added.items():
+        if shapes.get(name) != (*b.shape[:-1], *a.shape[1:]) or b.shape[1:] != a.shape[:1]:
+            lost.append(a.key)
+    lost += [tensor.key for tensor in adapter.tensors if tensor.dtype not in FLOATS]
+    if lost:
+        raise UserError(
+            f"the adapter in {folder} fits another model: here is no place for {', '.join(lost[:3])} "
+            f"({len(lost)} of {len(adapter.tensors)} in all); choose its base with --model"
+        )
+
+
+def merged(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float) -> torch.Tensor:
+    """`weight` (out, in) with A (r, in) and B (out, r) added, in float32."""
+    return weight.float().addmm(b.float(), a.float(), alpha=scaling)

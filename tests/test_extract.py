@@ -218,6 +218,33 @@ def test_bad_input_is_one_line(
     assert not list(tmp_path.glob("run.*"))
 
 
+def test_random_weights_are_the_same_for_a_seed_and_others_than_the_model_s(
+    command: list[str], saved: Shipped, tmp_path: Path, capsys: Any
+) -> None:
+    runs = {"trained": command}
+    for name, seed in (("one", "0"), ("again", "0"), ("other", "1")):
+        out = str(tmp_path / f"{name}.h5")
+        runs[name] = [*command, "--random-weights", "--seed", seed, "--out", out]
+    found = {}
+    for name, args in runs.items():
+        assert main(args) == 0
+        with open_run(Path(args[-1] if name != "trained" else args[5])) as run:
+            found[name] = run.z_voco(-1)
+            assert ("random weights" in run.info.model["name"]) == (name != "trained")
+            assert run.shape == run_shape(saved.model.config, IMAGES)
+    np.testing.assert_array_equal(found["one"], found["again"])
+    for name in ("trained", "other"):
+        assert np.abs(found["one"] - found[name]).max() > 0.1
+    assert found["one"].std(0).max() > 1e-4, "images should still differ"
+
+    assert main([*command, "--random-weights"]) == 2
+    assert "is there already, made with other settings" in capsys.readouterr().err
+    assert main([*runs["one"], "--adapter", str(tmp_path)]) == 2
+    assert "belongs to trained weights" in capsys.readouterr().err
+    assert main(["--model", "htc-7b", "--limit", "1"]) == 2
+    assert "configuration without weights" in capsys.readouterr().err
+
+
 def test_a_taken_name_is_refused(command: list[str], tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "run.h5").write_text("mine")
     assert main(command) == 2

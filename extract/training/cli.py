@@ -1,31 +1,49 @@
 """`htc-train`: make a model. Parse, call, print; torch is imported once there is something to train."""
 
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import tyro
 
 from extract.errors import UserError
-from extract.training.config import TinyConfig
+from extract.training.config import FinetuneConfig, TinyConfig
+from extract.training.toml_file import read_settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0, 2 for a mistake that the user can mend, 130 when interrupted."""
-    config = tyro.extras.subcommand_cli_from_dict(
-        {"tiny": TinyConfig}, prog="htc-train", description="Train an HTC-VLM.", args=argv
-    )
     try:
-        from extract.training.tiny import train_tiny
+        config = _parse(sys.argv[1:] if argv is None else list(argv))
+        if isinstance(config, TinyConfig):
+            from extract.training.tiny import train_tiny
 
-        folder = train_tiny(config)
+            folder = train_tiny(config)
+        else:
+            from extract.training.finetune import finetune
+
+            folder = finetune(config)
     except UserError as error:
         print(f"htc-train: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("htc-train: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
         return 130
-    print(f"Wrote {folder}. Use it with: htc-extract --model {folder} --split val")
+    if os.environ.get("RANK", "0") == "0":  # under torchrun only one of the processes says so
+        print(f"Wrote {folder}. Use it with: htc-extract --model {folder} --split val")
     return 0
+
+
+def _parse(args: list[str]) -> TinyConfig | FinetuneConfig:
+    if args[:1] == ["tiny"]:
+        return tyro.cli(TinyConfig, prog="htc-train tiny", args=args[1:])
+    settings = {"init_from": tyro.MISSING}
+    prog = "htc-train [CONFIG.toml]"
+    if args and not args[0].startswith("-"):
+        settings |= read_settings(Path(args[0]), FinetuneConfig)
+        prog, args = f"htc-train {args[0]}", args[1:]
+    return tyro.cli(FinetuneConfig, prog=prog, default=FinetuneConfig(**settings), args=args)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -42,3 +43,75 @@ class TinyConfig:
     """Stage 2: MGVQ on reconstruction."""
     answers: Schedule = Schedule(steps=4000, batch=64, learning_rate=1e-3)
     """Stage 3: questions and answers through the one token; a step sees all questions of its images."""
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Train an HTC-VLM: a LLaVA-1.5 checkpoint gets MGVQ's anchors, <voco> and the star, and learns to answer.
+
+    The defaults are the paper's recipe, VoCo-LLaMA's, so that a file of paths is the whole of it:
+
+        htc-train CONFIG.toml --dtype bfloat16    (init-from, mgvq, data, images, out; flags win over the file)
+        htc-train --init-from LLAVA --mgvq mgvq_f16c32_g8.pt
+        htc-train tiny --help                     (the small model that ships with this package, from nothing)
+
+        torchrun --nproc_per_node 8 -m extract.training.cli CONFIG.toml
+        accelerate launch --use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP
+            -m extract.training.cli CONFIG.toml
+
+    Trained are P_v, P_d, <voco> and the language model; CLIP and MGVQ are frozen. Interrupted, the same command
+    continues from the last checkpoint.
+    """
+
+    init_from: str
+    """What to begin with, a folder or owner/model on the hub: a LLaVA-1.5 checkpoint, or an HTC-VLM or VoCo-LLaMA,
+    whose own architecture then stays."""
+    mgvq: Path | None = None
+    """Official MGVQ file (.pt); needed where the anchors are mgvq and the checkpoint has no MGVQ yet."""
+    mgvq_preset: str = "mgvq-f16c32-g8"
+    """Which of the official models that file is."""
+    data: str = "scenes"
+    """Conversations: a JSON in the LLaVA instruction format (llava_v1_5_mix665k.json), or `scenes`, the built-in."""
+    images: Path | None = None
+    """Folder that the image names in `data` start from; that of the JSON by default."""
+    out: Path = Path("train/htc-vlm")
+    """Folder for the finished model, its log and, until then, checkpoints."""
+    topology: Literal["star", "causal", "full"] = "star"
+    """What the hybrid tokens see: themselves, earlier ones (VoCo-LLaMA), or each other."""
+    anchors: Literal["mgvq", "none", "random", "attended", "kmeans"] = "mgvq"
+    """Four from MGVQ's codes, none, or four continuous ones picked among the patches."""
+    anchor_place: Literal["before", "after"] = "before"
+    """Where the anchors stand, seen from the patches."""
+    train: Literal["full", "lora"] = "full"
+    """The language model in full, or LoRA on its linear layers, merged at the end."""
+    lora_rank: int = 128
+    """Rank of LoRA's updates (LLaVA's)."""
+    lora_alpha: int = 256
+    """LoRA's updates are multiplied by this, divided by the rank (LLaVA's)."""
+    epochs: int = 2
+    """Passes over the data; each leaves out what does not fill a last batch, other rows every time."""
+    learning_rate: float = 2e-5
+    """The highest of AdamW, after the warm-up; from there a cosine to zero. No weight decay."""
+    warmup: float = 0.03
+    """Share of the steps over which the learning rate rises."""
+    batch: int = 128
+    """Images an optimizer step, over all devices and accumulated passes."""
+    device_batch: int = 8
+    """Images at once on one device, at most; what is missing to `batch` is accumulated."""
+    max_length: int = 2048
+    """Tokens of text a conversation; what is longer is cut."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the arithmetic: bfloat16 (autocast, trained weights stay float32) or float32; auto takes bfloat16 where the
+    hardware has it. With LoRA on a GPU (without FSDP), bfloat16 also holds the frozen weights."""
+    gradient_checkpointing: bool = True
+    """Compute the layers up to <voco> once more in the backward pass instead of keeping what they computed."""
+    max_steps: int | None = None
+    """Optimizer steps instead of `epochs`; the cosine then ends there."""
+    save_steps: int = 500
+    """Optimizer steps from checkpoint to checkpoint; the last one is kept."""
+    workers: int = 4
+    """Processes a device that read images."""
+    seed: int = 0
+    """Of P_d, of LoRA and of the order of the rows."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """Of a missing image: stop, or leave its row out. A damaged one: stop, or take the next row in its place."""

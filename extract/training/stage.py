@@ -1,6 +1,7 @@
 """One stage of training: a module and arrays in, a trained module out, with transformers' Trainer in between.
 
 Knows how to resume, log and skip a stage that is done; not what the module is.
+What any other run needs for that is here too.
 """
 
 import json
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
+from transformers.trainer_utils import EvalPrediction
 
+from extract.errors import UserError
 from extract.training.config import Schedule
 
 WEIGHTS, LOG = "model.safetensors", "log.json"
@@ -72,7 +74,8 @@ def train_stage(
         model=module, args=arguments, train_dataset=train, eval_dataset=validation, compute_metrics=metrics,
         data_collator=_as_is,
     )  # fmt: skip
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.exists() else None)
+    checkpoint = last_checkpoint(folder)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if validation is not None:
         trainer.evaluate()
     (folder / LOG).write_text(json.dumps(trainer.state.log_history, indent=1))
@@ -80,6 +83,28 @@ def train_stage(
     save_model(trainer.accelerator.unwrap_model(trainer.model), str(partial))
     partial.rename(folder / WEIGHTS)  # last: its presence says that the stage is finished
     return trainer.state.log_history
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The Trainer's newest checkpoint in `folder` that was written to its end, where the state of the run is."""
+    whole = [state.parent for state in folder.glob("checkpoint-*/trainer_state.json") if state.stat().st_size]
+    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def claim(path: Path, settings: dict[str, Any], flag: str) -> None:
+    """Write the settings of a run to `path`, or refuse the folder when it holds those of another.
+
+    `flag` is the one that names another folder. Raises UserError that tells the settings apart.
+    """
+    if path.exists():
+        begun = json.loads(path.read_text())
+        other = [f"{k} {begun.get(k)} instead of {v}" for k, v in settings.items() if begun.get(k) != v]
+        if other:
+            raise UserError(f"{path.parent} was begun with other settings ({'; '.join(other)}); give another {flag}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(settings, indent=1))
+    partial.rename(path)
 
 
 def _as_is(batch: Any) -> Any:

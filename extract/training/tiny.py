@@ -20,12 +20,11 @@ from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, LlamaConf
 from transformers.trainer_utils import EvalPrediction
 
 from extract.data import scene_words, scenes
-from extract.errors import UserError
 from extract.training.card import write_card, write_curves
 from extract.training.config import Schedule, TinyConfig
 from extract.training.contrastive import CaptionCLIP
 from extract.training.reconstruction import Reconstruction
-from extract.training.stage import Batches, train_stage
+from extract.training.stage import Batches, claim, train_stage
 from extract.vlm.config import CLIP_MEAN, CLIP_STD, HTCConfig
 from extract.vlm.mgvq import MGVQConfig
 from extract.vlm.model import HTCVLM
@@ -43,7 +42,8 @@ def train_tiny(config: TinyConfig) -> Path:
 
     Raises UserError when the work folder belongs to other settings.
     """
-    _claim(config)
+    settings = json.loads(json.dumps(asdict(config), default=str))
+    claim(config.work / "config.json", {k: v for k, v in settings.items() if k not in ("out", "work")}, "--work")
     pictures = config.work / "pictures"
     train = rendered("train", config.images, pictures)
     val = rendered("val", config.val_images, pictures)
@@ -67,19 +67,6 @@ def train_tiny(config: TinyConfig) -> Path:
     write_card(config.out, config, accuracy, chance, logs)
     write_curves(config.work / "curves.html", logs)
     return config.out
-
-
-def _claim(config: TinyConfig) -> None:
-    """Remember the settings in the work folder, and refuse it when it was begun with others."""
-    wanted = {k: v for k, v in json.loads(json.dumps(asdict(config), default=str)).items() if k not in ("out", "work")}
-    path = config.work / "config.json"
-    if path.exists():
-        begun = json.loads(path.read_text())
-        other = [f"{k} {begun.get(k)} instead of {v}" for k, v in wanted.items() if begun.get(k) != v]
-        if other:
-            raise UserError(f"{config.work} was begun with other settings ({'; '.join(other)}); give another --work")
-    config.work.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(wanted, indent=1))
 
 
 # ---- pictures
@@ -263,6 +250,7 @@ def empty_model() -> HTCVLM:
 def with_towers(model: HTCVLM, clip: CaptionCLIP, mgvq: Reconstruction) -> HTCVLM:
     """Put the trained, from now on frozen, towers into the model."""
     model.vision_tower.load_state_dict(clip.clip.vision_model.state_dict())
+    assert model.mgvq is not None
     model.mgvq.load_state_dict(mgvq.mgvq.state_dict())
     return model.train()
 
@@ -278,7 +266,9 @@ def cached_features(model: HTCVLM, images: np.ndarray, folder: Path, name: str) 
         for start in track(range(0, len(images), 256), f"features of {len(images)} scenes ({name})"):
             pixels = as_pixel_values(images[start : start + 256])
             out["patches"][start : start + 256] = model.vision_features(pixels).numpy()
-            out["q"][start : start + 256] = model.quantize(pixels).quant.flatten(1).numpy()
+            encoding = model.quantize(pixels)
+            assert encoding is not None
+            out["q"][start : start + 256] = encoding.quant.flatten(1).numpy()
         for key, path in paths.items():
             out[key].flush()
             unfinished[key].rename(path)

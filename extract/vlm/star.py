@@ -10,10 +10,13 @@ Suffixes: B batch, P prefix, N hybrid, X = P + N, S = X + 1 keys, L layers, H he
 H / K, D width of a head, W = K * D width of all keys.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, LlamaModel
@@ -63,10 +66,8 @@ def compress(
     hidden, rows, cached = [z], [], []
     last = len(llama.layers) - 1
     for i, layer in enumerate(llama.layers):
-        args: Any = (layer, x, z, cos, sin, prefixed, topology, i == last)
-        x, z, row, key, value = (
-            checkpoint(_layer, *args, use_reentrant=False) if gradient_checkpointing else _layer(*args)
-        )
+        run = _whole_layer(cast(LlamaDecoderLayer, layer))
+        x, z, row, key, value = run(gradient_checkpointing, x, z, cos, sin, prefixed, topology, i == last)
         hidden.append(z)
         rows.append(row)
         cached.append((key, value))
@@ -97,6 +98,26 @@ def star_mask(
     if topology != "uncompressed":
         sees[voco + 1 :, :voco] = False
     return torch.zeros(size, size, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)[None, None]
+
+
+def _whole_layer(layer: LlamaDecoderLayer) -> Callable[..., Any]:
+    """`_run_layer` of the layer, its weights gathered first where FSDP2 has sharded them over processes.
+
+    FSDP gathers in front of a module's `forward`, and what runs here are its parts.
+    """
+    if not isinstance(layer, FSDPModule):
+        return partial(_run_layer, layer)
+    name = "_star_layer"
+    if not hasattr(layer, name):
+        setattr(layer, name, partial(_run_layer, layer))
+        register_fsdp_forward_method(layer, name)
+    return getattr(layer, name)
+
+
+def _run_layer(layer: LlamaDecoderLayer, gradient_checkpointing: bool, *args: Any) -> Any:
+    if gradient_checkpointing:
+        return checkpoint(_layer, layer, *args, use_reentrant=False)
+    return _layer(layer, *args)
 
 
 def _layer(

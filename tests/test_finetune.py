@@ -1,0 +1,595 @@
+"""Fine-tuning: what is taught, what is trained, that devices, interruptions and LoRA change nothing else."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPVisionConfig, LlamaConfig
+
+from extract import models
+from extract.data import scene_words, scenes
+from extract.errors import UserError
+from extract.training import cli
+from extract.training.config import FinetuneConfig
+from extract.training.conversations import SYSTEM, Encoder, read_conversations, scene_conversations
+from extract.training.finetune import add_lora, build, finetune, merged
+from extract.training.instruction import Instructions, WholeBatches, collate, open_file, with_images
+from extract.training.stage import last_checkpoint
+from extract.vlm.config import HTCConfig
+from extract.vlm.mgvq import PRESETS, MGVQConfig
+from extract.vlm.model import HTCVLM
+
+MGVQ_FILE = Path(__file__).parent / "golden" / "mgvq_tiny.pt"
+MGVQ_TINY = MGVQConfig(widths=(32, 32, 64, 64, 128), depths=(0, 1, 1, 1, 1), groups=8, codebook_size=512)
+
+
+@pytest.fixture(autouse=True)
+def tiny_preset(monkeypatch):
+    """The golden MGVQ file as one more of the official models."""
+    monkeypatch.setitem(PRESETS, "tiny", MGVQ_TINY)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return scene_words.build_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory, tokenizer):
+    """A folder with a small random LLaVA that reads the scenes' words."""
+    folder = tmp_path_factory.mktemp("llava")
+    sides = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=256, **sides, pad_token_id=0,
+                       initializer_range=0.1,  # LoRA leaves the head as it is: its logits must have a size
+                       bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)  # fmt: skip
+    torch.manual_seed(0)
+    model = HTCVLM(
+        HTCConfig(vision_config=CLIPVisionConfig(image_size=64, patch_size=16, **sides), text_config=text,
+                  num_anchors=0, topology="uncompressed")
+    )  # fmt: skip
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def settings(llava, tmp_path):
+    return FinetuneConfig(
+        init_from=str(llava), mgvq=MGVQ_FILE, mgvq_preset="tiny", out=tmp_path / "out", batch=4, device_batch=4,
+        max_steps=2, workers=0, dtype="float32", learning_rate=3e-3, max_length=120,
+    )  # fmt: skip
+
+
+def row(*turns, image=None):
+    said = [{"from": speaker, "value": value} for speaker, value in turns]
+    return {"id": "7"} | ({"image": image} if image else {}) | {"conversations": said}
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A LLaVA instruction file with images, text-only rows and several turns."""
+    folder = tmp_path / "photos"
+    (folder / "coco").mkdir(parents=True)
+    rows = []
+    for i in range(6):
+        pixels = np.random.default_rng(i).integers(0, 255, (40, 50 + i, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"coco/{i}.jpg")
+        rows.append(row(("human", "<image>\nwhere is this ?"), ("gpt", "desert"), image=f"coco/{i}.jpg"))
+    rows.append(row(("human", "how big is it ?"), ("gpt", "tiny"), ("human", "where is this ?"), ("gpt", "sea")))
+    rows.append(row(("human", "what is its texture ?"), ("gpt", "plain")))
+    (folder / "mix.json").write_text(json.dumps(rows))
+    return folder
+
+
+def losses(folder):
+    log = json.loads((folder / "training.json").read_text())["log"]
+    return [entry["loss"] for entry in log if "loss" in entry]
+
+
+# ---- what is taught
+
+
+def test_labels_are_the_answers_and_their_ends(tokenizer):
+    turns = (("where is this ?", "desert"), ("which objects are there ?", "boat car"))
+    tokens = Encoder(tokenizer, 1000)(turns)
+    assert tokenizer.decode(tokens.ids[tokens.labels != -100]) == "desert </s> boat car </s>"
+    first = tokenizer(f"{SYSTEM} USER: where is this ? ASSISTANT:").input_ids  # <s> is in front
+    second = tokenizer("USER: which objects are there ? ASSISTANT:", add_special_tokens=False).input_ids
+    word = tokenizer.convert_tokens_to_ids
+    end = word("</s>")
+    assert tokens.ids.tolist() == [*first, word("desert"), end, *second, word("boat"), word("car"), end]
+    hidden = [-100] * len(first), [-100] * len(second)
+    assert tokens.labels.tolist() == [*hidden[0], word("desert"), end, *hidden[1], word("boat"), word("car"), end]
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "bytes"])
+def test_the_pieces_are_the_tokens_of_the_whole_text(kind):
+    """A LLaMA-like tokenizer puts a blank in front of each text; a byte-level one, like LLaMA-3's, does not."""
+    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, trainers
+    from tokenizers import models as kinds
+    from transformers import PreTrainedTokenizerFast
+
+    text = [SYSTEM + " USER: ASSISTANT:", *scenes.QUESTIONS.values(), *scenes.vocabulary()] * 3
+    specials = ["<unk>", "<s>", "</s>"]
+    if kind == "sentencepiece":
+        core = Tokenizer(kinds.BPE(unk_token="<unk>", byte_fallback=True))
+        core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        core.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+        specials += [f"<0x{byte:02X}>" for byte in range(256)]
+    else:
+        core = Tokenizer(kinds.BPE())
+        core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    core.train_from_iterator(text, trainers.BpeTrainer(vocab_size=900, special_tokens=specials))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+    turns = (("where is\nthis ?", "desert. A boat"), ("<b>how</b>  many ?", "two, three"), ("is it ?", "no"))
+    tokens = Encoder(tokenizer, 1000)(turns)
+    spoken = [f"USER: {question} ASSISTANT: {answer}</s>" for question, answer in turns]
+    whole = tokenizer(f"<s>{SYSTEM} " + "".join(spoken), add_special_tokens=False).input_ids
+    assert tokens.ids.tolist() == whole
+    taught = "".join(tokenizer.convert_ids_to_tokens(tokens.ids[tokens.labels != -100]))
+    assert taught.replace("▁", " ").replace("Ġ", " ") == " desert. A boat</s> two, three</s> no</s>"
+
+
+def test_control_tokens_written_in_a_text_are_text(tokenizer):
+    tokens = Encoder(tokenizer, 1000)((("where </s> is this ?", "<s> desert"),))
+    assert (tokens.ids == tokenizer.eos_token_id).sum() == (tokens.ids == tokenizer.bos_token_id).sum() == 1
+
+
+def test_what_does_not_fit_is_cut_and_a_row_without_labels_is_seen(tokenizer):
+    turns = (("where is this ?", "desert"), ("how big is it ?", "tiny"))
+    whole = Encoder(tokenizer, 1000)(turns)
+    first_label = int((whole.labels != -100).argmax())
+    for length in (first_label, first_label + 1, first_label + 2, 1000):
+        encode = Encoder(tokenizer, length)
+        assert encode(turns).ids.tolist() == whole.ids[:length].tolist()
+        assert encode.keeps(turns) == (encode(turns).labels != -100).any() == (length > first_label)
+
+
+def test_rows_are_read_as_llava_reads_them(photos):
+    rows = read_conversations(photos / "mix.json")
+    assert rows[0].image == "coco/0.jpg" and rows[0].turns == (("where is this ?", "desert"),)  # no <image>
+    assert rows[6].image is None and rows[6].turns == (("how big is it ?", "tiny"), ("where is this ?", "sea"))
+    assert "mix.json row 6 (id 7)" in rows[6].name
+    loose = [row(("gpt", "Hello."), ("human", "a <image> tag ?"), ("gpt", " yes\n"), ("human", "and ?"))]
+    (photos / "loose.json").write_text(json.dumps(loose))
+    assert read_conversations(photos / "loose.json")[0].turns == (("a <image> tag ?", "yes"),)
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ({"id": "9"}, "no list `conversations`"),
+        ({"id": "9", "conversations": []}, "no list `conversations`"),
+        (row(("human", "a"), ("robot", "b")) | {"id": "9"}, "'robot'; expected human or gpt"),
+        (row(("human", "a"), ("human", "b"), ("gpt", "c")) | {"id": "9"}, "human, human, gpt; expected human and gpt"),
+        (row(("human", "a"), ("gpt", "b"), ("gpt", "c")) | {"id": "9"}, "human, gpt, gpt; expected"),
+        (row(("human", "a")) | {"id": "9"}, "expected human and gpt by turns"),
+        (row(("human", 3), ("gpt", "b")) | {"id": "9"}, "both text"),
+        (row(("human", "a"), ("gpt", "b")) | {"id": "9", "image": ["x", "y"]}, "expected a file name"),
+        ("text", "no object"),
+    ],
+)  # fmt: skip
+def test_a_malformed_row_is_refused_by_its_place(tmp_path, bad, said):
+    path = tmp_path / "mix.json"
+    path.write_text(json.dumps([row(("human", "a"), ("gpt", "b")), bad]))
+    with pytest.raises(UserError, match="mix.json row 1") as error:
+        read_conversations(path)
+    assert said in str(error.value) and "\n" not in str(error.value)
+    assert isinstance(bad, str) or "(id 9)" in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"a": ', "\xff"])
+def test_a_file_of_no_rows_is_refused(tmp_path, content):
+    path = tmp_path / "mix.json"
+    path.write_text(content, encoding="latin1")
+    with pytest.raises(UserError, match="mix.json"):
+        read_conversations(path)
+
+
+def test_scenes_are_conversations_with_their_answers():
+    rows = scene_conversations(count=3)
+    assert dict(rows[1].turns) == {
+        scenes.QUESTIONS[name]: answer for name, answer in scenes.scene("train", 1).answers.items()
+    }
+    assert [question for question, _ in rows[0].turns] != [question for question, _ in rows[1].turns]
+
+
+# ---- rows as batches
+
+
+def test_text_without_an_image_has_the_loss_of_the_plain_language_model(settings, photos, tokenizer):
+    model, _ = build(settings)
+    rows = read_conversations(photos / "mix.json")[5:]
+    data = Instructions(rows, Encoder(tokenizer, 100), lambda name: Image.open(photos / name), model.config)
+    batch = collate([data[i] for i in range(3)])
+    assert batch["has_image"].tolist() == [True, False, False]
+    assert batch["pixel_values"][0].any() and not batch["pixel_values"][1:].any()
+    texts = {name: batch[name][1:] for name in ("input_ids", "attention_mask", "labels")}
+    with torch.no_grad():
+        ours = model(**{name: value[1:] for name, value in batch.items()}).loss
+        plain = model.language_model(**texts).loss
+        with_image = model(**(batch | {"has_image": torch.ones(3, dtype=torch.bool)})).loss
+    torch.testing.assert_close(ours, plain)
+    assert abs(model(**batch).loss - with_image) > 1e-6
+
+
+def test_missing_images_stop_or_are_left_out_and_listed(photos, tmp_path):
+    rows = read_conversations(photos / "mix.json")
+    for name in ("coco/1.jpg", "coco/4.jpg"):
+        (photos / name).unlink()
+    report = tmp_path / "run" / "missing_images.txt"
+    with pytest.raises(UserError, match="2 of 6 images are missing .*coco/1.jpg, coco/4.jpg; .*--on-error skip"):
+        with_images(rows, photos, skip=False, report=report)
+    kept = with_images(rows, photos, skip=True, report=report)
+    assert [r.image for r in kept] == [f"coco/{i}.jpg" for i in (0, 2, 3, 5)] + [None, None]
+    assert report.read_text() == "coco/1.jpg\ncoco/4.jpg\n"
+
+
+def test_a_damaged_image_stops_or_the_next_row_takes_its_place(photos, tokenizer, settings, capsys):
+    (photos / "coco/2.jpg").write_bytes(b"\xff\xd8 no image")
+    rows = read_conversations(photos / "mix.json")
+    config = models.read_config(Path(settings.init_from))
+    parts = (rows, Encoder(tokenizer, 100), lambda name: open_file(photos, name), config)
+    with pytest.raises(UserError, match=r"row 2 \(id 7\): .*coco/2.jpg"):
+        Instructions(*parts)[2]
+    assert torch.equal(Instructions(*parts, skip=True)[2]["pixel_values"], Instructions(*parts)[3]["pixel_values"])
+    assert "coco/2.jpg" in capsys.readouterr().err
+
+
+def test_every_epoch_has_whole_batches_of_different_rows():
+    order = list(WholeBatches(rows=10, batch=4, steps=5, seed=1))
+    assert len(order) == 20
+    epochs = [order[:8], order[8:16]]
+    assert all(len(set(epoch)) == 8 for epoch in epochs) and epochs[0] != epochs[1]
+    assert order == list(WholeBatches(10, 4, 5, 1)) != list(WholeBatches(10, 4, 5, 2))
+
+
+# ---- what is built
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"topology": "causal"}, {"topology": "full"}, {"anchor_place": "after"}, {"anchors": "none"},
+        {"anchors": "random"}, {"anchors": "attended"}, {"anchors": "kmeans"}, {"train": "lora"},
+        {"gradient_checkpointing": False, "dtype": "bfloat16"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_option_builds_and_teaches_what_is_trained(settings, options):
+    settings = replace(settings, **options)
+    model, tokenizer = build(settings)
+    assert model.config.topology == settings.topology
+    assert model.config.num_anchors == (0 if settings.anchors == "none" else 4)
+    assert (model.mgvq is not None) == (settings.anchors == "mgvq")
+    rows = scene_conversations(count=2)
+    data = Instructions(
+        rows, Encoder(tokenizer, 120), lambda name: scenes.render(scenes.scene("train", 0), 64), model.config
+    )
+    with torch.autocast("cpu", torch.bfloat16, enabled=settings.dtype == "bfloat16"):
+        loss = model(**collate([data[0], data[1]])).loss
+    loss.backward()
+    assert loss.isfinite()
+    for name, parameter in model.named_parameters():
+        frozen = name.startswith(("vision_tower", "mgvq"))
+        frozen |= settings.train == "lora" and name.startswith("language_model") and ".lora_" not in name
+        assert parameter.requires_grad != frozen, name
+        # Every parameter that is trained takes part: DistributedDataParallel waits for all of them.
+        assert (parameter.grad is None) == frozen, name
+    taught = {"patch_projector.0.weight": model.patch_projector[0].weight, "voco": model.voco}
+    if settings.anchors == "mgvq":
+        taught["anchor_projector.0.weight"] = model.anchor_projector[0].weight
+    assert all(parameter.grad.abs().max() > 0 for parameter in taught.values()), taught.keys()
+
+
+def test_a_batch_of_texts_alone_reaches_every_parameter(settings, photos, tokenizer):
+    model, _ = build(settings)
+    data = Instructions(read_conversations(photos / "mix.json"), Encoder(tokenizer, 100), open, model.config)
+    model(**collate([data[6], data[7]])).loss.backward()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert all(parameter.grad is not None for parameter in trained)
+    assert model.voco.grad.abs().max() == 0
+
+
+def test_a_llava_keeps_its_parts_and_gets_the_official_mgvq(settings, llava):
+    model, _ = build(settings)
+    before = models.load(llava, dtype=torch.float32, device="cpu")
+    # accelerate shards by these classes and stops at one that the model has not.
+    assert {type(module).__name__ for module in model.modules()} >= set(model._no_split_modules)
+    for part in ("language_model", "patch_projector", "vision_tower"):
+        ours = getattr(model, part).state_dict()
+        assert all(torch.equal(ours[name], weight) for name, weight in getattr(before, part).state_dict().items())
+    official = torch.load(MGVQ_FILE, weights_only=True)["model"]
+    assert torch.equal(model.mgvq.codebook, official["quantize.embedding.weight"])
+    torch.testing.assert_close(model.voco.data, before.language_model.model.embed_tokens.weight.mean(0).data)
+    again, _ = build(settings)
+    other, _ = build(replace(settings, seed=1))
+    assert torch.equal(model.anchor_projector[0].weight, again.anchor_projector[0].weight)
+    assert not torch.equal(model.anchor_projector[0].weight, other.anchor_projector[0].weight)
+
+
+def test_lora_merged_is_the_model_that_was_trained(settings):
+    model, tokenizer = build(settings)
+    add_lora(model, rank=4, alpha=6)
+    assert sum(".lora_A." in name for name, _ in model.named_parameters()) == 2 * 7  # layers, linear maps in each
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                torch.nn.init.normal_(parameter, std=0.3)
+    plain, _ = build(settings)
+    inputs = {"pixel_values": torch.rand(2, 3, 64, 64), "input_ids": torch.randint(5, 60, (2, 9))}
+    with torch.no_grad():
+        wanted, untrained = model(**inputs).logits, plain(**inputs).logits
+        plain.load_state_dict(merged(model.state_dict(), 6 / 4))
+        torch.testing.assert_close(plain(**inputs).logits, wanted, rtol=1e-4, atol=1e-4)
+    assert (wanted - untrained).abs().max() > 0.1
+
+
+# ---- mistakes
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"mgvq": None}, "has no MGVQ for the anchors; give an official file with --mgvq"),
+        ({"mgvq_preset": "mgvq-f16c32-g8"}, "is not a checkpoint of this MGVQ"),
+        ({"mgvq_preset": "mgvq-f9"}, "mgvq_preset is 'mgvq-f9'; expected one of mgvq-f8c32-g4"),
+        ({"batch": 6}, "batch 6 is not a multiple of device_batch 4 x 1 devices"),
+        ({"epochs": 0}, "epochs is 0; expected at least 1"),
+        ({"max_steps": 0}, "max_steps is 0"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0"),
+        ({"data": "nowhere.json"}, "nowhere.json cannot be read"),
+        ({"init_from": "nowhere"}, "nowhere"),
+        ({"max_length": 20}, "scenes has 0 rows, less than one batch of 4"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_in_one_line(settings, options, said):
+    with pytest.raises(UserError) as error:
+        finetune(replace(settings, **options))
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_fsdp_1_is_refused(settings, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match="--fsdp_version 2"):
+        finetune(settings)
+
+
+def test_an_htc_vlm_stays_what_it_is(settings, tmp_path):
+    start = tmp_path / "start"
+    model, tokenizer = build(replace(settings, topology="full", anchor_place="after"))
+    model.save_pretrained(start)
+    tokenizer.save_pretrained(start)
+    mine = replace(settings, init_from=str(start), topology="full", anchor_place="after", mgvq=None)
+    again, _ = build(mine)
+    assert all(torch.equal(weight, again.state_dict()[name]) for name, weight in model.state_dict().items())
+    with pytest.raises(UserError, match="which stays: --topology full --anchor-place after"):
+        build(replace(mine, topology="star", anchor_place="before"))
+    with pytest.raises(UserError, match="has an MGVQ of its own"):
+        build(replace(mine, mgvq=MGVQ_FILE))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("bach = 3", "unknown key 'bach'; known: init_from, mgvq,"),
+        ('batch = "3"', "batch is '3'; expected a whole number"),
+        ("batch = true", "batch is True; expected a whole number"),
+        ("batch = 3.0", "batch is 3.0; expected a whole number"),
+        ("max-steps = 3.5", "max-steps is 3.5; expected a whole number"),
+        ("mgvq = 3", "mgvq is 3; expected a path"),
+        ('gradient_checkpointing = "no"', "expected true or false"),
+        ('topology = "ring"', "topology is 'ring'; expected one of star, causal, full"),
+        ("lora-rank = 3\nlora_rank = 4", "'lora_rank' twice"),
+        ("[batch]\nsize = 3", "expected a whole number"),
+        ("batch =", "cannot be read as TOML"),
+    ],
+)
+def test_a_wrong_toml_file_is_refused_in_one_line(tmp_path, capsys, text, said):
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    assert cli.main([str(path)]) == 2
+    told = capsys.readouterr().err
+    assert said in told and str(path) in told and told.count("\n") == 1
+
+
+def test_flags_win_over_the_file_and_the_defaults_are_the_paper_s_recipe(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text('init-from = "llava"\ndata = "mix.json"\nimages = "photos"\nlearning_rate = 1\nmax_steps = 9\n')
+    config = cli._parse([str(path), "--max-steps", "4", "--data", "scenes"])
+    assert config == FinetuneConfig("llava", data="scenes", images=Path("photos"), learning_rate=1.0, max_steps=4)
+    paper = FinetuneConfig("llava")
+    assert (paper.epochs, paper.learning_rate, paper.warmup, paper.batch) == (2, 2e-5, 0.03, 128)
+    with pytest.raises(SystemExit):
+        cli._parse([])  # init_from is needed
+
+
+def test_help_teaches_both_commands(capsys):
+    for args in (["--help"], ["tiny", "--help"]):
+        with pytest.raises(SystemExit):
+            cli.main(args)
+    told = capsys.readouterr().out
+    assert all(word in told for word in ("--init-from", "htc-train tiny --help", "CONFIG.toml", "--clip.steps"))
+
+
+# ---- runs
+
+
+@pytest.mark.parametrize("train", ["full", "lora"])
+def test_training_lowers_the_loss_and_leaves_the_towers_alone(settings, train, capsys):
+    settings = replace(settings, train=train, max_steps=30, batch=8, device_batch=8)
+    before, _ = build(replace(settings, train="full"))
+    assert finetune(settings) == settings.out
+    curve = losses(settings.out)
+    assert np.mean(curve[-5:]) < 0.8 * curve[0]
+    assert not (settings.out / "checkpoints").exists()
+
+    after = models.load(settings.out, dtype=torch.float32, device="cpu")
+    for name, weight in after.state_dict().items():
+        same = torch.equal(weight, before.state_dict()[name])
+        if name.startswith(("vision_tower", "mgvq")):
+            assert same, name
+        elif name.endswith(("q_proj.weight", "down_proj.weight", "voco")) or name.startswith(("patch", "anchor")):
+            assert not same, name
+    written = (settings.out / "model.safetensors").stat().st_mtime_ns
+    finetune(settings)  # finished: nothing to do
+    assert (settings.out / "model.safetensors").stat().st_mtime_ns == written
+    with pytest.raises(UserError, match="seed 0 instead of 1.*--out"):
+        finetune(replace(settings, seed=1))
+
+
+def test_the_command_s_model_is_one_that_htc_extract_runs(settings, photos, tmp_path, capsys):
+    from extract import cli as extract_cli
+
+    (photos / "coco/3.jpg").unlink()
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f'init_from = "{settings.init_from}"\nmgvq = "{MGVQ_FILE}"\nmgvq_preset = "tiny"\ndata = "{photos}/mix.json"\n'
+        f'out = "{settings.out}"\nbatch = 4\ndevice_batch = 2\nworkers = 1\nepochs = 3\ndtype = "float32"\n'
+    )
+    assert cli.main([str(recipe)]) == 2 and "1 of 6 images are missing" in capsys.readouterr().err
+    assert cli.main([str(recipe), "--on-error", "skip"]) == 0
+    assert f"Wrote {settings.out}" in capsys.readouterr().out
+    assert (settings.out / "missing_images.txt").read_text() == "coco/3.jpg\n"
+    record = json.loads((settings.out / "training.json").read_text())
+    assert record["config"]["epochs"] == 3 and record["config"]["init_from"] == settings.init_from
+    assert [entry["epoch"] for entry in record["log"] if "loss" in entry] == [1.0, 2.0, 3.0]  # 7 rows, one batch each
+    run = tmp_path / "run.h5"
+    extract = ["--model", str(settings.out), "--data", "scenes", "--split", "val", "--limit", "4", "--out", str(run)]
+    assert extract_cli.main(extract) == 0 and run.exists()
+
+
+def test_a_damaged_image_in_the_middle_of_a_run_can_be_skipped_then(settings, photos):
+    (photos / "coco/3.jpg").write_bytes(b"\xff\xd8 no image")
+    settings = replace(settings, data=str(photos / "mix.json"), max_steps=16, save_steps=1, workers=1, batch=2)
+    with pytest.raises(UserError, match=r"mix.json row 3 \(id 7\): .*3.jpg: .*--on-error skip") as error:
+        finetune(settings)
+    assert "\n" not in str(error.value)
+    assert len(losses(finetune(replace(settings, on_error="skip")))) == 16
+    with pytest.raises(UserError, match="rows 8 instead of 7"):
+        (photos / "coco/3.jpg").unlink()
+        finetune(replace(settings, on_error="skip"))
+
+
+def test_a_checkpoint_that_was_not_written_to_its_end_is_not_continued_from(tmp_path):
+    assert last_checkpoint(tmp_path) is None
+    for step, state in ((2, "{}"), (10, "{}"), (12, ""), (14, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state is not None:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+
+
+def test_accumulated_passes_are_one_batch(settings, photos):
+    settings = replace(settings, data=str(photos / "mix.json"), batch=8, max_steps=4)
+    folders = [replace(settings, out=settings.out / str(at_once), device_batch=at_once) for at_once in (8, 2)]
+    curves = [losses(finetune(each)) for each in folders]
+    assert len(curves[0]) == 4 and curves[0] == pytest.approx(curves[1], abs=1e-5)
+
+
+@pytest.fixture
+def command(settings, photos, tmp_path):
+    """`htc-train` in processes of its own, from an HTC-VLM, three epochs of images and texts; lacks `--out`."""
+    start = tmp_path / "start"
+    model, tokenizer = build(settings)
+    model.save_pretrained(start)
+    tokenizer.save_pretrained(start)
+    return ["-m", "extract.training.cli", "--init-from", str(start), "--data", str(photos / "mix.json"),
+            "--batch", "4", "--max-steps", "6", "--save-steps", "2", "--learning-rate", "3e-3",
+            "--dtype", "float32", "--max-length", "120"]  # fmt: skip
+
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.slow
+def test_a_killed_run_continues_with_the_same_losses(settings, command, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert cli.main([*command[2:], "--workers", "0", "--out", str(whole)]) == 0
+    args = [*command[2:], "--workers", "1", "--out", str(killed)]
+    process = subprocess.Popen([sys.executable, *command[:2], *args], env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    state = killed / "checkpoints" / "checkpoint-4" / "trainer_state.json"
+    while process.poll() is None and not state.exists():
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "training.json").exists()
+    state = last_checkpoint(killed / "checkpoints") / "trainer_state.json"
+    begun = json.loads(state.read_text())
+    begun["log_history"][0]["mark"] = "from the checkpoint"
+    state.write_text(json.dumps(begun))
+    assert cli.main(args) == 0
+    assert json.loads((killed / "training.json").read_text())["log"][0]["mark"] == "from the checkpoint"
+    assert len(losses(whole)) == 6 and losses(killed) == pytest.approx(losses(whole), abs=1e-6)
+    first, second = (models.load(at, dtype=torch.float32, device="cpu").state_dict() for at in (whole, killed))
+    assert all(torch.allclose(weight, second[name], atol=1e-6) for name, weight in first.items())
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_losses_of_one(settings, command, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    args = [*command[2:], "--workers", "0", "--device-batch", "1"]  # some passes of a process are text alone
+    assert cli.main([*args, "--out", str(one)]) == 0
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command[:2]]
+    done = subprocess.run(
+        [sys.executable, *launch, *args, "--out", str(two)], env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("Wrote") == 1
+    assert losses(two) == pytest.approx(losses(one), abs=1e-5) and len(losses(one)) == 6
+
+
+SHARDED = """
+import sys, torch, torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from extract.models import load
+from pathlib import Path
+
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+for topology in ("star", "full"):
+    for checkpointing in (False, True):
+        plain = load(Path(sys.argv[1]), dtype=torch.float32, device="cpu").train()
+        sharded = load(Path(sys.argv[1]), dtype=torch.float32, device="cpu").train()
+        for model in (plain, sharded):
+            model.config.topology, model.gradient_checkpointing = topology, checkpointing
+        for layer in sharded.language_model.model.layers:
+            fully_shard(layer)
+        fully_shard(sharded)
+        draw = torch.Generator().manual_seed(0)
+        pixels, ids = torch.rand(4, 3, 64, 64, generator=draw), torch.randint(5, 60, (4, 7), generator=draw)
+        mine = slice(2 * rank, 2 * rank + 2)
+        wanted = plain(pixels, input_ids=ids, labels=ids).loss
+        wanted.backward()
+        loss = sharded(pixels[mine], input_ids=ids[mine], labels=ids[mine]).loss
+        loss.backward()
+        dist.all_reduce(loss.data, dist.ReduceOp.AVG)
+        torch.testing.assert_close(loss, wanted)
+        for (name, a), b in zip(plain.named_parameters(), sharded.parameters(), strict=True):
+            assert isinstance(b, DTensor), name
+            if a.requires_grad:
+                torch.testing.assert_close(b.grad.full_tensor(), a.grad, rtol=1e-4, atol=1e-6, msg=name)
+print("sharded equals plain")
+"""
+
+
+@pytest.mark.slow
+def test_weights_sharded_over_two_processes_give_the_same_loss_and_gradients(command, tmp_path):
+    """FSDP2 gathers a layer's weights for the star too, though its layers are not called as modules."""
+    script = tmp_path / "sharded.py"
+    script.write_text(SHARDED)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script), command[3]]
+    done = subprocess.run([sys.executable, *launch], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("sharded equals plain") == 2

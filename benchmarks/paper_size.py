@@ -51,6 +51,7 @@ def main(settings: Settings) -> None:
     config = models.read_config(models.find(settings.model))
     started = time.monotonic()
     model = models.random_model(config, dtype=torch.bfloat16, device=settings.device, seed=0)
+    model.requires_grad_(False)  # the counter of operations looks for gradients
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     print(f"{settings.model}: {size / 1e9:.1f} GB of random weights in {time.monotonic() - started:.0f} s")
     rate = matrix_rate(config.text.hidden_size, config.text.intermediate_size, device, settings.rounds)

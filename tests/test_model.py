@@ -278,20 +278,55 @@ def test_frozen_parts_stay_frozen_whatever_train_says() -> None:
     assert all(torch.equal(value, state[name]) for name, value in model.mgvq.state_dict().items())
 
 
-def test_checkpointing_gives_the_same_gradients_and_keeps_voco() -> None:
-    model, pixels, ids = small_model().train(), images(), texts(B, Q, T)
-    model(pixels, input_ids=ids, labels=ids).loss.backward()
-    wanted = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad()
-    model.activation_checkpointing_enable()
-    assert model.gradient_checkpointing
-    model(pixels, input_ids=ids, labels=ids).loss.backward()
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
-            torch.testing.assert_close(parameter.grad, wanted[name], msg=name)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("topology", ["star", "uncompressed"])
+def test_checkpointing_gives_the_same_gradients_and_keeps_voco(topology: str, attention: str) -> None:
+    model, pixels, ids = small_model(topology=topology).train(), images(), texts(B, Q, T)
+    model.language_model.set_attn_implementation(attention)
+    ids[0, 0, 4:] = ids[1, 2, :2] = 0  # padding on either side
+    labels = ids.masked_fill(ids == 0, -100)
+    labels[1, 2, 2] = -100  # predicted from padding, which may attend to anything
+    inputs = {"input_ids": ids, "labels": labels, "has_image": torch.tensor([True, False])}
+
+    def run(**more: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        model.zero_grad()
+        out = model(pixels, **inputs, **more)
+        out.loss.backward()
+        return out.logits.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    for more in ({"attention_mask": (ids != 0).long()}, {}):
+        model.gradient_checkpointing = False
+        logits, wanted = run(**more)
+        model.activation_checkpointing_enable()
+        assert model.gradient_checkpointing
+        again, gradients = run(**more)
+        seen = ids != 0
+        torch.testing.assert_close(again[seen], logits[seen], atol=1e-5, rtol=1e-5)
+        assert gradients.keys() == wanted.keys()
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, wanted[name], atol=1e-5, rtol=1e-3, msg=name)
     model.language_model.activation_checkpointing_enable()  # this one would lose the cache
     with pytest.raises(ValueError, match="enable it on the HTCVLM"):
-        model(pixels, input_ids=ids, labels=ids)
+        model(pixels, **inputs)
+
+
+def test_checkpointing_keeps_little_of_the_text_for_the_backward_pass() -> None:
+    model, pixels = small_model(text={"num_hidden_layers": 4}).train(), images(1)
+    ids = texts(1, 60)
+    kept = {}
+    for checkpointing in (False, True):
+        model.gradient_checkpointing, total = checkpointing, 0
+
+        def count(tensor: Tensor) -> Tensor:
+            nonlocal total
+            total += tensor.numel() if not isinstance(tensor, torch.nn.Parameter) else 0
+            return tensor
+
+        compressed = model.compress(*model.encode(pixels)[0])
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            model.read(compressed, ids)
+        kept[checkpointing] = total
+    assert kept[True] < kept[False] / 4
 
 
 @pytest.mark.parametrize("tied", [False, True])

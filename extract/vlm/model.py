@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, CLIPVisionModel, DynamicCache, LlamaForCausalLM, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
@@ -96,8 +97,8 @@ class HTCVLM(PreTrainedModel):
         gradient_checkpointing_func: Callable | None = None,
         every_n_layers: int = 1,
     ) -> None:
-        # Only `compress` is checkpointed. The layers' own checkpointing takes their cache away, and the
-        # text would train without <voco>, with no more than a line in the log.
+        # In `compress` and `read`. The layers' own checkpointing takes their cache away, and the text would
+        # train without <voco>, with no more than a line in the log.
         self.gradient_checkpointing = enable
 
     def train(self, mode: bool = True) -> "HTCVLM":
@@ -203,13 +204,34 @@ class HTCVLM(PreTrainedModel):
             mask = torch.ones_like(ids) if mask is None else mask
             has_image = has_image.repeat_interleave(len(ids) // len(input_ids), 0)
         position_ids, mask = _after_voco(compressed, ids, mask, has_image)
-        logits = self.language_model(
-            input_ids=ids,
-            past_key_values=_repeat(compressed.cache, len(ids) // len(input_ids)),
-            position_ids=position_ids,
-            attention_mask=mask,
-        ).logits
+        cache = _repeat(compressed.cache, len(ids) // len(input_ids))
+        if self.gradient_checkpointing and self.training:
+            logits = self._read_checkpointed(ids, cache, position_ids, mask)
+        else:
+            logits = self.language_model(
+                input_ids=ids, past_key_values=cache, position_ids=position_ids, attention_mask=mask
+            ).logits
         return logits.unflatten(0, input_ids.shape[:-1])
+
+    def _read_checkpointed(
+        self, ids: Tensor, cache: DynamicCache, position_ids: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """Logits of texts `ids` (n, T) behind `cache`, each layer computed again in the backward pass.
+
+        transformers' own checkpointing of a layer takes its cache away, and with it <voco>.
+        """
+        llama = self.language_model.model
+        x = llama.embed_tokens(ids)
+        text = ids.shape[1]
+        behind = cache.get_seq_length()
+        sees = torch.ones(text, behind + text, dtype=torch.bool, device=ids.device).tril(behind)[None]
+        if mask is not None:
+            sees = sees & mask.bool()[:, None]
+        bias = torch.zeros(sees.shape, dtype=x.dtype, device=x.device).masked_fill(~sees, torch.finfo(x.dtype).min)
+        rotations = llama.rotary_emb(x, position_ids)
+        for layer, (key, value, _) in zip(llama.layers, cache, strict=True):
+            x = checkpoint(_text_layer, layer, x, key, value, bias[:, None], rotations, use_reentrant=False)
+        return self.language_model.lm_head(llama.norm(x))
 
     def forward(
         self,
@@ -304,6 +326,22 @@ class HTCVLM(PreTrainedModel):
                 f"pixel_values have shape {tuple(pixel_values.shape)}; this model takes "
                 f"(images, 3, {size}, {size}) in [0, 1], see extract.vlm.images.prepare"
             )
+
+
+class _Behind:
+    """One layer's keys and values before the text, as transformers' attention asks a cache for them."""
+
+    def __init__(self, key: Tensor, value: Tensor) -> None:
+        self.key, self.value = key, value
+
+    def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        return torch.cat([self.key, key], 2), torch.cat([self.value, value], 2)
+
+
+def _text_layer(
+    layer: nn.Module, x: Tensor, key: Tensor, value: Tensor, bias: Tensor, rotations: tuple[Tensor, Tensor]
+) -> Tensor:
+    return layer(x, attention_mask=bias, past_key_values=_Behind(key, value), position_embeddings=rotations)
 
 
 def _repeat(cache: DynamicCache, times: int) -> DynamicCache:

@@ -57,13 +57,17 @@ def main(settings: Settings) -> None:
     rate = matrix_rate(config.text.hidden_size, config.text.intermediate_size, device, settings.rounds)
     print(f"plain bfloat16 matrix products: {rate / 1e12:.3g} TFLOP/s on {settings.device}")
 
-    table = Table("images", *STAGES, "images/s", "TFLOP/image", "of the matrix rate", "peak GB")
+    columns = []
     for count in settings.batches:
         seconds, flops, peak = measure(model, count, settings.rounds)
         total = sum(seconds)
-        share = flops / total / rate
-        pace, work = f"{count / total:.3g}", f"{flops / count / 1e12:.2f}"
-        table.add_row(str(count), *(f"{s:.3g} s" for s in seconds), pace, work, f"{share:.0%}", f"{peak / 1e9:.1f}")
+        pace, work, share = f"{count / total:.3g}", f"{flops / count / 1e12:.2f}", f"{flops / total / rate:.0%}"
+        columns.append([*(f"{s:.3g} s" for s in seconds), pace, work, share, f"{peak / 1e9:.1f}"])
+        print(f"batch {count}: {pace} images/s", flush=True)
+    table = Table("images at once", *map(str, settings.batches))
+    names = (*STAGES, "images/s", "TFLOP an image", "of the matrix rate", "peak GB")
+    for name, *cells in zip(names, *columns, strict=True):
+        table.add_row(name, *cells)
     console.print(table)
 
 

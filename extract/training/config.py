@@ -104,7 +104,7 @@ class FinetuneConfig:
     """Of the arithmetic: bfloat16 (autocast, trained weights stay float32) or float32; auto takes bfloat16 where the
     hardware has it. With LoRA on a GPU (without FSDP), bfloat16 also holds the frozen weights."""
     gradient_checkpointing: bool = True
-    """Compute the layers up to <voco> once more in the backward pass instead of keeping what they computed."""
+    """Compute every layer once more in the backward pass instead of keeping what it computed."""
     max_steps: int | None = None
     """Optimizer steps instead of `epochs`; the cosine then ends there."""
     save_steps: int = 500

@@ -4,9 +4,11 @@ Streamlit and plotly are imported when the server starts, so that --help and err
 """
 
 import multiprocessing
+import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,9 +105,18 @@ def serve(config: DashboardConfig) -> int:
 
 
 def _streamlit(arguments: list[str]) -> None:
+    threading.Thread(target=_end_with_the_command, daemon=True).start()
     from streamlit.web.cli import main as streamlit
 
     streamlit(args=arguments, prog_name="streamlit", standalone_mode=False)
+
+
+def _end_with_the_command() -> None:
+    """A command that is killed outright cannot stop its server."""
+    command = multiprocessing.parent_process()
+    assert command is not None
+    command.join()
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import streamlit as st
 
 from dashboards import data
 from dashboards.controls import plain
+from extract.store import Task
 
 
 def summary(header: data.Header) -> str:
@@ -16,6 +17,7 @@ def summary(header: data.Header) -> str:
 def facts(header: data.Header) -> str:
     """One line of Markdown that says what the run is."""
     info, shape = header.info, header.shape
+    stand_in = "the token after the image stands in the place of &lt;voco&gt;"
     return " · ".join(
         [
             f"data **{plain(info.dataset)}**, split **{plain(info.split)}**",
@@ -23,6 +25,7 @@ def facts(header: data.Header) -> str:
             _count(shape.images, "image"),
             f"{shape.layers} layers × {shape.heads} heads",
             f"{shape.anchors or 'no'} anchors, {shape.roles.count('patch'):,} patches, {shape.keys:,} keys",
+            *([stand_in] if info.topology == "uncompressed" else []),
         ]
     )
 
@@ -37,7 +40,7 @@ def show(header: data.Header) -> None:
             {"": "hidden width", " ": f"{shape.width:,}"},
             {"": "layers of z_voco stored", " ": _ranges(shape.stack)},
             {"": "codes", " ": _codes(shape.codes)},
-            {"": "labelled tasks", " ": plain(", ".join(task.name for task in header.tasks) or "none")},
+            {"": "labelled tasks", " ": f"{len(header.tasks)}" if header.tasks else "none"},
             {"": "images skipped", " ": f"{len(header.skipped):,}"},
         ],
         border="horizontal",
@@ -48,6 +51,10 @@ def show(header: data.Header) -> None:
         with st.expander(f"{_count(len(header.skipped), 'image')} that could not be read"):
             rows = [{"path": plain(path), "reason": plain(reason)} for path, reason in header.skipped]
             st.table(rows, hide_index=True)
+    if header.tasks:
+        with st.expander("What the tasks ask", expanded=True):
+            noted = any(task.note for task in header.tasks)
+            st.table([_task(task, noted) for task in header.tasks], border="horizontal", hide_index=True)
     for title, content in (
         ("Settings of the extraction", info.config),
         ("Model configuration", info.model.get("config", {})),
@@ -55,6 +62,13 @@ def show(header: data.Header) -> None:
     ):
         with st.expander(title):
             st.json(content)
+
+
+def _task(task: Task, noted: bool) -> dict[str, str]:
+    what = {"classes": f"{len(task.classes)} classes", "multilabel": f"{len(task.classes)} labels", "number": task.unit}
+    shown = plain(what[task.kind]) or "number"
+    note = {"note": plain(task.note)} if noted else {}
+    return {"suite": task.suite, "task": plain(task.name), "answer": shown} | note
 
 
 def _codes(shape: tuple[int, int, int] | None) -> str:

@@ -182,7 +182,10 @@ def _llava(
     infix, voco = (after[:-1], after[-1:]) if compresses else ([], after[:1])
     rows = weights[EMBEDDING].shape[0] if EMBEDDING in weights and weights[EMBEDDING].shape else text.vocab_size
     if not voco or voco[0] >= rows:
-        raise UserError(f"the tokenizer in {folder} gives {after} after the image; expected tokens below {rows}")
+        raise UserError(
+            f"the tokenizer in {folder} makes {after or 'nothing'} of the newline after the image; expected tokens "
+            f"below {rows}: is it this model's?"
+        )
     with _configuring(folder):
         text.vocab_size = rows  # more than the tokenizer's, and than some config.json's
         config = HTCConfig(

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, CLIPVisionModel, Trainer, TrainingArguments
 
-from extract.vlm.config import HTCConfig, paper_config
+from extract import models
+from extract.vlm.config import HTCConfig
 from extract.vlm.mgvq import MGVQConfig
 from extract.vlm.model import HTCVLM
 from extract.vlm.star import TOPOLOGIES, star_mask
@@ -389,7 +390,7 @@ def parameters(module: torch.nn.Module) -> int:
 
 
 def test_the_papers_configuration_has_the_papers_sizes() -> None:
-    config = paper_config()
+    config = models.read_config(models.find("htc-7b"))
     assert (config.num_patches, config.q_size, config.sequence) == (576, 14112, 581)
     assert config.code_shape == (21, 21, 8)
     with torch.device("meta"):

@@ -194,32 +194,6 @@ class HTCConfig(PretrainedConfig):
             )
 
 
-def paper_config() -> HTCConfig:
-    """The paper's model: CLIP ViT-L/14 at 336 px, mgvq-f16c32-g8, Vicuna-7B, 4 anchors (sections 3 and 4)."""
-    return HTCConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=1024,
-            intermediate_size=4096,
-            num_hidden_layers=24,
-            num_attention_heads=16,
-            image_size=336,
-            patch_size=14,
-            projection_dim=768,
-        ),
-        text_config=LlamaConfig(
-            vocab_size=32000,
-            hidden_size=4096,
-            intermediate_size=11008,
-            num_hidden_layers=32,
-            num_attention_heads=32,
-            max_position_embeddings=4096,
-            rms_norm_eps=1e-5,
-            pad_token_id=0,
-        ),
-        mgvq=MGVQ_F16C32_G8.to_dict(),
-    )
-
-
 def _side(size: Any) -> int:
     """One side of a square given as a number or a pair."""
     sides = {int(size)} if isinstance(size, int) else set(size)

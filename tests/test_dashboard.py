@@ -300,8 +300,10 @@ def test_server_listens_on_loopback_only_and_stops(run_file: Path, how: signal.S
     port = free_port()
     command = [sys.executable, "-m", "dashboards.cli", str(run_file), "--port", str(port), "--no-browser"]
     server = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
-    )
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(),
+        # A shell starts what it puts in the background, tests perhaps, with SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     try:
         assert server.stdout is not None
         assert f"http://127.0.0.1:{port}" in server.stdout.readline()

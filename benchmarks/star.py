@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from extract.vlm.star import compress, star_mask
+from extract.vlm.star import compress, direct_products, star_mask
 
 STAR, EAGER, SDPA = "star", "eager, attentions", "SDPA, mask"
 PRODUCTS = "matrix products left"
@@ -69,8 +69,10 @@ def contender(name: str, work: Workload) -> Callable[[], list[Tensor]]:
     """A function that runs one forward pass and returns the <voco> rows (B, H, S) a layer, if it has them."""
     sequence = torch.cat([work.hybrid, work.voco.expand(len(work.hybrid), 1, -1)], 1)
 
+    direct = direct_products(work.llama) if name == STAR else []  # once for all images, as htc-extract does
+
     def star() -> list[Tensor]:
-        return list(compress(work.llama, work.hybrid, work.voco).attention.unbind(1))
+        return list(compress(work.llama, work.hybrid, work.voco, direct=direct).attention.unbind(1))
 
     def stock() -> list[Tensor]:
         work.llama.config._attn_implementation = "eager" if name == EAGER else "sdpa"
@@ -96,7 +98,7 @@ def products(work: Workload) -> Callable[[], list[Tensor]]:
         last = len(work.llama.layers) - 1
         for i, layer in enumerate(cast(Iterable[LlamaDecoderLayer], work.llama.layers)):
             attn, mlp = layer.self_attn, layer.mlp
-            for module in (attn.k_proj,) if i == last else (attn.k_proj, attn.v_proj, attn.o_proj):
+            for module in (attn.k_proj,) if i == last else (attn.k_proj, attn.o_proj):  # direct has o_proj's shape
                 torch.mm(x, module.weight.t(), out=to_width)
             if i < last:
                 torch.mm(x, mlp.gate_proj.weight.t(), out=to_wide)

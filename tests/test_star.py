@@ -11,7 +11,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from extract.vlm.star import TOPOLOGIES, Compressed, Topology, compress, star_mask
+from extract.vlm.star import (
+    TOPOLOGIES,
+    Compressed,
+    Direct,
+    Topology,
+    compress,
+    direct_products,
+    star_mask,
+)
 
 GOLDEN = Path(__file__).parent / "golden" / "voco_llama_tiny.safetensors"
 # B images, P prefix, N hybrid, T text tokens
@@ -127,6 +135,32 @@ def test_no_grad_takes_other_buffers_to_the_same_result(prefixed: int, topology:
     assert torch.equal(with_grad.hidden, without.hidden)
     assert torch.equal(with_grad.attention, without.attention)
     assert torch.equal(hybrid, before), "the caller's tensor was written to"
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("prefixed", [0, P])
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_direct_products_change_nothing(kv_heads: int, prefixed: int, topology: Topology) -> None:
+    llama = small_llama(kv_heads, attention_bias=kv_heads == 2)
+    hybrid, prefix, voco = inputs(prefixed)
+    wanted = compress(llama.model, hybrid, voco, topology=topology, prefix=prefix)
+    direct = direct_products(llama.model)
+    got = compress(llama.model, hybrid, voco, topology=topology, prefix=prefix, direct=direct)
+    torch.testing.assert_close(got.hidden, wanted.hidden, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(got.attention, wanted.attention, atol=1e-5, rtol=1e-5)
+    for ours, theirs in zip(got.cache, wanted.cache, strict=True):
+        torch.testing.assert_close(ours[1], theirs[1], atol=1e-5, rtol=1e-5)
+    if topology == "star" and not prefixed:
+        zero = [Direct(torch.zeros_like(one.weight), None) for one in direct]
+        other = compress(llama.model, hybrid, voco, direct=zero).hidden
+        assert (other - wanted.hidden).abs().max() > 1e-3, "they should be what is used"
+
+
+def test_direct_products_are_of_plain_matrices() -> None:
+    llama = small_llama()
+    llama.model.layers[1].self_attn.v_proj = torch.nn.Sequential(llama.model.layers[1].self_attn.v_proj)
+    with pytest.raises(ValueError, match="v_proj is a Sequential"):
+        direct_products(llama.model)
 
 
 def test_it_names_its_shapes_and_holds_one_position() -> None:

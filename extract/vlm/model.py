@@ -166,10 +166,17 @@ class HTCVLM(PreTrainedModel):
             prefix = self._embedded(self.config.prefix_ids, len(patches))
         return prefix, torch.cat([*hybrid, self._embedded(self.config.infix_ids, len(patches))], 1)
 
-    def compress(self, anchors: Tensor, patches: Tensor, prefix: Tensor | None = None) -> star.Compressed:
+    def compress(
+        self,
+        anchors: Tensor,
+        patches: Tensor,
+        prefix: Tensor | None = None,
+        *,
+        direct: Sequence[star.Direct] | None = None,
+    ) -> star.Compressed:
         """<voco> over prefix, anchors, patches, each (B, *, d): its hidden states, attention and cache.
 
-        The prefix is that of the configuration unless one is given.
+        The prefix is that of the configuration unless one is given. `direct`: see `star.direct_products`.
         """
         prefix, hybrid = self.before_voco(anchors, patches, prefix)
         return star.compress(
@@ -179,6 +186,7 @@ class HTCVLM(PreTrainedModel):
             topology=self.config.topology,
             prefix=prefix if prefix.shape[1] else None,
             gradient_checkpointing=self.gradient_checkpointing and self.training,
+            direct=direct,
         )
 
     def read(

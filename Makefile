@@ -1,12 +1,12 @@
 # make demo   the two commands of the README, from nothing        make test        lint, types, tests
 # make bench  timings against peers, printed as ratios            make train-tiny  trains the shipped model again
-# make dashboard  opens the dashboard over runs/
+# make dashboard  opens the dashboard over runs/          make torture     kills an extraction 200 times
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench train-tiny dashboard
+.PHONY: help install demo test bench train-tiny dashboard torture
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -39,3 +39,6 @@ train-tiny: install
 
 dashboard: install
 	$(BIN)/htc-dashboard
+
+torture: install
+	$(BIN)/python -m pytest tests/torture.py

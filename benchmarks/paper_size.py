@@ -21,12 +21,11 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from extract import models
-from extract.capture import as_batch, run_shape
+from extract.capture import as_batch, as_pixels, frame_of, run_shape
 from extract.data import open_source
-from extract.data.source import Item
 from extract.environment import environment
+from extract.pipeline import Prepared, read_ahead
 from extract.store import RunInfo, RunWriter, Task
-from extract.vlm.images import prepare
 from extract.vlm.model import HTCVLM
 
 T = TypeVar("T")
@@ -83,8 +82,8 @@ def measure(model: HTCVLM, count: int, rounds: int) -> tuple[list[float], int, i
     """Median seconds of every stage for a batch of `count` images, its floating-point operations, peak bytes."""
     device = model.device
     source = open_source("scenes", "val", limit=count, resolution=model.config.image_size)
-    items = [source[i] for i in range(count)]
-    pixels = torch.stack([prepare(item.image, model.config.image_size) for item in items]).to(device)
+    items = [item for item in read_ahead(source, frame_of(model.config)) if isinstance(item, Prepared)]
+    pixels = as_pixels(items, device)
     info = RunInfo({}, {"name": "random"}, "scenes", "val", model.config.topology, environment(str(device)))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -106,7 +105,7 @@ def measure(model: HTCVLM, count: int, rounds: int) -> tuple[list[float], int, i
 
 
 def one_round(
-    model: HTCVLM, items: Sequence[Item], tasks: Sequence[Task], pixels: torch.Tensor, writer: RunWriter
+    model: HTCVLM, items: Sequence[Prepared], tasks: Sequence[Task], pixels: torch.Tensor, writer: RunWriter
 ) -> list[float]:
     """Seconds of every stage, in the order of STAGES."""
     clip, features = timed(lambda: model.vision_features(pixels), model.device)
@@ -114,7 +113,7 @@ def one_round(
     assert encoding is not None
     project, hybrid = timed(lambda: model.hybrid(features, encoding.quant.flatten(1)), model.device)
     llm, compressed = timed(lambda: model.compress(*hybrid), model.device)
-    arrays, batch = timed(lambda: as_batch(model.config, items, tasks, hybrid, encoding, compressed), model.device)
+    arrays, batch = timed(lambda: as_batch(items, tasks, hybrid, encoding, compressed), model.device)
     write, _ = timed(lambda: writer.append(batch), model.device)
     return [clip, mgvq, project, llm, arrays, write]
 

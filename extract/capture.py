@@ -6,19 +6,24 @@ Knows an HTCVLM and a data source. Does not know commands, files or progress bar
         batch.z_voco[:, -1]                                      # (images, d)
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 
-from extract.data.source import ImageError, Item, Source
-from extract.store import THUMBNAIL, Batch, RunShape, Task
+from extract.data.source import ImageError, Source
+from extract.pipeline import Frame, Prepared, read_ahead
+from extract.store import Batch, RunShape, Task
 from extract.vlm.config import HTCConfig
-from extract.vlm.images import prepare, thumbnail
 from extract.vlm.invariants import check_invariants
 from extract.vlm.mgvq import MGVQEncoding
 from extract.vlm.model import HTCVLM, Hybrid
-from extract.vlm.star import Compressed
+from extract.vlm.star import Compressed, Direct, direct_products
+
+CPU_BATCH_SIZE = 32
+_WORTH_DOUBLING = 1.1  # times the pace; less than that does not pay for the memory
 
 _LABEL_TYPES = {"classes": np.int32, "number": np.float64, "multilabel": np.uint8}
 
@@ -48,75 +53,150 @@ def capture(
     batch_size: int = 32,
     stack: Sequence[int] | None = None,
     on_error: Callable[[ImageError], object] | None = None,
+    on_memory: Callable[[int], object] | None = None,
+    workers: int = 0,
 ) -> Iterator[Batch]:
     """Every image of `source` in order, `batch_size` at a time, with the layers `stack` (all by default) of z_voco.
 
-    An image that cannot be read goes to `on_error` and is left out; without it, its ImageError is raised. The first
-    batch is checked against the three laws of `extract.vlm.invariants`. Raises InvariantError when one is broken.
+    An image that cannot be read goes to `on_error` and is left out; without it, its ImageError is raised. `workers`
+    processes read images ahead of the model (see `extract.pipeline.read_ahead`) and change no byte of the result.
+    With `on_memory`, a batch that the GPU has no memory for is halved until it fits, and so are those after it;
+    `on_memory` is told the new size. Other sizes may change last bits. Without it, the OutOfMemoryError is raised.
+
+    The first batch is checked against the three laws of `extract.vlm.invariants`. Raises InvariantError when one is
+    broken.
     """
-    checked = False
-    for items in _in_batches(source, batch_size, on_error):
-        yield _run(model, items, source.tasks, stack, check=not checked)
-        checked = True
+    checked, size, direct = False, batch_size, _direct(model)
+    images = read_ahead(source, frame_of(model.config), workers=workers, ahead=batch_size)
+    with contextlib.closing(images):
+        for waiting in _in_batches(images, batch_size, on_error):
+            while waiting:
+                try:
+                    batch = _run(model, waiting[:size], source.tasks, stack, direct, check=not checked)
+                except torch.cuda.OutOfMemoryError:
+                    size = min(size, len(waiting)) // 2
+                    if on_memory is None or size == 0:
+                        raise
+                    on_memory(size)
+                    continue  # the exception, and with it the tensors that its frames hold, is gone by then
+                checked, waiting = True, waiting[size:]
+                yield batch
+
+
+def fitting_batch_size(model: HTCVLM, *, most: int = 256) -> int:
+    """How many images to run at once: on a GPU a power of 2, doubled until memory runs out or the pace stops growing.
+
+    On a CPU, and up to `most`. It is measured, so the next call may find another: what it gives belongs in the
+    settings of a run. Raises OutOfMemoryError where not even one image fits.
+    """
+    return CPU_BATCH_SIZE if model.device.type == "cpu" else search_batch_size(model, most=most)
+
+
+def search_batch_size(model: HTCVLM, *, most: int) -> int:
+    """The search of `fitting_batch_size`, on any device."""
+    found, pace, size = 1, 0.0, 1
+    while size <= most:
+        try:
+            seconds = min(_seconds(model, size) for _ in range(2))  # the first may compile and tune
+        except torch.cuda.OutOfMemoryError:
+            if size == 1:
+                raise
+            break
+        if size / seconds < _WORTH_DOUBLING * pace:
+            break
+        found, pace, size = size, size / seconds, 2 * size
+    torch.cuda.empty_cache()  # what the largest size took is not needed again
+    return found
+
+
+@torch.inference_mode()
+def _seconds(model: HTCVLM, images: int) -> float:
+    started = time.perf_counter()
+    hybrid, _ = model.encode(torch.zeros(images, 3, *2 * [model.config.image_size], device=model.device))
+    model.compress(*hybrid).hidden.cpu()  # waits for the GPU
+    return time.perf_counter() - started
 
 
 def _in_batches(
-    source: Source, batch_size: int, on_error: Callable[[ImageError], object] | None
-) -> Iterator[list[Item]]:
-    items: list[Item] = []
-    for index in range(len(source)):
-        try:
-            items.append(source[index])
-        except ImageError as error:
-            if on_error is None:
-                raise
-            on_error(error)
-        if len(items) == batch_size:
-            yield items
-            items = []
-    if items:
-        yield items
+    images: Iterable[Prepared | ImageError], batch_size: int, on_error: Callable[[ImageError], object] | None
+) -> Iterator[list[Prepared]]:
+    batch: list[Prepared] = []
+    for image in images:
+        if isinstance(image, Prepared):
+            batch.append(image)
+        elif on_error is None:
+            raise image
+        else:
+            on_error(image)
+        if len(batch) == batch_size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _direct(model: HTCVLM) -> list[Direct] | None:
+    """For however few images: which products are used must follow from the model alone, or last bits would change."""
+    if model.config.topology != "star" or model.config.prefix_ids:
+        return None
+    return direct_products(model.language_model.model)
 
 
 @torch.inference_mode()
 def _run(
-    model: HTCVLM, items: Sequence[Item], tasks: Sequence[Task], stack: Sequence[int] | None, *, check: bool
+    model: HTCVLM,
+    images: Sequence[Prepared],
+    tasks: Sequence[Task],
+    stack: Sequence[int] | None,
+    direct: Sequence[Direct] | None,
+    *,
+    check: bool,
 ) -> Batch:
-    fit, mean = model.config.image_fit, model.config.image_mean
-    # float32 in any precision of the model: the codes must not depend on that.
-    pixels = torch.stack([prepare(item.image, model.config.image_size, fit=fit, mean=mean) for item in items])
-    pixels = pixels.to(model.device)
+    pixels = as_pixels(images, model.device)
     hybrid, encoding = model.encode(pixels)
-    compressed = model.compress(hybrid.anchors, hybrid.patches)
+    compressed = model.compress(hybrid.anchors, hybrid.patches, direct=direct)
     if check:
         check_invariants(model, pixels, compressed)
-    return as_batch(model.config, items, tasks, hybrid, encoding, compressed, stack)
+    return as_batch(images, tasks, hybrid, encoding, compressed, stack)
+
+
+def frame_of(config: HTCConfig) -> Frame:
+    """How images become the input of this model."""
+    return Frame(config.image_size, config.image_fit, tuple(config.image_mean))
+
+
+def as_pixels(images: Sequence[Prepared], device: torch.device) -> torch.Tensor:
+    """(B, 3, R, R) float32 in [0, 1], as `extract.vlm.images.prepare` makes them, in any precision of the model: the
+    codes must not depend on that.
+    """
+    bytes_BRRC = torch.from_numpy(np.stack([image.pixels for image in images])).to(device)
+    # By a tensor: a GPU would multiply by 1 / 255 instead of dividing by a number.
+    return bytes_BRRC.permute(0, 3, 1, 2).contiguous().float() / torch.tensor(255.0, device=device)
 
 
 def as_batch(
-    config: HTCConfig,
-    items: Sequence[Item],
+    images: Sequence[Prepared],
     tasks: Sequence[Task],
     hybrid: Hybrid,
     encoding: MGVQEncoding | None,
     compressed: Compressed,
     stack: Sequence[int] | None = None,
 ) -> Batch:
-    """What the model made of `items`, as the arrays of a run, with the layers `stack` (all by default) of z_voco."""
-    fit, mean = config.image_fit, config.image_mean
+    """What the model made of `images`, as the arrays of a run, with the layers `stack` (all by default) of z_voco."""
     hidden = compressed.hidden if stack is None else compressed.hidden[:, list(stack)]
     return Batch(
-        ids=[item.id for item in items],
-        paths=[item.path for item in items],
-        groups=[item.group for item in items],
-        thumbnails=np.stack([thumbnail(item.image, THUMBNAIL, fit=fit, mean=mean) for item in items]),
+        ids=[image.id for image in images],
+        paths=[image.path for image in images],
+        groups=[image.group for image in images],
+        thumbnails=np.stack([image.thumbnail for image in images]),
         z_voco=_numpy(hidden),
         v_d=_numpy(hybrid.anchors),
         v_pooled=_numpy(hybrid.patches.float().mean(1)),
         codes=None if encoding is None else encoding.codes.cpu().numpy(),
         attention=_numpy(compressed.attention),
         labels={
-            task.name: np.array([item.labels[task.name] for item in items], _LABEL_TYPES[task.kind]) for task in tasks
+            task.name: np.array([image.labels[task.name] for image in images], _LABEL_TYPES[task.kind])
+            for task in tasks
         },
     )
 

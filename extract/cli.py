@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -21,13 +23,16 @@ import tyro
 from extract.errors import UserError
 
 if TYPE_CHECKING:
-    from extract.data.source import ImageError, Source
-    from extract.store import Run, RunInfo, RunShape
+    from extract.data.source import Source
+    from extract.shards import Job, Shards, Share
+    from extract.store import RunInfo, RunShape, Task
     from extract.vlm.model import HTCVLM
 
 # Settings in which a run may differ and still be the same run: they decide how it is made and not what it says, or
 # are compared by what they lead to (the weights, the number of images).
-_FREE = {"out", "batch_size", "device", "model", "adapter", "random_weights", "limit"}
+_FREE = {"out", "batch_size", "device", "model", "adapter", "random_weights", "limit", "shard_images", "workers"}
+# How the command is run; not kept in the run.
+_HOW = {"shard", "merge", "virtual"}
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,9 @@ class ExtractConfig:
     """Only this many images of the split: a fair sample, not the first of the first class."""
     batch_size: int = 32
     """Images in one pass of the model."""
+    workers: int | None = None
+    """Processes that read images ahead of the model; when left out, none for a few images, else up to 4. They change
+    no byte of the run."""
     layers: str = "all"
     """Layers of z_voco to keep: all, or numbers such as 0,2,4; 0 is the embedding, -1 the last."""
     device: str = "auto"
@@ -68,6 +76,16 @@ class ExtractConfig:
     """What an unreadable image does: stop the extraction, or be skipped and recorded in the run."""
     seed: int = 0
     """Of --random-weights. Without it nothing is drawn, and the seed changes no number."""
+    shard_images: int | None = None
+    """Images written to the disk together, in whole batches: what is lost at most when the process is killed. Some
+    128 MB when left out. The same command continues an unfinished run."""
+    shard: str | None = None
+    """i/n: do the i-th of n parts of the work, from 0, for job arrays. Under torchrun and Slurm it is found by itself.
+    Put the parts together with --merge."""
+    merge: bool = False
+    """Put the parts that --shard wrote together; of the other settings, only the run's name and --virtual matter."""
+    virtual: bool = False
+    """Leave the large datasets in the shards beside the run, for runs too large to copy (HDF5 virtual datasets)."""
 
 
 class Plan(NamedTuple):
@@ -81,32 +99,119 @@ class Plan(NamedTuple):
     info: RunInfo
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as a batch system sends it before it kills; answered like Ctrl-C."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; gives its exit status: 0, 2 for what the user can mend, 130 when interrupted."""
+    """Runs the command; gives its exit status: 0, 2 for what the user can mend, 130 on Ctrl-C, 143 on SIGTERM."""
     config = tyro.cli(ExtractConfig, prog="htc-extract", args=None if argv is None else list(argv))
     try:
-        extract(config)
+        with _terminable():
+            extract(config)
     except UserError as error:
         print(f"htc-extract: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("htc-extract: interrupted; nothing was written", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        print(f"htc-extract: interrupted; {stop.args[0] if stop.args else 'nothing was written'}", file=sys.stderr)
+        return 143 if isinstance(stop, Terminated) else 130
     return 0
 
 
-def extract(config: ExtractConfig) -> None:
-    """Writes the run of `config`, or says that it is there already. Raises UserError."""
-    _quiet_transformers()
-    plan = make_plan(config)
-    if plan.out.exists():
-        refuse_other_run(plan)
-        print(f"{plan.out} is there already, made with the same settings: nothing to do.")
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    def stop(*_: object) -> None:
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread, where signals arrive
+        yield
         return
-    announce(plan, config.store_dtype)
-    started = time.monotonic()
-    skipped = _write(plan, config)
-    _report(plan, skipped, time.monotonic() - started)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def extract(config: ExtractConfig) -> None:
+    """Writes the run of `config`, or what is left of it, or says that it is there already. Raises UserError."""
+    _quiet_transformers()
+    if config.merge:
+        merge(config)
+        return
+    from extract.shards import open_shards
+
+    share = parse_share(config.shard)
+    plan = make_plan(config)
+    if _is_there(plan):
+        return
+    job = _job(plan, config)
+    with open_shards(plan.out, job, share) as shards:
+        if _is_there(plan):  # another process finished it before this one had the lock
+            return
+        refuse_other_shards(shards, plan, job)
+        announce(plan, shards, virtual=config.virtual)
+        started, before = time.monotonic(), len(shards.missing())
+        try:
+            computed = _write(plan, config, shards)
+            if share.ranks == 1:
+                _assemble(shards, virtual=config.virtual)
+        except UserError as error:
+            raise UserError(f"{error} ({shards.words()})" if shards.finished() else str(error)) from error
+        except KeyboardInterrupt as stop:
+            raise type(stop)(shards.words()) from stop
+        if share.ranks == 1:
+            _report(plan, computed, time.monotonic() - started)
+        else:
+            print(f"Part {share.rank} of {share.ranks}: {before} shards written; {shards.words()}.")
+            print("Next:  the same command with --merge in place of --shard, once all parts are done")
+
+
+def merge(config: ExtractConfig) -> None:
+    """Makes the run of the shards that all processes wrote. Raises UserError while some are missing."""
+    from extract.data import open_source
+    from extract.shards import open_shards
+    from extract.store import open_run
+
+    if config.shard is not None:
+        raise UserError(f"--merge puts together what all parts wrote; leave out --shard {config.shard}")
+    name = "" if config.out else open_source(config.data, config.split, limit=config.limit).name
+    out = Path("runs") / f"{name}-{config.split}.h5" if config.out is None else config.out
+    if out.exists():
+        open_run(out).close()
+        print(f"{out} is there already: nothing to do.")
+        return
+    with open_shards(out, None) as shards:
+        missing = shards.missing()
+        if missing:
+            raise UserError(
+                f"{len(missing)} of {shards.job.shards} shards of {out} are missing, the first is {missing[0]}; run "
+                "the parts that did not finish again"
+            )
+        try:
+            _assemble(shards, virtual=config.virtual)
+        except KeyboardInterrupt as stop:
+            raise type(stop)(shards.words()) from stop
+    with open_run(out) as run:
+        print(f"Wrote {out}: {len(run)} images, {len(run.skipped)} skipped")
+
+
+def parse_share(text: str | None) -> Share:
+    """The part i/n of the work; without a text that of torchrun's or Slurm's process, or all."""
+    from extract.shards import Share
+
+    if text is None:
+        for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
+            if rank in os.environ and world in os.environ:
+                text = f"{os.environ[rank]}/{os.environ[world]}"
+                break
+        else:
+            return Share(0, 1)
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise UserError(f"--shard {text} is no part of the work; use i/n with i from 0 to n-1, such as 0/4")
+    return Share(int(index), int(count))
 
 
 # ---- before the work
@@ -122,6 +227,8 @@ def make_plan(config: ExtractConfig) -> Plan:
 
     if config.batch_size < 1:
         raise UserError(f"--batch-size {config.batch_size} leaves no image in a batch; use 1 or more")
+    if config.workers is not None and config.workers < 0:
+        raise UserError(f"--workers {config.workers} is less than none; use 0 or more")
     if config.out is not None and config.out.suffix != ".h5":
         raise UserError(f"--out {config.out} must end in .h5, so that htc-probe and htc-dashboard find it")
     folder = models.find(config.model)
@@ -130,7 +237,7 @@ def make_plan(config: ExtractConfig) -> Plan:
     stack = parse_layers(config.layers, model.text.num_hidden_layers)
     device, device_words = _device(config.device)
     out = Path("runs") / f"{source.name}-{config.split}.h5" if config.out is None else config.out
-    settings = asdict(config) | {
+    settings = {key: value for key, value in asdict(config).items() if key not in _HOW} | {
         "data": absolute(config.data),
         "adapter": None if config.adapter is None else str(config.adapter),
         "out": str(out),
@@ -169,8 +276,31 @@ def parse_layers(text: str, last: int) -> tuple[int, ...]:
     return tuple(sorted({number % (last + 1) for number in numbers}))
 
 
-def refuse_other_run(plan: Plan) -> None:
+def _job(plan: Plan, config: ExtractConfig) -> Job:
+    from extract.shards import Job, shard_images
+
+    given = config.shard_images
+    if given is not None and given < 1:
+        raise UserError(f"--shard-images {given} leaves no image in a shard; use 1 or more")
+    if given is None:
+        images = shard_images(plan.shape, plan.source.tasks, config.store_dtype, config.batch_size)
+    else:
+        images = -(-given // config.batch_size) * config.batch_size
+    return Job(plan.info, plan.shape, tuple(plan.source.tasks), config.store_dtype, images)
+
+
+def _is_there(plan: Plan) -> bool:
+    """Whether the run is finished, which is said. Raises UserError when another one has its name."""
+    if not plan.out.exists():
+        return False
+    _refuse_other_run(plan)
+    print(f"{plan.out} is there already, made with the same settings: nothing to do.")
+    return True
+
+
+def _refuse_other_run(plan: Plan) -> None:
     """Raises UserError when the file at `plan.out` is no run, or one of other settings or data."""
+    from extract.shards import folder_of
     from extract.store import open_run
 
     try:
@@ -178,45 +308,73 @@ def refuse_other_run(plan: Plan) -> None:
     except UserError as error:
         raise UserError(f"--out {plan.out} is taken: {error}; choose another --out, or remove the file") from error
     with run:
-        differences = list(_differences(run, plan))
+        differences = list(_differences(run.info, len(run) + len(run.skipped), run.tasks, plan, _FREE))
     if differences:
         raise UserError(
             f"{plan.out} is there already, made with other settings ({'; '.join(differences)}); "
             "choose another --out, or remove the file"
         )
+    if not run.virtual:
+        shutil.rmtree(folder_of(plan.out), ignore_errors=True)  # a kill may have come between the copy and this
 
 
-def _differences(run: Run, plan: Plan) -> Iterator[str]:
-    there, here = run.info.config, plan.info.config
-    pairs = {key: (there.get(key), here[key]) for key in here if key not in _FREE}
-    pairs["images"] = len(run) + len(run.skipped), plan.shape.images
-    if run.info.model["sha256"] != plan.info.model["sha256"]:
-        pairs["model"] = _model_words(run.info), _model_words(plan.info)
+def refuse_other_shards(shards: Shards, plan: Plan, job: Job) -> None:
+    """Raises UserError when the finished shards are not what this command would write, to the last bit."""
+    there = shards.job
+    differences = list(
+        _differences(there.info, there.shape.images, there.tasks, plan, _FREE - {"batch_size", "shard_images"})
+    )
+    if there.shard_images != job.shard_images:
+        differences.append(f"images of a shard: {there.shard_images} there, {job.shard_images} now")
+    for name, version in plan.info.environment.items():
+        before = there.info.environment.get(name)
+        if before != version and name not in {"device", "platform"}:
+            differences.append(f"{name}: {before} there, {version} now")
+    if differences:
+        raise UserError(
+            f"{shards.folder} holds an unfinished run with other settings ({'; '.join(differences)}); go on with its "
+            "settings, choose another --out, or remove the folder"
+        )
+
+
+def _differences(info: RunInfo, images: int, tasks: Sequence[Task], plan: Plan, free: set[str]) -> Iterator[str]:
+    there, here = info.config, plan.info.config
+    pairs: dict[str, Any] = {key: (there.get(key), here[key]) for key in here if key not in free}
+    pairs["images"] = images, plan.shape.images
+    if info.model["sha256"] != plan.info.model["sha256"]:
+        pairs["model"] = _model_words(info), _model_words(plan.info)
     for key, (old, new) in pairs.items():
         if old != new:
             yield f"{key}: {_words(old)} there, {_words(new)} now"
-    changed = sorted({task.name for task in set(run.tasks) ^ set(plan.source.tasks)})
+    changed = sorted({task.name for task in set(tasks) ^ set(plan.source.tasks)})
     if changed:
         yield f"tasks that changed: {_words(changed)}"
 
 
-def announce(plan: Plan, store_dtype: Literal["float16", "float32"]) -> None:
+def announce(plan: Plan, shards: Shards, *, virtual: bool) -> None:
     """Prints what will be done and how large it will be. Raises UserError when the disk has less room."""
     from rich.filesize import decimal
 
     from extract.store import estimate_bytes
 
-    size = estimate_bytes(plan.shape, plan.source.tasks, store_dtype)
+    job = shards.job
+    size = estimate_bytes(plan.shape, job.tasks, job.store_dtype)
     settings, source, environment = plan.info.config, plan.source, plan.info.environment
     print(f"model  {_model_words(plan.info)}, {settings['dtype']} on {environment['device']}")
     labels = f"{len(source.tasks)} tasks" if source.tasks else "no labels, so nothing to probe"
     print(f"data   {source.name} {source.split}: {plan.shape.images} images, {labels}")
-    print(f"file   {plan.out}, about {decimal(size)}", flush=True)
+    done = shards.images(shards.finished())
+    there = f"; {done} images are there from before" if done else ""
+    print(f"file   {plan.out}, about {decimal(size)}{there}", flush=True)
+    # The shards that are left, and the copy of all.
+    need = int(size * shards.images(shards.missing()) / plan.shape.images)
+    need += size if shards.share.ranks == 1 and not virtual else 0
     free = shutil.disk_usage(next(folder for folder in plan.out.absolute().parents if folder.exists())).free
-    if free < size:
+    if free < need:
         raise UserError(
-            f"the run needs up to {decimal(size)} and the disk of {plan.out} has {decimal(free)} free; free some "
-            "space, choose another disk with --out, or store less with --limit or --layers"
+            f"the run needs up to {decimal(need)} while it is made and the disk of {plan.out} has {decimal(free)} "
+            "free; free some space, choose another disk with --out, store less with --limit or --layers, or leave "
+            "out the copy with --virtual"
         )
 
 
@@ -226,6 +384,9 @@ def _device(name: str) -> tuple[str, str]:
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+        local = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", ""))
+        if name == "cuda" and local.isdigit() and torch.cuda.device_count() > 1:  # one for each process of a machine
+            name = f"cuda:{int(local) % torch.cuda.device_count()}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -238,41 +399,71 @@ def _device(name: str) -> tuple[str, str]:
 # ---- the work
 
 
-def _write(plan: Plan, config: ExtractConfig) -> list[ImageError]:
+def _write(plan: Plan, config: ExtractConfig, shards: Shards) -> int:
+    """Writes the shards of this process that are missing; gives the number of their images."""
     import torch
 
     from extract.capture import capture
     from extract.data.source import ImageError
+    from extract.pipeline import behind, default_workers
+    from extract.shards import Rest, without_stand_ins
     from extract.store import RunWriter
     from extract.vlm.invariants import InvariantError
 
-    source = plan.source
-    skipped: list[ImageError] = []
-    on_error = skipped.append if config.on_error == "skip" else None
+    job, missing = shards.job, shards.missing()
+    if not missing:
+        return 0
+    rest = Rest(
+        plan.source, [at for shard in missing for at in job.images_of(shard)], skip=config.on_error == "skip"
+    )
     try:
-        with RunWriter(plan.out, plan.info, plan.shape, source.tasks, store_dtype=config.store_dtype) as writer:
-            model = _model(plan, config)
-            with _progress(len(source)) as show:
-                done = 0
-                for batch in capture(
-                    model, source, batch_size=config.batch_size, stack=plan.shape.stack, on_error=on_error
-                ):
-                    writer.append(batch)
-                    done += len(batch.ids)
-                    show(done + len(skipped))
-            writer.finish([(error.path, error.reason) for error in skipped])
+        model = _model(plan, config)
+        # One capture for all: a shard is whole batches, and only the last one of all may end with a smaller one.
+        workers = default_workers(len(rest)) if config.workers is None else config.workers
+        stack = plan.shape.stack
+        batches = iter(capture(model, rest, batch_size=config.batch_size, stack=stack, workers=workers))
+        before = plan.shape.images - len(rest)
+        with contextlib.closing(batches), _progress(plan.shape.images, before) as show:  # type: ignore[type-var]
+            done = before
+            for number in missing:
+                wanted, skipped = len(job.images_of(number)), list[tuple[str, str]]()
+                shape = replace(job.shape, images=wanted)
+                path = shards.own / shards.path(number).name
+                with RunWriter(path, job.info, shape, job.tasks, store_dtype=job.store_dtype) as writer:
+                    with behind(writer.append) as write:
+                        while wanted:
+                            given = next(batches)
+                            batch, left_out = without_stand_ins(given)
+                            if batch.ids:
+                                write(batch)
+                            skipped += left_out
+                            wanted -= len(given.ids)
+                            done += len(given.ids)
+                            show(done)
+                    assert wanted == 0, "a batch must not reach into the next shard"
+                    shards.keep(writer.finish(skipped, part=True))
     except ImageError as error:
         raise UserError(f"{error}; mend or remove it, or leave such images out with --on-error skip") from error
     except InvariantError as error:
         raise UserError(
-            f"what the model computes is not one token's compression, so nothing was written: {error}. "
+            f"what the model computes is not one token's compression, so it was not written: {error}. "
             "Try --dtype float32; if that does not help, the model's code or its weights are broken"
         ) from error
     except torch.cuda.OutOfMemoryError as error:
         raise UserError(
             f"the GPU has too little memory for --batch-size {config.batch_size}; use a smaller one"
         ) from error
-    return skipped
+    return len(rest)
+
+
+def _assemble(shards: Shards, *, virtual: bool) -> None:
+    from extract.store import assemble
+
+    job = shards.job
+    paths = [shards.path(shard) for shard in range(job.shards)]
+    assemble(shards.out, job.info, job.shape, job.tasks, paths, store_dtype=job.store_dtype, virtual=virtual)
+    if not virtual:
+        shards.remove()
 
 
 def _model(plan: Plan, config: ExtractConfig) -> HTCVLM:
@@ -288,7 +479,7 @@ def _model(plan: Plan, config: ExtractConfig) -> HTCVLM:
 
 
 @contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
+def _progress(total: int, before: int) -> Iterator[Callable[[int], None]]:
     """A bar with images a second and time left, where stderr is a terminal; gives the function that moves it."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -302,18 +493,21 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
     )
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        at, started = bar.add_task("", total=total, rate=0.0), time.monotonic()
-        yield lambda done: bar.update(at, completed=done, rate=done / (time.monotonic() - started))
+        at, started = bar.add_task("", total=total, completed=before, rate=0.0), time.monotonic()
+        yield lambda done: bar.update(at, completed=done, rate=(done - before) / (time.monotonic() - started))
 
 
-def _report(plan: Plan, skipped: Sequence[ImageError], seconds: float) -> None:
+def _report(plan: Plan, computed: int, seconds: float) -> None:
     from rich.filesize import decimal
 
-    written = plan.shape.images - len(skipped)
-    pace = f"{math.ceil(seconds)} s, {written / seconds:.1f} images/s with loading"
+    from extract.store import open_run
+
+    with open_run(plan.out) as run:
+        written, skipped = len(run), run.skipped
+    pace = f"{math.ceil(seconds)} s, {computed / seconds:.1f} images/s with loading"
     print(f"Wrote {plan.out}: {written} images, {decimal(plan.out.stat().st_size)} ({pace})")
     if skipped:
-        print(f"Skipped {len(skipped)}, recorded in the run; the first: {skipped[0]}")
+        print(f"Skipped {len(skipped)}, recorded in the run; the first: {skipped[0][0]}: {skipped[0][1]}")
     suites = list(dict.fromkeys(task.suite for task in plan.source.tasks))
     found_alone = plan.out.parent == Path("runs")
     if suites:

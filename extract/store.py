@@ -3,7 +3,9 @@ format.
 
 Knows h5py and numpy. Does not know models, data sources, probes or figures, and imports no torch, so that
 everything after the extraction opens runs without it. Nothing in a file is ever executed: text, numbers and
-JSON only, and every dataset must lie in the file itself.
+JSON only, and every dataset must lie in the file itself, or, in a virtual run, in the shards beside it.
+
+A shard is a run file of some of the images (`extract.shards` knows which); a run is made of shards by `assemble`.
 
 Legend: N images, B images of a batch, L decoder layers, H heads, S keys of `<voco>`, D width, A anchors, C
 classes. Layers follow Hugging Face: 0 is the embedding, L the last layer after the final norm.
@@ -13,11 +15,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +41,8 @@ THUMBNAIL = 96  # pixels a side
 
 CHUNK_BYTES = 256 * 1024  # of one chunk: small enough to pick out a layer, large enough to stream
 _CACHE = 1024 * 1024  # bytes that HDF5 may keep of a dataset before it writes them
+_LINKED = ("images/thumbnail", "latents/", "attention/", "codes")
+"""What stays in the shards of a virtual run: nearly all of its bytes. Ids and labels are copied."""
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -136,6 +141,16 @@ class Batch(NamedTuple):
     """One array of B labels a task, by its name."""
 
 
+class _Part(NamedTuple):
+    """A shard that a virtual run reads."""
+
+    name: str
+    """FOLDER.shards/FILE.h5, beside the run."""
+    images: int
+    size: int
+    """In bytes."""
+
+
 class _Column(NamedTuple):
     """One dataset with a row an image."""
 
@@ -198,6 +213,8 @@ class RunWriter:
     The file grows as PATH.partial and takes its name in `finish()`, where it replaces a run of the same name.
     When the block is left without `finish()`, by an exception or not, the partial file is removed.
 
+    A `virtual` run is made by `extend` alone: the large datasets stay in the shards.
+
     Raises UserError for what the person can mend: no room on the disk, no right to write there, a value that
     float16 cannot hold, a value that is no number, task names that cannot be stored.
     """
@@ -210,6 +227,7 @@ class RunWriter:
         tasks: Sequence[Task],
         *,
         store_dtype: StoreDtype = "float16",
+        virtual: bool = False,
     ) -> None:
         if store_dtype not in get_args(StoreDtype):
             raise UserError(f"--store-dtype {store_dtype} is unknown; choose float16 or float32")
@@ -218,6 +236,8 @@ class RunWriter:
         self.partial = self.path.with_name(self.path.name + ".partial")
         self._shape, self._tasks = shape, tuple(tasks)
         self._columns = _columns(shape, tasks, store_dtype)
+        self._linked = {name for name in self._columns if virtual and name.startswith(_LINKED)}
+        self._parts: list[_Part] = []
         self._is_anchor_S = np.array([role == "anchor" for role in shape.roles], dtype=bool)
         self._count = 0
         self._file: h5py.File | None = None
@@ -246,13 +266,17 @@ class RunWriter:
         text = h5py.string_dtype("utf-8")
         tokens = self._file.create_group("tokens")
         tokens.create_dataset("role", data=np.array(self._shape.roles, dtype=object), dtype=text)
-        tokens.create_dataset("row", data=np.array(self._shape.rows, dtype="int16"))
-        tokens.create_dataset("col", data=np.array(self._shape.cols, dtype="int16"))
+        for name in ("row", "col"):
+            places = np.array(getattr(self._shape, f"{name}s"), dtype="int16")
+            tokens.create_dataset(name, data=places, fletcher32=places.size > 0)
         self._file.create_group("labels", track_order=True)  # tasks keep the order in which they were given
         for name, column in self._columns.items():
+            if name in self._linked:
+                continue
             # gzip level 1, because every HDF5 library reads it: it saves 13 to 15 % of dense float16 values
             # at about 50 MB/s, where lzf saved nothing.
-            packed = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+            # A checksum a chunk, whose cost does not show beside that, makes a flipped bit an error on reading.
+            packed = {"compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True}
             cache = {"rdcc_nbytes": self._stack_cache, "rdcc_nslots": 10007}
             self._datasets[name] = self._file.create_dataset(
                 name,
@@ -263,7 +287,6 @@ class RunWriter:
                 **({} if column.dtype == text or 0 in column.tail else packed),
                 **(cache if name == "latents/z_voco" else {}),
             )
-        self._file["latents/z_voco"].attrs["layers"] = np.array(self._shape.stack, dtype="int32")
         for task in self._tasks:
             label = self._file[f"labels/{task.name}"].attrs
             label["suite"], label["kind"], label["unit"] = task.suite, task.kind, task.unit
@@ -298,11 +321,45 @@ class RunWriter:
                     dataset[start:stop] = value
         self._count = stop
 
-    def finish(self, skipped: Sequence[tuple[str, str]] = ()) -> Path:
-        """Marks the run complete and gives it its name. `skipped`: path and reason of the images left out."""
+    def extend(self, shard: Run) -> None:
+        """Adds the images of a finished shard: copied, or linked where the run is virtual.
+
+        Raises UserError: a shard of other sizes, tasks or types, or one that cannot be read.
+        """
+        if self._file is None:
+            raise ValueError(f"{self.path} is finished; nothing can be added")
+        start, stop = self._count, self._count + len(shard)
+        if stop > self._shape.images:
+            raise ValueError(f"{stop} images appended, but the run was announced with {self._shape.images}")
+        mine = replace(self._shape, images=len(shard)), self._tasks, self._columns["latents/z_voco"].dtype
+        if (shard.shape, shard.tasks, shard.store_dtype) != mine:
+            raise UserError(
+                f"{shard.path} is no shard of {self.path}: its sizes, tasks or types differ; remove it and run the "
+                "same command again"
+            )
+        for name, dataset in self._datasets.items():
+            with self._guard():
+                column = self._columns[name]
+                self._require_room(len(shard) * column.item_bytes * int(np.prod(column.tail, dtype=np.int64)))
+                dataset.resize(stop, axis=0)
+                _copy(shard, name, dataset, start)
+        if self._linked:
+            self._parts.append(
+                _Part(f"{shard.path.parent.name}/{shard.path.name}", len(shard), shard.path.stat().st_size)
+            )
+        self._count = stop
+
+    def finish(
+        self, skipped: Sequence[tuple[str, str]] = (), *, part: bool = False, shards: Sequence[Path] = ()
+    ) -> Path:
+        """Marks the run complete and gives it its name. `skipped`: path and reason of the images left out.
+
+        A `part` is a shard, which may hold no image. The file is read back and compared with the `shards` that it
+        was extended with before it is marked. Raises UserError where they differ.
+        """
         if self._file is None:
             raise ValueError(f"{self.path} is already finished")
-        if self._count == 0:
+        if self._count == 0 and not part:
             why = (
                 f"; the first of {len(skipped)} skipped: {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
             )
@@ -311,7 +368,15 @@ class RunWriter:
             text = h5py.string_dtype("utf-8")
             rows = np.array([list(pair) for pair in skipped], dtype=object).reshape(len(skipped), 2)
             self._file.create_dataset("skipped", data=rows, dtype=text)
+            self._link()
+            self._file["latents/z_voco"].attrs["layers"] = np.array(self._shape.stack, dtype="int32")
             self._file.attrs["created"] = datetime.now(UTC).isoformat()
+            if shards:
+                self._file.close()
+                _sync(self.partial)
+                with h5py.File(self.partial, "r") as written:
+                    self._compare(written, shards)
+                self._file = h5py.File(self.partial, "r+")
             self._file.attrs["complete"] = True
             self._file.close()
             _sync(self.partial)
@@ -319,6 +384,44 @@ class RunWriter:
             self._file = None
             _sync(self.path.parent)
         return self.path
+
+    def _link(self) -> None:
+        """The large datasets of a virtual run, as HDF5's own virtual datasets, so that other tools read it too."""
+        assert self._file is not None
+        if not self._linked:
+            return
+        self._file.attrs["shards"] = json.dumps(self._parts)
+        for name, column in self._columns.items():
+            if name in self._linked:
+                layout, start = h5py.VirtualLayout((self._count, *column.tail), column.dtype), 0
+                for part in self._parts:
+                    if part.images:
+                        size = (part.images, *column.tail)
+                        source = h5py.VirtualSource(_pattern(part.name), name, size, column.dtype)
+                        layout[start : start + part.images] = source
+                    start += part.images
+                self._file.create_virtual_dataset(name, layout)
+
+    def _compare(self, written: h5py.File, shards: Sequence[Path]) -> None:
+        start, seen = 0, set[bytes]()
+        for path in shards:
+            with open_run(path) as shard:
+                for name in self._datasets:
+                    if not _same(shard, name, written[name], start):
+                        raise UserError(
+                            f"{self.partial} does not hold at {name} what {path} does: the disk or the memory errs; "
+                            "the shards are kept: run the same command again"
+                        )
+                digests = {hashlib.blake2b(name.encode(), digest_size=12).digest() for name in shard.ids()}
+                if len(digests) != len(shard) or digests & seen:
+                    raise UserError(
+                        f"{path} holds an image a second time: the data changed while the run was made, or names "
+                        f"an image twice; remove {path.parent} and extract again"
+                    )
+                seen |= digests
+                start += len(shard)
+        if any(len(written[name]) != start for name in self._columns):
+            raise UserError(f"{self.partial} does not hold {start} images as its shards do; run the same command again")
 
     def _require_room(self, nbytes: int) -> None:
         """Asks the disk for room before HDF5 does, because HDF5 cannot back out: it keeps what it could not
@@ -438,9 +541,10 @@ class Run:
         shape: RunShape,
         tasks: tuple[Task, ...],
         created: str,
+        parts: tuple[_Part, ...] = (),
     ) -> None:
         self.path, self.info, self.shape, self.tasks, self.created = path, info, shape, tasks, created
-        self._file = file
+        self._file, self._parts = file, parts
 
     def __len__(self) -> int:
         return self.shape.images
@@ -455,6 +559,16 @@ class Run:
 
     def close(self) -> None:
         self._file.close()
+
+    @property
+    def virtual(self) -> bool:
+        """Whether the large datasets lie in the shards beside the run."""
+        return bool(self._parts)
+
+    @property
+    def store_dtype(self) -> np.dtype:
+        """Type of z_voco, v_d, pooled V and attention in the file."""
+        return self._file["latents/z_voco"].dtype
 
     @property
     def skipped(self) -> tuple[tuple[str, str], ...]:
@@ -553,21 +667,104 @@ class Run:
         return image
 
     def _read(self, name: str, at: Any = (), *, text: bool = False) -> np.ndarray:
-        try:
+        with self._reading(name):
             dataset = self._file[name]
+            if dataset.is_virtual:
+                return self._gather(name, at)
             return (dataset.asstr() if text else dataset)[at]
-        except (OSError, RuntimeError, UnicodeDecodeError) as error:
+
+    def _gather(self, name: str, at: Any) -> np.ndarray:
+        """The same from the shards, one open at a time: HDF5 reads a shard that it cannot open, such as one file
+        too many at once, as zeros.
+        """
+        rows, *rest = at if isinstance(at, tuple) and at else (slice(None) if at == () else at,)
+        first, stop, _ = rows.indices(len(self)) if isinstance(rows, slice) else (rows, rows + 1, 1)
+        pieces: list[np.ndarray] = []
+        start = 0
+        for part in self._parts:
+            low, high = max(first - start, 0), min(stop - start, part.images)
+            start += part.images
+            if low < high:
+                with h5py.File(self.path.parent / part.name, "r", locking="best-effort") as file:
+                    dataset = _dataset(file, name)
+                    if len(dataset) != part.images:
+                        raise OSError(f"shard {part.name} holds {len(dataset)} images, expected {part.images}")
+                    pieces.append(dataset[(slice(low, high), *rest)])
+        values = np.concatenate(pieces)
+        return values if isinstance(rows, slice) else values[0]
+
+    def _chunk(self, name: str, offset: tuple[int, ...]) -> tuple[int, bytes]:
+        """A chunk as it lies in the file, packed and with its checksum."""
+        with self._reading(name):
+            return self._file[name].id.read_direct_chunk(offset)
+
+    @contextlib.contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"{self.path} is damaged at {name}: {_reason(error)}; extract it again"
             ) from error
+
+
+def _copy(shard: Run, name: str, target: h5py.Dataset, start: int) -> None:
+    """The rows of a shard's dataset into `target` from row `start` on. Chunks that fit are copied as they are."""
+    if len(shard) == 0 or 0 in target.shape:
+        return
+    if _fits(target, start):
+        for at in target.iter_chunks(tuple(slice(start, None) if i == 0 else slice(None) for i in range(target.ndim))):
+            offset = tuple(piece.start for piece in at)
+            mask, packed = shard._chunk(name, (offset[0] - start, *offset[1:]))
+            target.id.write_direct_chunk(offset, packed, mask)
+    else:
+        target[start:] = shard._read(name, text=_is_text(target.dtype))
+
+
+def _same(shard: Run, name: str, written: h5py.Dataset, start: int) -> bool:
+    """Whether `written` holds a shard's rows from row `start` on, byte for byte."""
+    stop = start + len(shard)
+    if len(written) < stop:
+        return False
+    theirs = shard._read(name, text=_is_text(written.dtype))
+    ours = (written.asstr() if _is_text(written.dtype) else written)[start:stop]
+    if _is_text(written.dtype):
+        return bool(np.array_equal(ours, theirs))
+    return ours.dtype == theirs.dtype and ours.tobytes() == theirs.tobytes()
+
+
+def assemble(
+    path: Path,
+    info: RunInfo,
+    shape: RunShape,
+    tasks: Sequence[Task],
+    shards: Sequence[Path],
+    *,
+    store_dtype: StoreDtype = "float16",
+    virtual: bool = False,
+) -> Path:
+    """Makes a run of its shards, in their order, reads it back and only then marks it complete.
+
+    Every dataset holds what a RunWriter would have written that was given all the images. A `virtual` run keeps the
+    large ones in the shards, which must lie in a folder beside it whose name ends in .shards. Raises UserError as
+    RunWriter does, and for a shard that is damaged or no shard of this run.
+    """
+    skipped: list[tuple[str, str]] = []
+    with RunWriter(path, info, shape, tasks, store_dtype=store_dtype, virtual=virtual) as writer:
+        for shard in shards:
+            with open_run(shard) as run:
+                writer.extend(run)
+                skipped += run.skipped
+        return writer.finish(skipped, shards=shards)
 
 
 def open_run(path: Path | str) -> Run:
     """Opens a finished run for reading.
 
     Raises UserError for a missing file, a file that is no HDF5 or no run, one of a newer schema, an
-    incomplete or a damaged one. A dataset that points outside the file (external storage, links, virtual
-    datasets) counts as damaged: a run from elsewhere must not read this machine's files.
+    incomplete or a damaged one, and a virtual one that lacks a shard. A dataset that points outside the file
+    (external storage, links, virtual datasets of anything but the run's own shards) counts as damaged: a run from
+    elsewhere must not read this machine's files.
     """
     path = Path(path)
     if not path.is_file():
@@ -612,8 +809,9 @@ def _parse(path: Path, file: h5py.File) -> Run:
         topology=_text(attrs["topology"]),
         environment=dict(json.loads(_text(attrs["environment"]))),
     )
+    parts = _parse_parts(path, file)
     tasks = tuple(_parse_task(name, _dataset(file, f"labels/{name}").attrs) for name in file["labels"])
-    z_voco, attention = _dataset(file, "latents/z_voco"), _dataset(file, "attention/voco")
+    z_voco, attention = _dataset(file, "latents/z_voco", parts), _dataset(file, "attention/voco", parts)
     roles = tuple(str(role) for role in _dataset(file, "tokens/role").asstr()[()])
     shape = RunShape(
         images=len(_dataset(file, "images/id")),
@@ -629,12 +827,34 @@ def _parse(path: Path, file: h5py.File) -> Run:
     )
     _dataset(file, "skipped")
     for name, column in _columns(shape, tasks, str(z_voco.dtype)).items():
-        dataset = _dataset(file, name)
+        dataset = _dataset(file, name, parts if name.startswith(_LINKED) else ())
         if dataset.shape != (shape.images, *column.tail):
             raise ValueError(f"{name} has shape {dataset.shape}, expected {(shape.images, *column.tail)}")
         if _is_text(dataset.dtype) != _is_text(column.dtype):
             raise ValueError(f"{name} has type {dataset.dtype}, expected {column.dtype}")
-    return Run(path, file, info, shape, tasks, _text(attrs["created"]))
+    if parts and sum(part.images for part in parts) != shape.images:
+        raise ValueError(f"its shards hold {sum(part.images for part in parts)} images, expected {shape.images}")
+    return Run(path, file, info, shape, tasks, _text(attrs["created"]), parts)
+
+
+def _parse_parts(path: Path, file: h5py.File) -> tuple[_Part, ...]:
+    """The shards of a virtual run, all there: (). Links are refused, as they lead to other files."""
+    parts = tuple(
+        _Part(str(name), int(images), int(size)) for name, images, size in json.loads(file.attrs.get("shards", "[]"))
+    )
+    for part in parts:
+        folder, _, name = part.name.partition("/")
+        if not folder.endswith(".shards") or "/" in name or not name.endswith(".h5") or "\0" in part.name:
+            raise ValueError(f"{part.name!r} is no shard beside it")
+        shard = path.parent / folder / name
+        if not shard.is_file() or shard.is_symlink() or shard.parent.is_symlink():
+            raise UserError(
+                f"{path} is a virtual run and its shard {shard} is missing or a link; bring it back, or remove the "
+                "run and extract again"
+            )
+        if shard.stat().st_size != part.size:
+            raise UserError(f"{path} is a virtual run and its shard {shard} has changed; extract again")
+    return parts
 
 
 def _parse_codes(file: h5py.File) -> tuple[int, int, int] | None:
@@ -655,16 +875,25 @@ def _parse_task(name: str, attrs: h5py.AttributeManager) -> Task:
     return Task(name, suite, kind, classes, _text(attrs["unit"]), note)  # type: ignore[arg-type]
 
 
-def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """The dataset `name`, which must lie in this file."""
-    parts = name.split("/")
-    for depth in range(1, len(parts) + 1):
-        if not isinstance(file.get("/".join(parts[:depth]), getlink=True), h5py.HardLink):
+def _dataset(file: h5py.File, name: str, parts: Sequence[_Part] = ()) -> h5py.Dataset:
+    """The dataset `name`, which must lie in this file, or in these shards."""
+    steps = name.split("/")
+    for depth in range(1, len(steps) + 1):
+        if not isinstance(file.get("/".join(steps[:depth]), getlink=True), h5py.HardLink):
             raise ValueError(f"{name} is missing or a link")
     dataset = file[name]
+    if parts and isinstance(dataset, h5py.Dataset) and dataset.is_virtual:
+        known = {_pattern(part.name) for part in parts}
+        if all(source.file_name in known and source.dset_name == name for source in dataset.virtual_sources()):
+            return dataset
     if not isinstance(dataset, h5py.Dataset) or dataset.is_virtual or dataset.external:
         raise ValueError(f"{name} is not stored in this file")
     return dataset
+
+
+def _pattern(name: str) -> str:
+    """A file's name as HDF5 wants it for a virtual dataset, where % is a sign for counting."""
+    return name.replace("%", "%%")
 
 
 def list_runs(folder: Path | str) -> list[Path]:
@@ -710,6 +939,11 @@ def _check_labels(task: Task, value: np.ndarray) -> None:
         good, expected = ~np.isinf(value), "a finite number or NaN"
     if not good.all():
         raise ValueError(f"labels/{task.name} holds {value[~good].flat[0]}, expected {expected}")
+
+
+def _fits(target: h5py.Dataset, start: int) -> bool:
+    """Whether chunks of a shard are chunks of a run that has `start` images before it."""
+    return not _is_text(target.dtype) and start % target.chunks[0] == 0
 
 
 def _is_text(dtype: Any) -> bool:

@@ -17,7 +17,7 @@ ALLOWED = {
     "analysis": {"analysis", "extract.store", "extract.errors"},
     "dashboards": {"dashboards", "extract.store", "extract.errors", "probes.results", "analysis.results"},
 }
-H5PY_AT = {"extract/store.py", "analysis/results.py", "extract/data/shapes3d.py"}  # 3D Shapes comes as HDF5
+H5PY_AT = {"extract/store.py", "analysis/results.py", "extract/data/shapes3d.py", "benchmarks/extraction.py"}
 # What opens runs or names data must not bring in what only running the model needs.
 WITHOUT_TORCH = ("extract/store.py", "extract/errors.py", "extract/environment.py", "extract/data/", "dashboards/")
 LIGHT_COMMANDS = ("extract/cli.py", "extract/training/cli.py", "probes/cli.py", "dashboards/cli.py")

@@ -20,6 +20,7 @@ from typing import Any, cast, get_args
 
 import numpy as np
 
+from extract.data.files import printable
 from extract.errors import UserError
 from extract.store import Kind, Suite, Task
 
@@ -34,7 +35,7 @@ def read_tasks(path: Path) -> dict[str, dict[str, Any]]:
         return {}
     try:
         settings = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     choices = {"suite": get_args(Suite), "kind": get_args(Kind)}
     for name, task in settings.items():
@@ -75,7 +76,7 @@ def label_of(task: Task, cell: Any, where: str) -> Label:
             return math.nan
         try:
             number = float(cell)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.inf
         if math.isinf(number):
             raise UserError(f"{where}: {cell!r} is no finite number; leave the cell empty where it is unknown")
@@ -116,8 +117,8 @@ def _unknown(cell: Any) -> bool:
 
 
 def cell_text(cell: Any) -> str:
-    """What a cell says; "" for null."""
-    return "" if cell is None else str(cell).strip()
+    """What a cell says, on one line; "" for null."""
+    return "" if cell is None else printable(str(cell).strip())
 
 
 def refuse_repeated(values: Sequence[str], what: str, where: Path) -> None:

@@ -4,6 +4,10 @@ A reader parses its annotation files into a list of `Picture` and one `Labels` a
 to `FileSource`.
 """
 
+import os
+import re
+import stat
+import warnings
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -11,10 +15,14 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 
 from extract.data.labels import Labels
 from extract.data.source import ImageError, Item
 from extract.errors import UserError
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # Pillow's others include programs, such as PostScript
+MOST_SIDE = 65_535  # pixels, the most that a JPEG can have; Pillow limits the pixels in all, but not a side
 
 
 class Picture(NamedTuple):
@@ -56,11 +64,12 @@ class FileSource:
         """The item, its image upright and RGB. Raises ImageError for a file that is missing or no whole image."""
         index = self._chosen[index]
         at = self._pictures[index]
-        image = read_image(str(at.path))
+        path = str(at.path)
+        image = read_image(path)
         if at.box is not None:
-            image = cut(image, at.box, str(at.path))
+            image = cut(image, at.box, printable(path))
         labels = {name: values[index] for name, values in self._labels.items()}
-        return Item(at.id, str(at.path), at.group, image, labels)
+        return Item(at.id, printable(path), at.group, image, labels)
 
 
 def spread(count: int, limit: int | None) -> list[int]:
@@ -94,22 +103,65 @@ def refuse_split(data: str, split: str, splits: Sequence[str]) -> UserError:
     return UserError(f"{data} has no split {split!r}; its splits: {', '.join(splits)}")
 
 
-def read_image(path: str, content: bytes | None = None) -> Image.Image:
-    """An RGB image, turned as its EXIF says; of an animation the first frame, of a 16-bit image the upper 8 bits.
+def printable(text: str) -> str:
+    """`text` on one line that any file can hold: control characters, and bytes of a file's name that are no UTF-8
+    (Python's surrogates), as they are written in a Python string: caf\\udce9.jpg.
+    """
+    return re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]", lambda found: found[0].encode("unicode_escape").decode(), text)
 
-    `content` is the file's, where it does not lie at `path` itself. Raises ImageError.
+
+def read_image(path: str, content: bytes | None = None) -> Image.Image:
+    """An RGB image of 8 bits, turned as its EXIF says; of an animation the first frame.
+
+    `content` is the file's, where it does not lie at `path` itself. The content decides about the format, not the
+    name. 16 bits are scaled to 8. Transparency is left out, as CLIP's and LLaVA's own loaders do, so that the colour
+    stored under it shows; so are ICC profiles.
+
+    Raises ImageError for all that is no whole image, values of 32 bits (what is white in them is not said), and more
+    than Pillow's limit of 178,956,970 pixels or MOST_SIDE a side, which is told before any is decoded.
     """
     try:
-        with Image.open(path if content is None else BytesIO(content)) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I;16"):  # convert() would clip instead of scale: nearly everything white
-                return Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8)).convert("RGB")
-            return upright.convert("RGB")
-    except FileNotFoundError:
-        raise ImageError(path, "there is no such file") from None
-    except UnidentifiedImageError:
-        empty = (Path(path).stat().st_size if content is None else len(content)) == 0
-        raise ImageError(path, "the file is empty" if empty else "not an image that Pillow can read") from None
+        if content is None and not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
+            raise _Refused("a folder, not a file" if os.path.isdir(path) else "a device, pipe or socket, not a file")
+        file = path if content is None else BytesIO(content)
+        # Pillow's warnings are about large images and odd metadata, which harm no pixel.
+        with warnings.catch_warnings(action="ignore"), Image.open(file, formats=FORMATS) as image:
+            return _upright_rgb(image)
     except Exception as error:  # Pillow's decoders meet damaged files with all kinds of exceptions
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ImageError(path, f"damaged or unreadable ({reason})") from error
+        raise ImageError(printable(path), _why(error, path, content)) from error
+
+
+class _Refused(Exception):
+    """Why an image is not read, in words."""
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    if max(image.size) > MOST_SIDE:
+        raise _Refused(f"{image.width} x {image.height} pixels; expected at most {MOST_SIDE} a side: cut or scale it")
+    if image.mode in ("I", "F"):
+        raise _Refused(f"values of Pillow's mode {image.mode}, in which no value is white; save it with 8 or 16 bits")
+    ImageOps.exif_transpose(image, in_place=True)
+    if not image.mode.startswith("I;16"):
+        return image.convert("RGB")
+    # convert() would clip instead of scale: nearly everything white.
+    tags = getattr(image, "tag_v2", {})
+    grey = (np.asarray(image) >> (tags.get(BITSPERSAMPLE, (16,))[0] - 8)).astype(np.uint8)
+    white_is_zero = tags.get(PHOTOMETRIC_INTERPRETATION) == 0  # Pillow heeds it in 8 bits only
+    return Image.fromarray(255 - grey if white_is_zero else grey).convert("RGB")
+
+
+def _why(error: Exception, path: str, content: bytes | None) -> str:
+    """What is wrong with an image whose reading failed, on one line."""
+    match error:
+        case _Refused():
+            return str(error)
+        case FileNotFoundError():
+            return "a link to a file that is not there" if os.path.islink(path) else "there is no such file"
+        case UnidentifiedImageError():
+            if (os.path.getsize(path) if content is None else len(content)) == 0:
+                return "the file is empty"
+            return f"not an image of a format that is read ({', '.join(FORMATS)}), or damaged at its start"
+        case Image.DecompressionBombError():
+            return "more than 178,956,970 pixels, perhaps a decompression bomb; scale it down"
+    system = error.strerror if isinstance(error, OSError) else None
+    return f"damaged or unreadable ({printable(system or str(error) or type(error).__name__)})"

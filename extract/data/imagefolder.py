@@ -11,12 +11,13 @@ there are no labels.
 
 import csv
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from extract.data.columns import NOT_LABELS, Label, cell_text, label_of, make_task, read_tasks, refuse_repeated
-from extract.data.files import read_image, spread
+from extract.data.files import printable, read_image, spread
 from extract.data.source import Item
 from extract.errors import UserError
 from extract.store import Task
@@ -42,7 +43,7 @@ class ImageFolder:
     """
 
     def __init__(self, root: Path, split: str, *, limit: int | None = None) -> None:
-        self.name, self.split = root.resolve().name, split
+        self.name, self.split = printable(root.resolve().name), split
         self._folder = _split_folder(root, split)
         metadata = _metadata_of(self._folder)
         self.tasks: tuple[Task, ...] = ()
@@ -53,7 +54,9 @@ class ImageFolder:
             rows = _rows(metadata, cells, self.tasks)
         listed = {row.file for row in rows}
         unknown = {task.name: label_of(task, None, "") for task in self.tasks}
-        rows += [_Row(file, file, file, unknown) for file in _images(self._folder) if file not in listed]
+        for file in _images(self._folder):
+            if file not in listed:
+                rows.append(_Row(file, printable(file), printable(file), unknown))
         if not rows:
             raise UserError(f"no images in {self._folder}; it takes {', '.join(sorted(SUFFIXES))}, also in sub-folders")
         refuse_repeated([row.id for row in rows], "id", metadata or self._folder)
@@ -66,7 +69,7 @@ class ImageFolder:
         """The item, its image upright and RGB. Raises ImageError for a file that is missing or no whole image."""
         row = self._rows[index]
         path = str(self._folder / row.file)
-        return Item(row.id, path, row.group, read_image(path), row.labels)
+        return Item(row.id, printable(path), row.group, read_image(path), row.labels)
 
 
 # ---- the layout
@@ -93,8 +96,16 @@ def _metadata_of(folder: Path) -> Path | None:
 
 def _images(folder: Path) -> list[str]:
     """Every image file below `folder`, but for hidden ones, relative to it and sorted."""
-    below = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES]
-    return sorted(path.as_posix() for path in below if not any(part.startswith(".") for part in path.parts))
+
+    def stop(error: OSError) -> None:
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}); allow it, or move it away") from error
+
+    found = []
+    for at, folders, files in os.walk(folder, onerror=stop):  # Path.rglob would pass over what it may not read
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        names = [name for name in files if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")]
+        found += [(Path(at) / name).relative_to(folder).as_posix() for name in names]
+    return sorted(found)
 
 
 # ---- the table
@@ -137,7 +148,7 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path} line {number} is no JSON: {error}") from error
         if not isinstance(row, dict):
             raise UserError(f'{path} line {number} is no object; expected {{"file_name": ..., ...}}')
@@ -162,7 +173,7 @@ def _rows(path: Path, cells: Sequence[dict[str, Any]], tasks: Sequence[Task]) ->
     for number, cell in enumerate(cells, 1):
         where = f"{path} row {number}"
         file = _file_name(cell["file_name"], where)
-        name = cell_text(cell.get("id")) or file
+        name = cell_text(cell.get("id")) or printable(file)
         labels = {task.name: label_of(task, cell[task.name], f"{where}, {task.name}") for task in tasks}
         rows.append(_Row(file, name, cell_text(cell.get("group")) or name, labels))
     refuse_repeated([row.file for row in rows], "file_name", path)
@@ -170,7 +181,7 @@ def _rows(path: Path, cells: Sequence[dict[str, Any]], tasks: Sequence[Task]) ->
 
 
 def _file_name(cell: Any, where: str) -> str:
-    name = PurePosixPath(cell_text(cell))
+    name = PurePosixPath("" if cell is None else str(cell).strip())
     if name == PurePosixPath("."):
         raise UserError(f"{where} has no file_name; it says which image the row is")
     if name.is_absolute() or ".." in name.parts or "\0" in str(name):

@@ -1,0 +1,471 @@
+"""What an extraction costs, beside its peers and part by part: `python -m benchmarks.extraction [PART ...]`.
+
+Knows clocks, peers and files. All that is compared runs once a round, in turn, so that a busy machine slows it alike;
+ratios are taken within a round.
+
+peers       <voco>'s attention rows and hidden states from one batch: this engine, the stock model with all attentions,
+            the stock model with SDPA and the rows computed again from its hidden states, and TransformerLens' bridge
+            with its cache cut to <voco>'s position. Peak memory is measured in a process of its own for each. nnsight
+            is no dependency of this project and is left out.
+pipeline    whole extractions, from images to the finished run file, against the model alone on the same images
+storage     HDF5's compressions and chunks on arrays of the shape that a 7B model gives
+"""
+
+import copy
+import importlib.util
+import multiprocessing
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import h5py
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, apply_rotary_pos_emb
+
+from extract import models
+from extract.capture import as_pixels, capture, frame_of, run_shape
+from extract.data import open_source
+from extract.environment import environment
+from extract.pipeline import Prepared, behind, read_ahead
+from extract.store import CHUNK_BYTES, RunInfo, RunWriter
+from extract.vlm.model import HTCVLM
+from extract.vlm.star import compress, star_mask
+
+Part = Literal["peers", "pipeline", "storage"]
+ENGINE, EAGER, SDPA, BRIDGE = "this engine", "eager, attentions", "SDPA, rows again", "TransformerLens bridge"
+CONTENDERS = (ENGINE, EAGER, SDPA, BRIDGE)
+WORKLOADS = {"random": "random weights, width 1024, 6 layers, 16 heads", "shipped": "the shipped model"}
+BARE = "the model alone"
+
+
+@dataclass(frozen=True)
+class Settings:
+    parts: tyro.conf.Positional[tuple[Part, ...]] = ("peers", "pipeline", "storage")
+    """What to measure."""
+    rounds: int = 10
+    """Rounds; everything that is compared runs once in each."""
+    threads: int = 2
+    """CPU threads."""
+    batch: int = 4
+    """peers: images at once."""
+    tokens: int = 580
+    """peers: hybrid tokens of the random model."""
+    images: int = 1024
+    """pipeline: images of an extraction."""
+    batch_size: int = 32
+    """pipeline: images at once."""
+    workers: tuple[int, ...] = (0, 1, 2)
+    """pipeline: processes that read, one extraction each."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """pipeline: where the model runs."""
+    model: str = "htc-tiny"
+    """pipeline: the model; htc-7b gets random weights."""
+    stored: int = 64
+    """storage: images in a file."""
+
+
+def main(settings: Settings) -> None:
+    """Measures the parts and prints a table for each."""
+    console = Console(width=130)
+    peaks = peak_memories(settings) if "peers" in settings.parts else {}  # first: a process starts with its parent's
+    torch.set_num_threads(settings.threads)
+    console.print(f"{settings.threads} threads, {settings.rounds} interleaved rounds")
+    for part in settings.parts:
+        if part == "peers":
+            for workload in WORKLOADS:
+                console.print(peers(settings, workload, peaks))
+        elif part == "pipeline":
+            console.print(pipeline(settings))
+        else:
+            for table in storage(settings):
+                console.print(table)
+
+
+def time_rounds(runs: Mapping[Any, Callable[[], float]], rounds: int) -> dict[Any, list[float]]:
+    """What each of `runs` measures, once a round, after one round to warm up."""
+    names = list(runs)
+    found: dict[Any, list[float]] = {name: [] for name in names}
+    for number in range(rounds + 1):
+        for name in names:
+            value = runs[name]()
+            if number:
+                found[name].append(value)
+        names = [*names[1:], names[0]]
+    return found
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+# ---- peers
+
+
+class Workload(NamedTuple):
+    llm: LlamaForCausalLM
+    hybrid: Tensor
+    """(B, N, d)"""
+    voco: Tensor
+    """(d,)"""
+
+
+class Record(NamedTuple):
+    rows: Tensor
+    """(B, L, H, S), the attention of <voco>."""
+    hidden: Tensor
+    """(B, L + 1, d), its hidden states."""
+    handed: list[Tensor]
+    """What the contender hands over to be kept, as it is."""
+
+
+@torch.inference_mode()
+def build(settings: Settings, workload: str) -> Workload:
+    """A LLaMA and one batch of hybrid tokens."""
+    torch.manual_seed(0)
+    if workload == "random":
+        config = LlamaConfig(
+            vocab_size=32, hidden_size=1024, intermediate_size=2752, num_hidden_layers=6, num_attention_heads=16
+        )
+        hybrid = torch.randn(settings.batch, settings.tokens, 1024)
+        return Workload(LlamaForCausalLM(config).eval(), hybrid, torch.randn(1024))
+    model = models.load(models.find("htc-tiny"), dtype=torch.float32, device="cpu")
+    pixels = as_pixels(pictures(model, settings.batch), model.device)
+    _, hybrid = model.before_voco(*model.encode(pixels)[0])
+    return Workload(model.language_model, hybrid, model.voco)
+
+
+def pictures(model: HTCVLM, count: int) -> list[Prepared]:
+    """The first scenes of val, as the model takes them."""
+    source = open_source("scenes", "val", limit=count, resolution=model.config.image_size)
+    return [image for image in read_ahead(source, frame_of(model.config)) if isinstance(image, Prepared)]
+
+
+def contender(name: str, work: Workload) -> Callable[[], Record]:
+    """A function that runs one batch and gives the record of <voco>."""
+    if name == ENGINE:
+        return lambda: engine_record(work)
+    sequence = torch.cat([work.hybrid, work.voco.expand(len(work.hybrid), 1, -1)], 1)
+    mask = star_mask(0, work.hybrid.shape[1]).expand(len(sequence), -1, -1, -1)
+    if name == BRIDGE:
+        return bridge_recorder(work, sequence, mask)
+
+    def stock() -> Record:
+        work.llm.config._attn_implementation = "eager" if name == EAGER else "sdpa"
+        out = work.llm.model(
+            inputs_embeds=sequence,
+            attention_mask=mask,
+            output_attentions=name == EAGER,
+            output_hidden_states=True,
+            use_cache=False,
+        )
+        hidden = torch.stack([layer[:, -1] for layer in out.hidden_states], 1)
+        if name == EAGER:
+            rows = torch.stack([weights[:, :, -1] for weights in out.attentions], 1)
+            return Record(rows, hidden, [*out.attentions, *out.hidden_states])
+        rows = rows_again(work.llm, out.hidden_states)
+        return Record(rows, hidden, [rows, *out.hidden_states])
+
+    return stock
+
+
+def engine_record(work: Workload) -> Record:
+    hidden, rows, _ = compress(work.llm.model, work.hybrid, work.voco)
+    return Record(rows, hidden, [rows, hidden])
+
+
+def rows_again(llm: LlamaForCausalLM, hidden: tuple[Tensor, ...]) -> Tensor:
+    """The attention of the last position, computed from the input of every layer."""
+    llama, rows = llm.model, []
+    cos, sin = llama.rotary_emb(hidden[0], torch.arange(hidden[0].shape[1])[None])
+    for layer, x in zip(cast(Iterable[LlamaDecoderLayer], llama.layers), hidden, strict=False):
+        attn, xn = layer.self_attn, layer.input_layernorm(x)
+        q = attn.q_proj(xn[:, -1:]).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2)
+        k = attn.k_proj(xn).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2)
+        q, _ = apply_rotary_pos_emb(q, q, cos[:, -1:], sin[:, -1:])
+        k, _ = apply_rotary_pos_emb(k, k, cos, sin)
+        k = k.repeat_interleave(attn.num_key_value_groups, 1)
+        rows.append((q @ k.transpose(2, 3) * attn.scaling).softmax(-1, dtype=torch.float32)[:, :, 0])
+    return torch.stack(rows, 1)
+
+
+def bridge_recorder(work: Workload, sequence: Tensor, mask: Tensor) -> Callable[[], Record]:
+    # Takes seconds to import, and rewrites the modules that it is given: so a twin that shares all weights.
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+    shared = {id(tensor): tensor for tensor in [*work.llm.parameters(), *work.llm.buffers()]}
+    twin = copy.deepcopy(work.llm, shared)
+    twin.config._attn_implementation = "eager"
+    bridge = build_bridge_from_module(twin, "LlamaForCausalLM", hf_config=twin.config, model_name="benchmark")
+    layers = range(twin.config.num_hidden_layers)
+    rows = [f"blocks.{i}.attn.hook_pattern" for i in layers]
+    hidden = [*(f"blocks.{i}.hook_resid_pre" for i in layers), "ln_final.hook_out"]
+    last = sequence.shape[1] - 1
+
+    def record() -> Record:
+        _, cache = bridge.run_with_cache(
+            sequence, attention_mask=mask, names_filter=[*rows, *hidden], pos_slice=last, return_cache_object=False
+        )
+        return Record(
+            torch.stack([cache[name][:, :, 0] for name in rows], 1),
+            torch.cat([cache[name] for name in hidden], 1),
+            list(cache.values()),
+        )
+
+    return record
+
+
+@torch.inference_mode()
+def peers(settings: Settings, workload: str, peaks: Mapping[tuple[str, str], float]) -> Table:
+    """The contenders on one workload."""
+    work = build(settings, workload)
+    runs = {name: contender(name, work) for name in CONTENDERS}
+    records = {name: run() for name, run in runs.items()}
+    sizes = {name: sum(t.nbytes for t in record.handed) / settings.batch for name, record in records.items()}
+    sizes[ENGINE] = stored_bytes(records[ENGINE]) / settings.batch
+    wrong = {name: (record.rows - records[EAGER].rows).abs().max().item() for name, record in records.items()}
+    del records
+    seconds = time_rounds({name: partial(timed, run) for name, run in runs.items()}, settings.rounds)
+    table = Table(
+        "", "best s", "median s", "best ratio", "median ratio", "peak MiB", "kB kept an image", "rows off eager's by",
+        title=f"{WORKLOADS[workload]}: {work.hybrid.shape[1]} hybrid tokens, batch {settings.batch}, float32",
+        caption=f"kept: what is handed over as it is; {ENGINE}: its float16 in the run file, gzip-1",
+    )  # fmt: skip
+    for name in CONTENDERS:
+        ratios = [other / own for other, own in zip(seconds[name], seconds[ENGINE], strict=True)]
+        table.add_row(
+            name,
+            f"{min(seconds[name]):.4f}",
+            f"{statistics.median(seconds[name]):.4f}",
+            f"{max(ratios):.2f} x",
+            f"{statistics.median(ratios):.2f} x",
+            f"{peaks[workload, name]:.0f}",
+            f"{sizes[name] / 1000:,.1f}",
+            f"{wrong[name]:.1e}",
+        )
+    return table
+
+
+def stored_bytes(record: Record) -> int:
+    """Of rows and hidden states in a run file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "record.h5"
+        with h5py.File(path, "w") as file:
+            sizes = []
+            for name, tensor in (("rows", record.rows), ("hidden", record.hidden)):
+                array = tensor.numpy().astype("float16")
+                kept = file.create_dataset(name, data=array, chunks=array.shape, **PACKED[NOW])
+                sizes.append(kept.id.get_storage_size())
+    return sum(sizes)
+
+
+@torch.inference_mode()
+def peak_memory(settings: Settings, workload: str, name: str) -> float:
+    """MiB that one batch adds to this process' peak, on Linux; call it in a fresh process."""
+    torch.set_num_threads(settings.threads)
+    run = contender(name, build(settings, workload))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    record = run()
+    assert record.rows.numel()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def peak_memories(settings: Settings) -> dict[tuple[str, str], float]:
+    """`peak_memory` of every contender, by workload and name."""
+    processes, peaks = multiprocessing.get_context("spawn"), {}
+    for workload in WORKLOADS:
+        for name in CONTENDERS:
+            with processes.Pool(1) as pool:
+                peaks[workload, name] = pool.apply(peak_memory, (settings, workload, name))
+    return peaks
+
+
+# ---- pipeline
+
+
+def pipeline(settings: Settings) -> Table:
+    """Images a second of whole extractions, and the share of the bare model's that they reach."""
+    config, dtype = models.read_config(models.find(settings.model)), torch.float32
+    if settings.model == "htc-7b":
+        dtype = torch.bfloat16
+        model = models.random_model(config, dtype=dtype, device=settings.device, seed=0)
+    else:
+        model = models.load(models.find(settings.model), dtype=dtype, device=settings.device)
+    images = pictures(model, settings.images)
+    paces: dict[Any, Callable[[], float]] = {BARE: lambda: bare_pace(model, images, settings.batch_size)}
+    starts: dict[int, list[float]] = {workers: [] for workers in settings.workers}
+
+    def whole(workers: int) -> float:
+        start, pace = extraction(model, settings, workers)
+        starts[workers].append(start)
+        return pace
+
+    for workers in settings.workers:
+        paces[workers] = partial(whole, workers)
+    found = time_rounds(paces, settings.rounds)
+    table = Table(
+        "", "best images/s", "median images/s", "best share", "median share", "s to the first batch",
+        title=f"{settings.model} in {dtype} on {settings.device}: {settings.images} scenes, "
+        f"{config.image_size} px, {settings.batch_size} at once",
+        caption="the pace of an extraction is that after its first batch, up to the finished file",
+    )  # fmt: skip
+    for name, pace in found.items():
+        shares = [own / bare for own, bare in zip(pace, found[BARE], strict=True)]
+        table.add_row(
+            name if name == BARE else f"extraction, workers {name}",
+            f"{max(pace):.1f}",
+            f"{statistics.median(pace):.1f}",
+            f"{max(shares):.0%}",
+            f"{statistics.median(shares):.0%}",
+            "" if name == BARE else f"{statistics.median(starts[name]):.2f}",
+        )
+    return table
+
+
+@torch.inference_mode()
+def bare_pace(model: HTCVLM, images: list[Prepared], batch_size: int) -> float:
+    """Images a second of the model on pixels that are there already."""
+    batches = [as_pixels(images[at : at + batch_size], model.device) for at in range(0, len(images), batch_size)]
+    started = time.perf_counter()
+    for pixels in batches:
+        hybrid, _ = model.encode(pixels)
+        model.compress(*hybrid).hidden.cpu()  # waits for a GPU
+    return len(images) / (time.perf_counter() - started)
+
+
+def extraction(model: HTCVLM, settings: Settings, workers: int) -> tuple[float, float]:
+    """Seconds to the first batch, and images a second from there."""
+    source = open_source("scenes", "val", limit=settings.images, resolution=model.config.image_size)
+    info = RunInfo({}, {"name": "benchmark"}, "scenes", "val", model.config.topology, environment(settings.device))
+    shape, started, first, done = run_shape(model.config, len(source)), time.perf_counter(), 0.0, 0
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        RunWriter(Path(folder) / "run.h5", info, shape, source.tasks) as writer,
+    ):
+        with behind(writer.append) as put:
+            for batch in capture(model, source, batch_size=settings.batch_size, workers=workers):
+                put(batch)
+                if first:
+                    done += len(batch.ids)
+                else:
+                    first = time.perf_counter()
+        writer.finish()
+        return first - started, done / (time.perf_counter() - first)
+
+
+# ---- storage
+
+NOW = "gzip-1, shuffle (now)"
+PACKED: dict[str, dict[str, Any]] = {
+    NOW: {"compression": "gzip", "compression_opts": 1, "shuffle": True},
+    "lzf, shuffle": {"compression": "lzf", "shuffle": True},
+    "none": {},
+}
+if importlib.util.find_spec("hdf5plugin"):
+    import hdf5plugin
+
+    PACKED["blosc zstd-1, shuffle"] = dict(hdf5plugin.Blosc(cname="zstd", clevel=1, shuffle=1))
+LAYERS, HEADS, KEYS, WIDTH = 32, 32, 581, 4096
+
+
+def storage(settings: Settings) -> list[Table]:
+    """Attention and z_voco of 7B in every compression and two ways of chunking each."""
+    rng = np.random.default_rng(0)
+    count = settings.stored
+    tables = []
+    for name, array, chunks, read, words in (
+        (
+            "attention/voco",
+            attention_like(rng, count),
+            {"an image (now)": (1, LAYERS, HEADS, KEYS), "a layer of an image": (1, 1, HEADS, KEYS)},
+            lambda data: data[count // 2],
+            "one image",
+        ),
+        (
+            "latents/z_voco",
+            rng.standard_normal((count, LAYERS + 1, WIDTH), "float32").astype("float16"),
+            {
+                "a layer of many images (now)": (min(count, CHUNK_BYTES // (2 * WIDTH)), 1, WIDTH),
+                "an image": (1, LAYERS + 1, WIDTH),
+            },
+            lambda data: data[:, LAYERS // 2],
+            "one layer of all images",
+        ),
+    ):
+        with tempfile.TemporaryDirectory() as folder:
+            tables.append(storage_table(settings, name, array, chunks, read, words, Path(folder)))
+    return tables
+
+
+def attention_like(rng: np.random.Generator, count: int) -> np.ndarray:
+    """(count, L, H, S) float16 rows that sum to 1: a softmax of normal scores (deviation 2), without any likeness
+    between rows, so real ones are hardly harder to pack.
+    """
+    rows = np.empty((count, LAYERS, HEADS, KEYS), "float16")
+    for row in rows:
+        scores = np.exp(2 * rng.standard_normal(row.shape, "float32"))
+        row[:] = scores / scores.sum(-1, keepdims=True)
+    return rows
+
+
+def storage_table(
+    settings: Settings,
+    name: str,
+    array: np.ndarray,
+    chunks: Mapping[str, tuple[int, ...]],
+    read: Callable[[h5py.Dataset], np.ndarray],
+    words: str,
+    folder: Path,
+) -> Table:
+    """Writing in batches of 32, and reading from the system's cache with the file opened anew."""
+    ways = [(chunk, packed) for chunk in chunks for packed in PACKED]
+    paths = {way: folder / f"{number}.h5" for number, way in enumerate(ways)}
+
+    def write(way: tuple[str, str]) -> float:
+        started, shape, chunk = time.perf_counter(), array.shape, chunks[way[0]]
+        cache = 2 * array[:1].nbytes * chunk[0]  # room for every chunk that is open at once, as RunWriter has
+        with h5py.File(paths[way], "w", rdcc_nbytes=cache) as file:
+            data = file.create_dataset(
+                name, (0, *shape[1:]), array.dtype, maxshape=(None, *shape[1:]), chunks=chunk, **PACKED[way[1]]
+            )
+            for at in range(0, len(array), 32):
+                data.resize(min(at + 32, len(array)), axis=0)
+                data[at : at + 32] = array[at : at + 32]
+        return time.perf_counter() - started
+
+    def look(way: tuple[str, str]) -> float:
+        with h5py.File(paths[way], "r") as file:
+            return timed(lambda: read(file[name]))
+
+    writes = time_rounds({way: partial(write, way) for way in ways}, settings.rounds)
+    reads = time_rounds({way: partial(look, way) for way in ways}, settings.rounds)
+    table = Table(
+        "chunk", "packed", "size", "write MB/s", f"read {words}, ms",
+        title=f"{name} {array.shape} float16, {array.nbytes / 1e6:.0f} MB; medians",
+    )  # fmt: skip
+    for way in ways:
+        table.add_row(
+            *way,
+            f"{paths[way].stat().st_size / array.nbytes:.1%}",
+            f"{array.nbytes / 1e6 / statistics.median(writes[way]):.0f}",
+            f"{1000 * statistics.median(reads[way]):.2f}",
+        )
+    return table
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Settings, description=__doc__))

@@ -1,0 +1,279 @@
+"""An unfinished run: shards in NAME.h5.shards/, each of a fixed block of images, and which of them are finished.
+
+Knows the folder, its lock and its manifest. Does not know models, nor HDF5: `extract.store` writes the shards.
+
+    manifest.json     settings and sizes: shard s holds the images s * shard_images and following
+    00000.h5, ...     finished shards: one that has this name is whole, so the names are the record of what is done
+    0-of-1/           where a process writes its current shard, before it is moved up
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from extract.data.source import ImageError, Item, Source
+from extract.errors import UserError
+from extract.store import Batch, RunInfo, RunShape, StoreDtype, Task, estimate_bytes
+
+SHARD_BYTES = 128 * 10**6  # before packing: some seconds to some minutes of work
+SHARD_IMAGES = 1024  # at most, where images are small and the model is slow
+_WAIT = 20  # seconds for another process to write the manifest
+_SKIPPED = "\0"  # opens the id of a stand-in; no id that can be stored holds it
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all shards of a run have in common."""
+
+    info: RunInfo
+    shape: RunShape
+    tasks: tuple[Task, ...]
+    store_dtype: StoreDtype
+    shard_images: int
+
+    @property
+    def shards(self) -> int:
+        return -(-self.shape.images // self.shard_images)
+
+    def images_of(self, shard: int) -> range:
+        """Indices of its images in the source."""
+        return range(shard * self.shard_images, min((shard + 1) * self.shard_images, self.shape.images))
+
+
+class Share(NamedTuple):
+    """Shard s is made by the process with s % ranks == rank."""
+
+    rank: int
+    ranks: int
+
+
+ALONE = Share(0, 1)
+
+
+def shard_images(shape: RunShape, tasks: Sequence[Task], store_dtype: StoreDtype, batch_size: int) -> int:
+    """Images of a shard: some 128 MB of them, at most 1,024, and whole batches, so that no batch depends on where a
+    run was interrupted.
+    """
+    each = estimate_bytes(shape, tasks, store_dtype) / shape.images
+    return max(1, min(SHARD_IMAGES, int(SHARD_BYTES / each)) // batch_size) * batch_size
+
+
+def folder_of(out: Path) -> Path:
+    """Where the shards of the run at `out` are."""
+    return out.with_name(out.name + ".shards")
+
+
+class Shards:
+    """The folder of one run, locked: alone, or beside other processes when `share` has several. Use `open_shards`."""
+
+    def __init__(self, out: Path, job: Job, share: Share):
+        self.out, self.folder, self.job, self.share = out, folder_of(out), job, share
+        self.own = self.folder / f"{share.rank}-of-{share.ranks}"
+
+    def path(self, shard: int) -> Path:
+        return self.folder / f"{shard:05d}.h5"
+
+    def finished(self) -> list[int]:
+        return [shard for shard in range(self.job.shards) if self.path(shard).is_file()]
+
+    def missing(self) -> list[int]:
+        """Shards of this process that are not finished."""
+        mine = range(self.share.rank, self.job.shards, self.share.ranks)
+        return [shard for shard in mine if not self.path(shard).is_file()]
+
+    def images(self, shards: Sequence[int]) -> int:
+        return sum(len(self.job.images_of(shard)) for shard in shards)
+
+    def keep(self, written: Path) -> None:
+        """Moves a shard that is whole and on the disk from this process's folder to the finished ones."""
+        os.replace(written, self.folder / written.name)
+        _sync(self.folder)
+
+    def remove(self) -> None:
+        """Removes the folder; what is left of it when that is cut short is removed by the next command."""
+        shutil.rmtree(self.folder)
+
+    def words(self) -> str:
+        """What a stopped process leaves behind, for the person."""
+        done = self.images(self.finished())
+        if not done:
+            return "no shard was finished, so nothing was written"
+        return f"{done} of {self.job.shape.images} images are in finished shards: the same command continues there"
+
+
+@contextlib.contextmanager
+def open_shards(out: Path, job: Job | None, share: Share = ALONE) -> Iterator[Shards]:
+    """The shards of the run at `out`, for as long as no other process has them. Without a job: those there are.
+
+    Raises UserError: another process works on them, no right to write there, or no manifest where `job` is None.
+    Whether the job there is the same as `job` is for the caller to say; one without a finished shard is replaced.
+    """
+    folder = folder_of(out)
+    if job is None and not (folder / "manifest.json").is_file():
+        raise UserError(f"no shards at {folder}; make them with htc-extract --shard i/n, each i from 0 to n-1")
+    with contextlib.ExitStack() as stack:
+        try:
+            run_lock = stack.enter_context(_opened(folder / "lock"))
+            there = _enter(out, run_lock, job, alone=share.ranks == 1)
+            shards = Shards(out, there, share)
+            own_lock = stack.enter_context(_opened(shards.own / "lock"))
+            if not _lock(own_lock, fcntl.LOCK_EX):
+                raise _busy(out)
+            for left in shards.own.glob("*.h5*"):  # of a process that was killed
+                left.unlink()
+        except OSError as error:
+            raise UserError(f"cannot write {folder}: {error.strerror}; choose another place with --out") from error
+        try:
+            yield shards
+        finally:
+            shutil.rmtree(shards.own, ignore_errors=True)
+            if folder.is_dir() and not shards.finished() and _lock(run_lock, fcntl.LOCK_EX):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _enter(out: Path, lock: int, job: Job | None, *, alone: bool) -> Job:
+    """Locks the folder and gives the job that its manifest has."""
+    manifest = folder_of(out) / "manifest.json"
+    deadline = time.monotonic() + _WAIT
+    while True:
+        if _lock(lock, fcntl.LOCK_EX):
+            if job is not None and not any(manifest.parent.glob("*.h5")):
+                _write(manifest, _as_json(job))
+            if alone or _lock(lock, fcntl.LOCK_SH):
+                return _read(manifest)
+        elif alone:
+            raise _busy(out)
+        elif _lock(lock, fcntl.LOCK_SH):
+            if manifest.is_file():
+                return _read(manifest)
+            _lock(lock, fcntl.LOCK_UN)
+        if time.monotonic() > deadline:
+            raise _busy(out)
+        time.sleep(0.05)
+
+
+def _busy(out: Path) -> UserError:
+    return UserError(f"another process is writing {out}; wait until it has ended, or choose another --out")
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, how: int) -> bool:
+    """Takes the lock, or says that another process has it. The system releases it when the process dies."""
+    try:
+        fcntl.flock(handle, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    if os.fstat(handle).st_nlink == 0:  # removed with its folder by the process that finished the run
+        raise UserError("the run was finished by another process just now; run the same command again")
+    return True
+
+
+def _as_json(job: Job) -> dict[str, Any]:
+    return {"schema": "htc-shards", "schema_version": 1, **asdict(job)}
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        json.dump(content, file, sort_keys=True)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    _sync(path.parent)
+
+
+def _read(path: Path) -> Job:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["schema_version"] != 1:
+            raise ValueError(f"schema version {content['schema_version']}, expected 1")
+        sizes: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in content["shape"].items()
+        }
+        return Job(
+            info=RunInfo(**content["info"]),
+            shape=RunShape(**sizes),
+            tasks=tuple(Task(**task | {"classes": tuple(task["classes"])}) for task in content["tasks"]),
+            store_dtype=content["store_dtype"],
+            shard_images=int(content["shard_images"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}); remove {path.parent} and extract again") from error
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# ---- the images that are left
+
+
+class Rest:
+    """The images of some shards. With `skip`, one that cannot be read is replaced by a stand-in, which takes its place
+    in the batch: what is computed with which image then does not depend on where a run was interrupted.
+    """
+
+    def __init__(self, source: Source, indices: Sequence[int], *, skip: bool):
+        self.name, self.split, self.tasks = source.name, source.split, source.tasks
+        self._source, self._indices, self._skip = source, indices, skip
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Item:
+        try:
+            return self._source[self._indices[index]]
+        except ImageError as error:
+            if not self._skip:
+                raise
+            labels: dict[str, Any] = {
+                task.name: -1 if task.kind == "classes"
+                else np.nan if task.kind == "number"
+                else np.full(len(task.classes), 255, np.uint8)
+                for task in self.tasks
+            }  # fmt: skip
+            return Item(_SKIPPED + error.reason, error.path, "", Image.new("RGB", (96, 96), "gray"), labels)
+
+
+def without_stand_ins(batch: Batch) -> tuple[Batch, list[tuple[str, str]]]:
+    """The images that could be read, and path and reason of the others."""
+    keep = [at for at, name in enumerate(batch.ids) if not name.startswith(_SKIPPED)]
+    if len(keep) == len(batch.ids):
+        return batch, []
+    skipped = [
+        (path, name[1:]) for name, path in zip(batch.ids, batch.paths, strict=True) if name.startswith(_SKIPPED)
+    ]
+
+    def kept(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: labels[keep] for name, labels in value.items()}
+        if isinstance(value, list):
+            return [value[at] for at in keep]
+        return None if value is None else value[keep]
+
+    return Batch(*map(kept, batch)), skipped

@@ -1,0 +1,321 @@
+"""An extraction that is stopped, at whatever moment, goes on: the data are an uninterrupted run's, byte for byte."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from test_extract import small_model
+
+from extract import store
+from extract.cli import main, parse_share
+from extract.data import scenes
+from extract.errors import UserError
+from extract.store import list_runs, open_run
+from extract.vlm import star
+
+IMAGES = 23
+ROOT = Path(__file__).parents[1]
+honest_compress, honest_render = star.compress, scenes.render
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    small_model().save_pretrained(folder)
+    return folder
+
+
+def command(model: Path, out: Path, images: int = IMAGES) -> list[str]:
+    return [
+        "--model", str(model), "--limit", str(images), "--out", str(out), "--device", "cpu", "--batch-size", "2",
+        "--shard-images", "4",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(model: Path) -> Path:
+    """An uninterrupted run."""
+    out = model / "whole.h5"
+    assert main(command(model, out)) == 0
+    assert not out.with_name("whole.h5.shards").exists() and not out.with_name("whole.h5.partial").exists()
+    return out
+
+
+def content(path: Path) -> dict[str, Any]:
+    """Every dataset of a file, as bytes or text."""
+    found: dict[str, Any] = {}
+
+    def visit(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            value = item[()]
+            found[name] = item.dtype, item.shape, value.tolist() if value.dtype == object else value.tobytes()
+
+    with h5py.File(path) as file:
+        file.visititems(visit)
+    return found
+
+
+def interrupted_after(images: int, monkeypatch: Any, error: BaseException) -> None:
+    drawn = 0
+
+    def render(*args: Any) -> Any:
+        nonlocal drawn
+        drawn += 1
+        if drawn > images:
+            raise error
+        return honest_render(*args)
+
+    monkeypatch.setattr(scenes, "render", render)
+
+
+def start(arguments: list[str], **settings: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "extract.cli", *arguments],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **settings,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("the model broke"), MemoryError()])
+def test_what_was_finished_stays_and_the_same_command_continues(
+    model: Path, whole: Path, tmp_path: Path, monkeypatch: Any, capsys: Any, error: BaseException
+) -> None:
+    out = tmp_path / "run.h5"
+    interrupted_after(11, monkeypatch, error)
+    if isinstance(error, KeyboardInterrupt):
+        assert main(command(model, out)) == 130
+        assert f"8 of {IMAGES} images are in finished shards" in capsys.readouterr().err
+    else:
+        with pytest.raises(type(error)):
+            main(command(model, out))
+    assert not out.exists() and not list_runs(tmp_path)
+    monkeypatch.setattr(scenes, "render", honest_render)
+    interrupted_after(IMAGES - 8, monkeypatch, AssertionError("a finished image was made again"))
+    assert main(command(model, out)) == 0
+    assert content(out) == content(whole)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.h5"]
+    assert main(command(model, out)) == 0 and "nothing to do" in capsys.readouterr().out
+
+
+def test_other_settings_are_refused_while_a_run_is_unfinished(
+    model: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    out = tmp_path / "run.h5"
+    interrupted_after(5, monkeypatch, KeyboardInterrupt())
+    assert main(command(model, out)) == 130
+    before = sorted(path.name for path in out.with_name("run.h5.shards").iterdir())
+    capsys.readouterr()
+    assert main([*command(model, out), "--layers", "0", "--batch-size", "4", "--limit", "9"]) == 2
+    said = capsys.readouterr().err
+    for words in ("layers: 0,1,2,3 there, 0 now", "batch_size: 2 there, 4 now", "images: 23 there, 9 now"):
+        assert words in said
+    assert said.count("\n") == 1 and "00000.h5" in before
+    assert sorted(path.name for path in out.with_name("run.h5.shards").iterdir()) == before
+
+
+def test_parts_give_the_same_run(model: Path, whole: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    out = tmp_path / "run.h5"
+    assert main(["--out", str(out), "--merge"]) == 2 and "no shards" in capsys.readouterr().err
+    assert main([*command(model, out), "--shard", "0/2"]) == 0
+    assert main(["--out", str(out), "--merge"]) == 2
+    assert "3 of 6 shards" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(command(model, out)) == 0 and not out.exists()
+    assert main(["--out", str(out), "--merge"]) == 0
+    assert content(out) == content(whole) and [path.name for path in tmp_path.iterdir()] == ["run.h5"]
+
+
+def test_a_part_is_named_or_found(monkeypatch: Any) -> None:
+    assert parse_share(None) == (0, 1) and parse_share("2/3") == (2, 3)
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    assert parse_share(None) == (3, 4) and parse_share("0/1") == (0, 1)
+    for text in ("3/3", "1", "a/b", "-1/2", "0/0"):
+        with pytest.raises(UserError, match="no part of the work"):
+            parse_share(text)
+
+
+def test_a_virtual_run_is_the_same_and_needs_its_shards(model: Path, whole: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "100%b.h5"
+    assert main([*command(model, out), "--virtual"]) == 0
+    assert content(out) == content(whole)
+    assert main(command(model, out)) == 0 and "nothing to do" in capsys.readouterr().out
+    shard = tmp_path / "100%b.h5.shards" / "00002.h5"
+    with open_run(out) as run, open_run(whole) as copy:
+        assert run.virtual and not copy.virtual
+        for layer in range(4):
+            np.testing.assert_array_equal(run.z_voco(layer), copy.z_voco(layer))
+        np.testing.assert_array_equal(run.mean_attention(), copy.mean_attention())
+        np.testing.assert_array_equal(run.codes(), copy.codes())
+        for image in (0, 9, IMAGES - 1):
+            np.testing.assert_array_equal(run.attention(image), copy.attention(image))
+            np.testing.assert_array_equal(run.thumbnail(image), copy.thumbnail(image))
+        kept = shard.read_bytes()
+        shard.unlink()
+        with pytest.raises(UserError, match="damaged at codes"):
+            run.codes()
+    with pytest.raises(UserError, match="00002.h5 is missing"):
+        open_run(out)
+    shard.write_bytes(kept[:-1])
+    with pytest.raises(UserError, match="has changed"):
+        open_run(out)
+
+
+def test_skipped_images_do_not_move_the_batches(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos" / "val"
+    folder.mkdir(parents=True)
+    source = scenes.ScenesSource("val", resolution=64, limit=13)
+    for at in range(len(source)):
+        source[at].image.save(folder / f"{at:02}.png")
+    for broken in (1, 4, 5, 6, 7):
+        (folder / f"{broken:02}.png").write_bytes(b"no image")
+    arguments = ["--data", str(tmp_path / "photos"), "--on-error", "skip"]
+    base = command(model, tmp_path / "a.h5")
+    del base[2:4]  # no --limit
+    assert main([*base, *arguments]) == 0
+    base[base.index(str(tmp_path / "a.h5"))] = str(tmp_path / "b.h5")
+    for part in ("1/2", "0/2"):
+        assert main([*base, *arguments, "--shard", part]) == 0
+    assert main(["--out", str(tmp_path / "b.h5"), "--merge"]) == 0
+    assert content(tmp_path / "a.h5") == content(tmp_path / "b.h5")
+    with open_run(tmp_path / "b.h5") as run:
+        assert len(run) == 8 and [Path(path).stem for path, _ in run.skipped] == ["01", "04", "05", "06", "07"]
+
+
+def test_a_damaged_shard_or_copy_is_never_a_run(model: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    out = tmp_path / "run.h5"
+    assert main([*command(model, out), "--shard", "0/2"]) == 0
+    assert main([*command(model, out), "--shard", "1/2"]) == 0
+    shard = tmp_path / "run.h5.shards" / "00001.h5"
+    with h5py.File(shard) as file:
+        info = file["attention/voco"].id.get_chunk_info(1)
+    data = bytearray(shard.read_bytes())
+    data[info.byte_offset + info.size // 2] ^= 1
+    shard.write_bytes(data)
+    assert main(["--out", str(out), "--merge"]) == 2
+    assert "00001.h5 is damaged at attention/voco" in capsys.readouterr().err and not out.exists()
+    shard.unlink()
+    assert main(command(model, out)) == 0 and out.exists()
+
+
+def test_a_second_process_is_told_and_harms_nothing(model: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run.h5"
+    first = start(command(model, out))
+    while not (tmp_path / "run.h5.shards" / "manifest.json").exists():
+        time.sleep(0.01)
+    os.kill(first.pid, signal.SIGSTOP)  # it holds the lock for as long as the test needs
+    second = start(command(model, out))
+    _, said = second.communicate(timeout=60)
+    os.kill(first.pid, signal.SIGCONT)
+    assert second.returncode == 2 and "another process is writing" in said and said.count("\n") == 1
+    assert first.wait(60) == 0 and content(out) == content(whole)
+
+
+def test_sigterm_stops_like_ctrl_c(model: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run.h5"
+    images = [*command(model, out, 400)]
+    process = start(images)
+    while not (tmp_path / "run.h5.shards" / "00001.h5").exists():
+        time.sleep(0.01)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143 and "the same command continues" in said and "Traceback" not in said
+    assert not list((tmp_path / "run.h5.shards").glob("*/*"))
+
+
+@pytest.mark.parametrize("room", [18_000_000, 25_150_000])
+def test_a_full_disk_keeps_what_is_finished(model: Path, whole: Path, tmp_path: Path, room: int) -> None:
+    """A small file system fills up before the first shard is finished, and after some are."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    size = 40_000_000
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("a file system cannot be mounted here")
+    try:
+        out, filler = disk / "run.h5", disk / "filler"
+        filler.write_bytes(bytes(size - room))
+        process = start(command(model, out))
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 2 and "no room left" in said and said.count("\n") == 1, said
+        shards = list(disk.glob("run.h5.shards/*.h5"))
+        assert bool(shards) == (room > 20_000_000) and bool(shards) == ("finished shards" in said)
+        filler.unlink()
+        assert not out.exists() and main(command(model, out)) == 0
+        assert content(out) == content(whole)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def killed_until_finished(arguments: list[str], kills: int, seed: int) -> int:
+    """SIGKILLs the command at random moments, then lets it finish. A fork costs no second import of torch."""
+    rng, done = random.Random(seed), 0
+    for _ in range(kills):
+        pid = os.fork()
+        if pid == 0:
+            torch.set_num_threads(1)
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 1)
+            os.dup2(null, 2)
+            os._exit(main(arguments))
+        time.sleep(rng.uniform(0.05, 1.0))
+        os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        done += os.WIFSIGNALED(status)
+    assert main(arguments) == 0
+    return done
+
+
+def torture(model: Path, folder: Path, kills: int, seed: int) -> None:
+    for virtual in ([], ["--virtual"]):
+        images = 80 if kills < 20 else 400
+        reference = folder / f"reference{len(virtual)}.h5"
+        assert main(command(model, reference, images)) == 0
+        out = folder / f"killed{len(virtual)}.h5"
+        done, killed = 0, 0
+        while done < kills:
+            out.unlink(missing_ok=True)
+            shutil.rmtree(out.with_name(out.name + ".shards"), ignore_errors=True)
+            killed = killed_until_finished([*command(model, out, images), *virtual], min(kills, 12), seed + done)
+            assert content(out) == content(reference)
+            assert not out.with_name(out.name + ".partial").exists()
+            assert killed, "the command was never killed"
+            done += killed
+
+
+def test_killed_at_random_moments(model: Path, tmp_path: Path) -> None:
+    torture(model, tmp_path, 5, seed=0)
+
+
+def test_killed_while_it_is_put_together(model: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run.h5"
+    for part in ("0/2", "1/2"):
+        assert main([*command(model, out), "--shard", part]) == 0
+    for at in ("_copy", "_same", "_sync"):
+        pid = os.fork()
+        if pid == 0:
+            honest, calls = getattr(store, at), 0
+
+            def deadly(*args: Any, honest: Any = honest, at: str = at) -> Any:
+                nonlocal calls
+                calls += 1
+                if calls > (20 if at != "_sync" else 1):
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return honest(*args)
+
+            setattr(store, at, deadly)
+            os._exit(main(["--out", str(out), "--merge"]))
+        _, status = os.waitpid(pid, 0)
+        assert os.WIFSIGNALED(status) and not out.exists() and not list_runs(tmp_path)
+        assert out.with_name("run.h5.partial").exists()
+    assert main(["--out", str(out), "--merge"]) == 0
+    assert content(out) == content(whole) and [path.name for path in tmp_path.iterdir()] == ["run.h5"]

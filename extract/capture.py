@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from extract.data.source import ImageError, Source
+from extract.errors import UserError
 from extract.pipeline import Frame, Prepared, read_ahead
 from extract.store import Batch, RunShape, Task
 from extract.vlm.config import HTCConfig
@@ -155,6 +156,15 @@ def _run(
     pixels = as_pixels(images, model.device)
     hybrid, encoding = model.encode(pixels)
     compressed = model.compress(hybrid.anchors, hybrid.patches, direct=direct)
+    made = {"v_d": hybrid.anchors, "patches": hybrid.patches, "z_voco": compressed.hidden}
+    for name, values in (made | {"attention": compressed.attention}).items():
+        whole = values.isfinite().flatten(1).all(1)
+        if not whole.all():  # told here, where the image is known; the laws below would only say that they are broken
+            raise UserError(
+                f"{name} of image {images[int((~whole).nonzero()[0])].id!r} holds NaN or infinite values: the model's "
+                "arithmetic broke down; extract again with --dtype float32, and check the checkpoint if that does not "
+                "help"
+            )
     if check:
         check_invariants(model, pixels, compressed)
     return as_batch(images, tasks, hybrid, encoding, compressed, stack)

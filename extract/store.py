@@ -43,6 +43,23 @@ CHUNK_BYTES = 256 * 1024  # of one chunk: small enough to pick out a layer, larg
 _CACHE = 1024 * 1024  # bytes that HDF5 may keep of a dataset before it writes them
 _LINKED = ("images/thumbnail", "latents/", "attention/", "codes")
 """What stays in the shards of a virtual run: nearly all of its bytes. Ids and labels are copied."""
+_DIMS = {
+    "images/id": ("image",),
+    "images/path": ("image",),
+    "images/group": ("image",),
+    "images/thumbnail": ("image", "y", "x", "channel"),
+    "latents/z_voco": ("image", "layer", "width"),
+    "latents/v_d": ("image", "anchor", "width"),
+    "latents/v_pooled": ("image", "width"),
+    "attention/voco": ("image", "block", "head", "key"),
+    "attention/anchor_mass": ("image", "block", "head"),
+    "codes": ("image", "row", "column", "group"),
+    "tokens/role": ("key",),
+    "tokens/row": ("key",),
+    "tokens/col": ("key",),
+    "skipped": ("skipped", "path_and_reason"),
+}
+"""Axes by dataset. `layer` are the stored ones of 0..L, `block` the L decoder layers."""
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -139,6 +156,21 @@ class Batch(NamedTuple):
     """(B, L, H, S) float32, rows of `<voco>`, each summing to 1."""
     labels: dict[str, np.ndarray]
     """One array of B labels a task, by its name."""
+
+
+class Stored(NamedTuple):
+    """A dataset of a run, as it lies in the file."""
+
+    name: str
+    dims: tuple[str, ...]
+    """Names of its axes, for those who load it with xarray."""
+    shape: tuple[int, ...]
+    dtype: str
+    """NumPy's name, or text."""
+    nbytes: int
+    """On the disk, packed; 0 where it lies in the shards of a virtual run. Of text the references alone."""
+    checked: bool
+    """Whether its chunks have checksums; those of a virtual run have them in the shards."""
 
 
 class _Part(NamedTuple):
@@ -660,6 +692,28 @@ class Run:
         unknown.
         """
         return self._read(f"labels/{self.task(name).name}")
+
+    def contents(self) -> list[Stored]:
+        """Every dataset of the run; reads none of them."""
+        found = []
+        names = [*_columns(self.shape, self.tasks, "float32"), *(name for name in _DIMS if name.startswith("tokens/"))]
+        for name in [*names, "skipped"]:
+            with self._reading(name):
+                dataset = self._file[name]
+                dims = _DIMS.get(name, ("image", "class")[: dataset.ndim])
+                dtype = "text" if _is_text(dataset.dtype) else str(dataset.dtype)
+                nbytes, checked = dataset.id.get_storage_size(), dataset.fletcher32
+                found.append(Stored(name, dims, dataset.shape, dtype, nbytes, checked))
+        return found
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """The rows `start` to `stop` of a dataset of `contents`, as they are stored. Raises UserError for damage."""
+        return self._read(name, slice(start, stop), text=_is_text(self._file[name].dtype))
+
+    @property
+    def nbytes(self) -> int:
+        """Of the file, with the shards of a virtual run."""
+        return self.path.stat().st_size + sum(part.size for part in self._parts)
 
     def _row(self, image: int) -> int:
         if not 0 <= image < len(self):

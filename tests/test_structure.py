@@ -19,8 +19,10 @@ ALLOWED = {
 }
 H5PY_AT = {"extract/store.py", "analysis/results.py", "extract/data/shapes3d.py", "benchmarks/extraction.py"}
 # What opens runs or names data must not bring in what only running the model needs.
-WITHOUT_TORCH = ("extract/store.py", "extract/errors.py", "extract/environment.py", "extract/data/", "dashboards/")
-LIGHT_COMMANDS = ("extract/cli.py", "extract/training/cli.py", "probes/cli.py", "dashboards/cli.py")
+WITHOUT_TORCH = (
+    "extract/store.py", "extract/info.py", "extract/errors.py", "extract/environment.py", "extract/data/", "dashboards/"
+)  # fmt: skip
+LIGHT_COMMANDS = ("extract/cli.py", "extract/info.py", "extract/training/cli.py", "probes/cli.py", "dashboards/cli.py")
 HEAVY = {"torch", "transformers", "diffusers", "transformer_lens", "umap", "sklearn", "h5py", "streamlit", "plotly"}
 
 

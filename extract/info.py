@@ -1,0 +1,278 @@
+"""`htc-info`: what is in a run file, and whether it is whole. Knows runs; no models, no pixels, no torch.
+
+Parse, call, print. h5py and rich are imported once the work starts, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import tyro
+
+from extract.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from extract.store import Run, Stored, Task
+
+_STEP = 16 * 2**20  # bytes of a dataset in memory at a time
+_SHOWN = 3  # failures of one check that are told
+
+
+@dataclass(frozen=True)
+class InfoConfig:
+    """Print what is in a run file: shapes, sizes, model, data, tasks and versions, in well under a second."""
+
+    run: tyro.conf.Positional[Path]
+    """Run file to look at."""
+    verify: bool = False
+    """Read all of it, too, and check every number that has a law to keep. Exits with 2 when something is wrong."""
+
+
+class Check(NamedTuple):
+    """What was found of one law."""
+
+    law: str
+    failures: list[str]
+    """Where it is broken, the first of them; none where it holds."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; gives its exit status: 0, or 2 for a run that is missing, incomplete or wrong."""
+    config = tyro.cli(InfoConfig, prog="htc-info", args=None if argv is None else list(argv))
+    from extract.store import open_run
+
+    try:
+        with open_run(config.run) as run:
+            show(run)
+            if config.verify and not _show_checks(verify(run)):
+                raise UserError(f"{config.run} is not whole (see above); extract it again")
+    except UserError as error:
+        print(f"htc-info: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `htc-info RUN | head`
+        sys.stderr.close()
+    return 0
+
+
+# ---- what is in it
+
+
+def show(run: Run) -> None:
+    """Prints what is in the run, without reading the numbers."""
+    from rich.filesize import decimal
+
+    info, settings = run.info, run.info.config
+    rows = {
+        "run": f"{run.path}, complete, {run.created[:19]}, {decimal(run.nbytes)}",
+        "model": f"{info.model.get('name')} {str(info.model.get('sha256'))[:8]}, {info.topology}",
+        "data": f"{info.dataset} {info.split}: {len(run)} images, {len(run.skipped)} skipped",
+        "made": ", ".join(f"{key} {settings[key]}" for key in ("dtype", "device", "limit", "seed") if key in settings),
+        "with": ", ".join(f"{name} {version}" for name, version in info.environment.items()),
+    }
+    for name, words in rows.items():
+        print(f"{name:<7}{words}")
+    if run.virtual:
+        print("       its large datasets lie in the shards beside it")
+    _print_table(
+        ("dataset", "axes", "shape", "type", "on disk"),
+        [
+            (
+                at.name,
+                ", ".join(at.dims),
+                " x ".join(map(str, at.shape)),
+                at.dtype,
+                "in the shards" if run.virtual and at.nbytes == 0 else decimal(at.nbytes),
+            )
+            for at in run.contents()
+        ],
+    )
+    if run.tasks:
+        ordered = sorted(run.tasks, key=lambda task: task.suite, reverse=True)
+        _print_table(("suite", "task", "kind", "what"), [(t.suite, t.name, t.kind, _what(t)) for t in ordered])
+
+
+def _what(task: Task) -> str:
+    if task.kind == "number":
+        return task.unit
+    some = ", ".join(task.classes[:4])
+    return f"{len(task.classes)} classes: {some}{', ...' if len(task.classes) > 4 else ''}"
+
+
+def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*head, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*map(Text, row))  # Text: a task's name is no markup
+    console = Console()
+    print()
+    console.print(table)
+
+
+# ---- whether it is whole
+
+
+def verify(run: Run) -> Iterator[Check]:
+    """Every law of a run, with where it is broken. Reads the whole run, some MB at a time.
+
+    A chunk whose checksum does not fit is found by reading it; runs of before checksums have none to fit.
+    """
+    contents = run.contents()
+    without = [at.name for at in contents if not at.checked and at.nbytes and at.dtype != "text"]
+    ids: list[str] = []
+    for at in contents:
+        if not at.shape[0] or 0 in at.shape:
+            continue
+        failures: list[str] = []
+        for start, rows in _blocks(run, at, failures):
+            failures += _broken(run, at.name, start, rows)
+            if at.name == "images/id":
+                ids += map(str, rows)
+        if at.name == "images/id" and not failures:
+            failures += _repeated(ids)
+        checked = "" if at.name not in without or run.virtual else " (it has no checksums)"
+        law = _LAWS.get(at.name) or _LAWS.get(at.name.split("/")[0], "can be read")
+        yield Check(f"{at.name} {law}{checked}", failures)
+
+
+_LAWS = {
+    "images/id": "can be read, each image once",
+    "latents": "is finite",
+    "attention": "is finite and adds up",
+    "codes": "holds codes of the model",
+    "labels": "holds labels of its task",
+}
+
+
+def _blocks(run: Run, at: Stored, failures: list[str]) -> Iterator[tuple[int, np.ndarray]]:
+    """The dataset in pieces, each with the number of its first row; what cannot be read becomes a failure."""
+    width = 64 if at.dtype == "text" else 8
+    step = max(1, _STEP // (width * math.prod(at.shape[1:])))
+    for start in range(0, at.shape[0], step):
+        stop = min(start + step, at.shape[0])
+        try:
+            yield start, run.rows(at.name, start, stop)
+        except UserError as error:
+            failures.append(f"{_first_unreadable(run, at, start, stop)}{error}")
+
+
+def _first_unreadable(run: Run, at: Stored, start: int, stop: int) -> str:
+    for row in range(start, stop):
+        try:
+            run.rows(at.name, row, row + 1)
+        except UserError:
+            return f"from {_image(run, row)} on: " if at.dims[0] == "image" else f"from row {row} on: "
+    return ""
+
+
+def _image(run: Run, row: int) -> str:
+    try:
+        return f"image {str(run.rows('images/id', row, row + 1)[0])!r}"
+    except UserError:
+        return f"image number {row}"
+
+
+def _repeated(ids: Sequence[str]) -> list[str]:
+    counts = Counter(ids)
+    return [f"image {name!r} is there {count} times" for name, count in counts.items() if count > 1]
+
+
+def _broken(run: Run, name: str, start: int, rows: np.ndarray) -> Iterator[str]:
+    """Where rows of a dataset, from row `start` on, break its law."""
+    import numpy as np
+
+    def told(bad_N: np.ndarray, what: str) -> Iterator[str]:
+        for row in np.flatnonzero(bad_N)[:_SHOWN]:
+            yield f"{_image(run, start + int(row))}: {what}"
+
+    def of_images(bad: np.ndarray) -> np.ndarray:
+        return np.asarray(bad.reshape(len(bad), -1).any(1))
+
+    group, _, rest = name.partition("/")
+    if group in ("latents", "attention"):
+        wrong_N = of_images(~np.isfinite(rows))
+        yield from told(wrong_N, "a value that is no finite number")
+        if group == "attention":
+            sums = _sums(run, name, start, rows)
+            with np.errstate(invalid="ignore"):
+                yield from told(~wrong_N & of_images(sums.off > sums.allowed), sums.words)
+    elif group == "codes":
+        codes = _codes_per_group(run)
+        if codes is not None:
+            yield from told(of_images(rows >= codes), f"a code beyond 0 to {codes - 1}")
+    elif group == "labels":
+        task = run.task(rest)
+        if task.kind == "classes":
+            yield from told((rows < -1) | (rows >= len(task.classes)), f"a class beyond -1 to {len(task.classes) - 1}")
+        elif task.kind == "multilabel":
+            yield from told(of_images(~np.isin(rows, (0, 1, 255))), "a label other than 0, 1 and 255 (unknown)")
+        else:
+            yield from told(np.isinf(rows), "an infinite number")
+
+
+class _Sums(NamedTuple):
+    """How far sums over keys are from what they must be."""
+
+    off: np.ndarray
+    allowed: float
+    words: str
+
+
+def _sums(run: Run, name: str, start: int, rows: np.ndarray) -> _Sums:
+    import numpy as np
+
+    # Of a weight, float16 keeps 11 bits, and of the smallest ones steps of 2**-24: this much a sum may be off.
+    half = 2**-11 + run.shape.keys * 2**-25 if run.store_dtype == np.float16 else 0.0
+    allowed = half + 1e-4
+    if name == "attention/voco":
+        return _Sums(np.abs(rows.sum(-1, dtype=np.float64) - 1), allowed, "attention that does not sum to 1")
+    is_anchor_S = np.array([role == "anchor" for role in run.shape.roles])
+    off = []
+    step = max(1, _STEP // (8 * run.shape.heads * run.shape.keys * run.shape.layers))
+    for first in range(0, len(rows), step):
+        part = rows[first : first + step]
+        try:
+            attention = run.rows("attention/voco", start + first, start + first + len(part))
+        except UserError:  # told where attention itself is read
+            off.append(np.zeros(part.shape))
+            continue
+        off.append(np.abs(attention[..., is_anchor_S].sum(-1, dtype=np.float64) - part))
+    return _Sums(np.concatenate(off), allowed, "anchor_mass that is not the attention of the anchors")
+
+
+def _codes_per_group(run: Run) -> int | None:
+    """What the model's configuration says; None where it says nothing."""
+    config: Any = run.info.model.get("config")
+    mgvq = config.get("mgvq") if isinstance(config, dict) else None
+    try:
+        return int(mgvq["codebook_size"]) // int(mgvq["groups"])  # type: ignore[index]
+    except (TypeError, KeyError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _show_checks(checks: Iterator[Check]) -> bool:
+    """Prints a line a check as it is done, and gives whether all hold."""
+    print()
+    good = True
+    for law, failures in checks:
+        print(f"{'WRONG' if failures else 'ok':<7}{law}", flush=True)
+        for failure in failures[:_SHOWN]:
+            print(f"       {failure}")
+        if len(failures) > _SHOWN:
+            print(f"       and {len(failures) - _SHOWN} more")
+        good = good and not failures
+    return good
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from test_resume import model, torture
+from test_resume import model, one_thread, torture
 
-__all__ = ["model"]  # a fixture
+__all__ = ["model", "one_thread"]  # fixtures
 
 
 def test_killed_two_hundred_times(model: Path, tmp_path: Path) -> None:  # noqa: F811

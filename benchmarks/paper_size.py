@@ -1,8 +1,8 @@
 """The paper's 7B model with random weights, stage by stage: `python -m benchmarks.paper_size`.
 
-Knows clocks and arithmetic; not checkpoints. The same calls as `htc-extract` makes: CLIP, MGVQ, projectors, the star
-decoder, the run file. The arithmetic is counted while it runs, and compared with what plain bfloat16 matrix products
-of the language model's own shape reach on the same device in the same run.
+Knows clocks and arithmetic; not checkpoints. The same parts as in `htc-extract`, but for composed products: CLIP, MGVQ,
+projectors, the star decoder, the run file. The arithmetic is counted while it runs, and compared with what plain
+bfloat16 matrix products of the language model's own shape reach on the same device in the same run.
 """
 
 import resource

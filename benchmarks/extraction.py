@@ -5,8 +5,8 @@ ratios are taken within a round.
 
 peers       <voco>'s attention rows and hidden states from one batch: this engine, the stock model with all attentions,
             the stock model with SDPA and the rows computed again from its hidden states, and TransformerLens' bridge
-            with its cache cut to <voco>'s position. Peak memory is measured in a process of its own for each. nnsight
-            is no dependency of this project and is left out.
+            with its cache cut to <voco>'s position; nnsight, saving only that position, where it is installed. Peak
+            memory is measured in a process of its own for each
 pipeline    whole extractions, from images to the finished run file, against the model alone on the same images
 storage     HDF5's compressions and chunks on arrays of the shape that a 7B model gives
 """
@@ -18,13 +18,14 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 import h5py
+import hdf5plugin
 import numpy as np
 import torch
 import tyro
@@ -40,12 +41,14 @@ from extract.data import open_source
 from extract.environment import environment
 from extract.pipeline import Prepared, behind, read_ahead
 from extract.store import CHUNK_BYTES, RunInfo, RunWriter
+from extract.vlm.config import HTCConfig
 from extract.vlm.model import HTCVLM
-from extract.vlm.star import compress, star_mask
+from extract.vlm.star import Direct, compress, direct_products, star_mask
 
 Part = Literal["peers", "pipeline", "storage"]
 ENGINE, EAGER, SDPA, BRIDGE = "this engine", "eager, attentions", "SDPA, rows again", "TransformerLens bridge"
-CONTENDERS = (ENGINE, EAGER, SDPA, BRIDGE)
+NNSIGHT = "nnsight"
+CONTENDERS = (ENGINE, EAGER, SDPA, BRIDGE, *([NNSIGHT] if importlib.util.find_spec("nnsight") else []))
 WORKLOADS = {"random": "random weights, width 1024, 6 layers, 16 heads", "shipped": "the shipped model"}
 BARE = "the model alone"
 
@@ -71,7 +74,8 @@ class Settings:
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """pipeline: where the model runs."""
     model: str = "htc-tiny"
-    """pipeline: the model; htc-7b gets random weights."""
+    """pipeline: the model; htc-7b gets random weights, and so does "wide": htc-tiny's parts at 336 pixels, with 576
+    patches and a language model of the size of peers."""
     stored: int = 64
     """storage: images in a file."""
 
@@ -158,11 +162,14 @@ def pictures(model: HTCVLM, count: int) -> list[Prepared]:
 def contender(name: str, work: Workload) -> Callable[[], Record]:
     """A function that runs one batch and gives the record of <voco>."""
     if name == ENGINE:
-        return lambda: engine_record(work)
+        direct = direct_products(work.llm.model)  # once for a whole extraction, as capture has them
+        return lambda: engine_record(work, direct)
     sequence = torch.cat([work.hybrid, work.voco.expand(len(work.hybrid), 1, -1)], 1)
     mask = star_mask(0, work.hybrid.shape[1]).expand(len(sequence), -1, -1, -1)
     if name == BRIDGE:
         return bridge_recorder(work, sequence, mask)
+    if name == NNSIGHT:
+        return nnsight_recorder(work, sequence, mask)
 
     def stock() -> Record:
         work.llm.config._attn_implementation = "eager" if name == EAGER else "sdpa"
@@ -183,8 +190,8 @@ def contender(name: str, work: Workload) -> Callable[[], Record]:
     return stock
 
 
-def engine_record(work: Workload) -> Record:
-    hidden, rows, _ = compress(work.llm.model, work.hybrid, work.voco)
+def engine_record(work: Workload, direct: Sequence[Direct]) -> Record:
+    hidden, rows, _ = compress(work.llm.model, work.hybrid, work.voco, direct=direct)
     return Record(rows, hidden, [rows, hidden])
 
 
@@ -203,13 +210,35 @@ def rows_again(llm: LlamaForCausalLM, hidden: tuple[Tensor, ...]) -> Tensor:
     return torch.stack(rows, 1)
 
 
-def bridge_recorder(work: Workload, sequence: Tensor, mask: Tensor) -> Callable[[], Record]:
-    # Takes seconds to import, and rewrites the modules that it is given: so a twin that shares all weights.
-    from transformer_lens.model_bridge.sources import build_bridge_from_module
-
-    shared = {id(tensor): tensor for tensor in [*work.llm.parameters(), *work.llm.buffers()]}
-    twin = copy.deepcopy(work.llm, shared)
+def eager_twin(llm: LlamaForCausalLM) -> LlamaForCausalLM:
+    """Modules of its own, which a library may rewrite, and the same weights."""
+    shared = {id(tensor): tensor for tensor in [*llm.parameters(), *llm.buffers()]}
+    twin = copy.deepcopy(llm, shared)
     twin.config._attn_implementation = "eager"
+    return twin
+
+
+def nnsight_recorder(work: Workload, sequence: Tensor, mask: Tensor) -> Callable[[], Record]:
+    from nnsight import NNsight
+
+    llama = NNsight(eager_twin(work.llm).model)
+
+    def record() -> Record:
+        rows, hidden = [], []
+        with llama.trace(inputs_embeds=sequence, attention_mask=mask, use_cache=False):
+            for layer in llama.layers:
+                hidden.append(layer.input[:, -1].save())
+                rows.append(layer.self_attn.output[1][:, :, -1].save())
+            hidden.append(llama.norm.output[:, -1].save())
+        return Record(torch.stack(rows, 1), torch.stack(hidden, 1), [*rows, *hidden])
+
+    return record
+
+
+def bridge_recorder(work: Workload, sequence: Tensor, mask: Tensor) -> Callable[[], Record]:
+    from transformer_lens.model_bridge.sources import build_bridge_from_module  # takes seconds to import
+
+    twin = eager_twin(work.llm)
     bridge = build_bridge_from_module(twin, "LlamaForCausalLM", hf_config=twin.config, model_name="benchmark")
     layers = range(twin.config.num_hidden_layers)
     rows = [f"blocks.{i}.attn.hook_pattern" for i in layers]
@@ -243,7 +272,7 @@ def peers(settings: Settings, workload: str, peaks: Mapping[tuple[str, str], flo
     table = Table(
         "", "best s", "median s", "best ratio", "median ratio", "peak MiB", "kB kept an image", "rows off eager's by",
         title=f"{WORKLOADS[workload]}: {work.hybrid.shape[1]} hybrid tokens, batch {settings.batch}, float32",
-        caption=f"kept: what is handed over as it is; {ENGINE}: its float16 in the run file, gzip-1",
+        caption=f"kept: what is handed over as it is; {ENGINE}: its float16 as in the run file",
     )  # fmt: skip
     for name in CONTENDERS:
         ratios = [other / own for other, own in zip(seconds[name], seconds[ENGINE], strict=True)]
@@ -299,11 +328,12 @@ def peak_memories(settings: Settings) -> dict[tuple[str, str], float]:
 
 def pipeline(settings: Settings) -> Table:
     """Images a second of whole extractions, and the share of the bare model's that they reach."""
-    config, dtype = models.read_config(models.find(settings.model)), torch.float32
-    if settings.model == "htc-7b":
-        dtype = torch.bfloat16
+    dtype = torch.bfloat16 if settings.model == "htc-7b" else torch.float32
+    if settings.model in ("htc-7b", "wide"):
+        config = wide() if settings.model == "wide" else models.read_config(models.find(settings.model))
         model = models.random_model(config, dtype=dtype, device=settings.device, seed=0)
     else:
+        config = models.read_config(models.find(settings.model))
         model = models.load(models.find(settings.model), dtype=dtype, device=settings.device)
     images = pictures(model, settings.images)
     paces: dict[Any, Callable[[], float]] = {BARE: lambda: bare_pace(model, images, settings.batch_size)}
@@ -334,6 +364,17 @@ def pipeline(settings: Settings) -> Table:
             "" if name == BARE else f"{statistics.median(starts[name]):.2f}",
         )
     return table
+
+
+def wide() -> HTCConfig:
+    """A model that costs far more than its images."""
+    parts = models.read_config(models.find("htc-tiny")).to_dict()
+    parts["vision_config"] |= {"image_size": 336, "patch_size": 14}
+    parts["text_config"] |= {
+        "hidden_size": 1024, "intermediate_size": 2752, "num_hidden_layers": 6, "num_attention_heads": 16,
+        "num_key_value_heads": 16, "head_dim": 64, "max_position_embeddings": 1024,
+    }  # fmt: skip
+    return HTCConfig(**parts)
 
 
 @torch.inference_mode()
@@ -369,16 +410,16 @@ def extraction(model: HTCVLM, settings: Settings, workers: int) -> tuple[float, 
 
 # ---- storage
 
-NOW = "gzip-1, shuffle (now)"
+NOW = "blosc lz4, bits shuffled (now)"
 PACKED: dict[str, dict[str, Any]] = {
-    NOW: {"compression": "gzip", "compression_opts": 1, "shuffle": True},
+    NOW: dict(hdf5plugin.Blosc(cname="lz4", shuffle=hdf5plugin.Blosc.BITSHUFFLE)),
+    "blosc zstd-1, bits shuffled": dict(hdf5plugin.Blosc(cname="zstd", clevel=1, shuffle=hdf5plugin.Blosc.BITSHUFFLE)),
+    "blosc zstd-1, shuffle": dict(hdf5plugin.Blosc(cname="zstd", clevel=1)),
+    "gzip-1, shuffle": {"compression": "gzip", "compression_opts": 1, "shuffle": True},
+    "gzip-4, shuffle": {"compression": "gzip", "compression_opts": 4, "shuffle": True},
     "lzf, shuffle": {"compression": "lzf", "shuffle": True},
     "none": {},
 }
-if importlib.util.find_spec("hdf5plugin"):
-    import hdf5plugin
-
-    PACKED["blosc zstd-1, shuffle"] = dict(hdf5plugin.Blosc(cname="zstd", clevel=1, shuffle=1))
 LAYERS, HEADS, KEYS, WIDTH = 32, 32, 581, 4096
 
 

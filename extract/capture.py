@@ -8,7 +8,7 @@ Knows an HTCVLM and a data source. Does not know commands, files or progress bar
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -56,7 +56,8 @@ def capture(
     on_error: Callable[[ImageError], object] | None = None,
     on_memory: Callable[[int], object] | None = None,
     workers: int = 0,
-) -> Iterator[Batch]:
+    check: bool = True,
+) -> Generator[Batch, None, None]:
     """Every image of `source` in order, `batch_size` at a time, with the layers `stack` (all by default) of z_voco.
 
     An image that cannot be read goes to `on_error` and is left out; without it, its ImageError is raised. `workers`
@@ -64,10 +65,10 @@ def capture(
     With `on_memory`, a batch that the GPU has no memory for is halved until it fits, and so are those after it;
     `on_memory` is told the new size. Other sizes may change last bits. Without it, the OutOfMemoryError is raised.
 
-    The first batch is checked against the three laws of `extract.vlm.invariants`. Raises InvariantError when one is
-    broken.
+    The first batch is checked against the three laws of `extract.vlm.invariants`, unless `check` is False. Raises
+    InvariantError when one is broken.
     """
-    checked, size, direct = False, batch_size, _direct(model)
+    checked, size, direct = not check, batch_size, _direct(model)
     images = read_ahead(source, frame_of(model.config), workers=workers, ahead=batch_size)
     with contextlib.closing(images):
         for waiting in _in_batches(images, batch_size, on_error):
@@ -176,7 +177,7 @@ def frame_of(config: HTCConfig) -> Frame:
 
 
 def as_pixels(images: Sequence[Prepared], device: torch.device) -> torch.Tensor:
-    """(B, 3, R, R) float32 in [0, 1], as `extract.vlm.images.prepare` makes them, in any precision of the model: the
+    """(B, 3, R, R) float32 in [0, 1], as `extract.images.prepare` makes them, in any precision of the model: the
     codes must not depend on that.
     """
     bytes_BRRC = torch.from_numpy(np.stack([image.pixels for image in images])).to(device)

@@ -24,6 +24,7 @@ from extract.errors import UserError
 
 if TYPE_CHECKING:
     from extract.data.source import Source
+    from extract.engine import Work
     from extract.shards import Job, Shards, Share
     from extract.store import RunInfo, RunShape, Task
     from extract.vlm.model import HTCVLM
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 # are compared by what they lead to (the weights, the number of images).
 _FREE = {"out", "batch_size", "device", "model", "adapter", "random_weights", "limit", "shard_images", "workers"}
 # How the command is run; not kept in the run.
-_HOW = {"shard", "merge", "virtual"}
+_HOW = {"shard", "merge", "virtual", "engine"}
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,12 @@ class ExtractConfig:
     """Run file to write (.h5); runs/DATA-SPLIT.h5 when left out."""
     limit: int | None = None
     """Only this many images of the split: a fair sample, not the first of the first class."""
-    batch_size: int = 32
-    """Images in one pass of the model."""
+    batch_size: int | Literal["auto"] = "auto"
+    """Images in one pass of the model. auto: 32 on a CPU; on a GPU as many as fit and pay, found by trying, and half as
+    many from where its memory runs out."""
     workers: int | None = None
-    """Processes that read images ahead of the model; when left out, none for a few images, else up to 4. They change
-    no byte of the run."""
+    """Processes that read images ahead of the model; when left out, up to 4 for a model on a GPU, and none for few
+    images or beside a model on the CPU, which needs the cores itself. They change no byte of the run."""
     layers: str = "all"
     """Layers of z_voco to keep: all, or numbers such as 0,2,4; 0 is the embedding, -1 the last."""
     device: str = "auto"
@@ -79,6 +81,9 @@ class ExtractConfig:
     shard_images: int | None = None
     """Images written to the disk together, in whole batches: what is lost at most when the process is killed. Some
     128 MB when left out. The same command continues an unfinished run."""
+    engine: Literal["local", "ray"] = "local"
+    """local: this process. ray: the workers of a Ray cluster ($RAY_ADDRESS, or this machine), one a GPU; a lost
+    worker's shard is done again by another. Needs pip install 'htc-probe[ray]'."""
     shard: str | None = None
     """i/n: do the i-th of n parts of the work, from 0, for job arrays. Under torchrun and Slurm it is found by itself.
     Put the parts together with --merge."""
@@ -140,21 +145,37 @@ def extract(config: ExtractConfig) -> None:
     if config.merge:
         merge(config)
         return
+    share = parse_share(config.shard)
+    if config.engine == "ray" and share.ranks > 1:
+        raise UserError(
+            "--engine ray shares out the work by itself; leave out --shard, or $RANK and $SLURM_PROCID, which say that "
+            f"this is part {share.rank} of {share.ranks}"
+        )
+    with contextlib.ExitStack() as stack:
+        if config.engine == "ray":
+            from extract.on_ray import cluster
+
+            stack.enter_context(cluster())
+        _extract(config, share)
+
+
+def _extract(config: ExtractConfig, share: Share) -> None:
     from extract.shards import open_shards
 
-    share = parse_share(config.shard)
     plan = make_plan(config)
     if _is_there(plan):
         return
-    job = _job(plan, config)
+    work = make_work(plan, config)
+    batch_size, model = settle_batch_size(plan, config, work)
+    job = _job(plan, config, batch_size)
     with open_shards(plan.out, job, share) as shards:
         if _is_there(plan):  # another process finished it before this one had the lock
             return
-        refuse_other_shards(shards, plan, job)
+        refuse_other_shards(shards, plan, job, auto=config.batch_size == "auto")
         announce(plan, shards, virtual=config.virtual)
         started, before = time.monotonic(), len(shards.missing())
         try:
-            computed = _write(plan, config, shards)
+            computed = _write(plan.source, work, shards, config, model)
             if share.ranks == 1:
                 _assemble(shards, virtual=config.virtual)
         except UserError as error:
@@ -189,6 +210,8 @@ def merge(config: ExtractConfig) -> None:
                 f"{len(missing)} of {shards.job.shards} shards of {out} are missing, the first is {missing[0]}; run "
                 "the parts that did not finish again"
             )
+        if not config.virtual:
+            require_room(out, sum(shards.path(shard).stat().st_size for shard in range(shards.job.shards)))
         try:
             _assemble(shards, virtual=config.virtual)
         except KeyboardInterrupt as stop:
@@ -225,7 +248,7 @@ def make_plan(config: ExtractConfig) -> Plan:
     from extract.environment import environment
     from extract.store import RunInfo
 
-    if config.batch_size < 1:
+    if config.batch_size != "auto" and config.batch_size < 1:
         raise UserError(f"--batch-size {config.batch_size} leaves no image in a batch; use 1 or more")
     if config.workers is not None and config.workers < 0:
         raise UserError(f"--workers {config.workers} is less than none; use 0 or more")
@@ -235,7 +258,7 @@ def make_plan(config: ExtractConfig) -> Plan:
     model = models.read_config(folder)
     source = open_source(config.data, config.split, limit=config.limit, resolution=model.image_size)
     stack = parse_layers(config.layers, model.text.num_hidden_layers)
-    device, device_words = _device(config.device)
+    device, device_words = _device(config)
     out = Path("runs") / f"{source.name}-{config.split}.h5" if config.out is None else config.out
     settings = {key: value for key, value in asdict(config).items() if key not in _HOW} | {
         "data": absolute(config.data),
@@ -276,17 +299,56 @@ def parse_layers(text: str, last: int) -> tuple[int, ...]:
     return tuple(sorted({number % (last + 1) for number in numbers}))
 
 
-def _job(plan: Plan, config: ExtractConfig) -> Job:
+def make_work(plan: Plan, config: ExtractConfig) -> Work:
+    """What the processes that run the model have to know."""
+    from extract.engine import Work
+
+    settings = plan.info.config
+    return Work(
+        model=plan.folder,
+        adapter=config.adapter,
+        random_weights=config.random_weights,
+        seed=config.seed,
+        dtype=settings["dtype"],
+        device=settings["device"],
+        workers=config.workers,
+        skip=config.on_error == "skip",
+        halve=config.batch_size == "auto",
+    )
+
+
+def settle_batch_size(plan: Plan, config: ExtractConfig, work: Work) -> tuple[int, HTCVLM | None]:
+    """`auto` resolved: what finished shards were made with, or what fits; and the model where it had to be loaded."""
+    from extract.shards import unfinished
+
+    if config.batch_size != "auto":
+        return config.batch_size, None
+    there = unfinished(plan.out)
+    if there is not None and there.finished():
+        return int(there.job.info.config["batch_size"]), None
+    images = plan.shape.images
+    if config.engine == "ray":
+        from extract import on_ray
+
+        return on_ray.batch_size(work, images), None
+    from extract.engine import find_batch_size, load_model
+
+    model = load_model(work)
+    return find_batch_size(model, images), model
+
+
+def _job(plan: Plan, config: ExtractConfig, batch_size: int) -> Job:
     from extract.shards import Job, shard_images
 
     given = config.shard_images
     if given is not None and given < 1:
         raise UserError(f"--shard-images {given} leaves no image in a shard; use 1 or more")
     if given is None:
-        images = shard_images(plan.shape, plan.source.tasks, config.store_dtype, config.batch_size)
+        images = shard_images(plan.shape, plan.source.tasks, config.store_dtype, batch_size)
     else:
-        images = -(-given // config.batch_size) * config.batch_size
-    return Job(plan.info, plan.shape, tuple(plan.source.tasks), config.store_dtype, images)
+        images = -(-given // batch_size) * batch_size
+    info = replace(plan.info, config=plan.info.config | {"batch_size": batch_size})
+    return Job(info, plan.shape, tuple(plan.source.tasks), config.store_dtype, images)
 
 
 def _is_there(plan: Plan) -> bool:
@@ -318,13 +380,16 @@ def _refuse_other_run(plan: Plan) -> None:
         shutil.rmtree(folder_of(plan.out), ignore_errors=True)  # a kill may have come between the copy and this
 
 
-def refuse_other_shards(shards: Shards, plan: Plan, job: Job) -> None:
-    """Raises UserError when the finished shards are not what this command would write, to the last bit."""
-    there = shards.job
-    differences = list(
-        _differences(there.info, there.shape.images, there.tasks, plan, _FREE - {"batch_size", "shard_images"})
-    )
-    if there.shard_images != job.shard_images:
+def refuse_other_shards(shards: Shards, plan: Plan, job: Job, *, auto: bool) -> None:
+    """Raises UserError when the finished shards are not what this command would write, to the last bit.
+
+    With `auto` the size of a batch is what it was there, and with it that of a shard.
+    """
+    there, plan = shards.job, plan._replace(info=job.info)
+    strict = {"shard_images"} if auto else {"batch_size", "shard_images"}
+    differences = list(_differences(there.info, there.shape.images, there.tasks, plan, _FREE - strict))
+    same_batches = there.info.config["batch_size"] == job.info.config["batch_size"]
+    if there.shard_images != job.shard_images and same_batches:
         differences.append(f"images of a shard: {there.shard_images} there, {job.shard_images} now")
     for name, version in plan.info.environment.items():
         before = there.info.environment.get(name)
@@ -368,20 +433,31 @@ def announce(plan: Plan, shards: Shards, *, virtual: bool) -> None:
     print(f"file   {plan.out}, about {decimal(size)}{there}", flush=True)
     # The shards that are left, and the copy of all.
     need = int(size * shards.images(shards.missing()) / plan.shape.images)
-    need += size if shards.share.ranks == 1 and not virtual else 0
-    free = shutil.disk_usage(next(folder for folder in plan.out.absolute().parents if folder.exists())).free
+    require_room(plan.out, need + (size if shards.share.ranks == 1 and not virtual else 0))
+
+
+def require_room(out: Path, need: int) -> None:
+    """Raises UserError when the disk has less than `need` bytes free for the run at `out`."""
+    from rich.filesize import decimal
+
+    free = shutil.disk_usage(next(folder for folder in out.absolute().parents if folder.exists())).free
     if free < need:
         raise UserError(
-            f"the run needs up to {decimal(need)} while it is made and the disk of {plan.out} has {decimal(free)} "
-            "free; free some space, choose another disk with --out, store less with --limit or --layers, or leave "
-            "out the copy with --virtual"
+            f"the run needs up to {decimal(need)} while it is made and the disk of {out} has {decimal(free)}; free "
+            "some space, choose another disk with --out, store less with --limit or --layers, or leave out the copy "
+            "with --virtual"
         )
 
 
-def _device(name: str) -> tuple[str, str]:
+def _device(config: ExtractConfig) -> tuple[str, str]:
     """The device to use, `auto` resolved, and what it is called."""
     import torch
 
+    name = config.device
+    if config.engine == "ray":
+        from extract import on_ray
+
+        return on_ray.device(name)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
         local = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", ""))
@@ -399,61 +475,23 @@ def _device(name: str) -> tuple[str, str]:
 # ---- the work
 
 
-def _write(plan: Plan, config: ExtractConfig, shards: Shards) -> int:
+def _write(source: Source, work: Work, shards: Shards, config: ExtractConfig, model: HTCVLM | None) -> int:
     """Writes the shards of this process that are missing; gives the number of their images."""
-    import torch
-
-    from extract.capture import capture
-    from extract.data.source import ImageError
-    from extract.pipeline import behind, default_workers
-    from extract.shards import Rest, without_stand_ins
-    from extract.store import RunWriter
-    from extract.vlm.invariants import InvariantError
-
-    job, missing = shards.job, shards.missing()
+    missing = shards.missing()
     if not missing:
         return 0
-    rest = Rest(
-        plan.source, [at for shard in missing for at in job.images_of(shard)], skip=config.on_error == "skip"
-    )
-    try:
-        model = _model(plan, config)
-        # One capture for all: a shard is whole batches, and only the last one of all may end with a smaller one.
-        workers = default_workers(len(rest)) if config.workers is None else config.workers
-        stack = plan.shape.stack
-        batches = iter(capture(model, rest, batch_size=config.batch_size, stack=stack, workers=workers))
-        before = plan.shape.images - len(rest)
-        with contextlib.closing(batches), _progress(plan.shape.images, before) as show:  # type: ignore[type-var]
-            done = before
-            for number in missing:
-                wanted, skipped = len(job.images_of(number)), list[tuple[str, str]]()
-                shape = replace(job.shape, images=wanted)
-                path = shards.own / shards.path(number).name
-                with RunWriter(path, job.info, shape, job.tasks, store_dtype=job.store_dtype) as writer:
-                    with behind(writer.append) as write:
-                        while wanted:
-                            given = next(batches)
-                            batch, left_out = without_stand_ins(given)
-                            if batch.ids:
-                                write(batch)
-                            skipped += left_out
-                            wanted -= len(given.ids)
-                            done += len(given.ids)
-                            show(done)
-                    assert wanted == 0, "a batch must not reach into the next shard"
-                    shards.keep(writer.finish(skipped, part=True))
-    except ImageError as error:
-        raise UserError(f"{error}; mend or remove it, or leave such images out with --on-error skip") from error
-    except InvariantError as error:
-        raise UserError(
-            f"what the model computes is not one token's compression, so it was not written: {error}. "
-            "Try --dtype float32; if that does not help, the model's code or its weights are broken"
-        ) from error
-    except torch.cuda.OutOfMemoryError as error:
-        raise UserError(
-            f"the GPU has too little memory for --batch-size {config.batch_size}; use a smaller one"
-        ) from error
-    return len(rest)
+    images = shards.job.shape.images
+    count = shards.images(missing)
+    with _progress(images, images - count) as done:
+        if config.engine == "ray":
+            from extract.on_ray import write_on_ray
+
+            write_on_ray(shards, source, work, on_images=done)
+        else:
+            from extract.engine import load_model, write_shards
+
+            write_shards(shards, missing, source, work, load_model(work) if model is None else model, on_images=done)
+    return count
 
 
 def _assemble(shards: Shards, *, virtual: bool) -> None:
@@ -466,21 +504,9 @@ def _assemble(shards: Shards, *, virtual: bool) -> None:
         shards.remove()
 
 
-def _model(plan: Plan, config: ExtractConfig) -> HTCVLM:
-    import torch
-
-    from extract import models
-
-    dtype, device = getattr(torch, plan.info.config["dtype"]), plan.info.config["device"]
-    if config.random_weights:
-        architecture = models.read_config(plan.folder)
-        return models.random_model(architecture, dtype=dtype, device=device, seed=config.seed)
-    return models.load(plan.folder, dtype=dtype, device=device, adapter=config.adapter)
-
-
 @contextlib.contextmanager
 def _progress(total: int, before: int) -> Iterator[Callable[[int], None]]:
-    """A bar with images a second and time left, where stderr is a terminal; gives the function that moves it."""
+    """A bar with images a second and time left, where stderr is a terminal; gives the function that moves it on."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -493,8 +519,14 @@ def _progress(total: int, before: int) -> Iterator[Callable[[int], None]]:
     )
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        at, started = bar.add_task("", total=total, completed=before, rate=0.0), time.monotonic()
-        yield lambda done: bar.update(at, completed=done, rate=(done - before) / (time.monotonic() - started))
+        at, started, done = bar.add_task("", total=total, completed=before, rate=0.0), time.monotonic(), 0
+
+        def move(images: int) -> None:
+            nonlocal done
+            done += images
+            bar.update(at, advance=images, rate=done / (time.monotonic() - started))
+
+        yield move
 
 
 def _report(plan: Plan, computed: int, seconds: float) -> None:

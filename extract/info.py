@@ -31,7 +31,7 @@ class InfoConfig:
     """Print what is in a run file: shapes, sizes, model, data, tasks and versions, in well under a second."""
 
     run: tyro.conf.Positional[Path]
-    """Run file to look at."""
+    """Run file to look at; of one that is being made, how far it is."""
     verify: bool = False
     """Read all of it, too, and check every number that has a law to keep. Exits with 2 when something is wrong."""
 
@@ -50,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from extract.store import open_run
 
     try:
+        if not config.run.exists():
+            _tell_unfinished(config.run)
         with open_run(config.run) as run:
             show(run)
             if config.verify and not _show_checks(verify(run)):
@@ -63,6 +65,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 # ---- what is in it
+
+
+def _tell_unfinished(path: Path) -> None:
+    """Raises UserError with how far the run is, if there are shards of it."""
+    from extract.shards import unfinished
+
+    shards = unfinished(path)
+    if shards is not None:
+        job, finished = shards.job, shards.finished()
+        raise UserError(
+            f"{path} is not finished: {job.info.model.get('name')} on {job.info.dataset} {job.info.split}, "
+            f"{shards.images(finished)} of {job.shape.images} images in {len(finished)} of {job.shards} shards; the "
+            "htc-extract command that began it goes on with it"
+        )
 
 
 def show(run: Run) -> None:

@@ -15,21 +15,19 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from extract.data.source import ImageError, Source
 from extract.errors import UserError
+from extract.images import Fit, thumbnail
 from extract.store import THUMBNAIL
-
-if TYPE_CHECKING:
-    from extract.vlm.config import Fit
 
 T = TypeVar("T")
 
 _MOST_WORKERS = 4  # each holds a copy of the source's tables
-_WORTH_WORKERS = 2000  # images; a process takes seconds to start, in which that many small ones are read
+_WORTH_WORKERS = 500  # images; a process takes about a second to start, in which that many small ones are read
 
 
 class Frame(NamedTuple):
@@ -55,11 +53,13 @@ class Prepared(NamedTuple):
     """(96, 96, 3) uint8."""
 
 
-def default_workers(images: int) -> int:
-    """How many processes should read `images`: none where they would take longer to start than they save."""
+def default_workers(images: int, device: str) -> int:
+    """How many processes should read `images` for a model on `device`: none where they would take longer to start than
+    they save, and none beside a model on the CPU, which has all cores: they only take them from it.
+    """
     from joblib import cpu_count  # knows the limits of containers too
 
-    return 0 if images < _WORTH_WORKERS else min(cpu_count() - 1, _MOST_WORKERS)
+    return 0 if device == "cpu" or images < _WORTH_WORKERS else min(cpu_count() - 1, _MOST_WORKERS)
 
 
 def read_ahead(
@@ -126,8 +126,6 @@ _Found = Prepared | tuple[str, str]  # a picture, or path and reason: an ImageEr
 
 
 def _prepared(source: Source, index: int, frame: Frame) -> _Found:
-    from extract.vlm.images import thumbnail
-
     try:
         item = source[index]
     except ImageError as error:

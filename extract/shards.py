@@ -76,11 +76,14 @@ def folder_of(out: Path) -> Path:
 
 
 class Shards:
-    """The folder of one run, locked: alone, or beside other processes when `share` has several. Use `open_shards`."""
+    """The folder of one run. `open_shards` gives it locked: alone, or beside other processes when `share` has several.
 
-    def __init__(self, out: Path, job: Job, share: Share):
+    `own` is the folder in which this process writes, which no other one may use.
+    """
+
+    def __init__(self, out: Path, job: Job, share: Share = ALONE, *, own: str = ""):
         self.out, self.folder, self.job, self.share = out, folder_of(out), job, share
-        self.own = self.folder / f"{share.rank}-of-{share.ranks}"
+        self.own = self.folder / (own or f"{share.rank}-of-{share.ranks}")
 
     def path(self, shard: int) -> Path:
         return self.folder / f"{shard:05d}.h5"
@@ -141,6 +144,12 @@ def open_shards(out: Path, job: Job | None, share: Share = ALONE) -> Iterator[Sh
             shutil.rmtree(shards.own, ignore_errors=True)
             if folder.is_dir() and not shards.finished() and _lock(run_lock, fcntl.LOCK_EX):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def unfinished(out: Path) -> Shards | None:
+    """The shards of the run at `out` as they are now, not locked: to be looked at. None where there are none."""
+    manifest = folder_of(out) / "manifest.json"
+    return Shards(out, _read(manifest)) if manifest.is_file() else None
 
 
 def _enter(out: Path, lock: int, job: Job | None, *, alone: bool) -> Job:

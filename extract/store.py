@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Any, Literal, NamedTuple, get_args
 
 import h5py
+import hdf5plugin  # its filters stay registered: with it, h5py reads a run as any other file
 import numpy as np
 
 from extract.errors import UserError
@@ -41,6 +42,9 @@ THUMBNAIL = 96  # pixels a side
 
 CHUNK_BYTES = 256 * 1024  # of one chunk: small enough to pick out a layer, large enough to stream
 _CACHE = 1024 * 1024  # bytes that HDF5 may keep of a dataset before it writes them
+# gzip makes files as small at a tenth of the speed, which is less than what a model on a GPU hands over
+# (benchmarks/README.md). A checksum a chunk, whose cost does not show, makes a flipped bit an error on reading.
+_PACKED = {**hdf5plugin.Blosc(cname="lz4", shuffle=hdf5plugin.Blosc.BITSHUFFLE), "fletcher32": True}
 _LINKED = ("images/thumbnail", "latents/", "attention/", "codes")
 """What stays in the shards of a virtual run: nearly all of its bytes. Ids and labels are copied."""
 _DIMS = {
@@ -305,10 +309,6 @@ class RunWriter:
         for name, column in self._columns.items():
             if name in self._linked:
                 continue
-            # gzip level 1, because every HDF5 library reads it: it saves 13 to 15 % of dense float16 values
-            # at about 50 MB/s, where lzf saved nothing.
-            # A checksum a chunk, whose cost does not show beside that, makes a flipped bit an error on reading.
-            packed = {"compression": "gzip", "compression_opts": 1, "shuffle": True, "fletcher32": True}
             cache = {"rdcc_nbytes": self._stack_cache, "rdcc_nslots": 10007}
             self._datasets[name] = self._file.create_dataset(
                 name,
@@ -316,7 +316,7 @@ class RunWriter:
                 maxshape=(None, *column.tail),
                 dtype=column.dtype,
                 chunks=tuple(max(1, size) for size in column.chunk),
-                **({} if column.dtype == text or 0 in column.tail else packed),
+                **({} if column.dtype == text or 0 in column.tail else _PACKED),
                 **(cache if name == "latents/z_voco" else {}),
             )
         for task in self._tasks:

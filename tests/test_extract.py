@@ -21,10 +21,10 @@ from extract.capture import capture, run_shape
 from extract.cli import main, parse_layers
 from extract.data import open_source, scenes
 from extract.errors import UserError
+from extract.images import prepare
 from extract.store import open_run
 from extract.vlm import star
 from extract.vlm.config import HTCConfig
-from extract.vlm.images import prepare
 from extract.vlm.model import HTCVLM
 
 SIZE, IMAGES, LAYERS = 16, 5, 3

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
+from extract.images import prepare, thumbnail
 from extract.vlm.config import CLIP_MEAN
-from extract.vlm.images import prepare, thumbnail
 
 
 def noise(width: int, height: int) -> Image.Image:

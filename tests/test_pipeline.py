@@ -23,10 +23,10 @@ from extract.capture import as_pixels, capture, fitting_batch_size, frame_of, se
 from extract.data import FORMATS, open_source
 from extract.data.source import ImageError, Item
 from extract.errors import UserError
+from extract.images import prepare, thumbnail
 from extract.pipeline import Frame, Prepared, behind, default_workers, read_ahead
 from extract.store import Batch, Task
 from extract.vlm.config import HTCConfig
-from extract.vlm.images import prepare, thumbnail
 from extract.vlm.model import HTCVLM
 
 SIZE = 16
@@ -155,8 +155,9 @@ def test_a_killed_worker_is_one_line_and_what_was_read_before_it_arrives(tmp_pat
     assert not multiprocessing.active_children()
 
 
-def test_few_images_are_not_worth_a_process() -> None:
-    assert default_workers(100) == 0 <= default_workers(1_000_000) < (os.cpu_count() or 1)
+def test_processes_read_many_images_for_a_gpu() -> None:
+    assert default_workers(100, "cuda") == default_workers(1_000_000, "cpu") == 0
+    assert 0 <= default_workers(1_000_000, "cuda:1") < (os.cpu_count() or 1)
 
 
 def test_a_fault_of_our_own_in_a_worker_is_no_mistake_of_the_user_s(tmp_path: Path, capfd: Any) -> None:

@@ -21,6 +21,7 @@ from extract import store
 from extract.cli import main, parse_share
 from extract.data import scenes
 from extract.errors import UserError
+from extract.info import main as info
 from extract.store import list_runs, open_run
 from extract.vlm import star
 
@@ -109,6 +110,8 @@ def test_what_was_finished_stays_and_the_same_command_continues(
         with pytest.raises(type(error)):
             main(command(model, out))
     assert not out.exists() and not list_runs(tmp_path)
+    capsys.readouterr()
+    assert info([str(out)]) == 2 and f"8 of {IMAGES} images in 2 of 6 shards" in capsys.readouterr().err
     monkeypatch.setattr(scenes, "render", honest_render)
     interrupted_after(IMAGES - 8, monkeypatch, AssertionError("a finished image was made again"))
     assert main(command(model, out)) == 0
@@ -131,6 +134,20 @@ def test_other_settings_are_refused_while_a_run_is_unfinished(
         assert words in said
     assert said.count("\n") == 1 and "00000.h5" in before
     assert sorted(path.name for path in out.with_name("run.h5.shards").iterdir()) == before
+
+
+def test_the_batch_size_that_was_found_is_kept(model: Path, whole: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    out = tmp_path / "run.h5"
+    auto = ["--model", str(model), "--limit", str(IMAGES), "--out", str(out), "--device", "cpu"]
+    assert main(auto) == 0
+    with open_run(out) as run:
+        assert run.info.config["batch_size"] == 32, "what a CPU gets"
+    out.unlink()
+    interrupted_after(11, monkeypatch, KeyboardInterrupt())
+    assert main(command(model, out)) == 130
+    monkeypatch.setattr(scenes, "render", honest_render)
+    assert main([*auto, "--shard-images", "4"]) == 0, "auto goes on with the batches that are there"
+    assert content(out) == content(whole)
 
 
 def test_parts_give_the_same_run(model: Path, whole: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:

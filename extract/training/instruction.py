@@ -17,9 +17,9 @@ from extract.data import scenes
 from extract.data.files import read_image
 from extract.data.source import ImageError
 from extract.errors import UserError
+from extract.images import prepare
 from extract.training.conversations import IGNORED_LABEL, Conversation, Encoder
 from extract.vlm.config import HTCConfig
-from extract.vlm.images import prepare
 
 MISSING = "missing_images.txt"
 

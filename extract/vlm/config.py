@@ -10,13 +10,12 @@ from typing import Any, Literal, NamedTuple, get_args
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, PretrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from extract.images import CLIP_MEAN, Fit
 from extract.vlm.mgvq import MGVQ_F16C32_G8, MGVQConfig
 from extract.vlm.star import TOPOLOGIES, Topology
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 Projector = Literal["linear", "mlp2x_gelu"]
-Fit = Literal["pad", "stretch"]
 Anchors = Literal["mgvq", "random", "attended", "kmeans"]
 AnchorPlace = Literal["before", "after"]
 

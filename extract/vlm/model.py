@@ -332,7 +332,7 @@ class HTCVLM(PreTrainedModel):
         if pixel_values.shape[1:] != (3, size, size):
             raise ValueError(
                 f"pixel_values have shape {tuple(pixel_values.shape)}; this model takes "
-                f"(images, 3, {size}, {size}) in [0, 1], see extract.vlm.images.prepare"
+                f"(images, 3, {size}, {size}) in [0, 1], see extract.images.prepare"
             )
 
 

@@ -1,15 +1,21 @@
-"""From a PIL image to the square pixels a model sees. Knows pixels; not models, files or normalisation."""
+"""From a PIL image to the square pixels a model sees. Knows pixels; not models, files or normalisation.
+
+Importing it brings in no torch: processes that only read images start in a fraction of a second.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
-from extract.vlm.config import CLIP_MEAN, Fit
+if TYPE_CHECKING:
+    from torch import Tensor
 
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+Fit = Literal["pad", "stretch"]
 STRIP = 2**22  # pixels of the padded square in memory at a time
 
 
@@ -19,6 +25,8 @@ def prepare(image: Image.Image, size: int, *, fit: Fit = "pad", mean: Sequence[f
     `pad` centres the image on a square of the mean colour, as LLaVA-1.5 does; `stretch` changes its
     proportions.
     """
+    import torch
+
     square = _square(image, size, fit, mean)
     return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous().float() / 255
 

@@ -1,0 +1,128 @@
+"""The work of an extraction: the model loaded, images taken through it, shards written. Once for every process.
+
+Knows models, sources and shards. Does not know commands, nor how many processes there are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from extract import models
+from extract.capture import capture, fitting_batch_size
+from extract.data.source import ImageError, Source
+from extract.errors import UserError
+from extract.pipeline import behind, default_workers
+from extract.shards import Rest, Shards, without_stand_ins
+from extract.store import RunWriter
+from extract.vlm.invariants import InvariantError
+from extract.vlm.model import HTCVLM
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a process has to know besides the shards and the images; it can be sent to another machine."""
+
+    model: Path
+    """A directory, see `extract.models`."""
+    adapter: Path | None
+    random_weights: bool
+    seed: int
+    """Of random weights."""
+    dtype: str
+    device: str
+    workers: int | None
+    """Processes that read images; None for as many as pay."""
+    skip: bool
+    """Leave out images that cannot be read, and record them."""
+    halve: bool
+    """Go on with half the batch size where the GPU's memory runs out."""
+
+
+def load_model(work: Work) -> HTCVLM:
+    """The model, ready to run. Raises UserError where it does not fit into the GPU's memory, or is damaged."""
+    dtype = getattr(torch, work.dtype)
+    try:
+        if work.random_weights:
+            architecture = models.read_config(work.model)
+            return models.random_model(architecture, dtype=dtype, device=work.device, seed=work.seed)
+        return models.load(work.model, dtype=dtype, device=work.device, adapter=work.adapter)
+    except torch.cuda.OutOfMemoryError as error:
+        raise UserError(
+            f"the weights of {work.model.name} in {work.dtype} do not fit into the memory of {work.device} "
+            f"({str(error).splitlines()[0]}); use a smaller --dtype or another --device"
+        ) from error
+
+
+def find_batch_size(model: HTCVLM, images: int) -> int:
+    """See `extract.capture.fitting_batch_size`. Raises UserError where not even one image fits."""
+    try:
+        return fitting_batch_size(model, most=max(1, min(256, images)))
+    except torch.cuda.OutOfMemoryError as error:
+        raise UserError(
+            f"beside the model, the memory of {model.device} has no room for one image "
+            f"({str(error).splitlines()[0]}); use --dtype bfloat16, or another --device"
+        ) from error
+
+
+def write_shards(
+    shards: Shards,
+    numbers: Sequence[int],
+    source: Source,
+    work: Work,
+    model: HTCVLM,
+    *,
+    check: bool = True,
+    on_images: Callable[[int], object] = lambda count: None,
+) -> None:
+    """Writes the shards `numbers` one after the other; `on_images` is told how many images each batch had.
+
+    `check`: whether the first batch is checked against the model's laws. Raises UserError for whatever the person can
+    mend; the shards before it are kept.
+    """
+    job = shards.job
+    batch_size = int(job.info.config["batch_size"])
+    rest = Rest(source, [at for number in numbers for at in job.images_of(number)], skip=work.skip)
+    workers = default_workers(len(rest), work.device) if work.workers is None else work.workers
+
+    def halved(size: int) -> None:
+        print(f"the GPU's memory ran out: batches of {size} images from here on", file=sys.stderr, flush=True)
+
+    # One capture for all: a shard is whole batches, and only the last one of all may end with a smaller one.
+    batches = capture(
+        model, rest, batch_size=batch_size, stack=job.shape.stack, workers=workers, check=check,
+        on_memory=halved if work.halve else None,
+    )  # fmt: skip
+    try:
+        with contextlib.closing(batches):
+            for number in numbers:
+                wanted, skipped = len(job.images_of(number)), list[tuple[str, str]]()
+                path, shape = shards.own / shards.path(number).name, replace(job.shape, images=wanted)
+                with RunWriter(path, job.info, shape, job.tasks, store_dtype=job.store_dtype) as writer:
+                    with behind(writer.append) as write:
+                        while wanted:
+                            given = next(batches)
+                            batch, left_out = without_stand_ins(given)
+                            if batch.ids:
+                                write(batch)
+                            skipped += left_out
+                            wanted -= len(given.ids)
+                            on_images(len(given.ids))
+                    assert wanted == 0, "a batch must not reach into the next shard"
+                    shards.keep(writer.finish(skipped, part=True))
+    except ImageError as error:
+        raise UserError(f"{error}; mend or remove it, or leave such images out with --on-error skip") from error
+    except InvariantError as error:
+        raise UserError(
+            f"what the model computes is not one token's compression, so it was not written: {error}. "
+            "Try --dtype float32; if that does not help, the model's code or its weights are broken"
+        ) from error
+    except torch.cuda.OutOfMemoryError as error:
+        raise UserError(
+            f"the GPU has too little memory for batches of {batch_size} images; use a smaller --batch-size, or auto"
+        ) from error

@@ -1,0 +1,221 @@
+"""Shards written by the workers of a Ray cluster: one worker a GPU, or a machine where there is none.
+
+Knows Ray. Whatever a lost worker had begun is done again by another. The folder of the run must be the same one on
+every machine, as on a shared file system, and the package must be installed there in the same versions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import sys
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from extract.data.source import Source
+from extract.engine import Work, find_batch_size, load_model, write_shards
+from extract.environment import environment
+from extract.errors import UserError
+from extract.shards import Job, Shards
+
+try:
+    import ray
+    from ray.exceptions import RayActorError, RayTaskError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+except ImportError as error:  # pragma: no cover - the extra is installed wherever the tests run
+    raise UserError(f"--engine ray needs Ray ({error}); install it with: pip install 'htc-probe[ray]'") from error
+
+MOST_DEATHS = 3  # of workers on one shard, or of one worker in a row, before it is given up
+_PATIENCE = 60  # seconds without any worker before that is said
+
+
+@contextlib.contextmanager
+def cluster() -> Iterator[None]:
+    """Connected to the cluster of $RAY_ADDRESS, or the one that runs on this machine, or a new one of this machine."""
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; without it Ray warns
+    try:
+        ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"cannot reach a Ray cluster: {reason}; start one with `ray start --head`") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def device(wanted: str) -> tuple[str, str]:
+    """Where the workers run the model, and what it is called; the machine of this process may be another kind."""
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {wanted} names one GPU, and Ray gives every worker its own; use auto, cuda or cpu")
+    gpus = ray.cluster_resources().get("GPU", 0)
+    if wanted == "cuda" and not gpus:
+        raise UserError("--device cuda: the Ray cluster has no GPU; use auto or cpu")
+    if wanted == "cpu" or not gpus:
+        return "cpu", "cpu"
+    return "cuda", _answer(ray.remote(_gpu_name).options(num_gpus=1).remote())
+
+
+def batch_size(work: Work, images: int) -> int:
+    """What fits into a worker's memory, see `extract.capture.fitting_batch_size`."""
+    if work.device == "cpu":
+        return find_batch_size(load_model(work), images)
+    return _answer(ray.remote(_batch_size).options(num_gpus=1).remote(work, images))
+
+
+def write_on_ray(shards: Shards, source: Source, work: Work, *, on_images: Callable[[int], object]) -> None:
+    """Writes the missing shards; `on_images` is told how many images a finished shard had.
+
+    A worker that dies is started again, and its shard goes to whichever worker is free. Raises UserError for what a
+    worker raises, for a shard that `MOST_DEATHS` workers died of, and when no worker is left.
+    """
+    waiting = deque(shards.missing())
+    given = ray.put((shards.out, shards.job, os.getcwd(), source, work))
+    # What each worker is at: a shard, or None while it gets ready.
+    busy: dict[Any, tuple[_Place, Any, int | None]] = {}
+    idle: list[tuple[_Place, Any]] = []
+    workers: list[Any] = []
+    deaths, started = Counter[Any](), time.monotonic()
+
+    def start(place: _Place) -> None:
+        workers.append(ray.remote(_Worker).options(**place.options()).remote(given))
+        busy[workers[-1].ready.remote()] = place, workers[-1], None
+
+    try:
+        for place in _places(work.device, len(waiting)):
+            start(place)
+        while waiting or any(shard is not None for _, _, shard in busy.values()):
+            while idle and waiting:
+                place, worker = idle.pop()
+                number = waiting.popleft()
+                busy[worker.write.remote(number)] = place, worker, number
+            if not busy:
+                raise UserError(
+                    f"every Ray worker died {MOST_DEATHS} times in a row, as they do when memory runs out; Ray's logs "
+                    "say why (/tmp/ray/session_latest/logs)"
+                )
+            answers, _ = ray.wait(list(busy), timeout=_PATIENCE)
+            if not answers and all(shard is None for _, _, shard in busy.values()):
+                print(
+                    f"no Ray worker is ready after {time.monotonic() - started:.0f} s; free in the cluster: "
+                    f"{_words(ray.available_resources())}",
+                    file=sys.stderr, flush=True,
+                )  # fmt: skip
+            for answer in answers:
+                place, worker, shard = busy.pop(answer)
+                try:
+                    _answer(answer)
+                except RayActorError:
+                    deaths[place] += 1
+                    if shard is not None:
+                        deaths[shard] += 1
+                        waiting.appendleft(shard)
+                        if deaths[shard] == MOST_DEATHS:
+                            raise UserError(
+                                f"{MOST_DEATHS} Ray workers died while they worked on shard {shard}, as they do when "
+                                "memory runs out; use a smaller --batch-size, or fewer --workers"
+                            ) from None
+                    if deaths[place] < MOST_DEATHS:
+                        start(place)
+                    continue
+                if shard is not None:
+                    deaths[place] = 0
+                    on_images(len(shards.job.images_of(shard)))
+                idle.append((place, worker))
+    finally:
+        for worker in workers:
+            ray.kill(worker)
+
+
+class _Worker:
+    """A process with the model; Ray runs it."""
+
+    def __init__(self, given: tuple[Path, Job, str, Source, Work]):
+        out, self._job, folder, self._source, self._work = given
+        self._folder = Path(folder)
+        self._out = self._folder / out
+        self._shards: Shards | None = None
+
+    def ready(self) -> None:
+        """Loads the model; nothing a second time."""
+        if self._shards is not None:
+            return
+        where = socket.gethostname()
+        shards = Shards(self._out, self._job, own=f"ray-{uuid.uuid4().hex[:8]}")
+        if not (shards.folder / "manifest.json").is_file():
+            raise UserError(f"{where} does not see {shards.folder}; put --out where all machines see the same files")
+        os.chdir(self._folder)  # paths of images may be relative
+        there, here = self._job.info.environment, environment("")
+        for name in here.keys() - {"device", "platform"}:
+            if here[name] != there.get(name):
+                raise UserError(f"{name} is {here[name]} on {where} and {there.get(name)} here; install the same")
+        self._model, self._checked = load_model(self._work), False
+        shards.own.mkdir(exist_ok=True)
+        self._shards = shards
+
+    def write(self, number: int) -> None:
+        self.ready()  # this process may be a new one
+        assert self._shards is not None
+        write_shards(self._shards, [number], self._source, self._work, self._model, check=not self._checked)
+        self._checked = True
+
+
+class _Place(NamedTuple):
+    """Where a worker runs: a GPU of a machine, or all its cores."""
+
+    node: str
+    number: int
+    cpus: float
+    gpus: int
+
+    def options(self) -> dict[str, Any]:
+        """`soft`: elsewhere when the machine is lost."""
+        there = NodeAffinitySchedulingStrategy(self.node, soft=True)
+        return {"num_cpus": self.cpus, "num_gpus": self.gpus, "scheduling_strategy": there}
+
+
+def _places(device: str, most: int) -> list[_Place]:
+    """At most `most`. Raises UserError where there is none."""
+    places: list[_Place] = []
+    for node in ray.nodes():
+        resources = node["Resources"] if node["Alive"] else {}
+        if device == "cuda":
+            places += [_Place(node["NodeID"], number, 0, 1) for number in range(int(resources.get("GPU", 0)))]
+        elif resources.get("CPU", 0):
+            places.append(_Place(node["NodeID"], 0, resources["CPU"], 0))
+    if not places:
+        raise UserError("the Ray cluster has no machine with a GPU or a CPU to give; add one with `ray start`")
+    return places[:most]
+
+
+def _words(resources: dict[str, float]) -> str:
+    return ", ".join(f"{resources.get(name, 0):g} {name}" for name in ("CPU", "GPU"))
+
+
+def _answer(reference: Any) -> Any:
+    """What a worker gives back, or raises: our own errors as they were."""
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise UserError(str(error.cause)) from None
+        raise
+
+
+def _gpu_name() -> str:
+    import torch
+
+    return torch.cuda.get_device_name()
+
+
+def _batch_size(work: Work, images: int) -> int:
+    return find_batch_size(load_model(work), images)

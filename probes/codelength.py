@@ -1,0 +1,205 @@
+"""The online codelength of labels given a representation: how many bits send them, learning on the way.
+
+Knows arrays and, in `probes_of` alone, solvers; not runs, names or files. Sender and receiver share the
+representation and the questions; the labels are sent in blocks, each with the probe that the labels sent before it
+train (Voita & Titov, EMNLP 2020; Blier & Ollivier, NeurIPS 2018):
+
+    L = t_1 log2 K - sum over i of log2 p_i(labels of block i + 1 | representation),    compression = n log2 K / L
+
+with p_i trained on the first t_i rows. A representation from which little data is enough to read a label gets a
+shorter code than one that needs much, though both may end at the same accuracy. Fractions and formula are the
+paper's. Ours: blocks are whole groups in random order; the strength of p_i is the one with the shortest code for
+the blocks so far (of equals the strongest), so that nothing is chosen with labels not yet sent; and bits
+throughout (the authors' notebook adds the probes' losses, in nats, to the first block's bits).
+
+What is sent for a row: a class, log2 K bits if every one is as likely; one bit for every known label of a multi-label
+task; a number as one of its distinct values if these are no more than LEVELS, else to 1 / LEVELS of its range
+(both known to the receiver, as K is), by the Gaussian around the probe's prediction. The compression of a number
+depends on that resolution: compare it between representations, not with classes.
+
+Legend: n rows, t of them sent before, m of the next block, K classes, C labels, S strengths.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy import special
+
+from extract.store import Kind
+from probes import ridge
+from probes.basis import Basis
+from probes.logistic import Path, Target, log_probabilities
+from probes.metrics import UNKNOWN, Gaussian, Prediction
+
+FRACTIONS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5, 1.0)
+LEVELS = 256
+
+
+class Labels(NamedTuple):
+    """A task's labels of all rows."""
+
+    kind: Kind
+    y: np.ndarray
+    """(n,) int, -1 unknown; (n, C) uint8, 255 unknown; or (n,) float, NaN unknown."""
+    n_classes: int = 0
+    """K, of a task of classes."""
+
+
+class Codelength(NamedTuple):
+    bits: float
+    """L, the whole code."""
+    uniform: float
+    """The code to which every label is as likely as any other."""
+    row_bits: np.ndarray
+    """(n,) what each row costs, 0 where nothing is known: pairs up with another representation's on the same seed."""
+    choices: tuple[int, ...]
+    """The index of the strength chosen for each block after the first."""
+
+    @property
+    def compression(self) -> float:
+        """1: no shorter than if every label were as likely. Uneven labels give more than 1 without features: the code
+        of permuted labels says how much.
+        """
+        return self.uniform / self.bits
+
+
+Predict = Callable[[np.ndarray, np.ndarray], Sequence[Sequence[Prediction]]]
+"""(training rows, other rows) -> for every task, the predictions for the others by candidate strength, strong to weak;
+as many candidates in every call.
+"""
+
+
+def blocks(groups: np.ndarray, seed: int, fractions: Sequence[float] = FRACTIONS) -> list[np.ndarray]:
+    """The rows of each block: groups in random order, cut where they first reach each fraction of the rows. A block
+    that would be empty, as the smallest are with few rows or large groups, is left out.
+    """
+    names, of_row, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    order = np.random.default_rng(seed).permutation(len(names))
+    reached = np.cumsum(sizes[order])
+    ends = np.unique(np.searchsorted(reached, np.asarray(fractions) * len(groups) - 1e-6) + 1)
+    block_of_group = np.empty(len(names), dtype=int)
+    block_of_group[order] = np.searchsorted(ends, np.arange(len(names)), side="right")
+    return [np.flatnonzero(block_of_group[of_row] == number) for number in range(len(ends))]
+
+
+def online(
+    tasks: Sequence[Labels],
+    groups: np.ndarray,
+    predict: Predict,
+    seed: int,
+    fractions: Sequence[float] = FRACTIONS,
+) -> list[Codelength]:
+    """The online code of every task, all of them on the same blocks; fractions end at 1."""
+    sent, *later = blocks(groups, seed, fractions)
+    senders = [_Sender(task) for task in tasks]
+    row_bits = [np.zeros(len(groups)) for _ in tasks]
+    for bits, sender in zip(row_bits, senders, strict=True):
+        bits[sent] = sender.uniform[sent]
+    so_far: list[np.ndarray | float] = [0.0] * len(tasks)
+    choices: list[list[int]] = [[] for _ in tasks]
+    for block in later:
+        for number, (sender, candidates) in enumerate(zip(senders, predict(sent, block), strict=True)):
+            bits_Sm = np.stack([sender.bits(prediction, sent, block) for prediction in candidates])
+            choice = int(np.argmin(np.broadcast_to(so_far[number], len(bits_Sm))))
+            row_bits[number][block] = bits_Sm[choice]
+            choices[number].append(choice)
+            so_far[number] = so_far[number] + bits_Sm.sum(1)
+        sent = np.concatenate([sent, block])
+    return [
+        Codelength(float(bits.sum()), float(sender.uniform.sum()), bits, tuple(chosen))
+        for sender, bits, chosen in zip(senders, row_bits, choices, strict=True)
+    ]
+
+
+class _Sender:
+    """Bits of one task's labels. A prediction is mixed with the uniform one, of weight 1 / (t + 1) after t labels:
+    so a class not seen yet costs log2(K (t + 1)) bits and not infinitely many, and a probe that is always sure and
+    right pays less than 1.5 bits for it in a block of t rows.
+    """
+
+    def __init__(self, task: Labels):
+        self.kind, self.y = task.kind, task.y
+        if task.kind == "multilabel":
+            self.known, self.options = task.y != UNKNOWN, 2
+        elif task.kind == "classes":
+            self.known, self.options = task.y >= 0, task.n_classes
+        else:
+            self.known = np.isfinite(task.y)
+            values = np.unique(task.y[self.known])
+            few = len(values) <= LEVELS
+            # Cells of the line, the outer ones open, so that a Gaussian's shares of them add up to 1.
+            inner = (values[1:] + values[:-1]) / 2 if few else np.linspace(values[0], values[-1], LEVELS + 1)[1:-1]
+            self.edges = np.concatenate([[-np.inf], inner, [np.inf]])
+            self.options = len(self.edges) - 1
+        self.uniform = self.known.reshape(len(task.y), -1).sum(1) * np.log2(self.options)
+
+    def bits(self, prediction: Prediction, sent: np.ndarray, block: np.ndarray) -> np.ndarray:
+        """(m,) for the rows of `block`."""
+        y, known = self.y[block], self.known[block]
+        if isinstance(prediction, Gaussian):
+            cell = np.searchsorted(self.edges, np.where(known, y, 0), side="right") - 1
+            ends = np.stack([self.edges[cell], self.edges[cell + 1]])
+            low, high = special.ndtr((ends - prediction.mean) / prediction.scale)
+            chance = high - low
+        elif self.kind == "multilabel":
+            chance = special.expit(np.where(y == 1, 1.0, -1.0) * prediction)
+        else:
+            chance = np.exp(np.take_along_axis(prediction, np.maximum(y, 0)[:, None], 1)[:, 0].astype(np.float64))
+        uniform_share = 1 / (self.known[sent].sum(0) + 1)
+        bits = -np.log2((1 - uniform_share) * chance + uniform_share / self.options)
+        return np.where(known, bits, 0).reshape(len(block), -1).sum(1)
+
+
+# ---- probes of a representation
+
+
+def probes_of(
+    x_nD: np.ndarray, tasks: Sequence[Labels], groups: np.ndarray, strengths: Sequence[float], device: str = "cpu"
+) -> Predict:
+    """Linear probes trained on the rows sent: logistic ones side by side along `strengths` (strong to weak), numbers by
+    ridge, whose one strength and deviation come from leaving out groups of the rows sent.
+    """
+
+    logistic = [i for i, task in enumerate(tasks) if task.kind != "number"]
+    numbers = [i for i, task in enumerate(tasks) if task.kind == "number"]
+
+    def predict(train: np.ndarray, test: np.ndarray) -> list[list[Prediction]]:
+        made: list[list[Prediction]] = [[] for _ in tasks]
+        if logistic:
+            basis = Basis.fit(x_nD[train], device=device)
+            test_mr = basis.rotate(x_nD[test])
+            targets = [Target(tasks[i].y[train], tasks[i].n_classes) for i in logistic]
+            path = Path(basis.train, basis.eigenvalues, targets)
+            for strength in strengths:
+                for i, values in zip(logistic, log_probabilities(path.advance(strength), test_mr), strict=True):
+                    made[i].append(values)
+        if numbers:
+            y_nT = np.stack([tasks[i].y for i in numbers], 1)
+            for i, gaussian in zip(numbers, _gaussians(x_nD, y_nT, groups, train, test, device), strict=True):
+                made[i].append(gaussian)
+        return made
+
+    return predict
+
+
+def _gaussians(
+    x_nD: np.ndarray, y_nT: np.ndarray, groups: np.ndarray, train: np.ndarray, test: np.ndarray, device: str
+) -> list[Gaussian]:
+    """What is predicted of every number: where it is known for fewer than two groups yet, the middle of its range."""
+    lowest, highest = np.nanmin(y_nT, 0), np.nanmax(y_nT, 0)
+    mean_mT = np.tile((lowest + highest) / 2, (len(test), 1))
+    scale_T = highest - lowest
+    known_nT = np.isfinite(y_nT[train])
+    enough = [t for t, known in enumerate(known_nT.T) if len(np.unique(groups[train][known])) >= 2]
+    if enough:
+        # Centred in double precision too, which leaving out all but one group of a few rows needs.
+        basis = Basis.fit(x_nD[train].astype(np.float64), device=device, dtype=torch.float64)
+        y_kT = y_nT[train][:, enough]
+        held_out_SkT = ridge.leave_out(basis, y_kT, ridge.STRENGTHS, groups[train])
+        variance_ST = ridge.residual_variance(held_out_SkT, y_kT)
+        fit = ridge.fit(basis, y_kT, np.take(ridge.STRENGTHS, variance_ST.argmin(0)))
+        mean_mT[:, enough] = ridge.predict(fit, basis.rotate(x_nD[test].astype(np.float64)))
+        scale_T[enough] = np.maximum(np.sqrt(variance_ST.min(0)), 1e-6 * scale_T[enough])
+    return [Gaussian(mean_mT[:, t], np.full(len(test), scale_T[t])) for t in range(y_nT.shape[1])]

@@ -1,0 +1,176 @@
+"""How sure a score, a difference or a ratio is: everything by resampling whole groups.
+
+Knows quantities with their draws (`metrics.Sampled`) and sums by group; not labels, probes, runs or files.
+Intervals and tests cover the choice of images, given the probes: not that of the training sets.
+
+Scores have percentile intervals, widened for few groups (`interval`); differences and ratios Student's t with the
+bootstrap's standard error. Chosen by simulation, with clustered rows, every metric and easy to skewed cases:
+of 1,500 data sets the widened percentiles hold the truth in 93.5 to 95.3 % at 300 groups and in 92.4 to 96.1 % at
+100, lowest for scores near their ceiling. BCa does no better (93.5 to 95.2 and 92.3 to 95.9 %) at the price of a
+jackknife, plain percentiles lose 0.5 points at 100 groups, and basic intervals, mirrored to the wrong side of a skewed
+score, fall to 89 %. None is right where few rows decide: for R2 of log-normal values from 100 groups it is 76 %.
+
+Legend: G groups, R resamples, H hypotheses, B flips of signs.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from probes.metrics import Sampled
+
+RESAMPLES = 1000
+FLIPS = 10_000
+COVERAGE = 0.95
+
+
+class Difference(NamedTuple):
+    """One quantity minus another, on the same images."""
+
+    estimate: float
+    lower: float
+    upper: float
+    """COVERAGE of such intervals hold the true difference."""
+    p: float
+    """Two-sided, of no difference; below 1 - COVERAGE exactly where the interval leaves out 0."""
+
+
+class Retention(NamedTuple):
+    """(score - floor) / (whole - floor)."""
+
+    estimate: float
+    lower: float
+    upper: float
+    """-inf and inf where not bounded."""
+    bounded: bool
+    """False: the whole cannot be told from the floor (or is below it), so that no ratio to it is excluded."""
+
+
+class SignFlips(NamedTuple):
+    p: np.ndarray
+    """(H,) two-sided, each hypothesis by itself."""
+    adjusted: np.ndarray
+    """(H,) the chance, were all true, of one such finding among all of them (max-T, step-down)."""
+
+
+def resample_groups(n_groups: int, seed: int, resamples: int = RESAMPLES) -> np.ndarray:
+    """(R, G) uint16: how often each resample draws each group of the run. One draw serves all tasks and
+    representations, which keeps every comparison paired.
+    """
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=resamples).astype(np.uint16)
+
+
+def interval(draws: np.ndarray, n_groups: int) -> tuple[float, float]:
+    """COVERAGE interval of a score: quantiles of its draws (R,), a little further out than the nominal ones, as
+    resampling G groups understates the spread by sqrt((G - 1) / G) and takes it as known. It stays inside the
+    range of the score. NaN draws are left out; NaN where there is nothing else.
+    """
+    known = draws[np.isfinite(draws)]
+    if len(known) == 0 or n_groups < 2:
+        return float("nan"), float("nan")
+    tail = stats.norm.cdf(-_critical(n_groups) * np.sqrt(n_groups / (n_groups - 1)))
+    lower, upper = np.quantile(known, [tail, 1 - tail])
+    return float(lower), float(upper)
+
+
+def mean(quantities: Sequence[Sampled]) -> Sampled:
+    """Their mean, entry by entry of the same resamples: of tasks in a suite, or of a control's random draws."""
+    return Sampled(
+        float(np.mean([q.estimate for q in quantities])), np.mean([q.draws for q in quantities], axis=0)
+    )
+
+
+def difference(a: Sampled, b: Sampled, n_groups: int) -> Difference:
+    """a - b with both on the same resamples of the same `n_groups` groups: between representations, between a task
+    and its control (selectivity), or between two cross-entropies (what a representation adds to another,
+    I(z; Y | v_d) = H(Y | v_d) - H(Y | v_d, z)).
+
+    Student's t with the bootstrap's standard error, which gives p-values that are small enough to correct over a
+    table, where counting R resamples would end at 2 / R. Where only a handful of groups differ, `sign_flip` is exact
+    and this is too sure: five wins and no loss have p = 0.02 here and 0.06 there.
+    """
+    estimate = a.estimate - b.estimate
+    (spread,) = np.sqrt(np.diag(_covariance([a.draws - b.draws], n_groups)))
+    if spread == 0:
+        return Difference(estimate, estimate, estimate, 1.0 if estimate == 0 else 0.0)
+    reach = _critical(n_groups) * spread
+    p = 2 * stats.t.sf(abs(estimate) / spread, n_groups - 1)
+    return Difference(estimate, estimate - reach, estimate + reach, float(p))
+
+
+def retention(score: Sampled, whole: Sampled, floor: Sampled, n_groups: int) -> Retention:
+    """How much of what `whole` has over the floor `score` has, all on the same resamples of `n_groups` groups.
+
+    Fieller's interval: the ratios r for which score - floor - r (whole - floor) is not significant. Percentiles of the
+    ratio's draws would always end somewhere, also where the denominator may be 0 and any ratio fits the data.
+    """
+    part, of = score.estimate - floor.estimate, whole.estimate - floor.estimate
+    ratio = part / of if of else float("nan")
+    covariance = _covariance([score.draws - floor.draws, whole.draws - floor.draws], n_groups)
+    (var_part, shared), (_, var_of) = covariance * _critical(n_groups) ** 2
+    square = of**2 - var_of  # of a r**2 - 2 b r + c <= 0
+    if not (of > 0 and square > 0):
+        return Retention(ratio, -np.inf, np.inf, False)
+    middle = part * of - shared
+    root = np.sqrt(max(middle**2 - square * (part**2 - var_part), 0))
+    return Retention(ratio, float((middle - root) / square), float((middle + root) / square), True)
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """p-values (H,) corrected for being H many, whatever their dependence (Holm 1979). NaN ones do not count and
+    stay NaN.
+    """
+    adjusted = np.full(len(p), np.nan)
+    known = np.flatnonzero(np.isfinite(p))
+    order = known[np.argsort(p[known], kind="stable")]
+    steps = np.arange(len(order), 0, -1) * p[order]
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
+    return adjusted
+
+
+def group_sums(values: np.ndarray, groups: np.ndarray, n_groups: int) -> np.ndarray:
+    """(G,) sums of a value of rows (n,) over the groups that they are in."""
+    return np.bincount(groups, values, minlength=n_groups)
+
+
+def sign_flip(differences_GH: np.ndarray, seed: int, flips: int = FLIPS) -> SignFlips:
+    """Tests that paired differences centre on 0 by flipping the signs of whole groups, for a layer curve or a
+    table: hypotheses that go together (neighbouring layers, related tasks) are flipped together, so that the
+    correction costs less than Holm's. Exact for a few groups too.
+
+    differences_GH: `group_sums` of differences by row (`metrics.row_bits`, or right answers), 0 where a
+    hypothesis does not have the group. p-values are at least 1 / (flips + 1).
+    """
+    G, H = differences_GH.shape
+    size = np.sqrt((differences_GH**2).sum(0))
+    # Flipping leaves the sum of squares as it is, so this orders hypotheses and flips as Student's t does.
+    scaled_GH = np.divide(differences_GH, size, out=np.zeros((G, H)), where=size > 0)
+    found = np.abs(scaled_GH.sum(0))
+    order = np.argsort(-found, kind="stable")
+    alone, among = np.zeros(H), np.zeros(H)
+    rng = np.random.default_rng(seed)
+    step = max(1, 2**22 // G)
+    least = found - 1e-9  # equal ones count, in spite of rounding
+    for start in range(0, flips, step):
+        bits = rng.integers(0, 256, (min(step, flips - start), -(-G // 8)), dtype=np.uint8)
+        signs = np.unpackbits(bits, axis=1, count=G) * np.float64(2) - 1
+        flipped = np.abs(signs @ scaled_GH)
+        alone += (flipped >= least).sum(0)
+        # Step-down: a hypothesis competes with those that are not more significant than it.
+        largest = np.maximum.accumulate(flipped[:, order[::-1]], 1)[:, ::-1]
+        among[order] += (largest >= least[order]).sum(0)
+    among[order] = np.maximum.accumulate(among[order])
+    return SignFlips((1 + alone) / (flips + 1), (1 + among) / (flips + 1))
+
+
+def _critical(n_groups: int) -> float:
+    return float(stats.t.ppf((1 + COVERAGE) / 2, n_groups - 1))
+
+
+def _covariance(draws: Sequence[np.ndarray], n_groups: int) -> np.ndarray:
+    """Of quantities on the same resamples; resampling G groups understates it by (G - 1) / G."""
+    known = np.isfinite(draws).all(0)
+    return np.atleast_2d(np.cov(np.asarray(draws)[:, known])) * n_groups / (n_groups - 1)

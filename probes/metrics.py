@@ -1,0 +1,330 @@
+"""How good held-out predictions are, for every resample of groups at once: shares, ranks, errors, and bits.
+
+Knows arrays; not probes, runs, names or files. A prediction is held out, one per row, in one of three forms:
+
+* classes: log probabilities (n, K) in nats;
+* multilabel: logits (n, C), each label a question of its own;
+* number: a `Gaussian`, mean and deviation of every row.
+
+Bits put all kinds on one scale. The cross-entropy H(Y | X) is the mean over rows of -log2 of what the prediction
+gave to the label (multilabel: summed over labels, each label's mean over the rows where it is known). The
+V-information H(Y) - H(Y | X) is the floor's cross-entropy minus the probe's, on the same rows: bits an image
+that the probe saves someone who knows only how often labels occur (Xu et al., ICLR 2020). Of a number the
+cross-entropy is that of a density: it moves by log2 when the unit changes and may be negative. The difference
+does neither. It is the number of times that the value's uncertainty was halved, with normal errors
+-log2(1 - R2) / 2.
+
+Resampling is exact and works on sums by group: a metric made of sums costs one matrix product for all
+resamples. Legend: n rows, K classes, C labels, G groups of the whole run, R resamples, S sums.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from scipy import sparse
+
+from extract.store import Kind
+
+METRIC: dict[Kind, str] = {"classes": "top-1", "multilabel": "mAP", "number": "R2"}
+"""The one that stands for a task where there is room for one. Larger is better, 1 is perfect."""
+SMALLER_IS_BETTER = frozenset({"MAE", "cross-entropy"})
+UNKNOWN = 255  # of a multi-label entry
+
+
+class Gaussian(NamedTuple):
+    """The predicted distribution of a number, in the task's unit."""
+
+    mean: np.ndarray
+    """(n,)"""
+    scale: np.ndarray
+    """(n,) the standard deviation, above 0."""
+
+
+Prediction = np.ndarray | Gaussian
+
+
+class Sampled(NamedTuple):
+    """A quantity and what it would have been on other draws of the same number of groups."""
+
+    estimate: float
+    draws: np.ndarray
+    """(R,) NaN where a resample leaves it undefined. Draws of the same resamples pair up entry by entry."""
+
+
+class Scores(NamedTuple):
+    """classes: top-1, balanced accuracy. multilabel: mAP. number: R2, Spearman, MAE. All: cross-entropy and
+    V-information, in bits an image.
+    """
+
+    of: dict[str, Sampled]
+    floor: dict[str, Sampled]
+    """The same metrics of the prediction without features."""
+    n: int
+    """Rows scored: those with a label."""
+    n_groups: int
+
+
+Metrics = dict[str, np.ndarray]  # (R,) each
+Measure = Callable[[np.ndarray], Metrics]  # of weights (G, R)
+
+
+def score(
+    kind: Kind,
+    y: np.ndarray,
+    prediction: Prediction,
+    floor: Prediction,
+    fold: np.ndarray,
+    groups: np.ndarray,
+    draws_RG: np.ndarray,
+) -> Scores:
+    """All metrics of a task's held-out predictions and of the floor's, with every resample's.
+
+    `y` as in a task, unknown rows (-1, NaN, all 255) are left out. fold (n,) tells whose probe predicted a row:
+    what only ranks (mAP, Spearman) is taken within a fold and averaged over folds, as scores of different probes
+    do not rank together. groups (n,) index the columns of draws_RG, the counts of `inference.resample_groups`.
+    """
+    rows = _labelled(kind, y)
+    y, fold, groups = y[rows], fold[rows], groups[rows]
+    used, compact = np.unique(groups, return_inverse=True)
+    measures = [_measure(kind, y, _take(p, rows), fold, compact, len(used)) for p in (prediction, floor)]
+    # The rows as they are go first, so that an estimate and its draws are one computation.
+    parts = [[measure(np.ones((len(used), 1)))] for measure in measures]
+    step = max(1, 2**20 // len(used))  # some 8 MB of weights at a time
+    for start in range(0, len(draws_RG), step):
+        weights_GR = np.ascontiguousarray(draws_RG[start : start + step, used].T, dtype=np.float64)
+        for part, measure in zip(parts, measures, strict=True):
+            part.append(measure(weights_GR))
+    of, without = ({name: np.concatenate([p[name] for p in part]) for name in part[0]} for part in parts)
+    of["V-information"] = without["cross-entropy"] - of["cross-entropy"]
+    without["V-information"] = np.zeros_like(of["V-information"])
+    return Scores(_sampled(of), _sampled(without), len(y), len(used))
+
+
+def evaluate(kind: Kind, y: np.ndarray, prediction: Prediction, fold: np.ndarray) -> dict[str, float]:
+    """The metrics of `score` that need no floor, every row counted once."""
+    rows = _labelled(kind, y)
+    measure = _measure(kind, y[rows], _take(prediction, rows), fold[rows], np.arange(len(rows)), len(rows))
+    return {name: float(value[0]) for name, value in measure(np.ones((len(rows), 1))).items()}
+
+
+def row_bits(kind: Kind, y: np.ndarray, prediction: Prediction) -> np.ndarray:
+    """(n,) bits that each labelled row costs; their mean is the cross-entropy. Differences between two predictions
+    of the same rows are what a paired test by rows or groups takes.
+    """
+    if kind == "multilabel":
+        bits_nC, known_nC = _label_bits(y, _array(prediction))
+        return (bits_nC * (len(y) / np.maximum(known_nC.sum(0), 1))).sum(1)
+    if isinstance(prediction, Gaussian):
+        error = (y - prediction.mean) / prediction.scale
+        return np.log2(prediction.scale) + (np.log(2 * np.pi) + error**2) / (2 * np.log(2))
+    return -np.take_along_axis(prediction, y[:, None], 1)[:, 0].astype(np.float64) / np.log(2)
+
+
+# ---- what each kind measures
+
+
+def _measure(
+    kind: Kind, y: np.ndarray, prediction: Prediction, fold: np.ndarray, groups: np.ndarray, n_groups: int
+) -> Measure:
+    """Everything that does not depend on the resample is done here, once."""
+    membership = sparse.csr_array((np.ones(len(y)), (groups, np.arange(len(y)))), shape=(n_groups, len(y)))
+    if kind == "classes":
+        return _measure_classes(y, _array(prediction), membership)
+    if kind == "multilabel":
+        return _measure_multilabel(y, _array(prediction), fold, groups, membership)
+    assert isinstance(prediction, Gaussian), f"a {type(prediction).__name__} for a number"
+    return _measure_number(y, prediction, fold, groups, membership)
+
+
+def _measure_classes(y: np.ndarray, log_p_nK: np.ndarray, membership: sparse.csr_array) -> Measure:
+    right = log_p_nK.argmax(1) == y
+    sums_SG = (membership @ np.stack([np.ones(len(y)), right, row_bits("classes", y, log_p_nK)], 1)).T
+    def by_class(counted_n: np.ndarray) -> sparse.csr_array:
+        is_class_nK = sparse.csr_array((counted_n, (np.arange(len(y)), y)), shape=log_p_nK.shape)
+        return (membership @ is_class_nK).T.tocsr()
+
+    seen_KG, found_KG = by_class(np.ones(len(y))), by_class(right.astype(np.float64))
+
+    def measure(weights_GR: np.ndarray) -> Metrics:
+        n, hits, bits = sums_SG @ weights_GR
+        recall_KR = _ratio(found_KG @ weights_GR, seen_KG @ weights_GR)
+        return {
+            "top-1": _ratio(hits, n),
+            "balanced accuracy": _mean_known(recall_KR),
+            "cross-entropy": _ratio(bits, n),
+        }
+
+    return measure
+
+
+def _measure_multilabel(
+    y: np.ndarray, logits_nC: np.ndarray, fold: np.ndarray, groups: np.ndarray, membership: sparse.csr_array
+) -> Measure:
+    bits_nC, known_nC = _label_bits(y, logits_nC)
+    asked = known_nC.any(0)
+    bits_CG, known_CG = ((membership @ v[:, asked].astype(np.float64)).T for v in (bits_nC, known_nC))
+    rankings = [
+        [
+            _Ranking.of(y[rows, label] == 1, logits_nC[rows, label], groups[rows], membership.shape[0])
+            for rows in (np.flatnonzero((fold == k) & known_nC[:, label]) for k in np.unique(fold))
+            if (y[rows, label] == 1).any()
+        ]
+        for label in range(y.shape[1])
+    ]
+
+    def measure(weights_GR: np.ndarray) -> Metrics:
+        precision_CR = [
+            _mean_known(np.stack([ranking.average_precision(weights_GR) for ranking in folds]))
+            for folds in rankings
+            if folds
+        ]
+        nothing = np.full((1, weights_GR.shape[1]), np.nan)
+        return {
+            "mAP": _mean_known(np.stack(precision_CR) if precision_CR else nothing),
+            "cross-entropy": _ratio(bits_CG @ weights_GR, known_CG @ weights_GR).sum(0),
+        }
+
+    return measure
+
+
+def _measure_number(
+    y: np.ndarray, prediction: Gaussian, fold: np.ndarray, groups: np.ndarray, membership: sparse.csr_array
+) -> Measure:
+    error, centred = y - prediction.mean, y - y.mean()
+    bits = row_bits("number", y, prediction)
+    columns = [np.ones(len(y)), centred, centred**2, error**2, np.abs(error), bits]
+    sums_SG = (membership @ np.stack(columns, 1)).T
+    folds = [(groups[rows], _Ties.of(y[rows]), _Ties.of(prediction.mean[rows])) for rows in _rows_by(fold)]
+
+    def measure(weights_GR: np.ndarray) -> Metrics:
+        n, total, squares, left, absolute, code = sums_SG @ weights_GR
+        unexplained = _ratio(left, squares - _ratio(total**2, n))
+        ranks = [_rank_correlation(weights_GR[of], a, b) for of, a, b in folds]
+        return {
+            "R2": 1 - unexplained,
+            "Spearman": _mean_known(np.stack(ranks)),
+            "MAE": _ratio(absolute, n),
+            "cross-entropy": _ratio(code, n),
+        }
+
+    return measure
+
+
+def _label_bits(y: np.ndarray, logits_nC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(bits (n, C), 0 where unknown; known (n, C) bool)."""
+    known = y != UNKNOWN
+    sign = np.where(y == 1, -1.0, 1.0)
+    return np.where(known, np.logaddexp(0, sign * logits_nC) / np.log(2), 0), known
+
+
+# ---- ranks, weighted by resamples
+
+
+class _Ranking(NamedTuple):
+    """Rows from the highest score down, cut where precision is read: below every block of equal scores that holds
+    a positive.
+    """
+
+    rows: sparse.csr_array
+    """(B, G) how many rows of each group lie between one cut and the next."""
+    positives: sparse.csr_array
+    """(B, G) how many of them are positive."""
+
+    @classmethod
+    def of(cls, positive: np.ndarray, scores: np.ndarray, groups: np.ndarray, n_groups: int) -> "_Ranking":
+        order = np.argsort(-scores, kind="stable")
+        ranked, hit = scores[order], positive[order]
+        ends = np.unique(np.searchsorted(-ranked, -ranked[hit], side="right"))
+        hits = np.cumsum(hit)[ends - 1]
+
+        def counts(of_rows: np.ndarray, cuts: np.ndarray) -> sparse.csr_array:
+            pointers = np.concatenate([[0], cuts])
+            return sparse.csr_array((np.ones(cuts[-1]), of_rows[: cuts[-1]], pointers), shape=(len(cuts), n_groups))
+
+        return cls(counts(groups[order], ends), counts(groups[order[hit]], hits))
+
+    def average_precision(self, weights_GR: np.ndarray) -> np.ndarray:
+        """(R,) precision averaged over the positives; equal scores are counted together, as in scikit-learn, so
+        that a constant score gives the share of positives. NaN without a positive.
+        """
+        above = np.cumsum(self.rows @ weights_GR, 0)
+        hits = self.positives @ weights_GR
+        precision = np.cumsum(hits, 0)
+        precision /= np.maximum(above, 1)  # nothing above means no hits either
+        return _ratio(np.einsum("br,br->r", hits, precision), hits.sum(0))
+
+
+class _Ties(NamedTuple):
+    """The order of some values, and which of them are equal."""
+
+    order: np.ndarray
+    """(n,) the rows from the smallest up."""
+    block: np.ndarray
+    """(n,) for every row, the number of its block of equal values."""
+    starts: np.ndarray
+    """(B,) where blocks begin in `order`."""
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "_Ties":
+        _, block, counts = np.unique(values, return_inverse=True, return_counts=True)
+        return cls(np.argsort(block, kind="stable"), block, np.cumsum(counts) - counts)
+
+    def ranks(self, weights_nR: np.ndarray) -> np.ndarray:
+        """(n, R) middle ranks of the rows, each present as often as its weight says; weighted mean 0."""
+        inside = np.add.reduceat(weights_nR[self.order], self.starts, 0)
+        upto = np.cumsum(inside, 0)
+        middle = upto - inside / 2 - upto[-1] / 2  # the mean of middle ranks is half the number of rows
+        return middle[self.block]
+
+
+def _rank_correlation(weights_nR: np.ndarray, a: _Ties, b: _Ties) -> np.ndarray:
+    """(R,) Spearman's correlation. A constant prediction `b` ranks nothing: 0; constant labels `a`: NaN."""
+    ranks_a, ranks_b = a.ranks(weights_nR), b.ranks(weights_nR)
+    weighted = weights_nR * ranks_a
+    spread_a = np.einsum("nr,nr->r", weighted, ranks_a)
+    covariance = np.einsum("nr,nr->r", weighted, ranks_b)
+    spread_b = np.einsum("nr,nr,nr->r", weights_nR, ranks_b, ranks_b)
+    correlation = _ratio(covariance, np.sqrt(spread_a * spread_b))
+    return np.where((spread_b > 0) | (spread_a == 0), correlation, 0)
+
+
+# ---- small things
+
+
+def _sampled(metrics: Metrics) -> dict[str, Sampled]:
+    """The first entry is the estimate."""
+    return {name: Sampled(float(values[0]), values[1:]) for name, values in metrics.items()}
+
+
+def _labelled(kind: Kind, y: np.ndarray) -> np.ndarray:
+    """The rows that have a label."""
+    if kind == "classes":
+        return np.flatnonzero(y >= 0)
+    return np.flatnonzero(np.isfinite(y) if kind == "number" else (y != UNKNOWN).any(1))
+
+
+def _take(prediction: Prediction, rows: np.ndarray) -> Prediction:
+    if isinstance(prediction, Gaussian):
+        return Gaussian(prediction.mean[rows], prediction.scale[rows])
+    return prediction[rows]
+
+
+def _array(prediction: Prediction) -> np.ndarray:
+    assert not isinstance(prediction, Gaussian), "a Gaussian for classes or labels"
+    return prediction
+
+
+def _rows_by(fold: np.ndarray) -> list[np.ndarray]:
+    return [np.flatnonzero(fold == k) for k in np.unique(fold)]
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """NaN where `below` is not positive."""
+    return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below > 0)
+
+
+def _mean_known(values: np.ndarray) -> np.ndarray:
+    """The mean over the first axis, NaN entries left out."""
+    known = np.isfinite(values)
+    return _ratio(np.where(known, values, 0).sum(0), known.sum(0))

@@ -1,0 +1,274 @@
+"""Laws of the inference: known answers, what must agree, and whether intervals and p-values keep their word."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from probes import inference, metrics
+from probes.inference import difference, holm, interval, resample_groups, retention, sign_flip
+from probes.metrics import Gaussian, Sampled
+
+G = 150
+DRAWS = resample_groups(G, 0)
+RNG = np.random.default_rng(0)
+
+
+def sampled(values_G: np.ndarray, draws_RG: np.ndarray = DRAWS) -> Sampled:
+    """The mean of one value a group."""
+    return Sampled(float(values_G.mean()), draws_RG @ values_G / len(values_G))
+
+
+# Resampling and intervals
+
+
+def test_every_resample_draws_as_many_groups_as_there_are() -> None:
+    draws = resample_groups(40, seed=1, resamples=30)
+    assert draws.shape == (30, 40) and (draws.sum(1) == 40).all()
+    np.testing.assert_array_equal(draws, resample_groups(40, seed=1, resamples=30))
+    assert (draws != resample_groups(40, seed=2, resamples=30)).any()
+
+
+def test_an_interval_is_the_percentiles_of_many_groups_and_wider_for_few() -> None:
+    draws = np.append(stats.norm.ppf((np.arange(10_000) + 0.5) / 10_000), np.nan)
+    np.testing.assert_allclose(interval(draws, 10**6), np.nanquantile(draws, [0.025, 0.975]), atol=1e-3)
+    for n_groups in (10, 100):
+        reach = stats.t.ppf(0.975, n_groups - 1) * np.sqrt(n_groups / (n_groups - 1))
+        np.testing.assert_allclose(interval(draws, n_groups), [-reach, reach], atol=0.02)
+    assert np.isnan(interval(np.full(3, np.nan), 100)).all()
+    assert np.isnan(interval(draws, 1)).all()
+
+
+def test_the_mean_of_quantities_keeps_draws_paired() -> None:
+    a, b = sampled(RNG.standard_normal(G)), sampled(RNG.standard_normal(G))
+    both = inference.mean([a, b])
+    assert both.estimate == pytest.approx((a.estimate + b.estimate) / 2)
+    np.testing.assert_allclose(both.draws, (a.draws + b.draws) / 2)
+
+
+# Differences
+
+
+def test_the_difference_of_one_value_a_group_is_students_paired_test() -> None:
+    a = RNG.standard_normal(G)
+    b = a + 0.1 + 0.5 * RNG.standard_normal(G)
+    many = resample_groups(G, 1, 20_000)
+    found, theirs = difference(sampled(a, many), sampled(b, many), G), stats.ttest_rel(a, b)
+    assert found.p == pytest.approx(theirs.pvalue, rel=0.1)
+    np.testing.assert_allclose([found.lower, found.upper], theirs.confidence_interval(0.95), rtol=0.03)
+
+
+def test_a_difference_is_antisymmetric_and_significant_where_its_interval_leaves_out_zero() -> None:
+    for shift in (0, 0.1, 0.2, 0.5):
+        a, b = sampled(RNG.standard_normal(G)), sampled(RNG.standard_normal(G) + shift)
+        ab, ba = difference(a, b, G), difference(b, a, G)
+        np.testing.assert_allclose(ab, [-ba.estimate, -ba.upper, -ba.lower, ba.p])
+        assert (ab.p < 0.05) == (ab.lower > 0 or ab.upper < 0)
+
+
+def test_equal_predictions_do_not_differ() -> None:
+    a = sampled(RNG.standard_normal(G))
+    assert difference(a, a, G) == (0, 0, 0, 1)
+
+
+# Retention
+
+
+def test_a_representation_retains_all_of_itself_and_the_floor_nothing() -> None:
+    whole, floor = sampled(RNG.standard_normal(G) + 2), sampled(RNG.standard_normal(G))
+    assert retention(whole, whole, floor, G) == pytest.approx((1, 1, 1, True))
+    assert retention(floor, whole, floor, G) == pytest.approx((0, 0, 0, True))
+
+
+def test_the_ends_of_a_retention_are_where_the_inverted_test_begins_to_reject() -> None:
+    common = RNG.standard_normal(G)
+    score, whole, floor = (sampled(common + RNG.standard_normal(G) + shift) for shift in (0.7, 1.0, 0.0))
+    found = retention(score, whole, floor, G)
+    assert found.bounded and found.lower < found.estimate < found.upper
+    for ratio, expected in ((found.lower, 0.05), (found.upper, 0.05), (found.estimate, 1)):
+        part = Sampled(score.estimate - floor.estimate, score.draws - floor.draws)
+        of = Sampled(ratio * (whole.estimate - floor.estimate), ratio * (whole.draws - floor.draws))
+        assert difference(part, of, G).p == pytest.approx(expected)
+
+
+def test_a_whole_that_cannot_be_told_from_the_floor_bounds_nothing() -> None:
+    floor = sampled(RNG.standard_normal(G))
+    better, same, worse = (sampled(RNG.standard_normal(G) + shift) for shift in (1, 0.02, -1))
+    for whole in (same, worse, floor):
+        found = retention(better, whole, floor, G)
+        assert (found.lower, found.upper, found.bounded) == (-np.inf, np.inf, False)
+    assert np.isnan(retention(better, floor, floor, G).estimate)
+
+
+# Many hypotheses
+
+
+def test_holm_gives_known_answers_and_leaves_out_what_is_undefined() -> None:
+    np.testing.assert_allclose(holm(np.array([0.01, 0.02, 0.04])), [0.03, 0.04, 0.04])
+    np.testing.assert_allclose(holm(np.array([0.5, 0.001, 0.9, 0.01])), [1, 0.004, 1, 0.03])
+    np.testing.assert_allclose(holm(np.array([0.04, np.nan, 0.01])), [0.04, np.nan, 0.02])
+    assert holm(np.array([])).shape == (0,)
+
+
+def test_flipping_signs_of_right_answers_is_mcnemars_exact_test() -> None:
+    for better, worse in ((5, 0), (12, 4), (30, 22)):
+        wins = np.zeros((200, 1))
+        wins[:better], wins[better : better + worse] = 1, -1
+        exact = stats.binomtest(better, better + worse, 0.5).pvalue
+        assert sign_flip(wins, seed=0).p[0] == pytest.approx(exact, abs=0.015)
+
+
+def test_flips_do_not_depend_on_scale_and_follow_the_seed() -> None:
+    differences = RNG.standard_normal((60, 5)) + 0.2
+    first = sign_flip(differences, seed=3)
+    np.testing.assert_array_equal(first.p, sign_flip(differences * [1, -5, 0.01, 1e6, 2], seed=3).p)
+    assert (first.p != sign_flip(differences, seed=4).p).any()
+
+
+def test_the_correction_costs_nothing_for_copies_and_at_most_holms_for_the_rest() -> None:
+    copies = np.tile(RNG.standard_normal((60, 1)) + 0.3, (1, 7))
+    found = sign_flip(copies, seed=0)
+    np.testing.assert_allclose(found.adjusted, found.p)
+    apart = RNG.standard_normal((60, 6)) + np.linspace(0, 0.3, 6)
+    found = sign_flip(apart, seed=0)
+    assert (found.adjusted >= found.p).all()
+    assert (found.adjusted <= holm(found.p) + 0.02).all()
+    assert found.adjusted[np.argmin(found.p)] > found.p.min()
+
+
+def test_no_difference_at_all_is_never_significant() -> None:
+    found = sign_flip(np.stack([np.zeros(50), np.ones(50)], 1), seed=0)
+    np.testing.assert_allclose(found.p, [1, 1 / (inference.FLIPS + 1)])
+    np.testing.assert_allclose(found.adjusted, [1, 1 / (inference.FLIPS + 1)])
+
+
+def test_sums_by_group() -> None:
+    np.testing.assert_array_equal(inference.group_sums(np.array([1.0, 2, 4]), np.array([3, 0, 3]), 5), [2, 0, 0, 5, 0])
+
+
+# Do they keep their word? Rows come in groups whose answers go together.
+
+
+def clustered(rng: np.random.Generator, n_groups: int) -> np.ndarray:
+    """The groups of rows, one to five rows each."""
+    return np.repeat(np.arange(n_groups), rng.integers(1, 6, n_groups))
+
+
+def answers(rng: np.random.Generator, groups: np.ndarray, y: np.ndarray, signal: float) -> np.ndarray:
+    """Log probabilities (n, 4) of a probe that errs alike within a group."""
+    noise = rng.standard_normal((groups.max() + 1, 4))[groups] + rng.standard_normal((len(y), 4))
+    logits = signal * np.eye(4)[y] + noise
+    return logits - np.log(np.exp(logits).sum(1, keepdims=True))
+
+
+def is_uniform(p: np.ndarray) -> bool:
+    return bool(stats.kstest(p, "uniform").pvalue > 0.01 and 0.03 < (p < 0.05).mean() < 0.07)
+
+
+@pytest.mark.slow
+def test_intervals_of_classes_hold_the_truth_in_95_of_100_data_sets() -> None:
+    truth: dict[str, float] = {}
+    held: dict[str, list[bool]] = {}
+    for number in range(1001):
+        rng = np.random.default_rng(number)
+        groups = clustered(rng, G if number else 100_000)
+        y = rng.integers(0, 4, len(groups))
+        prediction, floor = answers(rng, groups, y, 2), np.full((len(y), 4), np.log(1 / 4))
+        draws = DRAWS if number else np.empty((0, 100_000), np.uint16)
+        for name, found in metrics.score("classes", y, prediction, floor, groups % 3, groups, draws).of.items():
+            if number == 0:
+                truth[name] = found.estimate
+                continue
+            lower, upper = interval(found.draws, G)
+            held.setdefault(name, []).append(lower <= truth[name] <= upper)
+    for name, inside in held.items():
+        assert 0.93 <= np.mean(inside) <= 0.97, (name, np.mean(inside))
+
+
+@pytest.mark.slow
+def test_intervals_of_numbers_hold_the_truth_in_95_of_100_data_sets() -> None:
+    truth: dict[str, float] = {}
+    held: dict[str, list[bool]] = {}
+    draws_RG = resample_groups(G, 0, 600)
+    for number in range(501):
+        rng = np.random.default_rng(number)
+        groups = clustered(rng, G if number else 100_000)
+        one, two = (
+            0.7 * rng.standard_normal(groups.max() + 1)[groups] + 0.7 * rng.standard_normal(len(groups)) for _ in "ab"
+        )
+        probe, floor = (Gaussian(mean, np.full(len(groups), s)) for mean, s in ((one, 1.0), (0 * one, 1.4)))
+        draws = draws_RG if number else np.empty((0, 100_000), np.uint16)
+        for name, found in metrics.score("number", one + two, probe, floor, groups % 2, groups, draws).of.items():
+            if number == 0:
+                truth[name] = found.estimate
+                continue
+            lower, upper = interval(found.draws, G)
+            held.setdefault(name, []).append(lower <= truth[name] <= upper)
+    for name, inside in held.items():
+        assert 0.93 <= np.mean(inside) <= 0.97, (name, np.mean(inside))
+
+
+@pytest.mark.slow
+def test_differences_between_equals_have_uniform_p_and_intervals_that_hold_zero() -> None:
+    found: dict[str, list[inference.Difference]] = {}
+    for number in range(700):
+        rng = np.random.default_rng(number)
+        groups = clustered(rng, G)
+        y = rng.integers(0, 4, len(groups))
+        floor = np.full((len(y), 4), np.log(1 / 4))
+        a, b = (
+            metrics.score("classes", y, answers(rng, groups, y, 2), floor, groups % 3, groups, DRAWS).of for _ in "ab"
+        )
+        for name in a:
+            found.setdefault(name, []).append(difference(a[name], b[name], G))
+    for name, differences in found.items():
+        assert is_uniform(np.array([d.p for d in differences])), name
+        inside = np.mean([d.lower <= 0 <= d.upper for d in differences])
+        assert 0.93 <= inside <= 0.97, (name, inside)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("of", "kept"), [(2.0, 0.8), (0.35, 0.8), (0.35, 0.0), (0.12, 0.5), (0.12, 8.0)])
+def test_retentions_hold_the_truth_in_95_of_100_data_sets_or_are_unbounded(of: float, kept: float) -> None:
+    """`of`: the whole's distance from the floor. The standard error of that distance is near 0.1."""
+    held, bounded = [], []
+    for number in range(1500):
+        rng = np.random.default_rng(number)
+        common = rng.standard_normal(G)
+        shifts = (of * kept, of, 0)
+        score, whole, floor = (sampled(0.5 * common + 0.8 * rng.standard_normal(G) + s) for s in shifts)
+        found = retention(score, whole, floor, G)
+        held.append(found.lower <= kept <= found.upper)
+        bounded.append(found.bounded)
+    if of > 1:
+        assert all(bounded) and 0.93 <= np.mean(held) <= 0.97
+    else:  # the unbounded ones hold anything, so that more than 95 in 100 may hold the truth
+        assert np.mean(held) >= 0.93 and not all(bounded)
+
+
+@pytest.mark.slow
+def test_sign_flips_are_uniform_alone_and_err_in_5_of_100_tables() -> None:
+    alone, among = [], []
+    for number in range(1000):
+        rng = np.random.default_rng(number)
+        groups = clustered(rng, 80)
+        layers = np.cumsum(rng.standard_t(4, (80, 12)), 1)[groups] + rng.standard_normal((len(groups), 12))
+        sums = np.stack([inference.group_sums(layer, groups, 80) for layer in layers.T], 1)
+        found = sign_flip(sums, seed=number, flips=999)
+        alone.append(found.p[3])
+        among.append(found.adjusted.min())
+    assert is_uniform(np.array(alone))
+    assert is_uniform(np.array(among))
+
+
+@pytest.mark.slow
+def test_step_down_keeps_its_word_for_the_rest_where_some_differ() -> None:
+    wrong, found_all = [], []
+    for number in range(1000):
+        rng = np.random.default_rng(number)
+        common = rng.standard_normal((60, 1))
+        differences = common + rng.standard_normal((60, 8)) + np.array([1.5] * 3 + [0] * 5)
+        adjusted = sign_flip(differences, seed=number, flips=999).adjusted
+        wrong.append((adjusted[3:] < 0.05).any())
+        found_all.append((adjusted[:3] < 0.05).all())
+    assert 0.03 < np.mean(wrong) < 0.07
+    assert np.mean(found_all) > 0.99

@@ -4,7 +4,7 @@ import streamlit as st
 
 from dashboards import data
 from dashboards.controls import plain
-from probes.results import Results, Row, SuiteMean
+from probes.results import Interval, Results, Row, SuiteMean
 
 
 def show(found: Results, header: data.Header) -> None:
@@ -12,8 +12,10 @@ def show(found: Results, header: data.Header) -> None:
     if found.run.get("created") != header.created:
         st.warning("These scores come from an earlier state of this run; run htc-probe again.")
     st.caption(
-        "Scores of held-out images, larger is better, with 95 % intervals over groups of images. The floor "
-        "is the same score without looking at the image. Layers are those of z_voco; 0 is the embedding."
+        "Scores of held-out images, larger is better, with 95 % intervals over groups of images. The floor is the same "
+        "score without looking at the image; control, that of a probe of random labels of object categories. Bits: "
+        "what the probe saves an image over knowing how often labels occur. Layers are those of z_voco; 0 is the "
+        "embedding."
     )
     for warning in found.warnings:
         st.info(plain(warning))
@@ -32,6 +34,8 @@ def _task_line(row: Row) -> dict[str, str]:
         "score": _number(row.estimate),
         "95 % interval": f"{_number(row.lower)} to {_number(row.upper)}",
         "floor": _number(row.floor),
+        "control": _number(row.control),
+        "bits": _bits(row.metrics.get("V-information")),
         "images": f"{row.n:,}",
         "groups": f"{row.n_groups:,}",
     }
@@ -45,6 +49,8 @@ def _mean_line(mean: SuiteMean) -> dict[str, str]:
         "score": _number(mean.estimate),
         "95 % interval": f"{_number(mean.lower)} to {_number(mean.upper)}",
         "floor": _number(mean.floor),
+        "control": "",
+        "bits": _bits(mean.bits),
         "images": "",
         "groups": "",
     }
@@ -54,5 +60,12 @@ def _source(line: Row | SuiteMean) -> str:
     return line.representation if line.layer is None else f"{line.representation}, layer {line.layer}"
 
 
-def _number(value: float) -> str:
-    return f"{value:.3f}"
+def _bits(value: Interval | None) -> str:
+    """With its interval."""
+    if value is None or value.estimate is None:
+        return ""
+    return f"{value.estimate:.2f} [{_number(value.lower, 2)}, {_number(value.upper, 2)}]"
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "" if value is None else f"{value:.{digits}f}"

@@ -621,9 +621,9 @@ class Run:
         """(96, 96, 3) uint8."""
         return self._read("images/thumbnail", self._row(image))
 
-    def z_voco(self, layer: int = -1) -> np.ndarray:
+    def z_voco(self, layer: int = -1, images: slice = slice(None)) -> np.ndarray:
         """(N, D) float32: the hidden state of `<voco>`; layer 0 is the embedding, negative layers count from
-        the end.
+        the end. Of some `images` only, where they are given.
 
         Raises UserError when the layer does not exist or was not stored.
         """
@@ -636,17 +636,17 @@ class Run:
                 f"layer {layer} is not stored in {self.path.name} (it holds {_listed(self.shape.stack)}); "
                 "extract again with --layers"
             )
-        return self._read("latents/z_voco", (slice(None), self.shape.stack.index(number))).astype(np.float32)
+        return self._read("latents/z_voco", (images, self.shape.stack.index(number))).astype(np.float32)
 
-    def v_d(self) -> np.ndarray:
+    def v_d(self, images: slice = slice(None)) -> np.ndarray:
         """(N, A, D) float32: the anchors, the semantic channel. Raises UserError where the model has none."""
         if not self.shape.anchors:
             raise UserError(f"{self.path.name} has no v_d: its model ({self.info.model['name']}) has no anchors")
-        return self._read("latents/v_d").astype(np.float32)
+        return self._read("latents/v_d", (images,)).astype(np.float32)
 
-    def v_pooled(self) -> np.ndarray:
-        """(N, D) float32: the mean of the patches, the detail channel."""
-        return self._read("latents/v_pooled").astype(np.float32)
+    def v_pooled(self, images: slice = slice(None)) -> np.ndarray:
+        """(N, D) float32: the mean of the patches, the detail channel, of all `images`."""
+        return self._read("latents/v_pooled", (images,)).astype(np.float32)
 
     def codes(self) -> np.ndarray:
         """(N, h, w, groups) uint16: MGVQ code indices. Raises UserError where the model has no MGVQ."""

@@ -1,15 +1,17 @@
 """`htc-probe`: which facts are linearly readable from `<voco>` and from what it was made of.
 
-Parse, call, print. scikit-learn is imported once a run is open, so that `--help` answers at once.
+Parse, call, print. torch and scikit-learn are imported once a run is open, so that `--help` answers at once.
 """
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -18,86 +20,167 @@ from extract.errors import UserError
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """Fit one linear probe per task and representation (z_voco, v_d, pooled V) of a run, and print the
-    scores.
+    """Fit one linear probe per task and representation of a run, and print what they read: scores with intervals,
+    bits, controls, and which differences hold.
+
+    An interrupted command goes on where it was; docs/probing.md says what each number means.
     """
 
     suites: tyro.conf.Positional[tuple[str, ...]] = ("semantic", "detail")
     """Suites (semantic, detail) or names of single tasks."""
+    all: bool = False
+    """Every task of the run, whatever its suite."""
     run: Path | None = None
     """Run file to read; the newest of --runs-folder when left out."""
     runs_folder: Path = Path("runs")
     """Where to look for the newest run."""
+    train_run: Path | None = None
+    """Learn from this run and score on --run, in place of folds of one run."""
+    random_run: Path | None = None
+    """The same images through the same model with random weights (htc-extract --random-weights): one more floor."""
     layers: str = ""
     """Layers of z_voco to probe beside the last stored one: "all", or numbers such as 0,2,4."""
+    representations: tuple[str, ...] = ()
+    """What to probe: z_voco, v_d, v_d.0 (one anchor), v_pooled, codes, code_bag, pixels, datasets of the run, files
+    (.npy, .npz, .safetensors), joins such as v_d+z_voco. When left out: z_voco, v_d, v_pooled, what z_voco adds to
+    both, and pixels."""
+    match_dim: Annotated[int | None, tyro.conf.arg(metavar="K")] = None
+    """Probe the first K principal directions of every representation (fitted on training folds, not whitened), so that
+    none wins by its width."""
+    curve: bool = False
+    """Also probe from 5, 10, 20 and 40 % of the training images."""
+    controls: bool = True
+    """Also probe random labels by type: what remembering types alone would score."""
+    types: Annotated[str | None, tyro.conf.arg(metavar="TASK")] = None
+    """The task whose classes are those types; the semantic one with the most classes when left out."""
+    mode: Literal["exact", "guided"] = "exact"
+    """exact tries the whole grid of strengths; guided only those around what ridge points at, in half the time."""
     folds: Annotated[int, tyro.conf.arg(metavar="K")] = 5
     """Outer folds; every image is held out once, with its group."""
     seed: int = 0
-    """Of the folds and the resamples."""
+    """Of the folds, the resamples and the controls."""
     out: Path | None = None
-    """Result file (.json; a .csv goes beside it); NAME.probes.json next to the run when left out."""
+    """Result file (.json; .csv and .safetensors go beside it); NAME.probes.json next to the run when left out."""
+    report: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Also write a page with figures and a methods paragraph to DIR."""
+    device: str = "cpu"
+    """cpu, or a GPU such as cuda."""
     jobs: int = 0
     """Processes; 0 is one a core."""
+    memory: Annotated[float, tyro.conf.arg(metavar="GB")] = 8.0
+    """What a representation may take while it is probed. Larger ones are read again and again from the run, and one
+    fold is held out, so that a million images can be probed."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; gives its exit status: 0, or 2 for a mistake that the user can mend."""
+    """Runs the command; gives its exit status: 0, 2 for a mistake that the user can mend, 130 on Ctrl-C."""
     config = tyro.cli(ProbeConfig, prog="htc-probe", args=None if argv is None else list(argv))
     try:
         probe(config)
     except UserError as error:
         print(f"htc-probe: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("htc-probe: interrupted; the same command goes on with what is finished", file=sys.stderr)
+        return 130
     return 0
 
 
 def probe(config: ProbeConfig) -> None:
     """Opens the run, probes it, prints the tables and writes the results. Raises UserError."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from extract.store import newest_run, open_run
     from probes import results
 
-    if config.jobs < 0:
-        raise UserError(f"--jobs {config.jobs} is negative; use 0 for one process a core")
+    _check(config)
     path = newest_run(config.runs_folder) if config.run is None else config.run
     out = results.default_path(path) if config.out is None else config.out
     if out.suffix != ".json":
         raise UserError(f"--out {out} must end in .json; the table goes beside it as .csv")
-    with open_run(path) as run:
-        from probes import suite, table
-
-        plan = suite.plan(run, config.suites, layers=config.layers, folds=config.folds, seed=config.seed)
-        console = Console()
-        print(f"{path}: {len(run)} images of {run.info.dataset} {run.info.split}, {len(plan.tasks)} tasks")
-        bar = Progress(
-            TextColumn("fitting"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("folds,"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-            console=Console(stderr=True),
-            transient=True,
+    with contextlib.ExitStack() as stack:
+        run = stack.enter_context(open_run(path))
+        train, random = (
+            None if other is None else stack.enter_context(open_run(other))
+            for other in (config.train_run, config.random_run)
         )
+        from probes import suite, table, weights
+
+        settings = suite.Settings(
+            names=tuple({task.name: None for task in run.tasks}) if config.all else config.suites,
+            layers=config.layers,
+            representations=config.representations,
+            folds=config.folds,
+            seed=config.seed,
+            match_dim=config.match_dim,
+            guided=config.mode == "guided",
+            curve=config.curve,
+            controls=config.controls,
+            types=config.types,
+            device=config.device,
+            jobs=config.jobs,
+            memory=config.memory,
+        )
+        plan = suite.plan(run, settings, train=train, random=random)
+        learned = "" if train is None else f", learned from {train.path}"
+        print(f"{path}: {len(run)} images of {run.info.dataset} {run.info.split}{learned}, {len(plan.tasks)} tasks")
+        keep = out.with_suffix(".partial")
+        bar = _progress()
         with bar:
-            at = bar.add_task("", total=plan.fits)
+            at = bar.add_task("", total=plan.cells)
             found = suite.probe(
-                run,
                 plan,
-                seed=config.seed,
-                jobs=config.jobs,
+                keep=keep,
                 config={name: _plain(value) for name, value in asdict(config).items()},
-                on_fit=lambda: bar.advance(at),
+                on_cell=lambda: bar.advance(at),
             )
-    console.print(table.render(found))
-    written = results.write(found, out)
-    print(f"Wrote {written[0]} and {written[1]}. Look at the run with: htc-dashboard {path}")
+        Console().print(table.render(found))
+        written = [*results.write(found, out)]
+        if config.match_dim is None:
+            written.append(weights.save(suite.refit(plan, found), results.weights_path(out)))
+        if config.report is not None:
+            from probes import report  # plotly, which nothing else here needs
+
+            written.append(report.write(found, config.report))
+        shutil.rmtree(keep, ignore_errors=True)
+    print(f"Wrote {', '.join(map(str, written))}. Look at the run with: htc-dashboard {path}")
+
+
+def _check(config: ProbeConfig) -> None:
+    if config.jobs < 0:
+        raise UserError(f"--jobs {config.jobs} is negative; use 0 for one process a core")
+    if config.device != "cpu":
+        import torch
+
+        try:
+            torch.empty(1, device=torch.device(config.device))
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"--device {config.device} cannot be used ({reason}); use cpu, or a GPU") from error
+
+
+def _progress():
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("fitting"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("folds,"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
 
 
 def _plain(value: object) -> object:
     """A setting as JSON has it."""
+    if isinstance(value, tuple):
+        return list(value)
     return str(value) if isinstance(value, Path) else value
 
 

@@ -131,7 +131,7 @@ def _random_effects(values: np.ndarray, category: np.ndarray, n_categories: int)
     freedom = len(values) - np.count_nonzero(count)
     # At least a thousandth of the deviation is left, so that no density is infinite.
     within = np.clip(squares.sum() / freedom if freedom else total, 1e-6 * total, total)
-    weight = within / max(total - within, 1e-6 * total)  # of the common mean, in rows
+    weight = within / (max(total - within, 1e-6 * total) or 1.0)  # of the common mean, in rows
     means = (count * own + weight * centre) / (count + weight)
     variances = (squares + 2 * within) / (np.maximum(count - 1, 0) + 2) + within / (count + weight)
     return means, variances

@@ -1,19 +1,33 @@
-"""The representations that are probed, as arrays. Knows runs; not labels, probes or scores."""
+"""The representations that are probed, as arrays. Knows runs and files of arrays; not labels, probes or scores.
+
+N images of the run, D features.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from extract.errors import UserError
 from extract.store import Run
 
+DEFAULT = ("z_voco", "v_d", "v_pooled", "v_d+z_voco", "v_pooled+z_voco", "pixels")
+"""The token, what it was made from, what each adds to the other, and a floor without the model."""
+_FILES = (".npy", ".npz", ".safetensors")
+_KNOWN = "z_voco, v_d, v_d.0 (one anchor), v_pooled, codes, code_bag, pixels"
+_CELLS, _HUES = 8, 16
+
 
 class Representation(NamedTuple):
     name: str
-    """z_voco, v_d or v_pooled."""
+    """As it was asked for, without the layer."""
     layer: int | None
     """Of z_voco: 0 is the embedding, L the last; None for the others."""
 
@@ -44,16 +58,198 @@ def parse_layers(run: Run, layers: str) -> tuple[int, ...]:
     return tuple(sorted(chosen | {stored[-1]}))
 
 
-def representations(run: Run, layers: Sequence[int]) -> tuple[Representation, ...]:
-    """z_voco at these layers, and the two channels that the token was made from; no v_d where there are no anchors."""
-    z_voco = tuple(Representation("z_voco", layer) for layer in layers)
-    v_d = (Representation("v_d", None),) if run.shape.anchors else ()
-    return (*z_voco, *v_d, Representation("v_pooled", None))
+def representations(run: Run, names: Sequence[str], layers: Sequence[int]) -> tuple[Representation, ...]:
+    """`names`, z_voco once for each of `layers`; joins take its last stored layer. Without names the default ones that
+    the run has. Raises UserError for a name that is none, before anything is read.
+    """
+    found: dict[Representation, None] = {}
+    for name in names or [one for one in DEFAULT if run.shape.anchors or "v_d" not in one]:
+        if name == "z_voco":
+            found |= dict.fromkeys(Representation(name, layer) for layer in layers)
+            continue
+        for part in name.split("+"):
+            _check(run, part)
+        found[Representation(name, None)] = None
+    return tuple(found)
 
 
 def load(run: Run, representation: Representation) -> np.ndarray:
-    """(N, D) float32; the anchors of v_d are laid side by side, D = A * width."""
-    if representation.name == "z_voco":
-        assert representation.layer is not None
-        return run.z_voco(representation.layer)
-    return run.v_d().reshape(len(run), -1) if representation.name == "v_d" else run.v_pooled()
+    """(N, D) float32. Raises UserError for a file that does not hold one row an image."""
+    name, layer = representation
+    if layer is not None:
+        return run.z_voco(layer)
+    return np.concatenate([_load(run, part) for part in name.split("+")], 1)
+
+
+class Rows:
+    """The same, read as rows are asked for: `rows[a:b]` is (b - a, D) float32. What is no latent of the run is held
+    whole; only latents are too large for that.
+    """
+
+    def __init__(self, run: Run, representation: Representation):
+        name, layer = representation
+        self._run = run
+        self._parts = [_slices(run, part, layer) for part in name.split("+")]
+        first = [read(slice(0, 1)) for read in self._parts]
+        self.shape = len(run), sum(part.shape[1] for part in first)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return np.concatenate([read(rows) for read in self._parts], 1)
+
+
+class After:
+    """The rows of one and then those of another."""
+
+    def __init__(self, first: Rows, second: Rows):
+        if first.shape[1] != second.shape[1]:
+            raise UserError(f"one run has {first.shape[1]} features and the other {second.shape[1]}; use one model's")
+        self._parts, self._at = (first, second), first.shape[0]
+        self.shape = first.shape[0] + second.shape[0], first.shape[1]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        start, stop, _ = rows.indices(self.shape[0])
+        cuts = [(start, min(stop, self._at)), (max(start - self._at, 0), stop - self._at)]
+        found = [part[a:b] for part, (a, b) in zip(self._parts, cuts, strict=True) if a < b]
+        return np.concatenate(found) if found else np.zeros((0, self.shape[1]), np.float32)
+
+
+def _slices(run: Run, name: str, layer: int | None) -> Callable[[slice], np.ndarray]:
+    if name == "z_voco":
+        return partial(run.z_voco, run.shape.stack[-1] if layer is None else layer)
+    if name == "v_pooled":
+        return run.v_pooled
+    if name == "v_d":
+        return lambda rows: (part := run.v_d(rows)).reshape(len(part), -1)
+    if name.startswith("v_d."):
+        return lambda rows: run.v_d(rows)[:, int(name[4:])]
+    whole = _load(run, name)
+    return lambda rows: whole[rows]
+
+
+def _check(run: Run, name: str) -> None:
+    if name in ("z_voco", "v_pooled", "pixels"):
+        return
+    if name.endswith(_FILES):
+        if not Path(name).exists():
+            raise UserError(f"no file at {name}")
+        return
+    if name == "v_d" or name.startswith("v_d."):
+        number = name[4:]
+        if not run.shape.anchors:
+            raise UserError(f"{run.path.name} has no anchors, so no {name}; its topology is {run.info.topology}")
+        if name == "v_d" or (number.isdecimal() and int(number) < run.shape.anchors):
+            return
+    if name in ("codes", "code_bag"):
+        if run.shape.codes is not None:
+            return
+        raise UserError(f"{run.path.name} has no codes, so no {name}: its anchors do not come from MGVQ")
+    datasets = {at.name: at.shape for at in run.contents() if at.dtype != "text"}
+    if name in datasets and 2 <= len(datasets[name]) <= 3 and datasets[name][0] == len(run):
+        return
+    of_run = ", ".join(at for at, shape in datasets.items() if 2 <= len(shape) <= 3 and shape[0] == len(run))
+    raise UserError(
+        f"representation {name!r} is unknown; there are {_KNOWN}, files ({', '.join(_FILES)}), datasets of the run "
+        f"({of_run}), and joins with +"
+    )
+
+
+def _load(run: Run, name: str) -> np.ndarray:
+    if name == "z_voco":
+        return run.z_voco(run.shape.stack[-1])
+    if name == "v_pooled":
+        return run.v_pooled()
+    if name == "v_d":
+        return run.v_d().reshape(len(run), -1)
+    if name.startswith("v_d."):
+        return run.v_d()[:, int(name[4:])]
+    if name == "pixels":
+        return np.stack([pixels(run.thumbnail(image)) for image in range(len(run))])
+    if name in ("codes", "code_bag"):
+        return _one_hot(run.codes(), together=name == "code_bag")
+    if name.endswith(_FILES):
+        return _from_file(run, Path(name))
+    return run.rows(name, 0, len(run)).astype(np.float32).reshape(len(run), -1)
+
+
+def pixels(thumbnail: np.ndarray) -> np.ndarray:
+    """(D,) what a picture (size, size, 3) uint8 shows without a model: the mean colours of 8 x 8 cells, a histogram of
+    hues weighted by saturation, and histograms of saturation and value.
+    """
+    colour = thumbnail.astype(np.float32) / 255
+    cell = len(colour) // _CELLS
+    square = colour[: cell * _CELLS, : cell * _CELLS]
+    cells = square.reshape(_CELLS, cell, _CELLS, cell, 3).mean((1, 3)).ravel()
+    high, low = colour.max(2), colour.min(2)
+    spread = high - low
+    saturation = np.divide(spread, high, out=np.zeros_like(high), where=high > 0)
+    red, green, blue = np.moveaxis(colour, 2, 0)
+    step = np.divide(1, spread, out=np.zeros_like(spread), where=spread > 0)
+    hue = np.where(
+        high == red, (green - blue) * step, np.where(high == green, 2 + (blue - red) * step, 4 + (red - green) * step)
+    )
+    count = colour.shape[0] * colour.shape[1]
+    hues = np.histogram(hue % 6, _HUES, (0, 6), weights=saturation)[0] / count
+    rest = [np.histogram(values, 8, (0, 1))[0] / count for values in (saturation, high)]
+    return np.concatenate([cells, hues, *rest]).astype(np.float32)
+
+
+def _one_hot(codes_NRCG: np.ndarray, *, together: bool) -> np.ndarray:
+    """(N, D): a column for each code that occurs at each place of each group, or, `together`, anywhere in the group:
+    then how often.
+    """
+    count, *_, groups = codes_NRCG.shape
+    codes_NPG = codes_NRCG.reshape(count, -1, groups)
+    columns = []
+    for group in range(groups):
+        for places in ([slice(None)] if together else [slice(at, at + 1) for at in range(codes_NPG.shape[1])]):
+            used, at = np.unique(codes_NPG[:, places, group], return_inverse=True)
+            hot = np.zeros((count, len(used)), np.float32)
+            np.add.at(hot, (np.arange(count)[:, None], at.reshape(count, -1)), 1)
+            columns.append(hot)
+    return np.concatenate(columns, 1)
+
+
+def _from_file(run: Run, path: Path) -> np.ndarray:
+    """Rows of a file in the run's order: by its ids where it has some, else it must have as many rows as the run."""
+    try:
+        array, ids = _read(path)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, SafetensorError) as error:
+        raise UserError(
+            f"{path} is no array to probe ({error}); expected .npy of one row an image, .npz with `ids` and one more "
+            "array, or .safetensors with one tensor and a JSON list of ids in its metadata"
+        ) from error
+    if array.ndim not in (2, 3) or array.dtype.kind not in "fiub" or not array.size:
+        raise UserError(f"{path} holds {array.dtype} of shape {array.shape}; expected numbers, (images, ..., features)")
+    if ids is None:
+        if len(array) != len(run):
+            raise UserError(f"{path} has {len(array)} rows without ids, {run.path.name} {len(run)} images")
+        rows = np.arange(len(run))
+    else:
+        place = {name: number for number, name in enumerate(ids)}
+        lost = [name for name in run.ids() if name not in place]
+        if lost or not len(place) == len(ids) == len(array):
+            raise UserError(
+                f"{path} has {len(place)} different ids for {len(array)} rows and lacks {len(lost)} of the run's images"
+                + (f", such as {lost[0]!r}" if lost else "")
+            )
+        rows = np.array([place[name] for name in run.ids()])
+    x = array[rows].astype(np.float64).reshape(len(run), -1)
+    small = np.abs(x) <= np.finfo(np.float32).max
+    if not small.all():
+        image, feature = np.argwhere(~small)[0]
+        raise UserError(f"{path} has {x[image, feature]} for {run.ids()[image]}; a probe needs finite 32-bit features")
+    return x.astype(np.float32)
+
+
+def _read(path: Path) -> tuple[np.ndarray, list[str] | None]:
+    if path.suffix == ".safetensors":
+        with safe_open(path, "np") as file:
+            (name,) = file.keys()
+            ids = (file.metadata() or {}).get("ids")
+            return file.get_tensor(name), None if ids is None else [str(one) for one in json.loads(ids)]
+    content = np.load(path, allow_pickle=False)
+    if isinstance(content, np.ndarray):
+        return content, None
+    with content:
+        (name,) = (key for key in content.files if key != "ids")
+        return content[name], [str(one) for one in content["ids"]]

@@ -1,4 +1,4 @@
-"""What `htc-probe` found, as JSON and CSV (schema version 1). The only reader and writer of this format.
+"""What `htc-probe` found, as JSON and CSV (schema version 2). The only reader and writer of this format.
 
 Knows files and plain numbers; not runs, probes or tables, and imports no numpy.
 """
@@ -11,29 +11,40 @@ import io
 import json
 import math
 import os
+import types
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from extract.errors import UserError
 
 SCHEMA = "htc-probes"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+
+class Interval(NamedTuple):
+    estimate: float | None
+    lower: float | None
+    upper: float | None
 
 
 @dataclass(frozen=True)
 class Row:
-    """One probe: a task read from one representation."""
+    """One probe: a task read from one representation. Bits are per image, see `probes.metrics`."""
 
     suite: str
     task: str
     kind: str
     """classes, multilabel or number."""
+    unit: str
+    """Of a number, and of its MAE."""
     representation: str
-    """z_voco, v_d or v_pooled."""
+    """z_voco, v_d, v_pooled, or any other that was asked for."""
     layer: int | None
     """Of z_voco; None for the others."""
+    width: int
+    """Features."""
     metric: str
     """top-1, mAP or R2: larger is better, 1 is perfect."""
     estimate: float
@@ -45,10 +56,26 @@ class Row:
     n_groups: int
     floor: float
     """The same metric on the same images without features: majority class, share of positives, or mean."""
+    metrics: dict[str, Interval]
+    """Every metric of the kind, cross-entropy and V-information included."""
+    bits: float
+    """V-information H(Y) - H(Y|X): what the probe saves, held out. `metrics` has its interval."""
+    compression: float | None
+    """Of the online code (Voita & Titov 2020): uniform code / code length; None where it was not computed."""
+    code_bits: float | None
+    """The length of that code, an image."""
+    control: float | None
+    """The metric on type-level control labels, the mean of their draws; None where they were not probed."""
+    selectivity: Interval | None
+    """Estimate minus control, paired."""
+    retention: Interval | None
+    """(estimate - floor) / (pooled V's - floor); bounds None where the ratio is not bounded."""
     strength: float
     """L2 strength relative to the mean loss: the median of those that the folds chose."""
     at_edge: bool
     """Most folds chose the end of the grid where its neighbour was worse."""
+    gap: float | None
+    """Certified: no fit's objective exceeds its minimum by more than this share; None for ridge, which is exact."""
     fold_scores: tuple[float | None, ...]
     """One an outer fold; None where the metric is undefined."""
     classes: tuple[str, ...]
@@ -67,24 +94,103 @@ class SuiteMean:
     upper: float
     """The same resamples of groups for every task and representation."""
     floor: float
+    bits: Interval
+    """The mean V-information of the tasks."""
+    retention: Interval | None
     tasks: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two representations on the same held-out images."""
+
+    suite: str
+    task: str | None
+    """None: the mean of the suite."""
+    a: str
+    b: str
+    """Names with layers, as `label` gives them."""
+    metric: str
+    """The task's own; `mean` of a suite; or `bits` for what a says of Y beyond b, I(a; Y | b), when a contains b."""
+    difference: Interval
+    """a minus b."""
+    p: float
+    """Two-sided, of no difference."""
+    p_holm: float
+    """Corrected over the tasks and pairs of this kind (Holm 1979)."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What can be predicted of a task without the model."""
+
+    suite: str
+    task: str
+    name: str
+    """`category alone`: from the counts of labels in the image's category, see `probes.controls.oracle`."""
+    metric: str
+    score: Interval
+    bits: Interval
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """A probe trained on a part of the training images of every fold."""
+
+    suite: str
+    task: str
+    representation: str
+    layer: int | None
+    images: int
+    """Trained on, the mean over folds."""
+    metric: str
+    score: Interval
+    bits: Interval
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Held-out images by class and by the class that the probe chose."""
+
+    task: str
+    representation: str
+    layer: int | None
+    classes: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+    """[true class][chosen class]"""
 
 
 @dataclass(frozen=True)
 class Results:
     config: dict[str, Any]
-    """Settings of the command."""
+    """Settings of the command, and those of the protocol: inner folds, grids, resamples."""
     run: dict[str, Any]
-    """Which run: file, created, dataset, split, topology, images, model, sha256, last_layer (stored)."""
+    """Which run: file, created, dataset, split, topology, images, model, sha256, last_layer (stored); `train` holds the
+    same of a run of its own that the probes were trained on.
+    """
     versions: dict[str, str]
     warnings: tuple[str, ...]
     rows: tuple[Row, ...]
     suite_means: tuple[SuiteMean, ...]
+    comparisons: tuple[Comparison, ...] = ()
+    baselines: tuple[Baseline, ...] = ()
+    curves: tuple[CurvePoint, ...] = ()
+    confusions: tuple[Confusion, ...] = ()
+
+
+def label(representation: str, layer: int | None) -> str:
+    """How a representation is called where both are one word: z_voco@4, v_d."""
+    return representation if layer is None else f"{representation}@{layer}"
 
 
 def default_path(run: Path) -> Path:
     """`NAME.probes.json` next to the run."""
     return run.with_name(run.stem + ".probes.json")
+
+
+def weights_path(path: Path) -> Path:
+    """The probes' weights that go with the JSON file `path`, see `probes.load`."""
+    return path.with_suffix(".safetensors")
 
 
 def csv_path(path: Path) -> Path:
@@ -123,19 +229,30 @@ def read(path: Path | str) -> Results:
             "run htc-probe again"
         )
     try:
-        return Results(
-            config=dict(body["config"]),
-            run=dict(body["run"]),
-            versions=dict(body["versions"]),
-            warnings=tuple(body["warnings"]),
-            rows=tuple(
-                Row(**row | {name: tuple(row[name]) for name in ("fold_scores", "classes")})
-                for row in body["rows"]
-            ),
-            suite_means=tuple(SuiteMean(**mean) for mean in body["suite_means"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); run htc-probe again") from error
+        return _from_json(Results, body)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}); run htc-probe again") from error
+
+
+def _from_json(kind: Any, value: Any) -> Any:
+    """A value of the type `kind`, which is built of this module's own types, from what JSON made of it."""
+    origin, inside = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if origin is types.UnionType:
+        return None if value is None else _from_json(inside[0], value)
+    if origin is tuple:
+        return tuple(_from_json(inside[0], item) for item in value)
+    if origin is dict:
+        return {key: _from_json(inside[1], item) for key, item in value.items()}
+    if isinstance(kind, type) and is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(**{item.name: _from_json(hints[item.name], value[item.name]) for item in fields(kind)})
+    if kind is Interval:
+        return Interval(*(_from_json(float | None, item) for item in value))
+    if not isinstance(value, int | float if kind is float else kind):
+        raise ValueError(f"{value!r} is no {kind.__name__}")
+    return value
 
 
 def finite(values: Sequence[float]) -> tuple[float | None, ...]:
@@ -144,6 +261,8 @@ def finite(values: Sequence[float]) -> tuple[float | None, ...]:
 
 
 def _cell(value: Any) -> Any:
+    if isinstance(value, dict):
+        return ";".join(f"{name}={_cell(item[0])}" for name, item in value.items())
     if isinstance(value, tuple):
         return ";".join("" if item is None else str(item) for item in value)
     return "" if value is None else value

@@ -1,173 +1,746 @@
-"""All probes of one run: tasks by representations by folds, spread over processes. Adds no rule of its
-own.
+"""All probes of one run: which cells there are, spread over processes, and what their predictions amount to.
+
+Knows runs, cells and scores; adds no rule of its own. Legend: N images (with those of a training run of its own first),
+R resamples, G groups.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import platform
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from typing import NamedTuple
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import joblib
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from extract.errors import UserError
-from extract.store import Kind, Run
-from probes import features, protocol, tasks
+from extract.store import Run
+from probes import controls, features, folds, inference, metrics, protocol, ridge, tasks
+from probes.cells import Cell, Code, Fold, Kept, StreamedFold
+from probes.codelength import Codelength, Labels
 from probes.features import Representation
-from probes.results import Results, Row, SuiteMean, finite
+from probes.metrics import METRIC, Gaussian, Prediction, Sampled, Scores
+from probes.protocol import HeldOut
+from probes.results import (
+    Baseline,
+    Comparison,
+    Confusion,
+    CurvePoint,
+    Interval,
+    Results,
+    Row,
+    SuiteMean,
+    finite,
+    label,
+)
 from probes.tasks import ProbeTask
+from probes.weights import Key, Probe
+
+CURVE = (0.05, 0.1, 0.2, 0.4)
+"""Parts of the training images at which learning curves are measured, besides all of them."""
+CONTROL_DRAWS = 3
+_MOST_CONFUSED = 60  # classes of a confusion matrix that is kept
+_SMALL = 2**25  # numbers of a representation below which folds run side by side, each with one thread
+LOOSE = 1e-5  # a certified gap above it is told
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is computed; the command's flags, without files."""
+
+    names: tuple[str, ...] = ("semantic", "detail")
+    """Suites or single tasks."""
+    layers: str = ""
+    representations: tuple[str, ...] = ()
+    folds: int = 5
+    seed: int = 0
+    match_dim: int | None = None
+    guided: bool = False
+    curve: bool = False
+    controls: bool = True
+    types: str | None = None
+    device: str = "cpu"
+    jobs: int = 0
+    memory: float = 8.0
+    """GB that a representation may take while it is probed; larger ones are streamed, and all are held out once."""
 
 
 class Plan(NamedTuple):
     """What will be fitted, settled before anything is."""
 
+    run: Run
+    train: Run | None
+    """The probes learn from this run and are scored on the other; None: folds of one run."""
+    random: Run | None
+    """The same images through random weights: a floor."""
+    settings: Settings
     tasks: tuple[ProbeTask, ...]
     representations: tuple[Representation, ...]
-    folds: tuple[np.ndarray, ...]
-    """Of each task, (n,) the outer fold in which a row is held out."""
+    fold: np.ndarray
+    """(N,) the outer fold in which an image is held out; -1: only learned from."""
+    groups: np.ndarray
+    """(N,)"""
+    types: ProbeTask | None
+    """The task whose classes give types to the control labels; None where there is none."""
     warnings: tuple[str, ...]
 
+    def protocol(self) -> protocol.Settings:
+        own = self.settings
+        return protocol.Settings(own.seed, own.match_dim, own.guided, own.device, int(own.memory * 1e9))
+
     @property
-    def fits(self) -> int:
-        """Outer folds of all probes: what `probe` counts as progress."""
-        return len(self.representations) * sum(len(np.unique(fold)) for fold in self.folds)
+    def columns(self) -> tuple[Representation, ...]:
+        """What is compared: every representation, z_voco at its last layer alone."""
+        last = max((at.layer for at in self.representations if at.layer is not None), default=None)
+        return tuple(at for at in self.representations if at.layer in (None, last))
+
+    @property
+    def cells(self) -> int:
+        """What `probe` counts as progress."""
+        return sum(len(_cells(self, at)) for at in self.representations)
 
 
-def plan(run: Run, names: Sequence[str], *, layers: str = "", folds: int = 5, seed: int = 0) -> Plan:
+RANDOM = "random weights"
+
+
+def plan(run: Run, settings: Settings, *, train: Run | None = None, random: Run | None = None) -> Plan:
     """Raises UserError for unknown names or layers, a run without labels, and when no task can be probed."""
-    if folds < 2:
-        raise UserError(f"--folds {folds} leaves nothing held out; use 2 or more")
-    reps = features.representations(run, features.parse_layers(run, layers))
-    ready, warnings = tasks.prepare(run, tasks.select(run, names), folds)
+    if settings.folds < 2:
+        raise UserError(f"--folds {settings.folds} leaves nothing held out; use 2 or more")
+    if settings.match_dim is not None and settings.match_dim < 1:
+        raise UserError(f"--match-dim {settings.match_dim} leaves no feature; use 1 or more")
+    reps = features.representations(run, settings.representations, features.parse_layers(run, settings.layers))
+    chosen = tasks.select(run, settings.names)
+    warnings: tuple[str, ...] = ()
+    if random is not None:
+        if train is not None:
+            raise UserError("--random-run gives a floor to folds of one run; leave it out with --train-run")
+        if random.ids() != run.ids():
+            raise UserError(f"{random.path} does not hold the images of {run.path} in their order; extract it alike")
+        reps += (Representation(f"z_voco ({RANDOM})", None),)
+    names = list(run.groups())
+    if train is None:
+        groups = tasks.group_codes(names)
+        counted = np.ones(len(run), bool)
+        ready, notes = tasks.prepare(
+            chosen, [run.labels(task.name) for task in chosen], groups, 2 * settings.folds, counted
+        )
+    else:
+        groups = tasks.group_codes([*train.groups(), *names])
+        counted = np.arange(len(groups)) < len(train)
+        counted &= ~np.isin(groups, groups[len(train) :])
+        if lost := len(train) - int(counted.sum()):
+            warnings += (f"{lost} images of {train.path.name} are left out: their groups are in {run.path.name} too",)
+        ready, notes = tasks.prepare(
+            chosen, tasks.together(train, run, chosen), groups, 2 * protocol.INNER_FOLDS, counted
+        )
+        ready, more = tasks.scorable(ready, groups, np.arange(len(groups)) >= len(train))
+        notes += more
+    warnings += notes
     if not ready:
         raise UserError(f"no task of {run.path.name} can be probed: " + "; ".join(warnings))
-    held = tuple(protocol.split(one.task.kind, one.y, one.groups, folds, seed) for one in ready)
+    if train is None:
+        fold = folds.assign([one.labels for one in ready], groups, settings.folds, settings.seed)
+    else:
+        fold = np.where(np.arange(len(groups)) < len(train), np.where(counted, -1, -2), 0)
     if run.shape.stack[-1] != run.shape.layers:
         warnings += (f"z_voco is read at layer {run.shape.stack[-1]}: the run does not store the last one",)
-    return Plan(ready, reps, held, warnings)
+    types = _types(ready, settings.types) if settings.controls else None
+    runs = [one for one in (run, train) if one is not None]
+    large = [at for at in reps if not at.name.endswith(f"({RANDOM})") and _is_large(runs, at, settings)]
+    if large:
+        if settings.match_dim is not None or settings.curve:
+            raise UserError("features that are streamed have no --match-dim and no --curve; give more --memory")
+        fold = np.where(fold > 0, -1, fold)
+        warnings += (
+            f"{label(*large[0])} takes more than --memory {settings.memory:g} GB: it is streamed, without controls and "
+            f"online code, and for all representations one fold of {int((fold == 0).sum())} images is held out",
+        )
+    return Plan(run, train, random, settings, ready, reps, fold, groups, types, warnings)
+
+
+def _is_large(runs: Sequence[Run], at: Representation, settings: Settings) -> bool:
+    """Whether probing it in memory, where its rows stand some six times, takes more than it may."""
+    # Anything but latents is held whole anyway.
+    latents = at.layer is not None or all(part.startswith(("z_voco", "v_")) for part in at.name.split("+"))
+    if not latents:
+        return False
+    width = features.Rows(runs[0], at).shape[1]
+    return 24 * width * sum(len(run) for run in runs) > settings.memory * 1e9
+
+
+def _types(ready: Sequence[ProbeTask], wanted: str | None) -> ProbeTask | None:
+    """The task `wanted`, or the semantic task with the most classes."""
+    of = {one.task.name: one for one in ready if one.task.kind == "classes"}
+    if wanted is not None:
+        if wanted not in of:
+            raise UserError(f"--types {wanted} is no task with classes that is probed; there are {', '.join(of)}")
+        return of[wanted]
+    semantic = [one for one in of.values() if one.task.suite == "semantic"]
+    return max(semantic, key=lambda one: len(one.classes), default=None)
 
 
 def probe(
-    run: Run,
-    plan: Plan,
-    *,
-    seed: int = 0,
-    jobs: int = 0,
-    config: dict | None = None,
-    on_fit: Callable[[], None] = lambda: None,
+    plan: Plan, *, keep: Path | None = None, config: dict | None = None, on_cell: Callable[[], None] = lambda: None
 ) -> Results:
-    """Fits and scores everything in `plan`. The result does not depend on `jobs` (processes; 0: one a core).
+    """Fits and scores everything in `plan`. The result does not depend on the number of processes.
 
-    `on_fit` is called `plan.fits` times.
+    Finished cells are kept in the folder `keep`, and taken from there. `on_cell` is called `plan.cells` times.
     """
-    found: dict[tuple[int, int], dict[int, protocol.HeldOut]] = {}
-    parallel = joblib.Parallel(n_jobs=jobs or joblib.cpu_count(), return_as="generator_unordered")
-    for at, fold, held_out in parallel(_jobs(run, plan, seed)):
-        found.setdefault(at, {})[fold] = held_out
-        on_fit()
+    draws_RG = inference.resample_groups(int(plan.groups.max()) + 1, plan.settings.seed)
+    found = [_look(plan, at, keep, draws_RG, on_cell) for at in plan.representations]
+    return _results(plan, dict(zip(plan.representations, found, strict=True)), config or {})
 
-    draws_RG = protocol.resample_groups(len(set(run.groups())), seed)
-    rows: list[Row] = []
-    draws: dict[tuple[str, Representation], list[np.ndarray]] = {}
-    warnings = list(plan.warnings)
-    for t, (one, fold) in enumerate(zip(plan.tasks, plan.folds, strict=True)):
-        for r, representation in enumerate(plan.representations):
-            row, draw, notes = _row(one, representation, fold, found[t, r], draws_RG)
-            rows.append(row)
-            draws.setdefault((row.suite, representation), []).append(draw)
-            warnings += notes
-    return Results(
-        config=config or {},
-        run=_identity(run),
-        versions={"python": platform.python_version()}
-        | {name: version(name) for name in ("numpy", "scipy", "scikit-learn")},
-        warnings=tuple(warnings),
-        rows=tuple(rows),
-        suite_means=tuple(_mean(rows, suite, rep, of) for (suite, rep), of in draws.items()),
+
+def refit(plan: Plan, results: Results) -> dict[Key, Probe]:
+    """The probes of what is compared, on all images that any of them learned from, at the strengths in `results`.
+
+    Without those of principal directions (match_dim), which are other features, and of what is streamed.
+    """
+    strengths = {(row.task, row.representation, row.layer): row.strength for row in results.rows}
+    found: dict[Key, Probe] = {}
+    rows = plan.fold == -1 if plan.train is not None else plan.fold > -2
+    for at in plan.columns:
+        if _is_streamed(plan, at):
+            continue
+        x_nD = load(plan, at)[rows]
+        labels = [one.labels._replace(y=one.labels.y[rows]) for one in plan.tasks]
+        settings = protocol.Settings(seed=plan.settings.seed, device=plan.settings.device)
+        fitted = protocol.refit(x_nD, labels, [strengths[one.task.name, *at] for one in plan.tasks], settings)
+        mean_D = x_nD.mean(0, dtype=np.float64)
+        for one, solved in zip(plan.tasks, fitted, strict=True):
+            found[one.task.name, at.name, at.layer] = Probe(
+                one.task.kind, one.classes, solved.weights, solved.intercepts, mean_D
+            )
+    return found
+
+
+# ---- the cells of a representation
+
+
+class Found(NamedTuple):
+    """What one representation gave, by task."""
+
+    width: int
+    scores: list[Scores]
+    held_out: list[list[HeldOut]]
+    """Of each fold."""
+    fold_scores: list[tuple[float, ...]]
+    control: list[Sampled | None] | None
+    codes: list[Codelength] | None
+    curve: list[tuple[int, list[Scores]]]
+    """(images trained on, scores), from few to many."""
+    confusion: list[np.ndarray | None]
+
+
+def _cells(plan: Plan, at: Representation) -> list[Cell]:
+    """Folds first, one by one; then, for what is compared, learning curves and the online code."""
+    numbers = [k for k in np.unique(plan.fold) if k >= 0]
+    own = [Fold((plan.fold != k) & (plan.fold > -2), plan.fold == k) for k in numbers]
+    if _is_streamed(plan, at):
+        return [StreamedFold(*one) for one in own]
+    if at not in plan.columns:
+        return list(own)
+    parts: list[Cell] = []
+    if plan.settings.curve:
+        order = np.random.default_rng(plan.settings.seed).permutation(int(plan.groups.max()) + 1)[plan.groups]
+        for share in CURVE:
+            for one in own:
+                cut = np.quantile(order[one.train], share)
+                parts.append(Fold(one.train & (order <= cut), one.test))
+    if plan.settings.match_dim is None:  # the code is of the features as they are
+        parts.append(Code(plan.fold == 0 if plan.train is not None else plan.fold >= 0))
+    return [*own, *parts]
+
+
+def _is_streamed(plan: Plan, at: Representation) -> bool:
+    runs = [run for run in (plan.run, plan.train) if run is not None]
+    return not at.name.endswith(f"({RANDOM})") and _is_large(runs, at, plan.settings)
+
+
+def _control_tasks(plan: Plan) -> list[Labels]:
+    """Every task with random labels by type, draw after draw."""
+    if plan.types is None:
+        return []
+    return [
+        one.labels._replace(
+            y=controls.type_labels(one.task.kind, one.labels.y, plan.types.labels.y, plan.settings.seed + 1 + draw)
+        )
+        for draw in range(CONTROL_DRAWS)
+        for one in plan.tasks
+    ]
+
+
+def _varies(plan: Plan, labels: Labels) -> bool:
+    """Whether a number's labels differ in every training fold and where they are scored; else its R2 is not defined.
+    Few types may have drawn the same one.
+    """
+    parts = [(plan.fold != k) & (plan.fold > -2) for k in _numbers(plan)] + [plan.fold >= 0]
+    return labels.kind != "number" or all(np.nanmin(labels.y[one]) < np.nanmax(labels.y[one]) for one in parts)
+
+
+def _look(
+    plan: Plan, at: Representation, keep: Path | None, draws_RG: np.ndarray, on_cell: Callable[[], None]
+) -> Found:
+    streamed = _is_streamed(plan, at)
+    x_ND = _streamed(plan, at) if streamed else load(plan, at)
+    compared = at in plan.columns and not streamed
+    own = [one.labels for one in plan.tasks]
+    with_controls = own + (_control_tasks(plan) if compared else [])
+    settings = plan.protocol()
+    cells = _cells(plan, at)
+    n_own = len({int(k) for k in plan.fold if k >= 0})
+    kept = None if keep is None else Kept(keep)
+    work = []
+    for number, cell in enumerate(cells):
+        these = with_controls if number < n_own else own
+        path = None if kept is None else kept.path(cell, _source(plan, at), these, plan.groups, settings)
+        work.append((cell, these, path))
+    jobs = plan.settings.jobs or joblib.cpu_count()
+    alone = streamed or x_ND.size > _SMALL or plan.settings.device != "cpu"
+    answers: list[Any] = []
+    for answer in _in_turn(x_ND, work, plan.groups, settings, kept, 0 if alone else jobs):
+        answers.append(answer)
+        on_cell()
+    return _score(plan, x_ND.shape[1], answers, n_own, compared, draws_RG)
+
+
+def _streamed(plan: Plan, at: Representation) -> Any:
+    """Rows of both runs, read as they are asked for."""
+    own = features.Rows(plan.run, at)
+    return own if plan.train is None else features.After(features.Rows(plan.train, at), own)
+
+
+def _in_turn(
+    x_ND: np.ndarray,
+    work: Sequence[tuple[Cell, list[Labels], Path | None]],
+    groups: np.ndarray,
+    settings: protocol.Settings,
+    kept: Kept | None,
+    jobs: int,
+) -> Iterator[Any]:
+    """The cells' answers in order: one by one with all threads for 0 jobs; else side by side, each with one thread, so
+    that sums do not depend on the cores.
+    """
+    if jobs == 0:
+        for cell, labels, path in work:
+            yield _answer(cell, x_ND, labels, path, groups, settings, kept)
+        return
+    parallel = joblib.Parallel(n_jobs=jobs, return_as="generator")
+    yield from parallel(
+        joblib.delayed(_with_one_thread)(cell, x_ND, labels, path, groups, settings, kept)
+        for cell, labels, path in work
     )
 
 
-def _jobs(run: Run, plan: Plan, seed: int) -> Iterator:
-    """One outer fold a job. Lazy, so that only the representation in work is in memory."""
-    for r, representation in enumerate(plan.representations):
-        x_ND = features.load(run, representation)
-        for t, (one, fold) in enumerate(zip(plan.tasks, plan.folds, strict=True)):
-            for k in np.unique(fold):
-                yield joblib.delayed(_hold_out)((t, r), int(k), one, x_ND, fold, seed)
+def _with_one_thread(*what: Any) -> Any:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            return _answer(*what)
+    finally:
+        torch.set_num_threads(before)
 
 
-def _hold_out(
-    at: tuple[int, int], k: int, one: ProbeTask, x_ND: np.ndarray, fold: np.ndarray, seed: int
-) -> tuple[tuple[int, int], int, protocol.HeldOut]:
-    # One thread a process: the matrices are small, and sums then do not depend on the number of cores.
-    with threadpool_limits(1):
-        x_nD = x_ND[one.rows]
-        return at, k, protocol.hold_out(one.task.kind, x_nD, one.y, one.groups, fold == k, seed)
+def _answer(
+    cell: Cell,
+    x_ND: np.ndarray,
+    labels: list[Labels],
+    path: Path | None,
+    groups: np.ndarray,
+    settings: protocol.Settings,
+    kept: Kept | None,
+) -> Any:
+    if kept is not None and path is not None:
+        there = kept.read(path, cell, labels)
+        if there is not None:
+            return there
+    found = cell.compute(x_ND, labels, groups, settings)
+    if kept is not None and path is not None:
+        kept.write(path, cell.pack(found))  # type: ignore[arg-type]
+    return found
 
 
-def _row(
-    one: ProbeTask,
-    representation: Representation,
-    fold: np.ndarray,
-    held_out: dict[int, protocol.HeldOut],
-    draws_RG: np.ndarray,
-) -> tuple[Row, np.ndarray, list[str]]:
-    kind: Kind = one.task.kind
-    prediction = np.empty(one.y.shape, dtype=int if kind == "classes" else float)
-    floor = np.empty_like(prediction)
-    for k, result in held_out.items():
-        prediction[fold == k], floor[fold == k] = result.prediction, result.floor
-    scored = protocol.score(kind, one.y, prediction, floor, fold, one.groups, draws_RG)
-    strengths = [held_out[k].choice.strength for k in sorted(held_out)]
+def load(plan: Plan, at: Representation) -> np.ndarray:
+    """(N, D) float32: of the training run's images first, where there is one."""
+    if at.name.endswith(f"({RANDOM})"):
+        assert plan.random is not None
+        last = Representation("z_voco", plan.random.shape.stack[-1])
+        return features.load(plan.random, last)
+    own = features.load(plan.run, at)
+    if plan.train is None:
+        return own
+    other = features.load(plan.train, at)
+    if other.shape[1] != own.shape[1]:
+        raise UserError(
+            f"{at.name} has {own.shape[1]} features in {plan.run.path.name} and {other.shape[1]} in "
+            f"{plan.train.path.name}; both runs must come from the same model"
+        )
+    return np.concatenate([other, own])
+
+
+def _source(plan: Plan, at: Representation) -> str:
+    runs = [_identity(run) for run in (plan.run, plan.train, plan.random) if run is not None]
+    files = [Path(part) for part in at.name.split("+") if Path(part).is_file()]
+    stamps = [(str(file.absolute()), file.stat().st_mtime_ns, file.stat().st_size) for file in files]
+    return json.dumps([runs, at, stamps])
+
+
+# ---- scores
+
+
+def _score(
+    plan: Plan, width: int, answers: list[Any], n_own: int, compared: bool, draws_RG: np.ndarray
+) -> Found:
+    held_out: list[list[HeldOut]] = answers[:n_own]
+    own = range(len(plan.tasks))
+    scores = [_scores(plan, one.labels, [fold[t] for fold in held_out], draws_RG) for t, one in enumerate(plan.tasks)]
+    control = None
+    if compared and plan.types is not None:
+        control = []
+        drawn = _control_tasks(plan)
+        for t, one in enumerate(plan.tasks):
+            of = [
+                _scores(plan, drawn[at], [fold[at + len(plan.tasks)] for fold in held_out], draws_RG)
+                for at in range(t, len(drawn), len(plan.tasks))
+                if _varies(plan, drawn[at])
+            ]
+            control.append(inference.mean([each.of[METRIC[one.task.kind]] for each in of]) if of else None)
+    curve = []
+    if compared and plan.settings.curve:
+        cells = _cells(plan, plan.columns[0])
+        for number in range(len(CURVE)):
+            at = slice(n_own * (number + 1), n_own * (number + 2))
+            images = round(float(np.mean([cell.train.sum() for cell in cells[at] if isinstance(cell, Fold)])))
+            parts = answers[at]
+            curve.append(
+                (images, [_scores(plan, plan.tasks[t].labels, [fold[t] for fold in parts], draws_RG) for t in own])
+            )
+        whole = round(float(np.mean([cell.train.sum() for cell in cells[:n_own] if isinstance(cell, Fold)])))
+        curve.append((whole, scores))
+    return Found(
+        width=width,
+        scores=scores,
+        held_out=held_out,
+        fold_scores=[_fold_scores(plan, one, [fold[t] for fold in held_out]) for t, one in enumerate(plan.tasks)],
+        control=control,
+        codes=answers[-1] if compared and plan.settings.match_dim is None else None,
+        curve=curve,
+        confusion=[
+            _confusion(plan, one.labels, [fold[t] for fold in held_out]) if compared else None
+            for t, one in enumerate(plan.tasks)
+        ],
+    )
+
+
+def _numbers(plan: Plan) -> list[int]:
+    return [int(k) for k in np.unique(plan.fold) if k >= 0]
+
+
+def _assembled(plan: Plan, labels: Labels, parts: Sequence[HeldOut]) -> Prediction:
+    """Predictions of all scored images, those with a fold, in their order."""
+    at = plan.fold[plan.fold >= 0]
+
+    def whole(pieces: Sequence[np.ndarray]) -> np.ndarray:
+        out = np.empty((len(at), *pieces[0].shape[1:]), pieces[0].dtype)
+        for k, piece in zip(_numbers(plan), pieces, strict=True):
+            out[at == k] = piece
+        return out
+
+    if labels.kind == "number":
+        gaussians = [one.prediction for one in parts if isinstance(one.prediction, Gaussian)]
+        return Gaussian(whole([g.mean for g in gaussians]), whole([g.scale for g in gaussians]))
+    return whole([np.asarray(one.prediction) for one in parts])
+
+
+def _scores(plan: Plan, labels: Labels, parts: Sequence[HeldOut], draws_RG: np.ndarray) -> Scores:
+    scored = plan.fold >= 0
+    floor = _without_features(plan, labels)
+    prediction = _assembled(plan, labels, parts)
+    return metrics.score(
+        labels.kind, labels.y[scored], prediction, floor, plan.fold[scored], plan.groups[scored], draws_RG
+    )
+
+
+def _without_features(plan: Plan, labels: Labels, categories: np.ndarray | None = None) -> Prediction:
+    """The floor's prediction of the scored images, or that of someone who knows their category."""
+    used = plan.fold > -2
+    y, fold = labels.y[used], plan.fold[used]
+    if categories is None:
+        prediction = controls.floor(labels.kind, y, fold, labels.n_classes)
+    else:
+        prediction = controls.oracle(labels.kind, y, categories[used], fold, labels.n_classes)
+    scored = fold >= 0
+    if isinstance(prediction, Gaussian):
+        return Gaussian(prediction.mean[scored], prediction.scale[scored])
+    return prediction[scored]
+
+
+def _fold_scores(plan: Plan, one: ProbeTask, parts: Sequence[HeldOut]) -> tuple[float, ...]:
+    found = []
+    for k, part in zip(_numbers(plan), parts, strict=True):
+        y = one.labels.y[plan.fold == k]
+        found.append(metrics.evaluate(one.task.kind, y, part.prediction, np.zeros(len(y)))[METRIC[one.task.kind]])
+    return tuple(found)
+
+
+def _confusion(plan: Plan, labels: Labels, parts: Sequence[HeldOut]) -> np.ndarray | None:
+    if labels.kind != "classes" or labels.n_classes > _MOST_CONFUSED:
+        return None
+    y = labels.y[plan.fold >= 0]
+    chosen = np.asarray(_assembled(plan, labels, parts)).argmax(1)
+    counts = np.zeros((labels.n_classes, labels.n_classes), int)
+    np.add.at(counts, (y[y >= 0], chosen[y >= 0]), 1)
+    return counts
+
+
+# ---- what is told
+
+
+def _results(plan: Plan, found: dict[Representation, Found], config: dict[str, Any]) -> Results:
+    warnings = list(plan.warnings)
+    whole = found.get(Representation("v_pooled", None))
+    baselines = tuple(_baselines(plan))
+    shortcuts = {one.task: one for one in baselines}
+    rows = []
+    for t, one in enumerate(plan.tasks):
+        for at in plan.representations:
+            rows.append(_row(one, t, at, found[at], whole))
+            warnings += _doubts(rows[-1], shortcuts.get(one.task.name))
+    suites = list(dict.fromkeys(one.task.suite for one in plan.tasks))
+    return Results(
+        config=config | {"protocol": _protocol(plan)},
+        run=_identity(plan.run) | ({} if plan.train is None else {"train": _identity(plan.train)}),
+        versions={"python": platform.python_version()}
+        | {name: version(name) for name in ("numpy", "scipy", "torch", "scikit-learn")},
+        warnings=tuple(warnings),
+        rows=tuple(rows),
+        suite_means=tuple(
+            _suite_mean(plan, suite, at, found[at], whole) for suite in suites for at in plan.representations
+        ),
+        comparisons=(*_differences(plan, found, suites), *_conditional(plan, found)),
+        baselines=baselines,
+        curves=tuple(_curve_points(plan, found)),
+        confusions=tuple(
+            Confusion(one.task.name, at.name, at.layer, one.classes, tuple(map(tuple, counts.tolist())))
+            for at in plan.columns
+            for one, counts in zip(plan.tasks, found[at].confusion, strict=True)
+            if counts is not None
+        ),
+    )
+
+
+def _row(one: ProbeTask, t: int, at: Representation, found: Found, whole: Found | None) -> Row:
+    kind, scores = one.task.kind, found.scores[t]
+    metric, groups = METRIC[kind], scores.n_groups
+    score = _interval(scores.of[metric], groups)
+    parts = [fold[t] for fold in found.held_out]
+    gaps = [part.gap for part in parts if part.gap is not None]
+    control = None if found.control is None else found.control[t]
+    code = None if found.codes is None else found.codes[t]
     row = Row(
         suite=one.task.suite,
         task=one.task.name,
         kind=kind,
-        representation=representation.name,
-        layer=representation.layer,
-        metric=protocol.METRIC[kind],
-        estimate=scored.estimate,
-        lower=scored.lower,
-        upper=scored.upper,
-        n=scored.n,
-        n_groups=scored.n_groups,
-        floor=scored.floor,
-        strength=float(np.median(strengths)),
-        at_edge=2 * sum(result.choice.at_edge for result in held_out.values()) > len(held_out),
-        fold_scores=finite(scored.fold_scores),
+        unit=one.task.unit,
+        representation=at.name,
+        layer=at.layer,
+        width=found.width,
+        metric=metric,
+        estimate=scores.of[metric].estimate,
+        lower=_bound(score.lower, scores.of[metric].estimate),
+        upper=_bound(score.upper, scores.of[metric].estimate),
+        n=scores.n,
+        n_groups=groups,
+        floor=scores.floor[metric].estimate,
+        metrics={name: _interval(value, groups) for name, value in scores.of.items()},
+        bits=scores.of["V-information"].estimate,
+        compression=None if code is None else code.compression,
+        code_bits=None if code is None else code.bits / scores.n,
+        control=None if control is None else control.estimate,
+        selectivity=None if control is None else _difference(scores.of[metric], control, groups)[0],
+        retention=None if whole is None else _retention(scores.of[metric], whole.scores[t], metric, groups),
+        strength=float(np.median([part.strength for part in parts])),
+        at_edge=2 * sum(part.at_edge for part in parts) > len(parts),
+        gap=max(gaps) if gaps else None,
+        fold_scores=finite(found.fold_scores[t]),
         classes=one.classes,
     )
-    label = f"{row.task} from {row.representation}" + (f" layer {row.layer}" if row.layer is not None else "")
+    return row
+
+
+def _doubts(row: Row, shortcut: Baseline | None) -> list[str]:
+    """Why this row should not be trusted."""
+    name = f"{row.task} from {label(row.representation, row.layer)}"
     notes = []
     # Stronger than strong is the floor itself, so a score at the floor has nothing to gain outside the grid.
-    if row.at_edge and row.lower > row.floor:
-        notes.append(f"{label}: most folds chose an end of the grid of strengths; the score may be too low")
-    if missed := sum(result.unconverged for result in held_out.values()):
-        notes.append(f"{label}: {missed} fits stopped at the iteration limit")
-    return row, scored.draws, notes
+    grid = ridge.STRENGTHS if row.kind == "number" else protocol.STRENGTHS
+    if row.at_edge and row.lower > row.floor and row.estimate < 0.995:
+        end = "weakest" if row.strength <= grid[len(grid) // 2] else "strongest"
+        notes.append(f"{name}: most folds chose the {end} strength that was tried; the score may be too low")
+    if row.gap is not None and row.gap > LOOSE and row.estimate < 0.995:
+        notes.append(f"{name}: the solver proves its objective only to {row.gap:.0e} of the minimum")
+    known = None if shortcut is None else shortcut.score.estimate
+    if known is not None and row.lower > row.floor and row.estimate <= known:
+        notes.append(f"{name}: no better than knowing the category alone ({known:.2f}); it may read no more")
+    return notes
 
 
-def _mean(
-    rows: Sequence[Row], suite: str, representation: Representation, draws: list[np.ndarray]
-) -> SuiteMean:
-    of = [row for row in rows if (row.suite, row.representation, row.layer) == (suite, *representation)]
-    lower, upper = protocol.interval(np.mean(draws, axis=0))
+def _suite_mean(plan: Plan, suite: str, at: Representation, found: Found, whole: Found | None) -> SuiteMean:
+    of = [t for t, one in enumerate(plan.tasks) if one.task.suite == suite]
+    groups = max(found.scores[t].n_groups for t in of)
+    score, floor = _mean(plan, found, of), _mean(plan, found, of, floor=True)
+    bits = inference.mean([found.scores[t].of["V-information"] for t in of])
+    kept = None if whole is None else inference.retention(score, _mean(plan, whole, of), floor, groups)
+    interval = _interval(score, groups)
     return SuiteMean(
         suite=suite,
-        representation=representation.name,
-        layer=representation.layer,
-        estimate=float(np.mean([row.estimate for row in of])),
-        lower=lower,
-        upper=upper,
-        floor=float(np.mean([row.floor for row in of])),
+        representation=at.name,
+        layer=at.layer,
+        estimate=score.estimate,
+        lower=_bound(interval.lower, score.estimate),
+        upper=_bound(interval.upper, score.estimate),
+        floor=floor.estimate,
+        bits=_interval(bits, groups),
+        retention=None if kept is None else _told(kept.estimate, kept.lower, kept.upper),
         tasks=len(of),
     )
 
 
-def _identity(run: Run) -> dict:
+def _mean(plan: Plan, found: Found, of: Sequence[int], *, floor: bool = False) -> Sampled:
+    """The mean of the tasks' own metrics."""
+    return inference.mean(
+        [
+            (found.scores[t].floor if floor else found.scores[t].of)[METRIC[plan.tasks[t].task.kind]]
+            for t in of
+        ]
+    )
+
+
+def _differences(plan: Plan, found: dict[Representation, Found], suites: Sequence[str]) -> list[Comparison]:
+    """Every two columns, by task and by suite; tasks and means are two families for Holm's correction."""
+    by_task, by_suite = [], []
+    for a, b in combinations(plan.columns, 2):
+        for t, one in enumerate(plan.tasks):
+            metric = METRIC[one.task.kind]
+            groups = found[a].scores[t].n_groups
+            told, p = _difference(found[a].scores[t].of[metric], found[b].scores[t].of[metric], groups)
+            by_task.append(_comparison(one.task.suite, one.task.name, a, b, metric, told, p))
+        for suite in suites:
+            of = [t for t, one in enumerate(plan.tasks) if one.task.suite == suite]
+            groups = max(found[a].scores[t].n_groups for t in of)
+            told, p = _difference(_mean(plan, found[a], of), _mean(plan, found[b], of), groups)
+            by_suite.append(_comparison(suite, None, a, b, "mean", told, p))
+    return [*_corrected(by_task), *_corrected(by_suite)]
+
+
+def _conditional(plan: Plan, found: dict[Representation, Found]) -> list[Comparison]:
+    """What a join says of the labels beyond one of its parts: H(Y | part) - H(Y | join), in bits an image."""
+    parts = {("z_voco" if at.layer is not None else at.name): at for at in plan.columns}
+    made = []
+    for join in plan.columns:
+        for name in join.name.split("+") if "+" in join.name else ():
+            if name in parts:
+                for t, one in enumerate(plan.tasks):
+                    before, after = (found[at].scores[t].of["cross-entropy"] for at in (parts[name], join))
+                    told, p = _difference(before, after, found[join].scores[t].n_groups)
+                    made.append(_comparison(one.task.suite, one.task.name, join, parts[name], "bits", told, p))
+    return _corrected(made)
+
+
+def _comparison(
+    suite: str, task: str | None, a: Representation, b: Representation, metric: str, told: Interval, p: float
+) -> Comparison:
+    return Comparison(suite, task, label(*a), label(*b), metric, told, p, p)
+
+
+def _corrected(family: Sequence[Comparison]) -> list[Comparison]:
+    adjusted = inference.holm(np.array([one.p for one in family]))
+    return [replace(one, p_holm=float(p)) for one, p in zip(family, adjusted, strict=True)]
+
+
+def _baselines(plan: Plan) -> Iterator[Baseline]:
+    if plan.types is None:
+        return
+    draws_RG = inference.resample_groups(int(plan.groups.max()) + 1, plan.settings.seed)
+    scored = plan.fold >= 0
+    for one in plan.tasks:
+        if one is plan.types:
+            continue  # knowing the category, it is no question
+        found = metrics.score(
+            one.task.kind,
+            one.labels.y[scored],
+            _without_features(plan, one.labels, plan.types.labels.y),
+            _without_features(plan, one.labels),
+            plan.fold[scored],
+            plan.groups[scored],
+            draws_RG,
+        )
+        metric = METRIC[one.task.kind]
+        score, bits = (_interval(found.of[name], found.n_groups) for name in (metric, "V-information"))
+        yield Baseline(one.task.suite, one.task.name, "category alone", metric, score, bits)
+
+
+def _curve_points(plan: Plan, found: dict[Representation, Found]) -> Iterator[CurvePoint]:
+    for at in plan.columns:
+        for images, by_task in found[at].curve:
+            for one, scores in zip(plan.tasks, by_task, strict=True):
+                metric = METRIC[one.task.kind]
+                score, bits = (_interval(scores.of[name], scores.n_groups) for name in (metric, "V-information"))
+                yield CurvePoint(one.task.suite, one.task.name, at.name, at.layer, images, metric, score, bits)
+
+
+def _protocol(plan: Plan) -> dict[str, Any]:
+    return asdict(plan.settings) | {
+        "inner_folds": protocol.INNER_FOLDS,
+        "strengths": list(protocol.STRENGTHS),
+        "ridge_strengths": list(ridge.STRENGTHS),
+        "resamples": inference.RESAMPLES,
+        "control_draws": CONTROL_DRAWS if plan.types is not None else 0,
+        "types": None if plan.types is None else plan.types.task.name,
+        "groups": len(np.unique(plan.groups[plan.fold >= 0])),
+        "images": int((plan.fold >= 0).sum()),
+        "outer_folds": len(_numbers(plan)),
+    }
+
+
+# ---- numbers as they are told
+
+
+def _interval(quantity: Sampled, groups: int) -> Interval:
+    return _told(quantity.estimate, *inference.interval(quantity.draws, groups))
+
+
+def _difference(a: Sampled, b: Sampled, groups: int) -> tuple[Interval, float]:
+    found = inference.difference(a, b, groups)
+    return _told(found.estimate, found.lower, found.upper), found.p
+
+
+def _retention(score: Sampled, whole: Scores, metric: str, groups: int) -> Interval:
+    found = inference.retention(score, whole.of[metric], whole.floor[metric], groups)
+    return _told(found.estimate, found.lower, found.upper)
+
+
+def _told(*values: float) -> Interval:
+    return Interval(*(value if math.isfinite(value) else None for value in values))
+
+
+def _bound(value: float | None, estimate: float) -> float:
+    """The end of a score's interval; the score itself where no resample has one."""
+    return estimate if value is None else value
+
+
+def _identity(run: Run) -> dict[str, Any]:
     return {
         "file": run.path.name,
         "created": run.created,

@@ -1,125 +1,365 @@
-"""Probe results as text tables. Knows `Results` and rich; not runs, files or solvers."""
+"""Probe results as text tables, and what of them deserves a mark or a doubt. Knows `Results` and rich; not runs, files
+or solvers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from probes.results import Results, Row, SuiteMean
+from probes.results import Comparison, Interval, Results, Row, SuiteMean, label
 
 METRICS = {
     "top-1": "share of images whose class is right",
     "mAP": "mean average precision over labels",
     "R2": "share of the variance explained",
 }
+PAPER = {"semantic": 26.67, "detail": 30.70}
+"""Top-1 of z_voco in the paper (arXiv 2512.08240), in percent."""
+SIGNIFICANT = 0.05
+FEW = 20
+"""Held-out images of a class below which one of them moves its recall by more than 5 points."""
+
+_GREY = "bright_black"
+_TASK, _CELL, _FLOOR = 12, 9, 5  # least widths of columns
+_MOST_LAYERS = 48
+
+Key = tuple[str, int | None]
+"""A representation and its layer."""
 
 
 def render(results: Results) -> Group:
-    """One table a suite; where several layers were probed, one of z_voco by layer beneath; then the
-    warnings.
+    """For every suite its scores, its layers where several were probed, its bits, differences, and what representations
+    add to each other; then how to read them, and warnings.
     """
-    suites = list(dict.fromkeys(row.suite for row in results.rows))
     parts: list[RenderableType] = []
-    for suite in suites:
-        parts.append(suite_table(results, suite))
-        if len(_layers(results, suite)) > 1:
-            parts.append(layer_table(results, suite))
-    parts += [Text(f"! {warning}", style="yellow") for warning in results.warnings]
+    for suite in suites(results):
+        parts.append(_scores(results, suite))
+        if len(layers(results, suite)) > 1:
+            parts.append(_layer_table(results, suite))
+        parts.append(_bits(results, suite))
+        parts += [grid for grid in (_differences(results, suite), _added(results, suite)) if grid.lines]
+    parts.append(Text(_legend(results), style=_GREY))
+    parts += [Text(f"! {doubt}", style="yellow") for doubt in doubts(results)]
     return Group(*parts)
 
 
-def suite_table(results: Results, suite: str) -> Table:
-    """Task by representation: score [95 % interval], beside the floor of the same images."""
-    rows = [row for row in results.rows if row.suite == suite]
-    means = [mean for mean in results.suite_means if mean.suite == suite]
-    columns = _columns(rows)
-    metrics = list(dict.fromkeys(row.metric for row in rows))
-    table = Table(
-        title=f"{suite}: what a linear probe reads",
-        caption=_caption(metrics),
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        caption_justify="left",
-        collapse_padding=True,
-        pad_edge=False,
-    )
-    table.add_column("task", no_wrap=True)
-    table.add_column("metric", no_wrap=True)
-    table.add_column("n", justify="right", no_wrap=True)
-    for name, layer in columns:
-        header = f"{name} ({layer})" if layer is not None else name
-        table.add_column(header, justify="right", min_width=len("[-0.00,0.00]"))
-    table.add_column("floor", justify="right", style="bright_black", no_wrap=True)
-    for task, of in _by_task(rows):
-        cells = {(row.representation, row.layer): _score(row) for row in of}
-        first = of[0]
-        name = f"{task} ({len(first.classes)})" if first.classes else task
-        scores = [cells[column] for column in columns]
-        table.add_row(name, first.metric, str(first.n), *scores, _number(first.floor))
-    cells = {(mean.representation, mean.layer): _score(mean) for mean in means}
-    table.add_section()
-    table.add_row(
-        f"mean of {means[0].tasks}",
-        "mixed" if len(metrics) > 1 else metrics[0],
-        "",
-        *[cells[column] for column in columns],
-        _number(means[0].floor),
-        style="bold",
-    )
-    return table
+# ---- what to show and what to make of it
 
 
-def layer_table(results: Results, suite: str) -> Table:
-    """z_voco layer by layer, without intervals."""
-    rows = [row for row in results.rows if row.suite == suite and row.representation == "z_voco"]
-    layers = _layers(results, suite)
-    table = Table(
-        title=f"{suite}: z_voco by layer (0 is the embedding: the same for every image)",
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        collapse_padding=True,
-        pad_edge=False,
-    )
-    table.add_column("task", no_wrap=True)
-    for layer in layers:
-        table.add_column(str(layer), justify="right", no_wrap=True)
-    table.add_column("floor", justify="right", style="bright_black", no_wrap=True)
-    for task, of in _by_task(rows):
-        at = {row.layer: _number(row.estimate) for row in of}
-        table.add_row(task, *[at[layer] for layer in layers], _number(of[0].floor))
-    means = {
-        mean.layer: mean
-        for mean in results.suite_means
-        if mean.suite == suite and mean.representation == "z_voco"
-    }
-    table.add_section()
-    cells = [_number(means[layer].estimate) for layer in layers]
-    table.add_row("mean", *cells, _number(means[layers[0]].floor), style="bold")
-    return table
+def suites(results: Results) -> list[str]:
+    return list(dict.fromkeys(row.suite for row in results.rows))
 
 
-def _caption(metrics: Sequence[str]) -> str:
-    said = "; ".join(f"{name}: {METRICS[name]}" for name in metrics)
-    mixed = " The mean counts each task once, though metrics differ by task." if len(metrics) > 1 else ""
-    return (
-        f"Held-out score [95 % interval]. {said}.{mixed} floor: the same without features "
-        "(majority class, share of positives, mean). Number of classes in brackets."
-    )
+def columns(results: Results, suite: str) -> list[Key]:
+    """What to compare side by side: z_voco at its last layer only, without joins whose use is told by what they add
+    (`added`), and floors last.
+    """
+    told = {comparison.a for comparison in results.comparisons if comparison.metric == "bits"}
+    keys = dict.fromkeys((row.representation, row.layer) for row in results.rows if row.suite == suite)
+    last = max((layer for _, layer in keys if layer is not None), default=None)
+    kept = [key for key in keys if key[1] in (None, last) and label(*key) not in told]
+    return sorted(kept or keys, key=is_floor)
 
 
-def _columns(rows: Sequence[Row]) -> list[tuple[str, int | None]]:
-    """The representations, z_voco at its last layer only."""
-    last = max(row.layer for row in rows if row.layer is not None)
-    columns = dict.fromkeys((row.representation, row.layer) for row in rows)
-    return [column for column in columns if column[1] in (None, last)]
+def is_floor(key: Key) -> bool:
+    """What a trained model should beat: pixels, random weights, and the embedding of <voco>, which never changes."""
+    name, layer = key
+    return name == "pixels" or name.endswith("(random weights)") or layer == 0
 
 
-def _layers(results: Results, suite: str) -> list[int]:
+def layers(results: Results, suite: str) -> list[int]:
     return sorted({row.layer for row in results.rows if row.suite == suite and row.layer is not None})
+
+
+def best(results: Results, suite: str, task: str | None, estimates: Mapping[Key, float]) -> Key | None:
+    """The representation that a paired test, after Holm's correction, finds better than each of the others; None where
+    there is none or not every pair with it was tested. task None: the mean of the suite.
+    """
+    if len(estimates) < 2:
+        return None
+    top = max(estimates, key=lambda key: estimates[key])
+    beaten = set()
+    for one in results.comparisons:
+        if (one.suite, one.task) == (suite, task) and one.metric != "bits" and one.p_holm < SIGNIFICANT:
+            better, worse = (one.a, one.b) if (one.difference.estimate or 0) > 0 else (one.b, one.a)
+            if better == label(*top):
+                beaten.add(worse)
+    return top if all(label(*key) in beaten for key in estimates if key != top) else None
+
+
+def against(results: Results, suite: str) -> dict[tuple[str | None, Key], Comparison]:
+    """(task, column) -> z_voco's last layer minus that column; where z_voco is no column, the first one minus it. Task
+    None: the mean of the suite.
+    """
+    keys = columns(results, suite)
+    first = next((key for key in keys if key[0] == "z_voco"), keys[0])
+    of_scores = [one for one in results.comparisons if one.suite == suite and one.metric != "bits"]
+    tested = {(one.task, one.a, one.b): one for one in of_scores}
+    found = {}
+    for task in [*(task for task, _ in _by_task([row for row in results.rows if row.suite == suite])), None]:
+        for key in keys:
+            if (one := tested.get((task, label(*first), label(*key)))) is not None:
+                found[task, key] = one
+            elif (one := tested.get((task, label(*key), label(*first)))) is not None:
+                estimate, lower, upper = (None if end is None else -end for end in one.difference)
+                found[task, key] = replace(one, a=one.b, b=one.a, difference=Interval(estimate, upper, lower))
+    return found
+
+
+def added(comparison: Comparison) -> tuple[str, str]:
+    """(what is added, what was known) of a comparison in bits: v_d+z_voco with v_d is z_voco, given v_d."""
+    parts, known = comparison.a.split("+"), comparison.b.split("@")[0].split("+")
+    return "+".join(part for part in parts if part not in known) or comparison.a, comparison.b
+
+
+def doubts(results: Results) -> list[str]:
+    """The warnings of the results and, of tasks with few images of a class, one more. Those that differ only in what
+    they are about, which stands before the first colon, are told together.
+    """
+    rarest = {one.task: min(map(sum, one.counts)) for one in results.confusions if one.counts}
+    mean = {row.task: row.n / len(row.classes) for row in results.rows if row.kind == "classes" and row.classes}
+    few = [f"{task}: fewer than {FEW} images of some class" for task, n in (mean | rarest).items() if n < FEW]
+    about: dict[str, list[str]] = {}
+    for warning in (*results.warnings, *few):
+        subject, _, reason = warning.partition(": ")
+        about.setdefault(reason or warning, []).append(subject if reason else "")
+    return [f"{_short(subjects)}: {reason}" if subjects[0] else reason for reason, subjects in about.items()]
+
+
+# ---- a table of tasks by representations
+
+
+@dataclass(frozen=True)
+class _Line:
+    name: Text
+    cells: Mapping[Any, Text]
+    """By column."""
+    floor: Text = field(default_factory=Text)
+    section: bool = False
+    """A rule above."""
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Cut into as many tables as the width asks for."""
+
+    title: str
+    heads: Mapping[Any, Text]
+    """Of the columns."""
+    lines: Sequence[_Line]
+    floor: str = ""
+    """The header of a last column, if there is one."""
+    caption: str = ""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        room = options.max_width - _TASK - (_FLOOR + 1 if self.floor else 0)
+        keys = list(self.heads)
+        size = math.ceil(len(keys) / math.ceil(len(keys) / max(1, room // (_CELL + 1))))
+        yield Text(self.title, style="bold")
+        for start in range(0, len(keys), size):
+            yield self._part(keys[start : start + size])
+        if self.caption:
+            yield Text(self.caption + "\n", style=_GREY)
+
+    def _part(self, keys: Sequence[Any]) -> Table:
+        table = _table(padding=0)
+        table.add_column("task", min_width=_TASK, overflow="fold")
+        for key in keys:
+            table.add_column(self.heads[key], justify="right", min_width=_CELL, overflow="fold")
+        if self.floor:
+            table.add_column(Text(self.floor, style=_GREY), justify="right", min_width=_FLOOR, overflow="fold")
+        for line in self.lines:
+            if line.section:
+                table.add_section()
+            cells = [line.cells.get(key, Text()) for key in keys]
+            table.add_row(line.name, *cells, *([line.floor] if self.floor else []))
+        return table
+
+
+def _table(padding: int) -> Table:
+    return Table(box=box.SIMPLE_HEAD, padding=(0, padding, 0, 0), pad_edge=False)
+
+
+def _scores(results: Results, suite: str) -> _Grid:
+    keys = columns(results, suite)
+    rows = [row for row in results.rows if row.suite == suite]
+    lines = []
+    for task, of in _by_task(rows):
+        here = {key: row for row in of if (key := (row.representation, row.layer)) in keys}
+        top = best(results, suite, task, {key: row.estimate for key, row in here.items()})
+        cells = {key: _score(row, key, key == top) for key, row in here.items()}
+        first = of[0]
+        number = f" K={len(first.classes)}" if first.classes else ""
+        about = Text(f"\n{first.metric}{number} n={first.n}", style=_GREY)
+        lines.append(_Line(Text(task) + about, cells, Text(_number(first.floor), style=_GREY)))
+        if any(row.control is not None for row in here.values()):
+            control = {key: Text(_number(row.control), style=_GREY) for key, row in here.items()}
+            lines.append(_Line(Text(" control", style=_GREY), control))
+        for one in results.baselines:
+            if (one.suite, one.task) == (suite, task):
+                value = Text(_number(one.score.estimate), style=_GREY)
+                lines.append(_Line(Text(f" {one.name}", style=_GREY), {}, value))
+    means = {(mean.representation, mean.layer): mean for mean in results.suite_means if mean.suite == suite}
+    shown = {key: means[key] for key in keys if key in means}
+    metrics = list(dict.fromkeys(row.metric for row in rows))
+    if shown:
+        top = best(results, suite, None, {key: mean.estimate for key, mean in shown.items()})
+        cells = {key: _score(mean, key, key == top) for key, mean in shown.items()}
+        some = next(iter(shown.values()))
+        name = Text(f"mean of {some.tasks}", style="bold")
+        about = Text(f"\n{metrics[0] if len(metrics) == 1 else 'mixed'}", style=_GREY)
+        lines.append(_Line(name + about, cells, Text(_number(some.floor), style=_GREY), section=True))
+        if any(mean.retention is not None for mean in shown.values()):
+            cells = {key: _interval(mean.retention) for key, mean in shown.items() if mean.retention is not None}
+            lines.append(_Line(Text(" retention"), cells))
+    title = f"{suite}: what a linear probe reads ({sample(results, suite)})"
+    return _Grid(title, _heads(keys), lines, "floor", paper_reference(suite))
+
+
+def _heads(keys: Sequence[Key]) -> dict[Key, Text]:
+    return {key: Text(label(*key), style=_GREY if is_floor(key) else "") for key in keys}
+
+
+def _bits(results: Results, suite: str) -> _Grid:
+    keys = columns(results, suite)
+    lines = []
+    for task, of in _by_task([row for row in results.rows if row.suite == suite]):
+        here = {key: row for row in of if (key := (row.representation, row.layer)) in keys}
+        lines.append(_Line(Text(task), {key: _interval(row.metrics.get("V-information")) for key, row in here.items()}))
+        if any(row.compression is not None for row in here.values()):
+            cells = {key: Text(_number(row.compression), style=_GREY) for key, row in here.items()}
+            lines.append(_Line(Text(" compression", style=_GREY), cells))
+    means = [mean for mean in results.suite_means if mean.suite == suite]
+    cells = {(mean.representation, mean.layer): _interval(mean.bits) for mean in means}
+    lines.append(_Line(Text("mean", style="bold"), cells, section=True))
+    return _Grid(f"{suite}: bits an image that the probe saves", _heads(keys), lines)
+
+
+def _differences(results: Results, suite: str) -> _Grid:
+    """A column for each representation that another one is compared with, without lines where nothing is."""
+    found = against(results, suite)
+    heads = _heads([key for key in columns(results, suite) if any(key == other for _, other in found)])
+    lines = [
+        _Line(
+            Text("mean of the tasks" if task is None else task, style="bold" if task is None else ""),
+            {key: _difference(one) for (of, key), one in found.items() if of == task},
+            section=task is None,
+        )
+        for task in dict.fromkeys(task for task, _ in found)
+    ]
+    first = next(iter(found.values())).a if found else ""
+    return _Grid(f"{suite}: {first} minus", heads, lines)
+
+
+def _added(results: Results, suite: str) -> _Grid:
+    shown = [one for one in results.comparisons if one.suite == suite and one.metric == "bits"]
+    heads = {added(one): Text("{} given {}".format(*added(one))) for one in shown}
+    lines = [
+        _Line(Text(task or "mean"), {added(one): _difference(one) for one in shown if one.task == task})
+        for task in dict.fromkeys(one.task for one in shown)
+    ]
+    return _Grid(f"{suite}: bits an image that one adds to another", heads, lines)
+
+
+def _difference(one: Comparison) -> Text:
+    value, lower, upper = one.difference
+    sure = one.p_holm < SIGNIFICANT
+    sign = "+" if (value or 0) > 0 else ""
+    first = Text(f"{sign}{_number(value, 3)}{'*' if sure else ''}", style="" if sure else _GREY)
+    return first + Text("\n" + _ends(lower, upper, 3), style=_GREY)
+
+
+def _legend(results: Results) -> str:
+    """How to read the tables: what is in them, and nothing else."""
+    rows = results.rows
+    metrics = list(dict.fromkeys(row.metric for row in rows))
+    matched = results.config.get("protocol", {}).get("match_dim")
+    kinds = {"bits" if one.metric == "bits" else "scores" for one in results.comparisons}
+    said = {
+        "Scores are held out, with their 95 % interval below. "
+        + "; ".join(f"{name}: {METRICS.get(name, '')}" for name in metrics)
+        + ". K: classes or labels; n: images.": True,
+        f"Of every representation only the first {matched} principal directions are probed.": matched,
+        "* of a score: better than every other of its row by paired tests, p < 0.05 after Holm's correction. * of a "
+        "difference: p < 0.05 alike. Differences are on the same images; others are in the JSON file.": kinds,
+        "Grey: floors, and what is not above its own. floor: without features (majority class, share of positives, "
+        "mean).": True,
+        "pixels: a probe of the thumbnail.": any(row.representation == "pixels" for row in rows),
+        "control: a probe of random labels of object categories, which shows how well it tells these apart.": any(
+            row.control is not None for row in rows
+        ),
+        "category alone: the best guess from the image's category.": results.baselines,
+        "A suite's mean counts each task once, though metrics differ.": len(metrics) > 1,
+        "retention: (mean - floor) / (v_pooled's mean - floor).": any(mean.retention for mean in results.suite_means),
+        "Bits: V-information, what the probe saves over knowing how often labels occur.": True,
+        "compression: of the online code, which also rewards learning from few images; 1 saves nothing.": any(
+            row.compression is not None for row in rows
+        ),
+        "One given another: I(a; Y | b), what a probe of both saves over a probe of b alone; below 0, the wider one "
+        "learned worse from as many images.": "bits" in kinds,
+    }
+    return " ".join(text for text, there in said.items() if there) + "\n"
+
+
+def paper_reference(suite: str) -> str:
+    """What the paper has for a suite of this name; empty for any other."""
+    if suite not in PAPER:
+        return ""
+    return (
+        f"The paper has {PAPER[suite]:.2f} % top-1 for z_voco on {suite} tasks, of data, classes and sample sizes that "
+        "are not known: a reference, not a comparison."
+    )
+
+
+def sample(results: Results, suite: str) -> str:
+    """How many images its scores stand on, such as `1601 to 2000 images in 2000 groups, 5 folds`."""
+    rows = [row for row in results.rows if row.suite == suite]
+    images, groups = ({getattr(row, name) for row in rows} for name in ("n", "n_groups"))
+    held_out = "none trained on" if "train" in results.run else f"{len(rows[0].fold_scores)} folds"
+    return f"{_range(images)} images in {_range(groups)} groups, {held_out}"
+
+
+def _range(numbers: set[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _score(item: Row | SuiteMean, key: Key, marked: bool) -> Text:
+    grey = is_floor(key) or item.lower <= item.floor
+    first = Text(_number(item.estimate) + ("*" if marked else ""), style=_GREY if grey else "bold" if marked else "")
+    return first + Text("\n" + _ends(item.lower, item.upper), style=_GREY)
+
+
+def _interval(value: Interval | None) -> Text:
+    if value is None or value.estimate is None:
+        return Text("-", style=_GREY)
+    return Text(_number(value.estimate)) + Text("\n" + _ends(value.lower, value.upper), style=_GREY)
+
+
+def _ends(lower: float | None, upper: float | None, digits: int = 2) -> str:
+    """Short enough for a narrow column; where a number is negative, on two lines if need be."""
+    if lower is None or upper is None:
+        return "unbounded"
+    low, high = (re.sub(r"^(-?)0\.", r"\1.", _number(value, digits)) for value in (lower, upper))
+    return f"{low} to {high}" if low.startswith("-") else f"{low}-{high}"
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    """Fewer digits of large numbers, and no sign of what rounds to 0."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    digits = digits if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+    return f"{value:z.{digits}f}"
 
 
 def _by_task(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
@@ -127,10 +367,61 @@ def _by_task(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
         yield task, [row for row in rows if row.task == task]
 
 
-def _score(item: Row | SuiteMean) -> str:
-    """Without a space inside the interval, so that a narrow terminal breaks before it."""
-    return rf"{_number(item.estimate)} \[{_number(item.lower)},{_number(item.upper)}]"
+def _short(names: Sequence[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _number(value: float) -> str:
-    return f"{value:.2f}".replace("-0.00", "0.00")
+# ---- layers
+
+
+@dataclass(frozen=True)
+class _Chart:
+    """A line of columns, each as high as its share (0 to 1) of `height` lines of text."""
+
+    shares: Sequence[float]
+    height: int = 1
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        blocks = " .:|" if options.ascii_only else " ▁▂▃▄▅▆▇█"
+        full = len(blocks) - 1
+        levels = [max(1, round(min(max(share, 0), 1) * self.height * full)) for share in self.shares]
+        for line in range(self.height - 1, -1, -1):
+            drawn = "".join(blocks[min(max(level - line * full, 0), full)] for level in levels)
+            yield Text(drawn, no_wrap=True, overflow="crop")
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(len(self.shares), len(self.shares))
+
+
+def _layer_table(results: Results, suite: str) -> Group:
+    """z_voco by layer: a chart from the floor to a perfect score, and the numbers of its ends and its highest point."""
+    stored = layers(results, suite)
+    drawn = stored[:: -math.ceil(len(stored) / _MOST_LAYERS)][::-1]
+    in_a_row = drawn == list(range(drawn[0], drawn[-1] + 1))
+    every = f"{drawn[0]} to {drawn[-1]}" if in_a_row else ", ".join(map(str, drawn))
+    caption = (
+        f"Columns: layers {every} (0 is the embedding, the same for every image), from the floor to a perfect score. "
+        "The highest of many is high partly by chance: choose a layer on other images than those that score it.\n"
+    )
+    table = _table(padding=2)
+    table.add_column("task", overflow="fold")
+    table.add_column("score", no_wrap=True)
+    for name in (f"layer {stored[0]}", "highest", f"layer {stored[-1]}"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column(Text("floor", style=_GREY), justify="right", no_wrap=True)
+
+    def add(name: Text, at: Mapping[int, float], floor: float, height: int) -> None:
+        top = max(at, key=lambda layer: at[layer])
+        room = max(1 - floor, 1e-9)
+        chart = _Chart([(at.get(layer, floor) - floor) / room for layer in drawn], height)
+        numbers = (_number(at.get(stored[0])), f"{_number(at[top])} @{top}", _number(at.get(stored[-1])))
+        table.add_row(name, chart, *numbers, Text(_number(floor), style=_GREY))
+
+    for task, of in _by_task([row for row in results.rows if row.suite == suite and row.layer is not None]):
+        add(Text(task), {row.layer: row.estimate for row in of if row.layer is not None}, of[0].floor, 1)
+    means = [mean for mean in results.suite_means if mean.suite == suite and mean.layer is not None]
+    if means:
+        table.add_section()
+        at = {mean.layer: mean.estimate for mean in means if mean.layer is not None}
+        add(Text("mean", style="bold"), at, means[0].floor, 4)
+    return Group(Text(f"{suite}: z_voco by layer", style="bold"), table, Text(caption, style=_GREY))

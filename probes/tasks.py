@@ -1,6 +1,6 @@
 """Which questions of a run are probed, and on which images. Knows labels; not features, solvers or scores.
 
-N images of the run, n images whose label is known and used, C labels of a multi-label task.
+N images of the run, C labels of a multi-label task. A separate training run's images come first, see `together`.
 """
 
 from __future__ import annotations
@@ -12,21 +12,18 @@ import numpy as np
 
 from extract.errors import UserError
 from extract.store import Run, Task
+from probes.codelength import Labels
+from probes.metrics import UNKNOWN
 
 SUITES = ("semantic", "detail")
-UNKNOWN = 255  # of a multi-label entry
 
 
 class ProbeTask(NamedTuple):
     """One task, ready to be folded."""
 
     task: Task
-    rows: np.ndarray
-    """(n,) the images used, as indices into the run, ascending."""
-    y: np.ndarray
-    """(n,) int index into `classes`; (n,) float; or (n, C) uint8 with 255 where unknown."""
-    groups: np.ndarray
-    """(n,) int, numbered over the whole run."""
+    labels: Labels
+    """Of all N images: -1, NaN or 255 where it is not known or its class was dropped."""
     classes: tuple[str, ...]
     """The classes or labels that are left; () for numbers."""
 
@@ -70,17 +67,18 @@ def select(run: Run, names: Sequence[str]) -> tuple[Task, ...]:
     return tuple(task for task in run.tasks if task.name in wanted)
 
 
-def prepare(run: Run, tasks: Sequence[Task], folds: int) -> Preparation:
-    """Labels of every task with its unknown images left out and its rare classes dropped.
+def prepare(
+    tasks: Sequence[Task], labels: Sequence[np.ndarray], groups: np.ndarray, enough: int, counted: np.ndarray
+) -> Preparation:
+    """The labels (N, ...) of every task with its rare classes dropped.
 
-    A class, or one side of a label, needs `2 * folds` groups, so that every training and held-out fold sees
-    it.
+    A class, one side of a label, or all values of a number but its most common one need `enough` groups among the
+    `counted` (N,) bool images, so that every training and held-out fold sees it.
     """
-    groups = group_codes(run.groups())
     ready: list[ProbeTask] = []
     warnings: list[str] = []
-    for task in tasks:
-        made, notes = prepare_one(task, run.labels(task.name), groups, folds)
+    for task, given in zip(tasks, labels, strict=True):
+        made, notes = prepare_one(task, given, groups, enough, counted)
         warnings += notes
         if made is not None:
             ready.append(made)
@@ -88,25 +86,24 @@ def prepare(run: Run, tasks: Sequence[Task], folds: int) -> Preparation:
 
 
 def prepare_one(
-    task: Task, labels: np.ndarray, groups: np.ndarray, folds: int
+    task: Task, labels: np.ndarray, groups: np.ndarray, enough: int, counted: np.ndarray
 ) -> tuple[ProbeTask | None, list[str]]:
-    """`prepare` for one task on plain arrays: its labels as stored and (N,) group numbers."""
-    enough = 2 * folds
+    """`prepare` for one task: its labels as stored and (N,) group numbers."""
     notes: list[str] = []
-    y: np.ndarray
-    if task.kind == "number":
-        rows = np.flatnonzero(np.isfinite(labels))
-        y = labels[rows].astype(np.float64)
-        n_groups = len(np.unique(groups[rows]))
-        if n_groups < enough:
-            return None, [f"{task.name} is skipped: {n_groups} groups with a value, needs {enough}"]
-        if y.min() == y.max():
-            return None, [f"{task.name} is skipped: every image has the value {y[0]:g}"]
-        return ProbeTask(task, rows, y, groups[rows], ()), notes
 
     def n_groups_of(chosen: np.ndarray) -> int:
-        return len(np.unique(groups[chosen]))
+        return len(np.unique(groups[chosen & counted]))
 
+    if task.kind == "number":
+        known = np.isfinite(labels)
+        if (found := n_groups_of(known)) < enough:
+            return None, [f"{task.name} is skipped: {found} groups with a value, needs {enough}"]
+        values, counts = np.unique(labels[known & counted], return_counts=True)
+        common = values[counts.argmax()]
+        if (found := n_groups_of(known & (labels != common))) < enough:
+            return None, [f"{task.name} is skipped: {found} groups with another value than {common:g}, needs {enough}"]
+        notes += _left_out(task, ~known)
+        return ProbeTask(task, Labels("number", np.where(known, labels, np.nan).astype(np.float64)), ()), notes
     numbers = range(len(task.classes))
     if task.kind == "classes":
         kept = [c for c in numbers if n_groups_of(labels == c) >= enough]
@@ -121,14 +118,65 @@ def prepare_one(
     if len(kept) < (2 if task.kind == "classes" else 1):
         notes.append(f"{task.name} is skipped: {len(kept)} {what} left")
         return None, notes
-    if task.kind == "classes":
-        rows = np.flatnonzero(np.isin(labels, kept))
-        y = np.searchsorted(kept, labels[rows])
-    else:
+    classes = tuple(task.classes[c] for c in kept)
+    if task.kind == "multilabel":
         y = labels[:, kept]
-        rows = np.flatnonzero((y != UNKNOWN).any(1))
-        y = y[rows]
-    return ProbeTask(task, rows, y, groups[rows], tuple(task.classes[c] for c in kept)), notes
+        return ProbeTask(task, Labels("multilabel", y), classes), notes + _left_out(task, (y == UNKNOWN).all(1))
+    y = np.full(len(labels), -1)
+    used = np.isin(labels, kept)
+    y[used] = np.searchsorted(kept, labels[used])
+    return ProbeTask(task, Labels("classes", y, len(kept)), classes), notes + _left_out(task, labels < 0)
+
+
+def scorable(ready: Sequence[ProbeTask], groups: np.ndarray, scored: np.ndarray) -> Preparation:
+    """The tasks that the `scored` (N,) bool images can score: two groups have a label (one of several: a positive), and
+    a number varies.
+    """
+    fit: list[ProbeTask] = []
+    warnings: list[str] = []
+    for one in ready:
+        kind, y = one.task.kind, one.labels.y[scored]
+        labelled = y >= 0 if kind == "classes" else (y == 1).any(1) if kind == "multilabel" else np.isfinite(y)
+        few = len(np.unique(groups[scored][labelled])) < 2
+        if few or (kind == "number" and np.ptp(y[labelled]) == 0):
+            warnings.append(f"{one.task.name} is skipped: the images to score it on have no two groups that tell")
+        else:
+            fit.append(one)
+    return Preparation(tuple(fit), tuple(warnings))
+
+
+def _left_out(task: Task, unknown: np.ndarray) -> list[str]:
+    count = int(unknown.sum())
+    return [f"{task.name}: {count} of {len(unknown)} images have no label and are left out"] if count else []
+
+
+def together(train: Run, test: Run, tasks: Sequence[Task]) -> list[np.ndarray]:
+    """Labels of the images of both runs, `train`'s first, in the classes of `test`'s tasks; other classes are unknown.
+
+    Raises UserError for a task that `train` lacks or that is of another kind or unit there.
+    """
+    found: list[np.ndarray] = []
+    for task in tasks:
+        other = next((one for one in train.tasks if one.name == task.name), None)
+        if other is None or (other.kind, other.unit) != (task.kind, task.unit):
+            wanted, there = (None if one is None else f"{one.kind} {one.unit}".rstrip() for one in (task, other))
+            raise UserError(
+                f"task {task.name} ({wanted}) of {test.path.name} cannot be learned from {train.path.name}, which "
+                f"has {there or 'no such task'}; name tasks that both have"
+            )
+        theirs, ours = train.labels(task.name), test.labels(task.name)
+        if task.kind == "classes":
+            place = {name: number for number, name in enumerate(task.classes)}
+            codes = np.array([place.get(name, -1) for name in other.classes] + [-1])  # -1 stays -1
+            theirs = codes[theirs]
+        elif task.kind == "multilabel":
+            columns = {name: number for number, name in enumerate(other.classes)}
+            unknown = np.full(len(theirs), UNKNOWN, np.uint8)
+            theirs = np.stack(
+                [theirs[:, columns[name]] if name in columns else unknown for name in task.classes], 1
+            )
+        found.append(np.concatenate([theirs, ours]))
+    return found
 
 
 def _short(names: Sequence[str], most: int = 5) -> str:

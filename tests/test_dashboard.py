@@ -413,8 +413,10 @@ def write_probes(run: Path, created: str) -> Path:
         suite="semantic",
         task="object",
         kind="classes",
+        unit="",
         representation="z_voco",
         layer=L,
+        width=8,
         metric="top-1",
         estimate=0.875,
         lower=0.75,
@@ -422,12 +424,21 @@ def write_probes(run: Path, created: str) -> Path:
         n=4,
         n_groups=4,
         floor=0.5,
+        metrics={"V-information": results.Interval(0.5, 0.25, 0.75)},
+        bits=0.5,
+        compression=None,
+        code_bits=None,
+        control=0.25,
+        selectivity=None,
+        retention=None,
         strength=1.0,
         at_edge=False,
+        gap=1e-7,
         fold_scores=(0.875,),
         classes=("disc", "bar"),
     )
-    mean = results.SuiteMean("semantic", "z_voco", L, 0.875, 0.75, 0.9375, 0.5, tasks=1)
+    bits = row.metrics["V-information"]
+    mean = results.SuiteMean("semantic", "z_voco", L, 0.875, 0.75, 0.9375, 0.5, bits, None, tasks=1)
     made = results.Results({}, {"created": created}, {}, ("a warning",), (row,), (mean,))
     return results.write(made, results.default_path(run))[0]
 
@@ -441,8 +452,9 @@ def test_probe_scores_beside_the_run_are_shown_with_interval_and_floor(tmp_path:
     app.run()
     assert not app.exception and not app.warning
     line = app.dataframe[0].value.iloc[0]
-    shown = ("object", f"z_voco, layer {L}", "0.875", "0.750 to 0.938", "0.500", "4")
-    assert tuple(line[["task", "read from", "score", "95 % interval", "floor", "images"]]) == shown
+    shown = ("object", f"z_voco, layer {L}", "0.875", "0.750 to 0.938", "0.500", "0.250", "0.50 [0.25, 0.75]", "4")
+    names = ["task", "read from", "score", "95 % interval", "floor", "control", "bits", "images"]
+    assert tuple(line[names]) == shown
 
     write_probes(run, "long ago")
     assert "earlier state" in app.run().warning[0].value

@@ -1,320 +1,122 @@
-"""Laws of the probes: planted signals are found, noise scores at the floor, nothing leaks between folds."""
+"""Probing a run from end to end: which tasks, which rows, what is kept, what is written, and what is refused."""
+
+from __future__ import annotations
 
 import csv
-import io
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.metrics import average_precision_score, r2_score
-from sklearn.preprocessing import StandardScaler
 
 from extract.errors import UserError
-from extract.store import Batch, Kind, RunInfo, RunShape, RunWriter, Task, open_run
-from probes import features, protocol, results, solver, suite, table, tasks
+from extract.store import Batch, RunInfo, RunShape, RunWriter, Task, open_run
+from probes import results, suite, tasks
+from probes.cells import Code, Fold, Kept
 from probes.cli import main
+from probes.codelength import Codelength, Labels
+from probes.metrics import Gaussian
+from probes.protocol import HeldOut
+from probes.results import Results, Row
+from probes.suite import Settings
 
-KINDS: tuple[Kind, ...] = ("classes", "multilabel", "number")
-N, D = 240, 12
-
-
-def planted(kind: Kind, seed: int = 0, noise: float = 0.3) -> tuple[np.ndarray, np.ndarray]:
-    """Features (N, D), and labels that a linear probe can read from them."""
-    rng = np.random.default_rng(seed)
-    factor = rng.standard_normal((N, 3))
-    x = factor @ rng.standard_normal((3, D)) + noise * rng.standard_normal((N, D))
-    if kind == "classes":
-        return x, factor.argmax(1)
-    return x, (factor > 0).astype(np.uint8) if kind == "multilabel" else factor[:, 0]
-
-
-def cross_validate(
-    kind: Kind, x: np.ndarray, y: np.ndarray, groups: np.ndarray | None = None, folds: int = 4, seed: int = 0
-) -> protocol.Score:
-    groups = np.arange(len(y)) if groups is None else groups
-    fold = protocol.split(kind, y, groups, folds, seed)
-    prediction = np.empty(y.shape, dtype=int if kind == "classes" else float)
-    floor = np.empty_like(prediction)
-    for k in range(folds):
-        prediction[fold == k], floor[fold == k], *_ = protocol.hold_out(kind, x, y, groups, fold == k, seed)
-    draws = protocol.resample_groups(groups.max() + 1, seed, 400)
-    return protocol.score(kind, y, prediction, floor, fold, groups, draws)
+N, WIDTH = 240, 12
+SHAPE = Task("shape", "semantic", "classes", ("disc", "box", "star"))
+PRESENT = Task("present", "semantic", "multilabel", ("cat", "dog", "hat"))
+SIZE = Task("size", "detail", "number", unit="px")
+COIN = Task("coin", "detail", "classes", ("heads", "tails"))
+TASKS = (SHAPE, PRESENT, SIZE, COIN)
 
 
-# The protocol
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_planted_linear_signal_is_found(kind: Kind) -> None:
-    score = cross_validate(kind, *planted(kind))
-    assert score.estimate > 0.9 > score.floor + 0.2
-    assert score.lower <= score.estimate <= score.upper
-    assert (score.n, score.n_groups, len(score.fold_scores)) == (N, N, 4)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_shuffled_labels_score_at_the_floor(kind: Kind) -> None:
-    x, y = planted(kind)
-    score = cross_validate(kind, x, np.random.default_rng(1).permutation(y))
-    assert score.lower <= score.floor + 0.01 and score.floor - 0.01 <= score.upper
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_features_that_do_not_vary_score_exactly_the_floor(kind: Kind) -> None:
-    _, y = planted(kind)
-    x = np.tile(np.array([0.1, -7.3, 1e4, 0], dtype="float32"), (N, 1))  # whose mean does not round to itself
-    score = cross_validate(kind, x, y)
-    assert score.estimate == score.floor
-
-
-def test_grouped_folds_do_not_exploit_duplicates() -> None:
-    rng = np.random.default_rng(3)
-    sources = rng.standard_normal((60, 40))
-    x = np.repeat(sources, 4, 0) + 1e-3 * rng.standard_normal((240, 40))
-    groups = np.repeat(np.arange(60), 4)
-    y = np.repeat(rng.permutation(np.arange(60) % 5), 4)
-    leaky = cross_validate("classes", x, y, np.arange(240))
-    assert leaky.estimate > 0.8  # the trap is real
-    honest = cross_validate("classes", x, y, groups)
-    assert honest.estimate < 0.4 and honest.lower < 0.2 < honest.upper
-    assert honest.n_groups == 60
-    assert honest.upper - honest.lower > leaky.upper - leaky.lower  # 60 facts, not 240
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("grouped", [True, False])
-def test_folds_hold_out_every_row_once_and_split_no_group(kind: Kind, grouped: bool) -> None:
-    _, y = planted(kind)
-    groups = np.arange(N) // (3 if grouped else 1)
-    fold = protocol.split(kind, y, groups, 5, seed=4)
-    assert set(fold) == set(range(5)) and np.bincount(fold).min() > N / 5 * 0.6
-    assert all(len(set(fold[groups == group])) == 1 for group in set(groups))
-    np.testing.assert_array_equal(fold, protocol.split(kind, y, groups, 5, seed=4))
-    assert (fold != protocol.split(kind, y, groups, 5, seed=5)).any()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_held_out_labels_do_not_matter_to_the_prediction(kind: Kind) -> None:
-    x, y = planted(kind)
-    test = np.arange(N) % 5 == 0
-    other = y.copy()
-    other[test] = np.roll(y[test], 7, axis=0)
-    groups = np.arange(N)
-    one, two = (protocol.hold_out(kind, x, labels, groups, test, seed=0) for labels in (y, other))
-    np.testing.assert_array_equal(one.prediction, two.prediction)
-    assert one.choice == two.choice
-
-
-def test_the_edge_of_the_grid_is_flagged_only_where_more_could_be_had() -> None:
-    x, y = planted("number", noise=0.01)
-    groups = np.arange(N)
-    assert protocol.choose_strength("number", x, y, groups, 0, [10.0, 1.0, 0.1]) == (0.1, True)
-    assert not protocol.choose_strength("number", x, y, groups, 0, solver.STRENGTHS["number"]).at_edge
-    flat = np.ones((N, 3))
-    assert protocol.choose_strength("number", flat, y, groups, 0, [10.0, 1.0]) == (10.0, False)
-
-
-# The metrics
-
-
-def test_metrics_equal_scikit_learns() -> None:
-    rng = np.random.default_rng(0)
-    fold = np.zeros(50, dtype=int)
-    y, p = rng.standard_normal(50), rng.standard_normal(50)
-    assert protocol.evaluate("number", y, p, fold) == pytest.approx(r2_score(y, p))
-    labels, scores = rng.integers(0, 2, (50, 3)), rng.integers(0, 9, (50, 3)) / 8  # with ties
-    assert protocol.evaluate("multilabel", labels, scores, fold) == pytest.approx(
-        average_precision_score(labels, scores, average="macro")
-    )
-    constant = protocol.evaluate("multilabel", labels, np.ones((50, 3)), fold)
-    assert constant == pytest.approx(labels.mean())
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_weights_count_rows(kind: Kind) -> None:
-    rng = np.random.default_rng(2)
-    y = {
-        "classes": rng.integers(0, 3, 40),
-        "multilabel": rng.choice([0, 1, 255], (40, 2)),
-        "number": rng.standard_normal(40),
-    }[kind]
-    guess = rng.integers(0, 3, 40) if kind == "classes" else rng.integers(0, 5, y.shape) / 4
-    fold = np.arange(40) % 2
-    weights = rng.integers(0, 4, 40)
-    taken = np.repeat(np.arange(40), weights)
-    counted = protocol.weighted(kind, y, guess, fold, weights[None].astype(float))
-    assert counted[0] == pytest.approx(protocol.evaluate(kind, y[taken], guess[taken], fold[taken]))
-
-
-def test_average_precision_without_a_positive_is_undefined_and_left_out() -> None:
-    y = np.array([[0, 1], [0, 0], [0, 1], [0, 0]])
-    scores = np.array([[0.1, 0.9], [0.2, 0.1], [0.3, 0.8], [0.4, 0.2]])
-    assert protocol.evaluate("multilabel", y, scores, np.zeros(4, dtype=int)) == 1
-    assert np.isnan(protocol.average_precision(y[:, 0] == 1, scores[:, 0], np.ones((1, 4))))
-
-
-# The solver
-
-
-@pytest.mark.parametrize("strength", [1.0, 0.01])
-def test_the_solver_equals_scikit_learn_by_hand(strength: float) -> None:
-    n = 180
-    for kind in KINDS:
-        x, y = planted(kind, noise=1.0)
-        scale = StandardScaler().fit(x[:n])
-        train, test = scale.transform(x[:n]), scale.transform(x[n:])
-        (found,) = solver.predict_path(kind, x[:n], y[:n], x[n:], [strength], tolerance=1e-8)
-        logistic = LogisticRegression(C=1 / (strength * n), tol=1e-8, max_iter=5000)
-        if kind == "classes":
-            np.testing.assert_array_equal(found, logistic.fit(train, y[:n]).predict(test))
-        elif kind == "number":
-            ridge = Ridge(alpha=strength * n).fit(train, y[:n])
-            np.testing.assert_allclose(found, ridge.predict(test), atol=1e-10)
-        else:
-            for label in range(3):
-                by_hand = logistic.fit(train, y[:n, label]).decision_function(test)
-                np.testing.assert_allclose(found[:, label], by_hand, atol=1e-4)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_path_ends_where_a_single_fit_ends(kind: Kind) -> None:
-    x, y = planted(kind, noise=1.0)
-    strengths = [10.0, 1.0, 0.1]
-    along = list(solver.predict_path(kind, x[:180], y[:180], x[180:], strengths, tolerance=1e-7))
-    for strength, found in zip(strengths, along, strict=True):
-        (alone,) = solver.predict_path(kind, x[:180], y[:180], x[180:], [strength], tolerance=1e-7)
-        np.testing.assert_allclose(found, alone, atol=1e-4)
-
-
-def test_ridge_with_more_features_than_rows() -> None:
-    rng = np.random.default_rng(0)
-    x, y = rng.standard_normal((50, 200)), rng.standard_normal(50)
-    x[:, 7] = 3.0  # constant
-    (found,) = solver.predict_path("number", x[:40], y[:40], x[40:], [0.1])
-    scale = StandardScaler().fit(x[:40])
-    by_hand = Ridge(alpha=4.0).fit(scale.transform(x[:40]), y[:40]).predict(scale.transform(x[40:]))
-    np.testing.assert_allclose(found, by_hand, atol=1e-10)
-
-
-def test_a_feature_constant_in_training_is_ignored_where_it_varies_later() -> None:
-    x, y = planted("number")
-    x[:180, 0] = 1 / 3
-    x[180:, 0] = 1e9
-    (found,) = solver.predict_path("number", x[:180], y[:180], x[180:], [0.01])
-    (without,) = solver.predict_path("number", x[:180, 1:], y[:180], x[180:, 1:], [0.01])
-    np.testing.assert_allclose(found, without)
-
-
-def test_unknown_multilabel_entries_are_left_out_of_fit_and_score() -> None:
-    x, y = planted("multilabel")
-    rng = np.random.default_rng(0)
-    hidden = rng.random(y.shape) < 0.3
-    y = np.where(hidden, 255, y).astype(np.uint8)
-    score = cross_validate("multilabel", x, y)
-    assert score.estimate > 0.9
-    (one,) = solver.predict_path("multilabel", x, y[:, :1], x, [0.01])
-    known = y[:, 0] != 255
-    (two,) = solver.predict_path("multilabel", x[known], y[known, :1], x, [0.01])
-    # The scaler sees all rows, the fit only the known: close, not equal.
-    assert np.corrcoef(one[:, 0], two[:, 0])[0, 1] > 0.999
-    flipped = np.where(hidden, 255, 1 - y).astype(np.uint8)
-    (mirror,) = solver.predict_path("multilabel", x, flipped[:, :1], x, [0.01])
-    np.testing.assert_allclose(mirror, -one, atol=1e-3)
-
-
-# The tasks
-
-
-def test_unknown_labels_are_masked_and_rare_classes_dropped_and_reported() -> None:
-    groups = np.arange(60) // 2
-    y = np.array([0] * 25 + [2] * 25 + [1] * 6 + [-1] * 4)
-    made, notes = tasks.prepare_one(Task("t", "semantic", "classes", ("a", "b", "c")), y, groups, folds=3)
-    assert made is not None and made.classes == ("a", "c")
-    np.testing.assert_array_equal(made.rows, np.arange(50))
-    np.testing.assert_array_equal(made.y, [0] * 25 + [1] * 25)
-    np.testing.assert_array_equal(made.groups, groups[:50])
-    assert notes == ["t: 1 of 3 classes dropped, fewer than 6 groups: b"]
-
-    made, notes = tasks.prepare_one(Task("t", "detail", "classes", ("a", "b")), y[:20], groups[:20], 3)
-    assert made is None and notes[-1] == "t is skipped: 1 classes left"
-
-    size = np.where(np.arange(60) < 10, np.nan, np.arange(60))
-    made, _ = tasks.prepare_one(Task("size", "detail", "number"), size, groups, 3)
-    assert made is not None and made.rows[0] == 10 and np.isfinite(made.y).all()
-    made, notes = tasks.prepare_one(Task("size", "detail", "number"), np.ones(60), groups, 3)
-    assert made is None and "every image has the value 1" in notes[0]
-
-    many = np.stack([np.arange(60) % 2, np.arange(60) == 0], 1).astype(np.uint8)
-    many[5] = 255
-    many[6, 0] = 255
-    made, notes = tasks.prepare_one(Task("m", "detail", "multilabel", ("x", "y")), many, groups, 3)
-    assert made is not None and made.classes == ("x",) and made.y.shape == (58, 1)
-    assert "1 of 2 labels dropped" in notes[0]
-
-
-# A run, from end to end
-
-TASKS = (
-    Task("shape", "semantic", "classes", ("disc", "box", "star")),
-    Task("present", "semantic", "multilabel", ("cat", "dog", "hat")),
-    Task("size", "detail", "number", unit="px"),
-    Task("coin", "detail", "classes", ("heads", "tails")),
-)
-
-
-def write_run(path: Path, labelled: tuple[Task, ...] = TASKS, stack: tuple[int, ...] = (0, 1, 2)) -> Path:
-    """z_voco holds nothing at layer 0, size at 1, all but the coin at 2; v_d shapes, v_pooled the size."""
-    rng = np.random.default_rng(0)
-    count, width = 120, 10
-    groups = np.arange(count) // 2
-    factor = np.repeat(rng.standard_normal((count // 2, 4)), 2, 0)
-
-    def mixed(columns: list[int], *size: int) -> np.ndarray:
-        value = 0.3 * rng.standard_normal((count, int(np.prod(size))))
-        value += factor[:, columns] @ rng.standard_normal((len(columns), value.shape[1]))
-        return value.reshape(count, *size).astype(np.float32)
-
-    layers = [np.tile(rng.standard_normal(width).astype(np.float32), (count, 1)), mixed([3], width)]
-    layers.append(mixed([0, 1, 2, 3], width))
-    labels = {
-        "shape": factor[:, :3].argmax(1),
-        "present": (factor[:, :3] > 0).astype(np.uint8),
-        "size": factor[:, 3],
-        "coin": np.repeat(rng.integers(0, 2, count // 2), 2),
-    }
-    labels["shape"][:4] = -1
-    roles = ("anchor", "anchor", "patch", "voco")
-    shape = RunShape(count, 2, stack, 1, width, 2, (1, 1, 1), roles, (-1,) * 4, (-1,) * 4)
-    info = RunInfo({}, {"name": "planted", "sha256": "00"}, "planted", "val", "star", {})
-    with RunWriter(path, info, shape, labelled) as writer:
+def make_run(
+    path: Path,
+    z_voco: np.ndarray,
+    labels: dict[Task, np.ndarray],
+    *,
+    v_d: np.ndarray | None = None,
+    v_pooled: np.ndarray | None = None,
+    codes: np.ndarray | None = None,
+    thumbnails: np.ndarray | None = None,
+    ids: Sequence[str] | None = None,
+    groups: Sequence[str] | None = None,
+    stack: tuple[int, ...] | None = None,
+) -> Path:
+    """A run of what is given, (n, layers, D) and (n, ...), random where it is not; its layers end in the last given."""
+    n, layers, width = z_voco.shape
+    stack = tuple(range(layers)) if stack is None else stack
+    rng = np.random.default_rng(9)
+    v_d = rng.standard_normal((n, 2, width)) if v_d is None else v_d
+    anchors = v_d.shape[1]
+    roles = ("anchor",) * anchors + ("patch", "voco")
+    keys = len(roles)
+    shape = RunShape(
+        n, max(layers - 1, 1), stack, 1, width, anchors, None if codes is None else codes.shape[1:], roles,
+        (-1,) * keys, (-1,) * keys,
+    )  # fmt: skip
+    info = RunInfo({}, {"name": "planted", "sha256": "00"}, "planted", "val", "star" if anchors else "patches", {})
+    with RunWriter(path, info, shape, tuple(labels), store_dtype="float32") as writer:
         writer.append(
             Batch(
-                ids=[str(i) for i in range(count)],
-                paths=[f"{i}.png" for i in range(count)],
-                groups=[f"g{group}" for group in groups],
-                thumbnails=np.zeros((count, 96, 96, 3), dtype=np.uint8),
-                z_voco=np.stack([layers[layer] for layer in stack], 1),
-                v_d=mixed([0, 1, 2], 2, width),
-                v_pooled=mixed([3], width),
-                codes=np.zeros((count, 1, 1, 1), dtype=int),
-                attention=np.full((count, 2, 1, 4), 0.25, dtype=np.float32),
-                labels={task.name: labels[task.name] for task in labelled},
+                ids=[f"image {i}" for i in range(n)] if ids is None else list(ids),
+                paths=[f"{i}.png" for i in range(n)],
+                groups=[f"group {i}" for i in range(n)] if groups is None else list(groups),
+                thumbnails=np.zeros((n, 96, 96, 3), np.uint8) if thumbnails is None else thumbnails,
+                z_voco=z_voco[:, list(stack)].astype(np.float32),
+                v_d=v_d.astype(np.float32),
+                v_pooled=(rng.standard_normal((n, width)) if v_pooled is None else v_pooled).astype(np.float32),
+                codes=codes,
+                attention=np.full((n, shape.layers, 1, keys), 1 / keys, dtype=np.float32),
+                labels={task.name: values for task, values in labels.items()},
             )
         )
         return writer.finish()
 
 
+def planted_run(
+    path: Path,
+    labelled: Sequence[Task] = TASKS,
+    *,
+    stack: tuple[int, ...] = (0, 1, 2),
+    seed: int = 0,
+    prefix: str = "",
+    **changes,
+) -> Path:
+    """Groups of two images. z_voco holds nothing at layer 0, size at 1, all but the coin at 2; v_d shapes, v_pooled the
+    size. `seed` draws other images of the same world.
+    """
+    world, rng = np.random.default_rng(0), np.random.default_rng([seed, 1])
+    factor = np.repeat(rng.standard_normal((N // 2, 4)), 2, 0)
+    embedding = world.standard_normal(WIDTH)
+
+    def mixed(columns: list[int], *size: int) -> np.ndarray:
+        signal = factor[:, columns] @ world.standard_normal((len(columns), int(np.prod(size))))
+        return (signal + 0.3 * rng.standard_normal(signal.shape)).reshape(N, *size)
+
+    z_voco = np.stack([np.tile(embedding, (N, 1)), mixed([3], WIDTH), mixed([0, 1, 2, 3], WIDTH)], 1)
+    v_d, v_pooled = mixed([0, 1, 2], 2, WIDTH), mixed([3], WIDTH)
+    labels = {
+        SHAPE: factor[:, :3].argmax(1),
+        PRESENT: (factor[:, :3] > 0).astype(np.uint8),
+        SIZE: factor[:, 3],
+        COIN: np.repeat(rng.integers(0, 2, N // 2), 2),
+    }
+    labels[SHAPE][:4] = -1
+    given = {"v_d": v_d, "v_pooled": v_pooled, "groups": [f"{prefix}group {i // 2}" for i in range(N)]} | changes
+    return make_run(path, z_voco, {task: labels[task] for task in labelled}, stack=stack, **given)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_run(tmp_path_factory.mktemp("runs") / "planted-val.h5").parent
+    return planted_run(tmp_path_factory.mktemp("runs") / "planted-val.h5").parent
 
 
 @pytest.fixture(scope="module")
-def found(folder: Path) -> results.Results:
+def found(folder: Path) -> Results:
     """What the command writes for the whole run with all layers."""
     out = folder / "all.json"
     argv = ["--runs-folder", str(folder), "--layers", "all", "--folds", "2", "--out", str(out), "--jobs", "1"]
@@ -322,9 +124,83 @@ def found(folder: Path) -> results.Results:
     return results.read(out)
 
 
-def test_every_probe_of_the_run_is_there_and_finds_what_was_planted(found: results.Results) -> None:
-    rows = {(row.task, row.representation, row.layer): row for row in found.rows}
-    assert len(rows) == len(found.rows) == 4 * 5
+def by_name(found: Results) -> dict[tuple[str, str, int | None], Row]:
+    return {(row.task, row.representation, row.layer): row for row in found.rows}
+
+
+def quick(*names: str, representations: Sequence[str] = ("z_voco",), **more) -> Settings:
+    """As little as answers a question."""
+    rest = {"controls": False, "folds": 3, "jobs": 1} | more
+    return Settings(names=names, representations=tuple(representations), **rest)
+
+
+# ---- which tasks, and on which images
+
+
+def test_rare_classes_are_dropped_and_unknown_labels_stay_unknown() -> None:
+    groups, everywhere = np.arange(60) // 2, np.ones(60, bool)
+    y = np.array([0] * 25 + [2] * 25 + [1] * 6 + [-1] * 4)
+    task = Task("t", "semantic", "classes", ("a", "b", "c"))
+    made, notes = tasks.prepare_one(task, y, groups, 6, everywhere)
+    assert made is not None and made.classes == ("a", "c") and made.labels.n_classes == 2
+    np.testing.assert_array_equal(made.labels.y, [0] * 25 + [1] * 25 + [-1] * 10)
+    assert notes == [
+        "t: 1 of 3 classes dropped, fewer than 6 groups: b",
+        "t: 4 of 60 images have no label and are left out",
+    ]
+    made, notes = tasks.prepare_one(task, y, groups, 6, np.arange(60) < 30)  # `c` on 5 images that count
+    assert made is None and notes[-1] == "t is skipped: 1 classes left"
+
+
+def test_a_number_needs_groups_with_values_that_differ() -> None:
+    groups, everywhere = np.arange(60) // 2, np.ones(60, bool)
+    task = Task("size", "detail", "number")
+    size = np.where(np.arange(60) < 10, np.nan, np.arange(60.0))
+    size[10] = np.inf
+    made, notes = tasks.prepare_one(task, size, groups, 6, everywhere)
+    assert made is not None and notes == ["size: 11 of 60 images have no label and are left out"]
+    np.testing.assert_array_equal(np.isnan(made.labels.y), np.arange(60) <= 10)
+    none = np.where(groups < 5, size, np.nan)
+    for values, reason in [(np.ones(60), "0 groups with another value than 1"), (none, "0 groups with a value")]:
+        made, notes = tasks.prepare_one(task, values, groups, 6, everywhere)
+        assert made is None and "size is skipped" in notes[0] and reason in notes[0]
+
+
+def test_a_label_needs_groups_with_and_without_it() -> None:
+    groups, everywhere = np.arange(60) // 2, np.ones(60, bool)
+    many = np.stack([np.arange(60) % 2, np.arange(60) == 0, np.arange(60) != 0], 1).astype(np.uint8)
+    many[5] = 255
+    many[6, 0] = 255
+    task = Task("m", "detail", "multilabel", ("x", "rare", "common"))
+    made, notes = tasks.prepare_one(task, many, groups, 6, everywhere)
+    assert made is not None and made.classes == ("x",)
+    np.testing.assert_array_equal(made.labels.y, many[:, :1])
+    assert notes[0] == "m: 2 of 3 labels dropped, fewer than 6 groups: rare, common"
+
+
+def test_a_number_that_differs_in_one_group_alone_is_skipped(tmp_path: Path) -> None:
+    """With that group held out, every probe would learn from one value, and be infinitely sure of it."""
+    odd = np.zeros(N)
+    odd[:2] = 5
+    path = make_run(
+        tmp_path / "run.h5",
+        np.random.default_rng(0).standard_normal((N, 2, 4)),
+        {SIZE: odd, COIN: np.arange(N) % 2},
+        groups=[str(i // 2) for i in range(N)],
+    )
+    with open_run(path) as run:
+        found = suite.probe(suite.plan(run, quick("detail")))
+    results.write(found, tmp_path / "r.json")  # which takes finite numbers only
+    assert {row.task for row in found.rows} == {"coin"}
+    assert any("size is skipped" in warning for warning in found.warnings)
+
+
+# ---- what is found
+
+
+def test_every_probe_of_the_run_is_there_and_finds_what_was_planted(found: Results) -> None:
+    rows = by_name(found)
+    assert len(rows) == len(found.rows) == 4 * (3 + 5)
     for task, representation, layer, knows in [
         ("shape", "z_voco", 2, True),
         ("present", "z_voco", 2, True),
@@ -335,42 +211,103 @@ def test_every_probe_of_the_run_is_there_and_finds_what_was_planted(found: resul
         ("size", "v_d", None, False),
         ("size", "v_pooled", None, True),
         ("shape", "v_pooled", None, False),
+        ("shape", "v_pooled+z_voco", None, True),
+        ("size", "v_d+z_voco", None, True),
+        ("size", "pixels", None, False),
         ("coin", "z_voco", 2, False),
     ]:
         row = rows[task, representation, layer]
         assert (row.lower > row.floor + 0.1) == knows, row
         assert row.lower <= row.estimate <= row.upper
-    assert rows["shape", "v_d", None].n == 116 and rows["size", "v_d", None].n == 120
-    assert rows["size", "v_d", None].n_groups == 60
-    assert rows["shape", "v_d", None].classes == ("disc", "box", "star")
+        assert (row.bits > 0.2) == knows, row
+    assert rows["shape", "v_d", None].n == N - 4 and rows["size", "v_d", None].n == N
+    assert (rows["shape", "v_d", None].n_groups, rows["size", "v_d", None].n_groups) == (N // 2 - 2, N // 2)
+    assert rows["shape", "v_d", None].classes == SHAPE.classes
+    for task, options in [("shape", 3), ("coin", 2)]:  # the uniform code, a labelled image
+        row = rows[task, "v_d", None]
+        assert row.compression is not None and row.code_bits is not None
+        assert row.code_bits * row.compression == pytest.approx(np.log2(options))
+    assert rows["shape", "v_d", None].width == 2 * WIDTH and rows["shape", "v_d+z_voco", None].width == 3 * WIDTH
 
 
-def test_layer_0_scores_exactly_the_floor(found: results.Results) -> None:
+def test_layer_0_scores_exactly_the_floor(found: Results) -> None:
     rows = [row for row in found.rows if row.layer == 0]
     assert len(rows) == 4
     for row in rows:
-        assert row.estimate == row.floor and not row.at_edge
+        assert row.estimate == pytest.approx(row.floor, abs=1e-12) and not row.at_edge
+        assert abs(row.bits) < 0.03
 
 
-def test_suite_means_count_each_task_once(found: results.Results) -> None:
-    assert len(found.suite_means) == 2 * 5
+def test_pixels_of_black_pictures_say_nothing(found: Results) -> None:
+    for task in TASKS:
+        row = by_name(found)[task.name, "pixels", None]
+        assert row.estimate == pytest.approx(row.floor, abs=1e-12)
+
+
+def test_suite_means_count_each_task_once(found: Results) -> None:
+    assert len(found.suite_means) == 2 * (3 + 5)
     for mean in found.suite_means:
         of = [
-            row.estimate
+            row
             for row in found.rows
             if (row.suite, row.representation, row.layer) == (mean.suite, mean.representation, mean.layer)
         ]
         assert mean.tasks == len(of) == 2
-        assert mean.estimate == pytest.approx(sum(of) / 2)
+        assert mean.estimate == pytest.approx(sum(row.estimate for row in of) / 2)
+        assert mean.bits.estimate == pytest.approx(sum(row.bits for row in of) / 2)
         assert mean.lower <= mean.estimate <= mean.upper
 
 
-def test_results_name_their_run_and_settings_and_survive_a_round_trip(
-    found: results.Results, folder: Path, tmp_path: Path
-) -> None:
+def test_every_two_columns_are_compared_on_the_same_images(found: Results) -> None:
+    rows = {(row.task, results.label(row.representation, row.layer)): row for row in found.rows}
+    by_task = [one for one in found.comparisons if one.task is not None and one.metric != "bits"]
+    columns = {"z_voco@2", "v_d", "v_pooled", "v_d+z_voco", "v_pooled+z_voco", "pixels"}
+    assert len(by_task) == 4 * 15 and {one.a for one in by_task} | {one.b for one in by_task} == columns
+    for one in by_task:
+        assert one.difference.estimate == pytest.approx(rows[one.task, one.a].estimate - rows[one.task, one.b].estimate)
+        assert one.p <= one.p_holm <= 1
+    shape = next(one for one in by_task if (one.task, one.a, one.b) == ("shape", "v_d", "v_pooled"))
+    assert shape.difference.lower > 0.2 and shape.p_holm < 1e-6
+
+
+def test_what_a_join_adds_is_what_it_saves_beyond_its_part(found: Results) -> None:
+    rows = by_name(found)
+    bits = [one for one in found.comparisons if one.metric == "bits"]
+    assert {(one.a, one.b) for one in bits} == {
+        ("v_d+z_voco", "v_d"),
+        ("v_d+z_voco", "z_voco@2"),
+        ("v_pooled+z_voco", "v_pooled"),
+        ("v_pooled+z_voco", "z_voco@2"),
+    }
+    for one in bits:
+        part = rows[one.task, *(("z_voco", 2) if one.b == "z_voco@2" else (one.b, None))]
+        assert one.difference.estimate == pytest.approx(rows[one.task, one.a, None].bits - part.bits)
+
+
+def test_the_category_alone_says_nothing_of_a_coin(found: Results) -> None:
+    """It is the semantic task with the most classes, and the coin does not depend on it."""
+    baseline = {one.task: one for one in found.baselines}
+    assert set(baseline) == {"present", "size", "coin"}
+    assert baseline["present"].bits.lower > 0.3 and abs(baseline["coin"].bits.estimate) < 0.1
+
+
+def test_a_confusion_matrix_counts_every_labelled_image(found: Results) -> None:
+    rows = by_name(found)
+    assert {one.task for one in found.confusions} == {"shape", "coin"}
+    for one in found.confusions:
+        row = rows[one.task, one.representation, one.layer]
+        counts = np.array(one.counts)
+        assert counts.sum() == row.n and np.trace(counts) / row.n == pytest.approx(row.estimate)
+
+
+# ---- files
+
+
+def test_results_name_their_run_and_settings_and_survive_a_round_trip(found: Results, tmp_path: Path) -> None:
     assert found.run["file"] == "planted-val.h5" and found.run["sha256"] == "00"
     assert found.config["folds"] == 2 and found.config["suites"] == ["semantic", "detail"]
-    assert set(found.versions) == {"python", "numpy", "scipy", "scikit-learn"}
+    assert found.config["protocol"]["images"] == N and found.config["protocol"]["groups"] == N // 2
+    assert {"python", "numpy", "torch"} <= set(found.versions)
     path, listed = results.write(found, tmp_path / "a" / "r.probes.json")
     assert results.read(path) == found
     assert listed.name == "r.probes.csv"
@@ -381,20 +318,24 @@ def test_results_name_their_run_and_settings_and_survive_a_round_trip(
     assert sorted(p.name for p in path.parent.iterdir()) == ["r.probes.csv", "r.probes.json"]
 
 
-def test_result_files_that_cannot_be_read_say_so(found: results.Results, tmp_path: Path) -> None:
+def test_result_files_that_cannot_be_read_say_so(found: Results, tmp_path: Path) -> None:
     path, _ = results.write(found, tmp_path / "r.json")
     body = json.loads(path.read_text())
     for change, message in [
         ({"schema": "x"}, "no probe results"),
         ({"schema_version": 9}, "schema version 9"),
+        ({"schema_version": 1}, "run htc-probe again"),
         ({"rows": [{"task": "a"}]}, "damaged"),
+        ({"rows": [body["rows"][0] | {"estimate": "high"}]}, "damaged"),
+        ({"comparisons": 5}, "damaged"),
     ]:
         path.write_text(json.dumps(body | change))
         with pytest.raises(UserError, match=message):
             results.read(path)
-    path.write_text("{")
-    with pytest.raises(UserError, match="cannot be read as JSON"):
-        results.read(path)
+    for content, message in [("{", "cannot be read as JSON"), ("[]", "no probe results")]:
+        path.write_text(content)
+        with pytest.raises(UserError, match=message):
+            results.read(path)
     with pytest.raises(UserError, match="htc-probe semantic detail"):
         results.read(tmp_path / "missing.json")
     (tmp_path / "file").write_text("")
@@ -402,45 +343,337 @@ def test_result_files_that_cannot_be_read_say_so(found: results.Results, tmp_pat
         results.write(found, tmp_path / "file" / "r.json")
 
 
-def test_processes_do_not_change_the_result(folder: Path) -> None:
+# ---- what is kept between commands
+
+
+def probe_until(plan: suite.Plan, keep: Path, cells: int | None = None) -> Results | None:
+    """Interrupted after so many cells, as Ctrl-C does; None: to the end."""
+    done = 0
+
+    def on_cell() -> None:
+        nonlocal done
+        done += 1
+        if done == cells:
+            raise KeyboardInterrupt
+
+    if cells is None:
+        return suite.probe(plan, keep=keep, on_cell=on_cell)
+    with pytest.raises(KeyboardInterrupt):
+        suite.probe(plan, keep=keep, on_cell=on_cell)
+    return None
+
+
+def stamps(keep: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in keep.iterdir()}
+
+
+def test_an_interrupted_probing_goes_on_where_it_was(folder: Path, tmp_path: Path) -> None:
     with open_run(folder / "planted-val.h5") as run:
-        plan = suite.plan(run, ["size"], folds=3)
-        steps: list[int] = []
-        one = suite.probe(run, plan, jobs=1, on_fit=lambda: steps.append(1))
-        two = suite.probe(run, plan, jobs=2)
-    assert one == two
-    assert len(steps) == plan.fits == 3 * 3
+        plan = suite.plan(run, quick("coin", "size", representations=("z_voco", "v_d"), types="coin", controls=True))
+        whole = suite.probe(plan)
+        keep = tmp_path / "kept"
+        probe_until(plan, keep, cells=5)  # of the folds and the code of two representations
+        before = stamps(keep)
+        assert plan.cells == 8 and 5 <= len(before) < 8
+        assert probe_until(plan, keep) == whole
+        after = stamps(keep)
+        assert len(after) == 8 and before.items() <= after.items()
+        assert probe_until(plan, keep) == whole
+        assert stamps(keep) == after
 
 
-def test_the_table_shows_scores_beside_their_floor(found: results.Results) -> None:
-    from rich.console import Console
+def test_with_another_representation_only_its_cells_are_computed(folder: Path, tmp_path: Path) -> None:
+    keep = tmp_path / "kept"
+    with open_run(folder / "planted-val.h5") as run:
+        probe_until(suite.plan(run, quick("size")), keep)
+        first = stamps(keep)
+        plan = suite.plan(run, quick("size", representations=("z_voco", "v_pooled")))
+        probe_until(plan, keep)
+        both = stamps(keep)
+        assert (len(first), len(both)) == (4, 8) and first.items() <= both.items()
+        for other in [
+            replace(plan.settings, seed=1),
+            replace(plan.settings, match_dim=3),
+            replace(plan.settings, guided=True),
+        ]:
+            probe_until(suite.plan(run, other), keep)
+        assert first.items() <= stamps(keep).items() and len(stamps(keep)) >= 8 * 4 - 2
 
-    console = Console(width=110, record=True, file=io.StringIO())
-    console.print(table.render(found))
-    text = console.export_text()
-    semantic, detail = text.split("detail: what")
-    assert "shape (3)" in semantic and "coin" not in semantic and "coin (2)" in detail
-    row = next(row for row in found.rows if (row.task, row.representation) == ("shape", "v_d"))
-    line = next(line for line in semantic.splitlines() if "shape (3)" in line)
-    assert f"{row.estimate:.2f} [{row.lower:.2f},{row.upper:.2f}]" in line
-    assert line.rstrip().endswith(f"{row.floor:.2f}") and "top-1" in line and " 116 " in line
-    assert "metrics differ" in " ".join(semantic.split()) and "mean of 2" in semantic
-    assert "z_voco by layer" in semantic
-    narrow = Console(width=80, record=True, file=io.StringIO())
-    narrow.print(table.render(found))
-    assert "…" not in narrow.export_text()
+
+def test_a_file_that_changed_is_read_anew(folder: Path, tmp_path: Path) -> None:
+    keep, path = tmp_path / "kept", tmp_path / "x.npy"
+    rng = np.random.default_rng(0)
+    with open_run(folder / "planted-val.h5") as run:
+        y = run.labels("size")
+        np.save(path, y[:, None] + 0.1 * rng.standard_normal((N, 3)))
+        plan = suite.plan(run, quick("size", representations=(str(path),)))
+        assert suite.probe(plan, keep=keep).rows[0].estimate > 0.9
+        np.save(path, rng.standard_normal((N, 3)))
+        os.utime(path, ns=(1, 1))
+        assert suite.probe(plan, keep=keep).rows[0].estimate < 0.1
+
+
+def test_damaged_kept_cells_are_computed_anew(folder: Path, tmp_path: Path) -> None:
+    keep = tmp_path / "kept"
+    with open_run(folder / "planted-val.h5") as run:
+        plan = suite.plan(run, quick("coin", "size"))
+        whole = suite.probe(plan, keep=keep)
+        cut, emptied, flipped, replaced = sorted(keep.iterdir())
+        cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+        emptied.write_bytes(b"")
+        content = bytearray(flipped.read_bytes())
+        content[len(content) // 3] ^= 1
+        flipped.write_bytes(content)
+        replaced.write_bytes(b"PK\x03\x04 and no more")
+        before = stamps(keep)
+        assert suite.probe(plan, keep=keep) == whole
+        assert all(stamps(keep)[name] > before[name] for name in before)
+
+
+def test_no_flipped_bit_of_a_kept_cell_changes_what_it_says(tmp_path: Path) -> None:
+    labels = [Labels("classes", np.arange(8) % 2, 2), Labels("number", np.arange(8.0))]
+    half = np.arange(8) < 4
+    log_p = np.log(np.full((4, 2), 0.5, np.float32))
+    fold, code = Fold(half, ~half), Code(half | True)
+    cells = [
+        (fold, [HeldOut(log_p, 0.1, True, 1e-8), HeldOut(Gaussian(np.arange(4.0), np.ones(4)), 1.0, False, None)]),
+        (code, [Codelength(8.0, 9.0, np.arange(8.0), (0, 3)), Codelength(5.0, 6.0, np.ones(8), ())]),
+    ]
+    kept = Kept(tmp_path)
+    for number, (cell, answers) in enumerate(cells):
+        path, good = tmp_path / f"{number}.npz", cell.pack(answers)
+        kept.write(path, good)
+        content = path.read_bytes()
+        rng = np.random.default_rng(number)
+        for place in range(number, len(content), 3):
+            bad = bytearray(content)
+            bad[place] ^= 1 << int(rng.integers(8))
+            path.write_bytes(bad)
+            there = kept.read(path, cell, labels)
+            again = good if there is None else cell.pack(there)
+            assert all(np.array_equal(good[name], again[name], equal_nan=True) for name in good), place
+
+
+@pytest.mark.slow
+def test_processes_do_not_change_the_result(folder: Path) -> None:
+    steps: list[int] = []
+    with open_run(folder / "planted-val.h5") as run:
+        plan = suite.plan(run, quick("size", "shape", representations=("v_d",)))
+        one = suite.probe(plan, on_cell=lambda: steps.append(1))
+        two = suite.probe(suite.plan(run, replace(plan.settings, jobs=2)))
+        assert len(steps) == plan.cells == 3 + 1
+    assert one.rows == two.rows and one.comparisons == two.comparisons and one.suite_means == two.suite_means
+
+
+# ---- a run to learn from, and one with random weights
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Other images of the same world."""
+    return planted_run(tmp_path_factory.mktemp("other") / "planted-train.h5", seed=7, prefix="train ")
+
+
+def test_probes_of_one_run_are_scored_on_another(folder: Path, other: Path) -> None:
+    with open_run(folder / "planted-val.h5") as run, open_run(other) as train:
+        settings = quick("shape", "size", representations=("z_voco", "v_d"))
+        found = suite.probe(suite.plan(run, settings, train=train))
+        alone = suite.probe(suite.plan(run, settings))
+    rows = by_name(found)
+    assert rows["shape", "z_voco", 2].n == N - 4 and rows["size", "z_voco", 2].n == N  # of the scored run alone
+    assert rows["shape", "z_voco", 2].lower > rows["shape", "z_voco", 2].floor + 0.2
+    assert rows["size", "z_voco", 2].estimate > 0.9 and rows["size", "v_d", None].estimate < 0.2
+    assert len(rows["size", "v_d", None].fold_scores) == 1
+    assert found.run["file"] == "planted-val.h5" and found.run["train"]["file"] == "planted-train.h5"
+    # The online code is sent of the scored images, whatever else was learned from.
+    for row in alone.rows:
+        assert rows[row.task, row.representation, row.layer].code_bits == pytest.approx(row.code_bits, rel=0.02)
+
+
+def test_images_to_learn_from_in_groups_that_are_scored_are_left_out(folder: Path, tmp_path: Path) -> None:
+    """Half the training images share groups with scored ones; changing them changes nothing."""
+    scored = folder / "planted-val.h5"
+    shared = [f"group {i // 2}" if i < N // 2 else f"own {i // 2}" for i in range(N)]
+    one = planted_run(tmp_path / "one.h5", seed=7, groups=shared)
+    with open_run(one) as train:
+        z, labels = train.z_voco(2).copy(), train.labels("size").copy()
+    found = []
+    for name, change in [("kept", 0.0), ("changed", 1e3)]:
+        x = z.copy()
+        x[: N // 2] += change
+        y = labels.copy()
+        y[: N // 2] -= change
+        path = make_run(tmp_path / f"{name}.h5", x[:, None], {SIZE: y}, groups=shared, stack=(0,))
+        with open_run(scored) as run, open_run(path) as train:
+            small = make_run(
+                tmp_path / f"scored-{name}.h5",
+                run.z_voco(2)[:, None],
+                {SIZE: run.labels("size")},
+                groups=run.groups(),
+                stack=(0,),
+            )
+            with open_run(small) as target:
+                plan = suite.plan(target, quick("size"), train=train)
+                assert any(f"{N // 2} images of {name}.h5 are left out" in warning for warning in plan.warnings)
+                found.append(suite.probe(plan))
+    assert found[0].rows == found[1].rows
+    assert found[0].rows[0].estimate > 0.9
+
+
+def test_classes_of_two_runs_are_matched_by_name(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    factor = rng.standard_normal((2, N, 3))
+    x = factor @ rng.standard_normal((3, 6))
+    y = factor.argmax(2)
+    here = Task("shape", "semantic", "classes", ("disc", "box", "star"))
+    there = Task("shape", "semantic", "classes", ("ring", "star", "disc", "box"))  # no ring in the other run
+    many_here = Task("present", "detail", "multilabel", ("cat", "dog"))
+    many_there = Task("present", "detail", "multilabel", ("dog", "owl", "cat"))
+    paths = [
+        make_run(
+            tmp_path / "val.h5", x[0, :, None], {here: y[0], many_here: (factor[0, :, :2] > 0).astype(np.uint8)}
+        ),
+        make_run(
+            tmp_path / "train.h5",
+            x[1, :, None],
+            {
+                there: np.array([2, 3, 1])[y[1]],
+                many_there: (factor[1][:, [1, 2, 0]] > 0).astype(np.uint8),
+            },
+            groups=[f"train {i}" for i in range(N)],
+        ),
+    ]
+    with open_run(paths[0]) as run, open_run(paths[1]) as train:
+        found = suite.probe(suite.plan(run, quick("semantic", "detail"), train=train))
+    rows = {row.task: row for row in found.rows}
+    assert rows["shape"].estimate > 0.9 and rows["shape"].classes == here.classes
+    assert rows["present"].estimate > 0.95 and rows["present"].classes == many_here.classes
+
+
+def test_tasks_that_the_other_run_cannot_teach_are_refused(folder: Path, other: Path, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((N, 3, WIDTH))
+    kinds = {Task("shape", "semantic", "number"): x[:, 0, 0]}
+    units = {Task("size", "detail", "number", unit="cm"): x[:, 0, 0]}
+    with open_run(folder / "planted-val.h5") as run:
+        for labels, asked, said in [(kinds, "shape", "number"), (kinds, "size", "no such task"), (units, "size", "cm")]:
+            with open_run(make_run(tmp_path / "train.h5", x, labels)) as train, pytest.raises(UserError) as refused:
+                suite.plan(run, quick(asked), train=train)
+            assert said in str(refused.value) and "\n" not in str(refused.value)
+        narrow = make_run(
+            tmp_path / "narrow.h5", x[:, :, :5], {SIZE: x[:, 0, 0]}, groups=[f"train {i}" for i in range(N)]
+        )
+        with open_run(narrow) as train, pytest.raises(UserError, match="must come from the same model"):
+            suite.probe(suite.plan(run, quick("size"), train=train))
+        with open_run(folder / "planted-val.h5") as same, pytest.raises(UserError, match="no task"):
+            suite.plan(run, quick("size"), train=same)  # every group is scored
+
+
+def test_a_task_that_the_scored_images_cannot_score_is_skipped(other: Path, tmp_path: Path) -> None:
+    """Known in the run that is learned from, and here on no image, or constant."""
+    x = np.random.default_rng(0).standard_normal((N, 3, WIDTH))
+    labels = {
+        SHAPE: np.full(N, -1),
+        PRESENT: np.zeros((N, 3), np.uint8),
+        SIZE: np.full(N, 2.0),
+        COIN: np.arange(N) % 2,
+    }
+    path = make_run(tmp_path / "bare.h5", x, labels)
+    with open_run(path) as run, open_run(other) as train:
+        found = suite.probe(suite.plan(run, quick("semantic", "detail"), train=train))
+    results.write(found, tmp_path / "r.json")
+    assert {row.task for row in found.rows} == {"coin"}
+    for task in ("shape", "present", "size"):
+        assert any(warning.startswith(f"{task} is skipped") for warning in found.warnings), task
+
+
+def test_random_weights_are_one_more_column(folder: Path, tmp_path: Path) -> None:
+    scored = folder / "planted-val.h5"
+    with open_run(scored) as run:
+        noise = np.random.default_rng(5).standard_normal((N, 3, WIDTH))
+        ids, groups = run.ids(), run.groups()
+        random = make_run(tmp_path / "random.h5", noise, {}, ids=ids, groups=groups)
+        plain = suite.plan(run, quick("shape", "size"))
+        with open_run(random) as floor:
+            plan = suite.plan(run, plain.settings, random=floor)
+            found = suite.probe(plan)
+        rows = by_name(found)
+        for task in ("shape", "size"):
+            row = rows[task, "z_voco (random weights)", None]
+            assert row.lower < row.floor + 0.05 < rows[task, "z_voco", 2].lower
+        assert by_name(suite.probe(plain)).items() <= rows.items()  # the floor beside them changes nothing
+        for wrong in [ids[::-1], [f"x{i}" for i in range(N)]]:
+            path = make_run(tmp_path / "wrong.h5", noise, {}, ids=wrong, groups=groups)
+            with open_run(path) as floor, pytest.raises(UserError, match="does not hold the images of"):
+                suite.plan(run, plain.settings, random=floor)
+
+
+def test_random_weights_beside_a_run_to_learn_from_are_refused_before_anything_is_fitted(
+    folder: Path, other: Path
+) -> None:
+    with (
+        open_run(folder / "planted-val.h5") as run,
+        open_run(other) as train,
+        pytest.raises(UserError, match="leave it out with --train-run"),
+    ):
+        suite.plan(run, quick("shape"), train=train, random=run)
+
+
+# ---- labels that are hard on a fold
+
+
+def test_a_class_that_a_training_part_lacks_costs_finitely_many_bits(tmp_path: Path) -> None:
+    """Learning curves begin with few images: of a rare class there may be none, and of rare labels none at all."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((N, 1, 6))
+    rare = np.where(np.arange(N) < 7, 2, np.arange(N) % 2)
+    seldom = np.where(np.arange(N) % 30 == 0, x[:, 0, 0], np.nan)
+    few = np.where((np.arange(N) % 20 == 0)[:, None], x[:, 0, :2] > 0, 255).astype(np.uint8)
+    asked = np.where(np.arange(N) % 20 == 0, np.arange(N) // 20 % 2, -1)
+    counted = np.where(np.arange(N) % 25 == 0, 1.0, 0.0)
+    labels = {
+        Task("rare", "semantic", "classes", ("a", "b", "c")): rare,
+        Task("seldom", "detail", "number"): seldom,
+        Task("few", "detail", "multilabel", ("p", "q")): few,
+        Task("asked", "detail", "classes", ("no", "yes")): asked,
+        Task("counted", "detail", "number"): counted,
+    }
+    path = make_run(tmp_path / "run.h5", x, labels)
+    with open_run(path) as run:
+        for guided in (False, True):
+            plan = suite.plan(run, quick("semantic", "detail", curve=True, guided=guided, controls=guided, folds=2))
+            found = suite.probe(plan)
+            assert {row.task for row in found.rows} == {task.name for task in labels}
+            assert all(np.isfinite([row.bits, row.metrics["cross-entropy"].estimate]).all() for row in found.rows)
+            results.write(found, tmp_path / "r.json")
+            for point in found.curves:
+                if point.task in ("rare", "few", "asked"):
+                    assert point.bits.estimate is not None and abs(point.bits.estimate) < 20
+
+
+# ---- the command as typed
 
 
 def test_the_command_as_typed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["detail", "shape", "--run", str(folder / "planted-val.h5"), "--folds", "2", "--jobs", "1"]
+    argv += ["--representations", "z_voco", "v_d"]
     assert main(argv) == 0
     out = capsys.readouterr().out
-    assert "semantic: what" in out and "detail: what" in out and "present" not in out
+    assert "240 images of planted val, 3 tasks" in out and "semantic: what" in out and "detail: what" in out
     assert "planted-val.probes.json" in out.replace("\n", "") and "htc-dashboard" in out
     written = results.read(folder / "planted-val.probes.json")
     assert {row.task for row in written.rows} == {"shape", "coin", "size"}
-    assert {row.layer for row in written.rows} == {2, None}
-    assert (folder / "planted-val.probes.csv").exists()
+    assert {(row.representation, row.layer) for row in written.rows} == {("z_voco", 2), ("v_d", None)}
+    assert (folder / "planted-val.probes.csv").exists() and (folder / "planted-val.probes.safetensors").exists()
+    assert not list(folder.glob("*.partial"))  # what was kept of the cells is not needed any more
+
+
+def test_all_means_every_task_and_match_dim_writes_no_weights(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "all.json"
+    argv = ["--all", "--run", str(folder / "planted-val.h5"), "--folds", "2", "--jobs", "1", "--out", str(out)]
+    assert main([*argv, "--representations", "z_voco", "--no-controls", "--match-dim", "4"]) == 0
+    found = results.read(out)
+    assert {row.task for row in found.rows} == {task.name for task in TASKS}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all.csv", "all.json"]
 
 
 @pytest.mark.parametrize(
@@ -453,19 +686,29 @@ def test_the_command_as_typed(folder: Path, capsys: pytest.CaptureFixture[str]) 
         (["--layers", "7"], "layer 7 is not in planted-val.h5; it holds 0, 1, 2"),
         (["--layers", "first"], "neither 'all' nor numbers"),
         (["--folds", "1"], "use 2 or more"),
-        (["--folds", "50"], "no task of planted-val.h5 can be probed: shape: 3 of 3 classes dropped"),
+        (["--folds", "100"], "no task of planted-val.h5 can be probed: shape: 3 of 3 classes dropped"),
+        (["--match-dim", "0"], "use 1 or more"),
         (["--jobs", "-1"], "--jobs -1"),
+        (["--types", "size"], "--types size is no task with classes that is probed; there are shape, coin"),
+        (["--representations", "z_vocos"], "representation 'z_vocos' is unknown; there are z_voco, v_d"),
+        (["--representations", "v_d.2"], "representation 'v_d.2' is unknown"),
+        (["--representations", "v_d+"], "representation '' is unknown"),
+        (["--representations", "codes"], "has no codes"),
+        (["--representations", "nowhere.npy"], "no file at nowhere.npy"),
         (["--out", "here.txt"], "must end in .json"),
+        (["--train-run", "no.h5"], "no run at no.h5"),
         (["--runs-folder", "nowhere"], "no finished run in nowhere/; make one with: htc-extract --split val"),
         (["--run", "no.h5"], "no run at no.h5"),
+        (["--device", "abacus"], "--device abacus cannot be used"),
     ],
 )
 def test_a_mistake_is_one_helpful_line(
-    folder: Path, capsys: pytest.CaptureFixture[str], argv: list[str], message: str
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: list[str], message: str
 ) -> None:
-    assert main(["--runs-folder", str(folder), *argv]) == 2
+    assert main(["--runs-folder", str(folder), "--out", str(tmp_path / "r.json"), *argv]) == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith("htc-probe: ") and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_flag_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -477,23 +720,20 @@ def test_an_unknown_flag_is_an_error(capsys: pytest.CaptureFixture[str]) -> None
 def test_a_run_without_labels_is_refused_before_anything_is_fitted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = write_run(tmp_path / "bare.h5", labelled=())
+    path = planted_run(tmp_path / "bare.h5", labelled=())
     assert main(["--run", str(path)]) == 2
     assert "holds no labels" in capsys.readouterr().err
-    only = write_run(tmp_path / "only.h5", labelled=TASKS[:1])
+    only = planted_run(tmp_path / "only.h5", labelled=[SHAPE])
     assert main(["detail", "--run", str(only)]) == 2
     assert "no task of detail; it has shape (semantic)" in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bare.h5", "only.h5"]
 
 
 def test_a_run_without_its_last_layer_is_probed_at_the_highest_stored(tmp_path: Path) -> None:
-    with open_run(write_run(tmp_path / "run.h5", stack=(0, 1))) as run:
-        assert features.parse_layers(run, "") == (1,)
-        assert features.parse_layers(run, "0") == (0, 1)
-        with pytest.raises(UserError, match="it holds 0, 1"):
-            features.parse_layers(run, "-1")
-        plan = suite.plan(run, ["shape"], folds=3)
-        assert plan.warnings == ("z_voco is read at layer 1: the run does not store the last one",)
+    with open_run(planted_run(tmp_path / "run.h5", stack=(0, 1))) as run:
+        plan = suite.plan(run, quick("shape"))
+        assert plan.warnings[-1] == "z_voco is read at layer 1: the run does not store the last one"
+        assert [at.layer for at in plan.representations] == [1]
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -508,4 +748,4 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     text, modules = json.loads(done.stdout)
     assert "htc-probe" in text and "--layers" in text
-    assert not {"sklearn", "scipy", "pandas", "torch", "h5py", "joblib"} & set(modules)
+    assert not {"sklearn", "scipy", "pandas", "torch", "h5py", "joblib", "numpy"} & set(modules)

@@ -1,0 +1,130 @@
+"""The work of a probing, cut into cells that can be computed anywhere and kept: one representation in one fold, or its
+online code. Knows arrays and a folder; not runs, scores or tables.
+
+A finished cell is kept under a digest of all that it was computed from, so an interrupted command, or the same one
+with another task or representation, computes only what is missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import astuple
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from probes import codelength, protocol, stream, streamed
+from probes.codelength import Codelength, Labels
+from probes.metrics import Gaussian
+from probes.protocol import HeldOut
+
+VERSION = 1  # of what a cell computes and of its file
+
+
+class Fold(NamedTuple):
+    """Probes of all tasks, trained on `train` and used on `test`, (N,) bool each."""
+
+    train: np.ndarray
+    test: np.ndarray
+
+    def compute(
+        self, x_ND: np.ndarray, tasks: Sequence[Labels], groups: np.ndarray, settings: protocol.Settings
+    ) -> list[HeldOut]:
+        return protocol.hold_out(x_ND, tasks, groups, self.train, self.test, settings)
+
+    def pack(self, found: Sequence[HeldOut]) -> dict[str, np.ndarray]:
+        arrays: dict[str, np.ndarray] = {}
+        for number, one in enumerate(found):
+            prediction = one.prediction
+            arrays[f"p{number}"] = np.stack(prediction) if isinstance(prediction, Gaussian) else prediction
+            gap = np.nan if one.gap is None else one.gap
+            arrays[f"c{number}"] = np.array([one.strength, one.at_edge, gap])
+        return arrays
+
+    def unpack(self, arrays: dict[str, np.ndarray], tasks: Sequence[Labels]) -> list[HeldOut]:
+        found = []
+        for number, task in enumerate(tasks):
+            strength, at_edge, gap = arrays[f"c{number}"].tolist()
+            values = arrays[f"p{number}"]
+            prediction = Gaussian(*values) if task.kind == "number" else values
+            found.append(HeldOut(prediction, strength, bool(at_edge), None if np.isnan(gap) else gap))
+        return found
+
+
+class StreamedFold(Fold):
+    """The same for features that are read as they are needed, within a budget in bytes."""
+
+    def compute(  # type: ignore[override]
+        self, features: stream.Features, tasks: Sequence[Labels], groups: np.ndarray, settings: protocol.Settings
+    ) -> list[HeldOut]:
+        return streamed.hold_out(features, tasks, groups, self.train, self.test, settings, settings.budget)
+
+
+class Code(NamedTuple):
+    """The online code of all tasks over the rows `used`, (N,) bool."""
+
+    used: np.ndarray
+
+    def compute(
+        self, x_ND: np.ndarray, tasks: Sequence[Labels], groups: np.ndarray, settings: protocol.Settings
+    ) -> list[Codelength]:
+        x_nD, groups_n = x_ND[self.used], groups[self.used]
+        labels = [task._replace(y=task.y[self.used]) for task in tasks]
+        predict = codelength.probes_of(x_nD, labels, groups_n, protocol.STRENGTHS, settings.device)
+        return codelength.online(labels, groups_n, predict, settings.seed)
+
+    def pack(self, found: Sequence[Codelength]) -> dict[str, np.ndarray]:
+        arrays: dict[str, np.ndarray] = {}
+        for number, one in enumerate(found):
+            arrays |= {f"r{number}": one.row_bits, f"t{number}": np.array([one.bits, one.uniform])}
+            arrays[f"c{number}"] = np.array(one.choices, dtype=int)
+        return arrays
+
+    def unpack(self, arrays: dict[str, np.ndarray], tasks: Sequence[Labels]) -> list[Codelength]:
+        found = []
+        for number in range(len(tasks)):
+            bits, uniform = arrays[f"t{number}"].tolist()
+            found.append(Codelength(bits, uniform, arrays[f"r{number}"], tuple(arrays[f"c{number}"].tolist())))
+        return found
+
+
+Cell = Fold | Code
+
+
+class Kept:
+    """A folder of finished cells."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def path(
+        self, cell: Cell, features: str, tasks: Sequence[Labels], groups: np.ndarray, settings: protocol.Settings
+    ) -> Path:
+        """Where the cell is kept; `features` says where its array comes from, which is cheaper than its digest."""
+        digest = hashlib.blake2b(digest_size=16)
+        said = (VERSION, type(cell).__name__, features, astuple(settings), [(t.kind, t.n_classes) for t in tasks])
+        digest.update(repr(said).encode())
+        for array in (*cell, groups, *(task.y for task in tasks)):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return self.folder / f"{digest.hexdigest()}.npz"
+
+    def read(self, path: Path, cell: Cell, tasks: Sequence[Labels]) -> list[HeldOut] | list[Codelength] | None:
+        """None where the cell is not kept, or its file is damaged."""
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return cell.unpack(dict(arrays), tasks)
+        except Exception:  # damage has many names: numpy's, those of zip archives, of missing arrays
+            return None
+
+    def write(self, path: Path, arrays: dict[str, np.ndarray]) -> None:
+        """A cell that cannot be kept costs time when the command is interrupted, and nothing else."""
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        with contextlib.suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                np.savez(file, allow_pickle=False, **arrays)
+            os.replace(partial, path)

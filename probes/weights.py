@@ -1,0 +1,124 @@
+"""Probes as weights: written by htc-probe, applied to features, and removed from them. Knows files and arrays.
+
+    probes = load("runs/scenes-val.probes.safetensors")
+    probes["texture", "z_voco", 4].predict(run.z_voco(4))            # classes by name
+    probes["texture", "z_voco", 4].remove(run.z_voco(4))             # features that this probe cannot read
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from extract.errors import UserError
+
+_SCHEMA = "htc-probe-weights-1"
+Key = tuple[str, str, int | None]
+"""Task, representation, layer (None but for z_voco)."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A linear probe of one task, fitted on all images of its run at the strength that its folds chose."""
+
+    kind: str
+    """classes, multilabel or number."""
+    classes: tuple[str, ...]
+    """Of the columns; two classes share one column, that of the second. () for numbers."""
+    weights: np.ndarray
+    """(D, C) float64, on the features as they are."""
+    intercepts: np.ndarray
+    """(C,)"""
+    mean: np.ndarray
+    """(D,) of the features that it was fitted on."""
+
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """(n, C) of features (n, D); numbers: the predicted values."""
+        return self._checked(features) @ self.weights + self.intercepts
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """(n,) names of classes, (n, C) bool, or (n,) numbers, for features (n, D)."""
+        z = self.logits(features)
+        if self.kind == "number":
+            return z[:, 0]
+        if self.kind == "multilabel":
+            return z > 0
+        return np.array(self.classes)[(z[:, 0] > 0).astype(int) if z.shape[1] == 1 else z.argmax(1)]
+
+    def directions(self) -> np.ndarray:
+        """(D, k) orthonormal: all that the probe reads. A constant added to all classes changes no prediction, so K
+        classes have at most K - 1 directions.
+        """
+        w = self.weights
+        if self.kind == "classes" and w.shape[1] > 1:
+            w = w - w.mean(1, keepdims=True)
+        axes, sizes, _ = np.linalg.svd(w, full_matrices=False)
+        return axes[:, sizes > 1e-9 * max(sizes.max(initial=0), np.finfo(float).tiny)]
+
+    def remove(self, features: np.ndarray) -> np.ndarray:
+        """(n, D) without what the probe reads: along its directions every row is the mean. The probe then predicts the
+        same for all; another probe may still read the task elsewhere.
+        """
+        axes, x = self.directions(), self._checked(features)
+        return x - (x - self.mean) @ axes @ axes.T
+
+    def _checked(self, features: np.ndarray) -> np.ndarray:
+        if features.ndim != 2 or features.shape[1] != len(self.weights):
+            raise UserError(f"features of shape {features.shape}; this probe takes (rows, {len(self.weights)})")
+        return features.astype(np.float64)
+
+
+def save(probes: Mapping[Key, Probe], path: Path) -> Path:
+    """Writes all probes, whole or not at all. Raises UserError when that fails."""
+    tensors: dict[str, np.ndarray] = {}
+    described = []
+    for number, ((task, representation, layer), probe) in enumerate(probes.items()):
+        for name in ("weights", "intercepts", "mean"):
+            tensors[f"{number}.{name}"] = np.ascontiguousarray(getattr(probe, name), dtype=np.float32)
+        described.append([task, representation, layer, probe.kind, list(probe.classes)])
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        save_file(tensors, partial, {"schema": _SCHEMA, "probes": json.dumps(described)})
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise UserError(f"cannot write {path}: {error}; choose another place with --out") from error
+    return path
+
+
+def load(path: Path | str) -> dict[Key, Probe]:
+    """The probes that htc-probe wrote. Raises UserError for a file that is missing, damaged or something else."""
+    try:
+        with safe_open(str(path), "np") as file:
+            about = file.metadata() or {}
+            if about.get("schema") != _SCHEMA:
+                raise UserError(f"{path} holds no probes (its schema is not {_SCHEMA}); htc-probe writes them")
+            found: dict[Key, Probe] = {}
+            for number, (task, representation, layer, kind, classes) in enumerate(json.loads(about["probes"])):
+                arrays = [
+                    file.get_tensor(f"{number}.{name}").astype(np.float64) for name in ("weights", "intercepts", "mean")
+                ]
+                found[task, representation, layer] = _probe(kind, tuple(classes), *arrays)
+            return found
+    except FileNotFoundError:
+        raise UserError(f"no probes at {path}; make them with: htc-probe semantic detail") from None
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); run htc-probe again") from error
+
+
+def _probe(
+    kind: str, classes: tuple[str, ...], weights: np.ndarray, intercepts: np.ndarray, mean: np.ndarray
+) -> Probe:
+    columns = {"classes": 1 if len(classes) == 2 else len(classes), "multilabel": len(classes), "number": 1}[kind]
+    if not weights.shape == (*mean.shape, *intercepts.shape) == (len(mean), columns):
+        raise ValueError(f"weights of shape {weights.shape} for {len(classes)} classes and means of {mean.shape}")
+    return Probe(kind, classes, weights, intercepts, mean)

@@ -1,0 +1,45 @@
+"""The protocol on streamed features says what the one in memory says."""
+
+import numpy as np
+import pytest
+
+from probes import metrics, protocol, streamed
+from probes.codelength import Labels
+from probes.metrics import Gaussian
+
+N, D = 900, 24
+
+
+def planted(seed: int) -> tuple[np.ndarray, list[Labels], np.ndarray]:
+    rng = np.random.default_rng(seed)
+    factor = rng.standard_normal((N, 5))
+    x = (factor @ rng.standard_normal((5, D)) + rng.standard_normal((N, D))).astype(np.float16)
+    classes = (factor[:, :4] + 0.5 * rng.standard_normal((N, 4))).argmax(1)
+    classes[rng.random(N) < 0.1] = -1
+    labels = (factor[:, :3] + 0.5 * rng.standard_normal((N, 3)) > 0).astype(np.uint8)
+    labels[rng.random((N, 3)) < 0.1] = 255
+    number = factor[:, 4] + 0.3 * rng.standard_normal(N)
+    number[rng.random(N) < 0.1] = np.nan
+    tasks = [Labels("classes", classes, 4), Labels("multilabel", labels), Labels("number", number)]
+    return x, tasks, np.arange(N) // 3
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_streamed_probes_score_as_those_in_memory(seed: int) -> None:
+    x, tasks, groups = planted(seed)
+    test = groups % 4 == 0
+    settings = protocol.Settings(seed=seed)
+    in_memory = protocol.hold_out(x, tasks, groups, ~test, test, settings)
+    found = streamed.hold_out(x, tasks, groups, ~test, test, settings, budget=2**28)
+    for task, ours, theirs in zip(tasks, found, in_memory, strict=True):
+        fold = np.zeros(int(test.sum()))
+        a, b = (metrics.evaluate(task.kind, task.y[test], one.prediction, fold) for one in (ours, theirs))
+        assert a["cross-entropy"] == pytest.approx(b["cross-entropy"], abs=0.02)
+        if isinstance(ours.prediction, Gaussian):  # exact: the same strength, the same probe
+            assert isinstance(theirs.prediction, Gaussian) and ours.strength == theirs.strength
+            np.testing.assert_allclose(ours.prediction.mean, theirs.prediction.mean, atol=1e-4)
+            np.testing.assert_allclose(ours.prediction.scale, theirs.prediction.scale, rtol=1e-4)
+        elif ours.strength == theirs.strength:
+            np.testing.assert_allclose(ours.prediction, theirs.prediction, atol=5e-3)
+        else:  # one inner fold, or three, may prefer neighbours
+            assert 0.05 < ours.strength / theirs.strength < 20

@@ -1,0 +1,329 @@
+"""`htc-analyze`: where `<voco>` looks, what it takes, and what causes what.
+
+Parse, call, print. torch and h5py are imported once the work starts, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import tyro
+
+from extract.errors import UserError
+
+if TYPE_CHECKING:
+    from analysis.rerun import Place
+    from extract.store import Run
+    from extract.vlm.model import HTCVLM
+    from probes.weights import Key, Probe
+
+Name = Literal["attention", "contributions", "knockouts", "interchange", "reading", "map"]
+Progress = Callable[[int, int], object]
+"""Is told how much is done, and of how much."""
+
+
+@dataclass(frozen=True)
+class AnalyzeConfig:
+    """Where <voco> looks (attention), what it takes (contributions), what causes what (knockouts, interchange), and
+    what its one token holds (reading, map).
+
+    Results go to one file beside the run; an analysis that is there already, of this run and these settings, is not
+    made again. attention and map need the run alone; the others run its model again.
+    """
+
+    analyses: tyro.conf.Positional[tuple[Name, ...]] = ()
+    """Any of them; all that this run allows when left out."""
+    run: Path | None = None
+    """Run file to read; the newest of --runs-folder when left out."""
+    runs_folder: Path = Path("runs")
+    """Where to look for the newest run."""
+    against: Path | None = None
+    """attention: a second run to lay beside it, such as one of the causal topology."""
+    probes: Path | None = None
+    """Probes whose predictions are followed (htc-probe writes them); NAME.probes.safetensors beside the run when left
+    out, where there is one."""
+    images: int = 200
+    """contributions, knockouts: how many images of the run go through the model again."""
+    reading_images: int = 1000
+    """reading: the same, for the map from z_voco to the patches."""
+    pairs: int = 300
+    """interchange: mixed images of each kind."""
+    seed: int = 0
+    """Of the resamples, the draws of patches and pairs, and the map."""
+    model: str | None = None
+    """Where the run's model is now; where it was when left out. Its weights must be the run's."""
+    device: str | None = None
+    """cpu, or a GPU such as cuda; that of the run when left out."""
+    out: Path | None = None
+    """Result file (.h5); NAME.analysis.h5 beside the run when left out."""
+
+
+class Job(NamedTuple):
+    """One analysis, with what its result depends on."""
+
+    name: str
+    needs_model: bool
+    settings: dict[str, Any]
+    compute: Callable[[Inputs, Progress], dict[str, Any]]
+
+
+class Inputs:
+    """What analyses work on; the model is loaded once, for the first that needs it."""
+
+    def __init__(self, config: AnalyzeConfig, run: Run, against: Run | None, probes: dict[Key, Probe] | None) -> None:
+        self.config, self.run, self.against, self.probes = config, run, against, probes
+        self.place: Place | None = None
+        self._model: HTCVLM | None = None
+
+    def model(self) -> HTCVLM:
+        from analysis import rerun
+
+        assert self.place is not None
+        if self._model is None:
+            self._model = rerun.load_model(self.place)
+        return self._model
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; gives its exit status: 0, 2 for a mistake that the user can mend, 130 on Ctrl-C."""
+    config = tyro.cli(AnalyzeConfig, prog="htc-analyze", args=None if argv is None else list(argv))
+    try:
+        analyze(config)
+    except UserError as error:
+        print(f"htc-analyze: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("htc-analyze: interrupted; the same command goes on with what is not finished", file=sys.stderr)
+        return 130
+    return 0
+
+
+def analyze(config: AnalyzeConfig) -> None:
+    """Makes the analyses that are missing, and prints what all of them say. Raises UserError."""
+    from analysis import results, summary
+    from extract.store import newest_run, open_run
+
+    _check(config)
+    path = newest_run(config.runs_folder) if config.run is None else config.run
+    out = results.default_path(path) if config.out is None else config.out
+    with contextlib.ExitStack() as stack:
+        run = stack.enter_context(open_run(path))
+        against = None if config.against is None else stack.enter_context(open_run(config.against))
+        probes_path, probes = _probes(config, path)
+        jobs = _jobs(config, against, probes_path)
+        if config.analyses:
+            jobs = [job for job in jobs if job.name in config.analyses]
+        print(f"{path}: {len(run)} images of {run.info.dataset} {run.info.split}, {run.info.model.get('name')}")
+        todo = _missing(jobs, out, results.identity(run))
+        inputs = Inputs(config, run, against, probes)
+        _find_model(inputs, todo, probes_path)
+        for job in todo:
+            try:
+                _make(job, inputs, out)
+            except UserError as error:
+                if config.analyses:
+                    raise
+                print(f"{job.name:<14}left out: {error}", flush=True)
+        with results.read(out) as analysis:
+            summary.show(analysis)
+    print(f"\n{out} holds all of this. Look at it with: htc-dashboard {path}")
+
+
+def _check(config: AnalyzeConfig) -> None:
+    for name in ("images", "reading_images", "pairs"):
+        if getattr(config, name) < 4:
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} {getattr(config, name)} is too few for an interval; use 4 or more")
+    if config.seed < 0:
+        raise UserError(f"--seed {config.seed} is negative; use 0 or more")
+    if config.out is not None and config.out.suffix != ".h5":
+        raise UserError(f"--out {config.out} must end in .h5")
+
+
+def _probes(config: AnalyzeConfig, run: Path) -> tuple[Path | None, dict[Key, Probe] | None]:
+    from probes import weights
+
+    path = run.with_name(run.stem + ".probes.safetensors") if config.probes is None else config.probes
+    if config.probes is None and not path.is_file():
+        return None, None
+    return path, weights.load(path)
+
+
+def _jobs(config: AnalyzeConfig, against: Run | None, probes: Path | None) -> list[Job]:
+    """All analyses, in the order in which they are made: first those that answer soon."""
+    from analysis import results
+
+    seed = {"seed": config.seed}
+    images = {"images": config.images}
+    fitted = {"probes": None if probes is None else hashlib.sha256(probes.read_bytes()).hexdigest()}
+    beside = None if against is None else results.identity(against)
+    return [
+        Job("attention", False, seed | {"against": beside}, _attention),
+        Job("contributions", True, seed | images, _contributions),
+        Job("knockouts", True, seed | images | fitted, _knockouts),
+        Job("interchange", True, seed | {"pairs": config.pairs} | fitted, _interchange),
+        Job("reading", True, seed | {"reading_images": config.reading_images} | fitted, _reading),
+        Job("map", False, seed, _map),
+    ]
+
+
+def _missing(jobs: Sequence[Job], out: Path, run: dict[str, Any]) -> list[Job]:
+    """Those that are not in the file as they would be made now; says of the others why."""
+    from analysis import results
+
+    if not out.exists():
+        return list(jobs)
+    missing = []
+    with results.read(out) as there:
+        others = [name for name in there.sections() if not results.same_run(there[name].run, run)]
+        if others:
+            print(f"{out} is of another run of this name ({', '.join(others)}): they go")
+        for job in jobs:
+            section = there[job.name] if job.name in there and job.name not in others else None
+            if section is None:
+                missing.append(job)
+            elif section.fits(run, job.settings):
+                print(f"{job.name:<14}is there already")
+            else:
+                old, new = section.settings, job.settings
+                changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+                print(f"{job.name:<14}is there with other settings ({', '.join(changed)}): made anew in its place")
+                missing.append(job)
+    return missing
+
+
+def _find_model(inputs: Inputs, todo: Sequence[Job], probes: Path | None) -> None:
+    """Where the model is, where one is needed; before the first analysis, so that a mistake is told at once."""
+    from analysis import rerun
+
+    need = [job.name for job in todo if job.needs_model]
+    if not need:
+        return
+    _quiet_transformers()
+    try:
+        inputs.place = rerun.find_model(inputs.run, model=inputs.config.model, device=inputs.config.device)
+    except UserError as error:
+        raise UserError(f"{error} ({', '.join(need)} need it; attention and map do not)") from error
+    print(f"model         {inputs.place.words}, for {', '.join(need)}")
+    wanted = [job.name for job in todo if "probes" in job.settings]
+    if wanted:
+        words = f"none beside the run, for {', '.join(wanted)}; htc-probe makes them" if probes is None else str(probes)
+        print(f"probes        {words}", flush=True)
+
+
+def _make(job: Job, inputs: Inputs, out: Path) -> None:
+    from analysis import results
+
+    started = time.monotonic()
+    with _progress(job.name) as progress:
+        values = job.compute(inputs, progress)
+    seconds = time.monotonic() - started
+    results.write(
+        out, job.name, values, run=results.identity(inputs.run), settings=job.settings, versions=_versions(),
+        seconds=seconds,
+    )  # fmt: skip
+    print(f"{job.name:<14}{seconds:.1f} s", flush=True)
+
+
+def _versions() -> dict[str, str]:
+    packages = ("numpy", "scipy", "torch", "transformers", "umap-learn")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+# ---- the analyses
+
+
+def _attention(inputs: Inputs, progress: Progress) -> dict[str, Any]:
+    from analysis import attention
+
+    return attention.analyse(inputs.run, inputs.against, seed=inputs.config.seed)
+
+
+def _contributions(inputs: Inputs, progress: Progress) -> dict[str, Any]:
+    from analysis import contributions
+
+    config, run = inputs.config, inputs.run
+    total = min(config.images, len(run))
+    return contributions.analyse(
+        inputs.model(), run, limit=config.images, seed=config.seed, on_images=lambda done: progress(done, total)
+    )
+
+
+def _knockouts(inputs: Inputs, progress: Progress) -> dict[str, Any]:
+    from analysis import knockouts
+
+    config, run = inputs.config, inputs.run
+    total = min(config.images, len(run))
+    return knockouts.analyse(
+        inputs.model(), run, limit=config.images, probes=inputs.probes, seed=config.seed,
+        on_images=lambda done: progress(done, total),
+    )  # fmt: skip
+
+
+def _interchange(inputs: Inputs, progress: Progress) -> dict[str, Any]:
+    from analysis import interchange
+
+    config = inputs.config
+    return interchange.analyse(
+        inputs.model(), inputs.run, None, inputs.probes, pairs=config.pairs, seed=config.seed, progress=progress
+    )
+
+
+def _reading(inputs: Inputs, progress: Progress) -> dict[str, Any]:
+    from analysis import reading, rerun
+
+    assert inputs.place is not None
+    config, tokenizer = inputs.config, rerun.read_tokenizer(inputs.place)
+    return reading.analyse(
+        inputs.run, inputs.model(), inputs.probes, tokenizer, images=config.reading_images, seed=config.seed
+    )
+
+
+def _map(inputs: Inputs, progress: Progress) -> dict[str, Any]:
+    from analysis import maps
+
+    return maps.analyse(inputs.run, seed=inputs.config.seed)
+
+
+# ---- the screen
+
+
+@contextlib.contextmanager
+def _progress(name: str) -> Iterator[Progress]:
+    """A bar where stderr is a terminal; gives the function that moves it on. It runs to and fro until it is moved."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description:<13}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("so far,"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        at = bar.add_task(name, total=None)
+        yield lambda done, total: bar.update(at, completed=done, total=total)
+
+
+def _quiet_transformers() -> None:
+    """No bars and no advice of transformers between our own lines."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,265 @@
+"""Whose image do the answers and the probes follow, when <voco> gets the anchors of one and the patches of another?
+
+Knows an HTCVLM and a run with labels. Does not know result files or screens. Which images are mixed is in `mixing`,
+how the table is counted in `following`.
+
+Attention is not causation; this is: under the star mask hybrid tokens do not mix, so the halves of two images are put
+together exactly. (Under other topologies the halves are swapped before the first layer, and later tokens see earlier
+ones.) Intervals resample the couples of images that are mixed with each other.
+
+Legend: n images, m mixed images, C labels of a multi-label task, K rows of a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+
+import numpy as np
+import torch
+
+from analysis import following, mixing, scene_questions
+from analysis.following import Measure, Values
+from analysis.mixing import BATCH, UNKNOWN, Design, Mix
+from extract.capture import run_shape
+from extract.data.source import Source
+from extract.errors import UserError
+from extract.store import Run, Task
+from extract.vlm.model import HTCVLM
+from extract.vlm.star import Compressed, Direct, direct_products
+from probes.weights import Key, Probe
+
+Reader = Callable[[Compressed], Values]
+
+
+def analyse(
+    model: HTCVLM,
+    run: Run,
+    source: Source | None = None,
+    probes: Mapping[Key, Probe] | None = None,
+    *,
+    pairs: int = 300,
+    seed: int = 0,
+    progress: Callable[[int, int], object] | None = None,
+) -> dict[str, np.ndarray | list[str] | float | int | str]:
+    """The section `interchange`: what follows whom, for `pairs` mixed images of each kind (of single factors half as
+    many).
+
+    `model` is that of the run, `source` its data; opened again where it is None. `probes`: from `probes.weights.load`;
+    those of z_voco at the last layer are read. They were fitted on the run's own, unmixed images. The built-in scenes'
+    questions are asked where the run is of these and the model has their vocabulary: the readout is the likeliest of a
+    question's answers (`present`: the greedy list). `progress` gets mixed images done and in all.
+
+    Keys, a row of the table each, in parallel:
+      task, suite, kind    of the readout; multi-label tasks (`present`) count every label of a pair. Task "", kind
+                           `mean`: the mean of the suite's tasks that have a case, each counted once; of factor `all`
+      readout              answer or probe
+      factor               what the two images differ in: `all` (as many tasks as possible), or one factor alone
+      mix                  `unmixed`; `swapped`: anchors of one, patches of the other; `anchors noise`, `anchors mean`,
+                           `patches noise`, `patches mean`: that half replaced by Gaussian noise with the mean and
+                           covariance of the sample's, by the sample's mean; `anchors class`: by another image's of the
+                           same `class_task`
+      only_right           1: only where the readout is right on the donors' unmixed images; 0: all
+      share                (K, 3, 3) float32: the readout follows the anchors' donor, the patches' donor, or neither;
+                           by estimate, lower and upper end of the 95 % interval (over couples; where all cases are
+                           alike, the exact binomial one). `swapped` counts where the donors' labels differ. Otherwise
+                           all count, who follows both follows the half that was kept, and noise and means, who have no
+                           label, get NaN; `unmixed` follows its image in both or neither
+      floor                (K, 3) float32: the same shares were the readouts dealt to the cases at random
+      counted, couples     cases in the row, and couples of images that they come from
+    for numbers, where the readout is regressed on the donors' values (weight 1 follows fully):
+      number_task, number_suite, number_kind, number_readout, number_factor, number_mix, number_counted,
+      number_couples       as above
+      number_weight        (rows, 2, 3): on the anchors' donor, the patches' donor; by estimate, lower, upper. A number
+                           that is asked for in words is the mean over the answers, weighted by how likely they are
+    and of the whole:
+      class_task           the task whose class `anchors class` keeps, "" without one
+      answers              "yes", or why no question was asked
+      probes               "yes", or why no probe was read
+      images               ids of the sampled images; `partner` (n,) the number of the image each is mixed with
+      topology, pairs, seed
+
+    Raises UserError: a model without anchors, a run without labels, data that is no longer the run's, nothing to read.
+    """
+    if pairs < 4:
+        raise UserError(f"{pairs} pairs are too few for an interval; use 4 or more")
+    if run_shape(model.config, len(run), run.shape.stack) != run.shape or model.config.topology != run.info.topology:
+        raise UserError(
+            f"the model is not that of {run.path.name} ({run.info.model['name']}): layers, heads, width or tokens "
+            "differ; give the model that made the run"
+        )
+    if model.config.num_anchors == 0:
+        raise UserError(f"the model of {run.path.name} has no anchors: there is nothing to interchange")
+    if not run.tasks:
+        raise UserError(f"{run.path.name} has no labels, so nothing can be followed; extract data that has some")
+    readable, why_no_probes = _readable(run, probes)
+    asks, why_no_answers = _asks(model, run)
+    if not readable and not asks:
+        raise UserError(f"nothing can be read from mixed images of {run.path.name}: {why_no_probes}; {why_no_answers}")
+
+    source = mixing.open_again(run, model.config.image_size) if source is None else source
+    rng = np.random.default_rng(seed)
+    chosen = mixing.one_a_group(run.groups(), pairs, rng)
+    if len(chosen) < 4:
+        raise UserError(f"{run.path.name} has images of {len(chosen)} groups, too few to mix; extract 4 or more")
+    whole = mixing.all_factors(run, source, chosen, asks)
+    most = max(2, pairs // 4)  # couples for each single factor
+    if mixing.is_scenes(run):
+        designs = list(mixing.changed_scenes(model, run, chosen, whole.partner, most, asks))
+    else:
+        designs = list(mixing.matched(run, source, most, rng))
+    designs = [design for design in designs if _true_values(run.tasks, design, readable)]
+    class_task = _class_task(run.tasks)
+    alike = np.full(len(chosen), -1) if class_task is None else mixing.couples_alike(whole.labels[class_task.name])
+
+    table, numbers = following.Table("", "share", ("only_right", "floor")), following.Table("number_", "weight")
+    total = sum(len(design.partner) + int((design.partner >= 0).sum()) for design in [whole, *designs])
+    total += 4 * len(whole.partner) + int((alike >= 0).sum())
+    plain = model.config.topology == "star" and not model.config.prefix_ids
+    direct = direct_products(model.language_model.model) if plain else None
+    done = 0
+    for design in [whole, *designs]:
+        tokens = mixing.encode(model, design.images)
+        true = _true_values(run.tasks, design, readable)
+        read = _reader(model, run.tasks, design, readable, true)
+        unmixed: Values = {}
+        more = mixing.replacements(tokens, alike, rng) if design is whole else ()
+        for mix in chain(mixing.swaps(tokens, design.partner), more):
+            said = read_mix(model, mix, read, direct)
+            unmixed = unmixed or said
+            table.add(design.factor, mix, following.shares(mix, said, true, unmixed, seed, suites=design is whole))
+            numbers.add(design.factor, mix, following.weights(mix, said, true, seed))
+            done += len(mix.couple)
+            if progress is not None:
+                progress(done, total)
+    ids = run.ids()
+    return {
+        **table.section(),
+        **numbers.section(),
+        "class_task": "" if class_task is None else class_task.name,
+        "answers": why_no_answers or "yes",
+        "probes": why_no_probes or "yes",
+        "images": [ids[row] for row in chosen],
+        "partner": whole.partner.astype(np.int32),
+        "topology": run.info.topology,
+        "pairs": pairs,
+        "seed": seed,
+    }
+
+
+def _class_task(tasks: Sequence[Task]) -> Task | None:
+    """`category`, or the first task with classes, a semantic one if there is."""
+    having = [task for task in tasks if task.kind == "classes"]
+    return min(having, key=lambda task: (task.name != "category", task.suite != "semantic"), default=None)
+
+
+# ---- reading
+
+
+@torch.inference_mode()
+def read_mix(model: HTCVLM, mix: Mix, read: Reader, direct: Sequence[Direct] | None = None) -> Values:
+    """What is read from <voco> of the mixed images, (m, ...) of each measure. `direct`: see `HTCVLM.compress`."""
+    found: list[Values] = []
+    for start in range(0, len(mix.couple), BATCH):
+        halves = [
+            half.tokens[torch.from_numpy(half.rows[start : start + BATCH])].to(model.device)
+            for half in (mix.anchors, mix.patches)
+        ]
+        found.append(read(model.compress(*halves, direct=direct)))
+    return {measure: np.concatenate([part[measure] for part in found]) for measure in found[0]}
+
+
+def _readable(run: Run, probes: Mapping[Key, Probe] | None) -> tuple[dict[str, Probe], str]:
+    """The probes of the run's tasks at z_voco, and why there are none. Raises UserError for those of other classes."""
+    if probes is None:
+        return {}, "no probes were given; htc-probe semantic detail makes them"
+    found = {
+        task.name: probes[key]
+        for task in run.tasks
+        if (key := (task.name, "z_voco", run.shape.layers)) in probes and probes[key].kind == task.kind
+    }
+    for task in run.tasks:
+        if task.name in found and not set(found[task.name].classes) <= set(task.classes):
+            raise UserError(f"the probe of {task.name} has other classes than {run.path.name}; run htc-probe on it")
+    return found, "" if found else f"no probe is of z_voco at the last layer, {run.shape.layers}"
+
+
+def _asks(model: HTCVLM, run: Run) -> tuple[bool, str]:
+    """Whether the scenes' questions can be asked, and why not."""
+    if not mixing.is_scenes(run):
+        return False, "only the built-in scenes come with questions"
+    if not scene_questions.speaks(model):
+        return False, "the model was not taught the words of the built-in scenes"
+    return True, ""
+
+
+def _true_values(tasks: Sequence[Task], design: Design, probes: Mapping[str, Probe]) -> Values:
+    """What is to be read in this design, and what the images' labels say of it."""
+
+    def wanted(name: str) -> bool:
+        return design.read is None or name in design.read
+
+    true: Values = {}
+    for task in tasks:
+        if task.name in probes and wanted(task.name):
+            labels, classes = design.labels[task.name], probes[task.name].classes
+            if task.kind == "classes":  # a class that the probe does not know cannot be followed
+                known = [number for number, name in enumerate(task.classes) if name in classes]
+                labels = np.where(np.isin(labels, known), labels, -1)
+            elif task.kind == "multilabel":
+                labels = np.where([name in classes for name in task.classes], labels, UNKNOWN)
+            true[Measure("probe", task.name, task.suite, task.kind)] = labels
+    if design.answers is not None:
+        for question, answers in design.answers.items():
+            if wanted(question):
+                true[Measure("answer", question, scene_questions.suite_of(question), "classes")] = answers
+        if wanted("present"):
+            true[Measure("answer", "present", "semantic", "multilabel")] = design.labels["present"]
+        for name, question in scene_questions.NUMBERS.items():
+            if wanted(name):
+                true[Measure("answer", name, scene_questions.suite_of(question), "number")] = design.labels[name]
+    return true
+
+
+def _reader(
+    model: HTCVLM, tasks: Sequence[Task], design: Design, probes: Mapping[str, Probe], true: Values
+) -> Reader:
+    """A function that reads all measures of `true` from compressed images."""
+    questions = [m.task for m in true if m.readout == "answer" and m.kind != "number"]
+    sheet = scene_questions.Sheet(model, questions) if questions else None
+    classes = {task.name: task.classes for task in tasks}
+    means: dict[Measure, np.ndarray] = {}
+    for m in true:
+        if m.readout == "answer" and m.kind == "number":
+            assert design.answers is not None
+            question = scene_questions.NUMBERS[m.task]
+            count = len(scene_questions.ANSWERS[question])
+            means[m] = scene_questions.values_of_answers(design.answers[question], true[m], count)
+
+    def read(compressed: Compressed) -> Values:
+        z = compressed.hidden[:, -1].float().cpu().numpy()
+        told = {} if sheet is None else sheet(compressed)
+        said: Values = {}
+        for m in true:
+            if m.readout == "probe":
+                said[m] = _predicted(probes[m.task], classes[m.task], z)
+            elif m.kind == "number":
+                said[m] = scene_questions.as_numbers(told[scene_questions.NUMBERS[m.task]], means[m])
+            else:
+                said[m] = told[m.task].argmax(1) if m.kind == "classes" else told[m.task]
+        return said
+
+    return read
+
+
+def _predicted(probe: Probe, classes: tuple[str, ...], z: np.ndarray) -> np.ndarray:
+    """The probe's predictions in the run's classes."""
+    predicted = probe.predict(z)
+    if probe.kind == "number":
+        return predicted
+    if probe.kind == "classes":
+        place = {name: number for number, name in enumerate(classes)}
+        return np.array([place[name] for name in predicted.tolist()])
+    every = np.zeros((len(z), len(classes)), dtype=bool)
+    every[:, [classes.index(name) for name in probe.classes]] = predicted
+    return every

@@ -1,0 +1,139 @@
+"""Maps of the latents in two dimensions, and how far to trust them. Knows runs and arrays; not models or figures.
+
+A map of many dimensions in two must tear neighbours apart: how many it keeps stands beside it.
+
+Legend: N images, M representations, D features, V codes of an image.
+"""
+
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import sparse
+from scipy.sparse.linalg import eigsh
+
+from analysis import geometry, reading, rerun, stats
+from extract.errors import UserError
+from extract.store import Run
+
+IMAGES = 5000
+LEAST = 5  # images
+COMPONENTS = 50  # what UMAP sees
+UMAP_NEIGHBOURS = 15
+EPOCHS = 200
+
+
+class Principal(NamedTuple):
+    """Principal components of N images."""
+
+    scores: np.ndarray
+    """(N, k) float64, largest variance first; the largest score of each is positive."""
+    variance: np.ndarray
+    """(k,) shares of the whole variance."""
+
+
+def analyse(run: Run, seed: int = 0) -> dict[str, Any]:
+    """Maps of z_voco (last stored layer), v_d, pooled V and the codes, as one section.
+
+    `map_of` names the M representations; `rows` (n,) are the images, at most 5,000; `pca` and `umap`
+    (M, n, 2); `pca_variance` (M, 2) shares of the variance; `pca_kept` and `umap_kept` (M,): share of an image's 10
+    nearest that are among its 10 nearest in the map, with `_lower` and `_upper`, by chance `kept_chance`. Features are
+    standardised; codes are alike in as many as are equal. The same seed gives the same maps on the same machine.
+
+    Raises UserError where the run has less than 5 images.
+    """
+    if len(run) < LEAST:
+        raise UserError(f"{run.path.name} has {len(run)} images; a map needs at least {LEAST}: extract more images")
+    rows = rerun.sample(run, IMAGES, seed)
+    all_groups = run.groups()
+    groups = [all_groups[row] for row in rows]
+    features = reading.representations(run, rows)
+    likeness = {name: inner_products(geometry.standardised(values)) for name, values in features.items()}
+    if run.shape.codes is not None:
+        likeness["codes"] = equal_codes(run.codes()[rows].reshape(len(rows), -1))
+    pca, umap, variance, kept = [], [], [], []
+    for like in likeness.values():
+        found = principal(like)
+        pca.append(_two(found.scores))
+        umap.append(umap_of(found.scores, seed))
+        variance.append(_two(found.variance[None])[0])
+        true = nearest_by(like, groups)
+        kept.append([geometry.shared(true, geometry.nearest(at, groups)) for at in (pca[-1], umap[-1])])
+    ends = stats.intervals_of_means(np.moveaxis(np.array(kept), 2, 0), groups, seed)
+    return {
+        "map_of": list(likeness),
+        "rows": rows,
+        "pca": np.array(pca, np.float32),
+        "umap": np.array(umap, np.float32),
+        "pca_variance": np.array(variance),
+        **stats.Intervals(*(part[:, 0] for part in ends)).section("pca_kept"),
+        **stats.Intervals(*(part[:, 1] for part in ends)).section("umap_kept"),
+        "kept_chance": geometry.NEIGHBOURS / (len(rows) - 1),
+    }
+
+
+def inner_products(features_ND: np.ndarray) -> np.ndarray:
+    """(N, N) float32"""
+    return features_ND @ features_ND.T
+
+
+def equal_codes(codes_NV: np.ndarray) -> np.ndarray:
+    """(N, N) float32: in how many of their codes two images are equal; the inner products of one-hot codes."""
+    N, V = codes_NV.shape
+    K = int(codes_NV.max()) + 1
+    columns = (codes_NV.astype(np.int64) + np.arange(V) * K).ravel()
+    hot = sparse.csr_array((np.ones(N * V, np.float32), columns, np.arange(0, N * V + 1, V)), shape=(N, V * K))
+    return (hot @ hot.T).toarray()
+
+
+def principal(likeness_NN: np.ndarray, components: int = COMPONENTS) -> Principal:
+    """The leading components from inner products, which need not be centred; fewer where there are not as many."""
+    N = len(likeness_NN)
+    mean = likeness_NN.mean(0, dtype=np.float64)
+    centred = likeness_NN - mean - mean[:, None] + mean.mean()
+    whole = np.trace(centred)
+    if components < N - 1:  # from a fixed start, so that the result is always the same
+        values, vectors = eigsh(centred, components, v0=np.cos(np.arange(N)), which="LA")
+    else:
+        values, vectors = np.linalg.eigh(centred)
+    order = [at for at in np.argsort(-values, kind="stable") if values[at] > 1e-6 * max(whole, 0)][:components]
+    values, vectors = values[order], vectors[:, order]
+    signs = np.sign(vectors[np.abs(vectors).argmax(0), np.arange(len(order))])
+    return Principal(vectors * signs * np.sqrt(values), values / whole if whole > 0 else values)
+
+
+def umap_of(points_NK: np.ndarray, seed: int) -> np.ndarray:
+    """(N, 2) UMAP (McInnes et al. 2018), started from the first two columns; one thread, as several would make it
+    another map each time. Zeros where all points are the same.
+    """
+    if not points_NK.size:
+        return np.zeros((len(points_NK), 2))
+    start = _two(points_NK)
+    start = 10 * start / np.abs(start).max()
+    points = points_NK.astype(np.float32)
+    N = len(points)
+    near = geometry.nearest(points, np.arange(N), min(UMAP_NEIGHBOURS, N) - 1)  # UMAP's own search is slower
+    near = np.concatenate([np.arange(N)[:, None], near], 1)  # a point is its own first neighbour there
+    away = np.linalg.norm(points[near] - points[:, None], axis=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a seed means one thread, and no new points with given neighbours
+        from umap import UMAP
+
+        model = UMAP(
+            n_neighbors=near.shape[1], n_epochs=EPOCHS, init=start.astype(np.float32), random_state=seed, n_jobs=1,
+            precomputed_knn=(near, away), force_approximation_algorithm=True,
+        )  # fmt: skip
+        return model.fit_transform(points)
+
+
+def nearest_by(likeness_NN: np.ndarray, groups_N: stats.Groups, k: int = geometry.NEIGHBOURS) -> np.ndarray:
+    """(N, k) nearest images of other groups by the distances that inner products give, -1 where there are too few."""
+    square = likeness_NN.diagonal().copy()
+    return geometry.by_likeness(lambda start, stop: 2 * likeness_NN[start:stop] - square, groups_N, k)
+
+
+def _two(columns: np.ndarray) -> np.ndarray:
+    """The first two columns, zeros for those that are missing."""
+    found = np.zeros((len(columns), 2))
+    found[:, : columns.shape[1]] = columns[:, :2]
+    return found

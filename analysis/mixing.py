@@ -1,0 +1,306 @@
+"""Images with one half of another: the anchors of one image, the patches of another, noise or a mean.
+
+Knows a run's images and an HTCVLM's tokens. Does not know what is read from them.
+
+Images are sampled one a group and taken two by two, in couples that differ in as many tasks as possible, or in one
+factor alone, and each couple is mixed both ways. No image is in two couples, so couples are independent.
+
+Legend: n images, m mixed images, A anchors, P patches, d width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from analysis import scene_questions
+from extract.capture import as_pixels, frame_of
+from extract.data import open_source, scenes
+from extract.data.source import ImageError, Item, Source
+from extract.errors import UserError
+from extract.pipeline import Prepared, read_ahead
+from extract.store import Run, Task
+from extract.vlm.model import HTCVLM, Hybrid
+
+BATCH = 64
+ALL = "all"
+UNKNOWN = 255  # of a label in a row of labels
+Side = Literal["anchors", "patches"]
+
+
+class Half(NamedTuple):
+    """The anchors, or the patches, of mixed images."""
+
+    tokens: Tensor
+    """(some, A or P, d)"""
+    rows: np.ndarray
+    """(m,) which of the tokens each mixed image gets."""
+    of: np.ndarray | None
+    """(m,) the image whose labels they carry; None where they are of no image."""
+
+
+class Mix(NamedTuple):
+    """Mixed images of one kind."""
+
+    name: str
+    """unmixed; swapped; or what is replaced and by what, as in `anchors noise`."""
+    anchors: Half
+    patches: Half
+    couple: np.ndarray
+    """(m,) what is independent: the couple of images that it is made of."""
+    replaced: Side | None = None
+    """Where one half counts as kept, the other."""
+
+
+class Design(NamedTuple):
+    """Images, and which are mixed with which."""
+
+    factor: str
+    """What partners differ in; ALL: as many tasks as possible."""
+    images: Source
+    """n of them."""
+    labels: dict[str, np.ndarray]
+    """By task, (n, ...) as in a run."""
+    answers: dict[str, np.ndarray] | None
+    """By question, see `scene_questions.Truths`; None where none is asked."""
+    partner: np.ndarray
+    """(n,) of each image the number of its partner, whose partner it is; -1: it has none."""
+    read: tuple[str, ...] | None = None
+    """The tasks and questions that are read; None: all."""
+
+
+# ---- which images
+
+
+def open_again(run: Run, resolution: int) -> Source:
+    """The data that the run was extracted from. Raises UserError where it is no longer there."""
+    settings = run.info.config
+    if "data" not in settings:
+        raise UserError(f"{run.path.name} does not say where its images are; extract it again with htc-extract")
+    return open_source(settings["data"], run.info.split, limit=settings.get("limit"), resolution=resolution)
+
+
+class Chosen:
+    """Some images of a run, read again from its data; to be read in order. Images that the run skipped are passed."""
+
+    def __init__(self, run: Run, source: Source, rows: np.ndarray) -> None:
+        """`rows`: ascending numbers of images in the run."""
+        self.name, self.split, self.tasks = source.name, source.split, source.tasks
+        self._source, self._rows, self._ids = source, rows, run.ids()
+        self._skipped, self._run, self._passed = len(run.skipped), run.path.name, 0
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, number: int) -> Item:
+        row = int(self._rows[number])
+        wanted, reason = self._ids[row], "the data ends before it"
+        while self._passed <= self._skipped and row + self._passed < len(self._source):
+            try:
+                item = self._source[row + self._passed]
+                if item.id == wanted:
+                    return item
+                reason = f"{item.id!r} is in its place"
+            except ImageError as error:
+                reason = str(error)
+            self._passed += 1
+        raise UserError(
+            f"image {wanted!r} of {self._run} is not where it was in the data ({reason}); bring the data back, or "
+            "extract again"
+        )
+
+
+def one_a_group(groups: Sequence[str], most: int, rng: np.random.Generator) -> np.ndarray:
+    """Ascending numbers of at most `most` images drawn at random, no two of one group."""
+    order = rng.permutation(len(groups))
+    _, first = np.unique(np.asarray(groups, dtype=str)[order], return_index=True)
+    return np.sort(order[np.sort(first)[:most]])
+
+
+def differing(tasks: Sequence[Task], labels: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(n, n) in how many tasks two images differ, as far as it is known."""
+    n = len(labels[tasks[0].name])
+    count = np.zeros((n, n), dtype=int)
+    for task in tasks:
+        cells = labels[task.name].reshape(n, -1)
+        told = is_known(cells, task.kind)
+        for one in range(n):
+            count[one] += ((cells != cells[one]) & told & told[one]).any(1)
+    return count
+
+
+def couples_that_differ(count: np.ndarray) -> np.ndarray:
+    """(n,) partners by `differing` counts (n, n): image by image, the free one that differs most; -1 for an odd one."""
+    partner = np.full(len(count), -1)
+    free = list(range(len(count)))
+    while len(free) > 1:
+        one = free.pop(0)
+        other = free.pop(int(count[one, free].argmax()))
+        partner[one], partner[other] = other, one
+    return partner
+
+
+def couples_alike(labels: np.ndarray) -> np.ndarray:
+    """(n,) partners of the same known class (n,); -1 for those left over."""
+    partner = np.full(len(labels), -1)
+    for label in np.unique(labels[labels >= 0]):
+        members = np.flatnonzero(labels == label)
+        half = len(members) // 2
+        partner[members[:half]], partner[members[half : 2 * half]] = members[half : 2 * half], members[:half]
+    return partner
+
+
+def is_scenes(run: Run) -> bool:
+    return run.info.config.get("data") == "scenes"
+
+
+def all_factors(run: Run, source: Source, chosen: np.ndarray, asks: bool) -> Design:
+    """The images `chosen` (n,) of the run, partners differing as much as possible; `asks`: with answers."""
+    labels = {task.name: run.labels(task.name)[chosen] for task in run.tasks}
+    told = scene_questions.truths(_pictures(run, chosen)).answers if asks else None
+    images = Chosen(run, source, chosen)
+    return Design(ALL, images, labels, told, couples_that_differ(differing(run.tasks, labels)))
+
+
+def _pictures(run: Run, rows: np.ndarray) -> list[scenes.Scene]:
+    """What the images show, in a run of the built-in scenes."""
+    ids = run.ids()
+    return [scenes.scene(run.info.split, int(ids[row].rsplit("-", 1)[1])) for row in rows]
+
+
+def changed_scenes(
+    model: HTCVLM, run: Run, chosen: np.ndarray, partner: np.ndarray, most: int, asks: bool
+) -> Iterator[Design]:
+    """By factor, at most `most` of the scenes `chosen` (n,), and the same with the factor of their `partner` (n,)."""
+    pictures = _pictures(run, chosen)
+    for factor in scene_questions.FACTORS:
+        pairs = [
+            (picture, changed)
+            for picture, at in zip(pictures, partner, strict=True)
+            if at >= 0 and (changed := scene_questions.with_factor(picture, pictures[at], factor)) is not None
+        ][:most]
+        if len(pairs) < 2:
+            continue
+        both = [picture for picture, _ in pairs] + [changed for _, changed in pairs]
+        told = scene_questions.truths(both)
+        drawn = scene_questions.Drawn(both, model.config.image_size)
+        answers = told.answers if asks else None
+        yield Design(factor, drawn, told.labels, answers, _halves(len(pairs)), scene_questions.FACTORS[factor])
+
+
+def matched(run: Run, source: Source, most: int, rng: np.random.Generator) -> Iterator[Design]:
+    """By task, at most `most` couples of images of the run that differ in it and, as far as the run knows, in nothing
+    else."""
+    rows = one_a_group(run.groups(), len(run), rng)
+    labels = {task.name: run.labels(task.name)[rows] for task in run.tasks}
+    for task in run.tasks if len(run.tasks) > 1 else ():
+        own = labels[task.name].reshape(len(rows), -1)
+        rest = np.concatenate(
+            [labels[t.name].reshape(len(rows), -1).astype(np.float64) for t in run.tasks if t.name != task.name], 1
+        )
+        told = is_known(own, task.kind).all(1)
+        for other in run.tasks:
+            told &= is_known(labels[other.name].reshape(len(rows), -1), other.kind).all(1)
+        _, same = np.unique(rest, axis=0, return_inverse=True)
+        waiting: dict[int, list[int]] = {}
+        pairs: list[tuple[int, int]] = []
+        for number in np.flatnonzero(told).tolist():
+            others = waiting.setdefault(int(same[number]), [])
+            partner_of = next((o for o in others if (own[o] != own[number]).any()), None)
+            if partner_of is None:
+                others.append(number)
+            else:
+                others.remove(partner_of)
+                pairs.append((partner_of, number))
+        if len(pairs) < 2:
+            continue
+        used = np.array(pairs[:most])
+        order = np.sort(used.ravel())
+        partner = np.empty(len(order), dtype=int)
+        ends = np.searchsorted(order, used)
+        partner[ends[:, 0]], partner[ends[:, 1]] = ends[:, 1], ends[:, 0]
+        images = Chosen(run, source, rows[order])
+        here = {name: each[order] for name, each in labels.items()}
+        yield Design(task.name, images, here, None, partner, (task.name,))
+
+
+def _halves(count: int) -> np.ndarray:
+    """Partners where the second half of 2 * count images are those of the first."""
+    return np.concatenate([np.arange(count) + count, np.arange(count)])
+
+
+def is_known(labels: np.ndarray, kind: str) -> np.ndarray:
+    """Which labels of a run say something."""
+    if kind == "number":
+        return np.isfinite(labels)
+    return labels != UNKNOWN if kind == "multilabel" else labels >= 0
+
+
+# ---- mixing
+
+
+@torch.inference_mode()
+def encode(model: HTCVLM, images: Source) -> Hybrid:
+    """Anchors (n, A, d) and patches (n, P, d) of all images, in the memory of the CPU."""
+    made: list[Hybrid] = []
+    waiting: list[Prepared] = []
+    for number, image in enumerate(read_ahead(images, frame_of(model.config)), 1):
+        if isinstance(image, ImageError):
+            raise UserError(f"{image}; it could be read when the run was made: bring it back, or extract again")
+        waiting.append(image)
+        if len(waiting) == BATCH or number == len(images):
+            hybrid, _ = model.encode(as_pixels(waiting, model.device))
+            made.append(Hybrid(hybrid.anchors.cpu(), hybrid.patches.cpu()))
+            waiting = []
+    return Hybrid(*(torch.cat(half) for half in zip(*made, strict=True)))
+
+
+def swaps(tokens: Hybrid, partner: np.ndarray) -> Iterator[Mix]:
+    """The images as they are, and the anchors of each with the patches of its partner."""
+    number = np.arange(len(partner))
+    couple = np.where(partner < 0, number, np.minimum(number, partner))
+    own = Half(tokens.anchors, number, number), Half(tokens.patches, number, number)
+    yield Mix("unmixed", *own, couple)
+    has = np.flatnonzero(partner >= 0)
+    other = Half(tokens.patches, partner[has], partner[has])
+    yield Mix("swapped", Half(tokens.anchors, has, has), other, couple[has])
+
+
+def replacements(tokens: Hybrid, alike: np.ndarray, rng: np.random.Generator) -> Iterator[Mix]:
+    """Each half replaced by noise and by its mean; the anchors by those of an image of the same class (`alike` (n,), -1
+    without one).
+    """
+    number = np.arange(len(tokens.anchors))
+    own = {"anchors": Half(tokens.anchors, number, number), "patches": Half(tokens.patches, number, number)}
+    side: Side
+    for side in ("anchors", "patches"):
+        half = own[side].tokens
+        mean = half.float().mean(0, keepdim=True).to(half.dtype)
+        instead = {
+            "noise": Half(gaussian_like(half, rng), number, None),
+            "mean": Half(mean, np.zeros_like(number), None),
+        }
+        for name, other in instead.items():
+            yield Mix(f"{side} {name}", **(own | {side: other}), couple=number, replaced=side)
+    has = np.flatnonzero(alike >= 0)
+    if len(has):
+        donors = Half(tokens.anchors, alike[has], alike[has])
+        couple = np.minimum(has, alike[has])
+        yield Mix("anchors class", donors, Half(tokens.patches, has, has), couple, "anchors")
+
+
+def gaussian_like(tokens: Tensor, rng: np.random.Generator) -> Tensor:
+    """(n, T, d) Gaussian noise with the mean and the covariance, over all tokens and dimensions, of (n, T, d)."""
+    n = len(tokens)
+    # Random sums of the deviations have exactly their covariance, and that never has to be written down.
+    sums = torch.from_numpy(rng.standard_normal((n, n)).astype(np.float32) / np.sqrt(max(1, n - 1), dtype=np.float32))
+    made = torch.empty_like(tokens)
+    for token in range(tokens.shape[1]):  # one at a time, for the memory
+        values = tokens[:, token].float()
+        mean = values.mean(0)
+        made[:, token] = (mean + sums @ (values - mean)).to(tokens.dtype)
+    return made

@@ -1,0 +1,493 @@
+"""What z_voco holds: words, codes, patches, neighbours, dimensions, read without training anything large.
+
+Knows runs, arrays and, where given, the model that made the run. Does not know files, commands or figures.
+
+Legend: N images, L layers, D width, P patches, G code groups, V words of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from analysis import codes, geometry, rerun, ridge, stats
+from extract.errors import UserError
+from extract.store import Run, Task
+from probes.weights import Key, Probe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from extract.vlm.model import HTCVLM
+
+Section = dict[str, Any]
+
+LEAST_GROUPS = 10
+IMAGES = 2000  # of what compares images with each other
+LENS_IMAGES = 500
+PATCH_IMAGES = 1000
+COMPONENTS = 64  # of a patch that the map predicts
+BASIS_IMAGES = 32
+PLACES = 64  # of the code grid
+WORDS = 10
+
+
+class Lens(NamedTuple):
+    """What a layer says in words, on each of N images."""
+
+    surprise: np.ndarray
+    """(N,) bits: divergence of the last layer's words from this layer's, KL(last || this)."""
+    entropy: np.ndarray
+    """(N,) bits, 0 to log2(V)."""
+    same_word: np.ndarray
+    """(N,) bool: the most likely word is the last layer's."""
+    mean: np.ndarray
+    """(V,) mean probability of each word."""
+    chosen: np.ndarray
+    """(N, k) log2 probabilities of the words asked for."""
+
+
+def analyse(
+    run: Run,
+    model: HTCVLM | None = None,
+    probes: Mapping[Key, Probe] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    images: int = PATCH_IMAGES,
+    seed: int = 0,
+) -> Section:
+    """All of this module as one section: what needs no model, and what `model` and `probes` allow.
+
+    `images`: how many go through the model again, for the map of patches. At most 2,000 are compared with each other.
+
+    `NAME_lower` and `NAME_upper` are the ends of 95 % intervals over groups of images. Representations are those of
+    `representations` (z_voco of the last stored layer, v_d, v_pooled) or of `likeness_of` (z_voco by layer as well).
+
+    * neighbours (10, cosine of standardised features, never of an image's own group): `neighbours_score`
+      (tasks, representations) of `neighbours_tasks`, `neighbours_metric`, `neighbours_floor` (tasks,);
+      `neighbours_minus_pooled` (tasks,): z_voco minus pooled V; `neighbours_shared` (representations,
+      representations), by chance `neighbours_shared_chance`;
+    * `cka` (R, R) and `dimension_two_nn`, `dimension_participation` (R,) of `likeness_of`, standardised features;
+    * codes: `code_entropy`, `code_perplexity`, `code_used` (G,) of `code_size`; `code_label_bits` (tasks, G) mean
+      mutual information of one code with `code_tasks`, less chance, by place `code_label_map` (tasks, places), of
+      `code_label_entropy` (tasks,) bits; codes count in at most 16 values (cells of similar vectors with the model,
+      else the most frequent and the rest), numbers in 8 ranges, labels of a multilabel task one by one;
+    * `code_bits` (representations, G) that can be read of a code's `code_entropy_read` (G,), by place `code_bits_map`
+      (representations, places); of whole codes where `code_values` is `all` (with the model), else of which frequent
+      one it is; `code_r2` (representations, G) of the codes' vectors (with the model); `code_rows`, `code_cols`;
+    * with the model: `patch_r2` (representations, P) and `patch_r2_all` (representations,), held out, of
+      `patch_variance_kept` of the patches' variance; `patch_r2_minus_pooled`; `patch_rows`, `patch_cols`;
+      `lens_surprise`, `lens_entropy`, `lens_same_word` by `lens_layers`, `lens_tokens` (layers, 10) with
+      `lens_probability`, and with the tokenizer `lens_words`, `lens_accuracy` (tasks, layers) of `lens_tasks` whose
+      classes are single words, `lens_floor`;
+    * with probes: `angle_overlap` (semantic, detail) of `angle_semantic` and `angle_detail`, chance
+      `angle_overlap_chance`, `angle_overlap_chance_upper`; `angle_cosines` between all semantic and all detail
+      directions, chance `angle_cosines_chance_lower`, `_upper`; the same as `read_out_...` for what they read.
+
+    Raises UserError where the run has less than 10 groups of images.
+    """
+    groups = run.groups()
+    if len(set(groups)) < LEAST_GROUPS:
+        raise UserError(
+            f"{run.path.name} has images of {len(set(groups))} groups; reading holds some out and needs at least "
+            f"{LEAST_GROUPS}: extract more images"
+        )
+    rows = rerun.sample(run, IMAGES, seed)
+    features = representations(run, rows)
+    some = [groups[row] for row in rows]
+    section: Section = {"images": len(rows), "representations": list(features)}
+    section |= _neighbours(run, rows, features, some, seed)
+    section |= _likeness(run, rows, features, some, seed)
+    if run.shape.codes is not None:
+        section |= _codes(run, rows, features, some, model, seed)
+    if model is not None:
+        section |= _patches(run, model, images, seed)
+        section |= _lens(run, model, tokenizer, seed)
+    if probes is not None:
+        section |= _angles(run, probes, rows, features["z_voco"], seed)
+    return section
+
+
+def representations(run: Run, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """z_voco of the last stored layer, v_d (where there is one) and v_pooled of these rows, each (n, D) float32."""
+    found = {"z_voco": run.z_voco(run.shape.stack[-1])[rows]}
+    if run.shape.anchors:
+        found["v_d"] = run.v_d()[rows].reshape(len(rows), -1)
+    return found | {"v_pooled": run.v_pooled()[rows]}
+
+
+# ---- patches
+
+
+def patch_map(z_ND: np.ndarray, patches_NPd: np.ndarray, groups_N: stats.Groups, seed: int) -> stats.Draws:
+    """(P + 1,) R2 of a linear map from z (N, D) to each patch of (N, P, d), and to all of them together.
+
+    Ridge, tested on 5 folds of whole groups; the strength of each patch by leave-one-out within the training images. R2
+    is 1 - squared errors / squared deviations from the training mean, both summed over images and the d numbers.
+    """
+    return ridge.held_out(z_ND, patches_NPd, groups_N, seed).r2(groups_N, seed)
+
+
+def patch_components(batches: Iterator[np.ndarray], components: int = COMPONENTS) -> tuple[np.ndarray, float]:
+    """Patches (B, P, d) of many images in fewer numbers: (N, P, components) float32, and their share of the variance.
+
+    The directions are the leading ones of differences between images at the same place, found on the first 32 images
+    or so. Only the result is held, so patches of any width fit.
+    """
+    first: list[np.ndarray] = []
+    for batch in batches:
+        first.append(batch.astype(np.float32))
+        if sum(map(len, first)) >= BASIS_IMAGES:
+            break
+    start = np.concatenate(first)
+    d = start.shape[2]
+    if components >= d:
+        return np.concatenate([start, *(batch.astype(np.float32) for batch in batches)]), 1.0
+    off = (start - start.mean(0)).reshape(-1, d)
+    basis = np.linalg.eigh(off.T @ off)[1][:, ::-1][:, :components].astype(np.float32)
+    found, count = [], 0
+    total, squares = np.zeros(start.shape[1:]), 0.0
+    for batch in _again(start, batches):
+        found.append(batch.astype(np.float32) @ basis)
+        total += batch.sum(0, dtype=np.float64)
+        squares += float((batch.astype(np.float64) ** 2).sum())
+        count += len(batch)
+    kept = np.concatenate(found)
+    whole = squares - (total**2).sum() / count
+    part = ((kept - kept.mean(0, dtype=np.float64)) ** 2).sum()
+    return kept, float(part / whole) if whole > 0 else 1.0
+
+
+# ---- words
+
+
+def log_words(hidden_ND: np.ndarray, unembed_VD: np.ndarray, norm: tuple[np.ndarray, float] | None) -> np.ndarray:
+    """(N, V) log2 probabilities of words at hidden states.
+
+    `norm`: weight (D,) and epsilon of the model's final RMSNorm; None for the last layer of a stack, which is after it
+    already.
+    """
+    hidden = hidden_ND.astype(np.float64)
+    if norm is not None:
+        weight, epsilon = norm
+        hidden = hidden / np.sqrt((hidden**2).mean(1, keepdims=True) + epsilon) * weight
+    logits = hidden.astype(np.float32) @ unembed_VD.T.astype(np.float32)
+    logits -= logits.max(1, keepdims=True)
+    return (logits - np.log(np.exp(logits).sum(1, keepdims=True))) / np.float32(np.log(2))
+
+
+def lens(
+    hidden_ND: np.ndarray,
+    last_ND: np.ndarray,
+    unembed_VD: np.ndarray,
+    norm: tuple[np.ndarray, float] | None,
+    words: Sequence[int] = (),
+) -> Lens:
+    """The logit lens (nostalgebraist 2020) on a layer's states, against the last layer's, which are after the norm.
+
+    <voco> is never trained to say the next word itself: its words show which directions of the vocabulary it uses.
+    """
+    mean, parts = np.zeros(len(unembed_VD)), []
+    step = max(1, 2**24 // len(unembed_VD))
+    for start in range(0, len(hidden_ND), step):
+        here = log_words(hidden_ND[start : start + step], unembed_VD, norm)
+        there = log_words(last_ND[start : start + step], unembed_VD, None)
+        weight, last = np.exp2(here), np.exp2(there)
+        mean += weight.sum(0, dtype=np.float64)
+        parts.append(
+            ((last * (there - here)).sum(1), -(weight * here).sum(1), here.argmax(1) == there.argmax(1),
+             here[:, list(words)])
+        )  # fmt: skip
+    surprise, entropy, same, chosen = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return Lens(np.maximum(surprise, 0), entropy, same, mean / len(hidden_ND), chosen)
+
+
+# ---- the parts of the section
+
+
+def _neighbours(
+    run: Run, rows: np.ndarray, features: Mapping[str, np.ndarray], groups: stats.Groups, seed: int
+) -> Section:
+    near = {
+        name: geometry.neighbours(geometry.standardised(values), groups) for name, values in features.items()
+    }
+    tasks = [task for task in run.tasks if not _empty(run, task, rows)]
+    scores: list[stats.Draws] = []
+    differences, floors = [], []
+    for task in tasks:
+        labels = run.labels(task.name)[rows]
+        found = {name: _score(*geometry.vote(at, labels, task), groups, seed) for name, at in near.items()}
+        scores += found.values()
+        z, pooled = found["z_voco"], found["v_pooled"]
+        differences.append(stats.Draws(z.estimate - pooled.estimate, z.draws - pooled.draws, z.n_groups))
+        floors.append(geometry.floor(labels, task))
+    section: Section = {}
+    if tasks:
+        section |= _table(scores, (len(tasks), len(near))).section("neighbours_score")
+        section |= _table(differences, (len(tasks),)).section("neighbours_minus_pooled")
+    metric = {"classes": "accuracy", "number": "R2", "multilabel": "mean accuracy"}
+    section |= {
+        "neighbours_tasks": [task.name for task in tasks],
+        "neighbours_metric": [metric[task.kind] for task in tasks],
+        "neighbours_floor": np.array(floors),
+        "neighbours_shared_chance": geometry.NEIGHBOURS / max(len(rows) - 1, 1),
+    }
+    common = np.stack([[geometry.shared(one, other) for other in near.values()] for one in near.values()])
+    return section | stats.intervals_of_means(np.moveaxis(common, 2, 0), groups, seed).section("neighbours_shared")
+
+
+def _likeness(
+    run: Run, rows: np.ndarray, features: Mapping[str, np.ndarray], groups: stats.Groups, seed: int
+) -> Section:
+    block = stats.blocks(groups, seed)
+    layers = [layer for layer in run.shape.stack if layer > 0]  # the embedding is the same for all images
+    names = [*(f"z_voco {layer}" for layer in layers), *(name for name in features if name != "z_voco")]
+    grams, dimensions = [], []
+    for name in names:
+        values = run.z_voco(int(name.split()[1]))[rows] if name.startswith("z_voco ") else features[name]
+        standard = geometry.standardised(values)
+        grams.append(geometry.gram(standard, block))
+        dimensions.append(geometry.two_nn(standard, groups, seed))
+    section: Section = {"likeness_of": names} | geometry.cka(grams).section("cka")
+    section |= _joined(dimensions).section("dimension_two_nn")
+    return section | _joined([geometry.participation_ratio(one) for one in grams]).section("dimension_participation")
+
+
+def _codes(
+    run: Run,
+    rows: np.ndarray,
+    features: Mapping[str, np.ndarray],
+    groups: stats.Groups,
+    model: HTCVLM | None,
+    seed: int,
+) -> Section:
+    all_NhwG = run.codes()
+    N, h, w, G = all_NhwG.shape
+    codebook = None if model is None or model.mgvq is None else _codebook(model)
+    size = int(all_NhwG.max()) + 1 if codebook is None else codebook.shape[1]
+    config = run.info.model.get("config") or {}
+    if codebook is None and config.get("mgvq"):
+        size = config["mgvq"]["codebook_size"] // config["mgvq"]["groups"]
+    used = codes.usage(all_NhwG.reshape(N, h * w, G), size, run.groups(), seed)
+    section: Section = {"code_size": size, "code_used": used.used}
+    section |= used.entropy.section("code_entropy") | used.perplexity.section("code_perplexity")
+
+    chosen = np.unique(np.linspace(0, h * w - 1, min(h * w, PLACES)).round().astype(int))
+    section["code_rows"], section["code_cols"] = chosen // w, chosen % w
+    some = all_NhwG.reshape(N, h * w, G)[np.ix_(rows, chosen)].astype(int)
+    n, P, _ = some.shape
+    together = np.tile(np.arange(G), P)
+    if codebook is None:
+        values = codes.most_frequent(some.reshape(n, -1), codes.values_for(n) - 1)
+    else:
+        values = codes.cells(codebook, codes.values_for(n), seed)[np.arange(G), some].reshape(n, -1)
+
+    bits, maps, entropies, tasks = [], [], [], []
+    for task in run.tasks:
+        if _empty(run, task, rows):
+            continue
+        found = [codes.information(values, one, groups, seed) for one in _as_classes(run.labels(task.name)[rows], task)]
+        parts = np.stack([one.pointwise for one in found])
+        known = np.isfinite(parts)
+        count = known.sum(0)
+        total = np.where(known, parts, 0).sum(0)
+        pointwise = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0).reshape(n, P, G)
+        bits.append(stats.draws_of_means(pointwise.mean(1), groups, seed))
+        maps.append(np.mean([one.bits for one in found], 0).reshape(P, G).mean(1))
+        entropies.append(np.mean([one.entropy for one in found]))
+        tasks.append(task.name)
+    section["code_tasks"] = tasks
+    if tasks:
+        section |= _table(bits, (len(tasks), G)).section("code_label_bits")
+        section["code_label_map"], section["code_label_entropy"] = np.array(maps, np.float32), np.array(entropies)
+
+    saved, r2 = [], []
+    for feature in features.values():
+        if codebook is None:
+            saved.append(codes.readable(feature, values, groups, together, seed).reshape(n, P, G))
+            continue
+        read = codes.readable_vectors(feature, some, codebook, groups, seed)
+        saved.append(read.bits)
+        left, whole = (part.reshape(n, P, G).sum(1) for part in read.errors)
+        r2.append(ridge.Errors(left, whole).r2(groups, seed))
+        section["code_entropy_read"] = read.floor.mean((0, 1))
+    section |= _table(
+        [stats.draws_of_means(one.mean(1), groups, seed) for one in saved], (len(saved), G)
+    ).section("code_bits")
+    section["code_bits_map"] = np.stack([one.mean((0, 2)) for one in saved])
+    section["code_values"] = "all" if r2 else "most frequent"
+    if r2:
+        section |= {name: value[:, :-1] for name, value in _table(r2, (len(r2), G + 1)).section("code_r2").items()}
+    else:
+        shares = (values.reshape(n, P, G, 1) == np.arange(values.max() + 1)).mean(0)
+        logs = np.log2(shares, out=np.zeros_like(shares), where=shares > 0)
+        section["code_entropy_read"] = -(shares * logs).sum(2).mean(0)
+    return section
+
+
+def _patches(run: Run, model: HTCVLM, images: int, seed: int) -> Section:
+    rows, all_groups = rerun.sample(run, images, seed), run.groups()
+    groups = [all_groups[row] for row in rows]
+    hybrids = rerun.encode(model, rerun.images(run, model, rows))
+    patches, kept = patch_components(hybrid.patches.float().cpu().numpy() for hybrid in hybrids)
+    features = representations(run, rows)
+    found = {name: patch_map(values, patches, groups, seed) for name, values in features.items()}
+    P = patches.shape[1]
+    place = [at for at, role in enumerate(run.shape.roles) if role == "patch"]
+    ends = _table(list(found.values()), (len(found), P + 1))
+    z, pooled = found["z_voco"], found["v_pooled"]
+    difference = stats.Draws(z.estimate - pooled.estimate, z.draws - pooled.draws, z.n_groups).intervals()
+    return (
+        stats.Intervals(*(part[:, :-1] for part in ends)).section("patch_r2")
+        | stats.Intervals(*(part[:, -1] for part in ends)).section("patch_r2_all")
+        | stats.Intervals(*(part[:-1] for part in difference)).section("patch_r2_minus_pooled")
+        | stats.Intervals(*(part[-1:] for part in difference)).section("patch_r2_all_minus_pooled")
+        | {"patch_images": len(rows), "patch_components": patches.shape[2], "patch_variance_kept": kept}
+        | {"patch_rows": np.array(run.shape.rows)[place], "patch_cols": np.array(run.shape.cols)[place]}
+    )
+
+
+def _lens(run: Run, model: HTCVLM, tokenizer: PreTrainedTokenizerBase | None, seed: int) -> Section:
+    last = run.shape.layers
+    if last not in run.shape.stack:
+        return {}
+    rows, all_groups = rerun.sample(run, LENS_IMAGES, seed), run.groups()
+    groups = [all_groups[row] for row in rows]
+    llama: Any = model.language_model
+    unembed = llama.lm_head.weight.detach().float().cpu().numpy()
+    norm = llama.model.norm.weight.detach().float().cpu().numpy(), float(llama.model.norm.variance_epsilon)
+    tasks = {} if tokenizer is None else _single_words(run, tokenizer, rows)
+    words = sorted({word for ids in tasks.values() for word in ids})
+    after_norm = run.z_voco(last)[rows]
+    values: dict[str, list[np.ndarray]] = {"surprise": [], "entropy": [], "same_word": []}
+    tokens, probability, right = [], [], []
+    for layer in run.shape.stack:
+        found = lens(run.z_voco(layer)[rows], after_norm, unembed, None if layer == last else norm, words)
+        for name in values:
+            values[name].append(getattr(found, name).astype(float))
+        best = np.argsort(-found.mean, kind="stable")[:WORDS]
+        tokens.append(best)
+        probability.append(found.mean[best])
+        for task, ids in tasks.items():
+            labels = run.labels(task)[rows]
+            said = found.chosen[:, [words.index(word) for word in ids]].argmax(1)
+            right.append(np.where(labels >= 0, said == labels, np.nan))
+    section: Section = {"lens_layers": np.array(run.shape.stack), "lens_images": len(rows)}
+    for name, by_layer in values.items():
+        section |= stats.intervals_of_means(np.stack(by_layer, 1), groups, seed).section(f"lens_{name}")
+    section["lens_tokens"], section["lens_probability"] = np.array(tokens), np.array(probability, np.float32)
+    if tokenizer is not None:
+        section["lens_words"] = [" | ".join(str(tokenizer.decode([int(one)])) for one in best) for best in tokens]
+        section["lens_tasks"] = list(tasks)
+    if tasks:
+        accuracy = np.stack(right, 1).reshape(len(rows), len(run.shape.stack), len(tasks)).swapaxes(1, 2)
+        section |= stats.intervals_of_means(accuracy, groups, seed).section("lens_accuracy")
+        section["lens_floor"] = np.array([geometry.floor(run.labels(name)[rows], run.task(name)) for name in tasks])
+    return section
+
+
+def _angles(
+    run: Run, probes: Mapping[Key, Probe], rows: np.ndarray, features: np.ndarray, seed: int
+) -> Section:
+    layer = run.shape.stack[-1]
+    axes: dict[str, dict[str, np.ndarray]] = {"semantic": {}, "detail": {}}
+    for task in run.tasks:
+        probe = probes.get((task.name, "z_voco", layer))
+        if probe is None:
+            continue
+        if len(probe.weights) != features.shape[1]:
+            raise UserError(
+                f"the probe of {task.name} takes {len(probe.weights)} features, z_voco of {run.path.name} has "
+                f"{features.shape[1]}: these probes are of another run"
+            )
+        directions = probe.directions()
+        if directions.shape[1]:
+            axes[task.suite][task.name] = directions
+    section: Section = {"angle_semantic": list(axes["semantic"]), "angle_detail": list(axes["detail"])}
+    if not axes["semantic"] or not axes["detail"]:
+        return section
+
+    def measured(one: np.ndarray, other: np.ndarray, name: str) -> geometry.Angles:
+        if name == "angle":
+            return geometry.angles(one, other, seed)
+        return geometry.read_out_angles(one, other, features, seed)
+
+    for name in ("angle", "read_out"):
+        pairs = [[measured(one, other, name) for other in axes["detail"].values()] for one in axes["semantic"].values()]
+        semantic, detail = (np.concatenate(list(one.values()), 1) for one in axes.values())
+        whole = measured(semantic, detail, name)
+        lower, upper = np.quantile(whole.null, [0.025, 0.975], axis=0)
+        section |= {
+            f"{name}_overlap": np.array([[pair.overlap for pair in row] for row in pairs]),
+            f"{name}_overlap_chance": np.array([[pair.null_overlaps.mean() for pair in row] for row in pairs]),
+            f"{name}_overlap_chance_upper": np.array(
+                [[np.quantile(pair.null_overlaps, 0.975) for pair in row] for row in pairs]
+            ),
+            f"{name}_cosines": whole.cosines,
+            f"{name}_cosines_chance_lower": lower,
+            f"{name}_cosines_chance_upper": upper,
+            f"{name}_overlap_all": whole.overlap,
+            f"{name}_overlap_all_chance": float(whole.null_overlaps.mean()),
+            f"{name}_overlap_all_chance_upper": float(np.quantile(whole.null_overlaps, 0.975)),
+        }
+    return section
+
+
+def _codebook(model: HTCVLM) -> np.ndarray:
+    """(groups, K, c) float32 unit vectors."""
+    import torch
+
+    assert model.mgvq is not None
+    with torch.no_grad():
+        unit = torch.nn.functional.normalize(model.mgvq.codebook.float(), dim=-1)
+    return unit.unflatten(0, (model.mgvq.config.groups, -1)).cpu().numpy()
+
+
+def _single_words(run: Run, tokenizer: PreTrainedTokenizerBase, rows: np.ndarray) -> dict[str, list[int]]:
+    """Tasks whose classes are one word of the vocabulary each, with these words."""
+    found = {}
+    for task in run.tasks:
+        if task.kind != "classes" or _empty(run, task, rows):
+            continue
+        ids = [tokenizer(name, add_special_tokens=False).input_ids for name in task.classes]
+        known = all(len(one) == 1 and one[0] != tokenizer.unk_token_id for one in ids)
+        if known and len({one[0] for one in ids}) == len(ids):
+            found[task.name] = [one[0] for one in ids]
+    return found
+
+
+def _as_classes(labels: np.ndarray, task: Task) -> list[np.ndarray]:
+    """(N,) ints each, -1 unknown: the classes, a number in 8 equally frequent ranges, or every label by itself."""
+    if task.kind == "classes":
+        return [labels]
+    if task.kind == "number":
+        return [codes.binned(labels)]
+    return [np.where(one == 255, -1, one).astype(int) for one in labels.T]
+
+
+def _empty(run: Run, task: Task, rows: np.ndarray) -> bool:
+    """Whether all of these images have the same label, or none."""
+    labels = run.labels(task.name)[rows]
+    if task.kind == "multilabel":
+        return len(np.unique(labels[(labels != 255).all(1)], axis=0)) < 2
+    return len(np.unique(labels[np.isfinite(labels) if task.kind == "number" else labels >= 0])) < 2
+
+
+def _score(errors: np.ndarray, whole: np.ndarray, groups: stats.Groups, seed: int) -> stats.Draws:
+    found = stats.draws_of_ratios(errors, whole, groups, seed)
+    return stats.Draws(1 - found.estimate, 1 - found.draws, found.n_groups)
+
+
+def _table(cells: Sequence[stats.Draws], shape: tuple[int, ...]) -> stats.Intervals:
+    found = [cell.intervals() for cell in cells]
+    return stats.Intervals(*(np.stack(part).reshape(shape) for part in zip(*found, strict=True)))
+
+
+def _joined(intervals: Sequence[stats.Interval]) -> stats.Intervals:
+    return stats.Intervals(*(np.array(part) for part in zip(*intervals, strict=True)))
+
+
+def _again(first: np.ndarray, rest: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    yield first
+    yield from rest

@@ -1,0 +1,211 @@
+"""How sure a mean is: everything by resampling whole groups of images.
+
+Knows arrays; not runs, models or files. One draw of groups serves all quantities of a call, and calls with the same
+groups and seed, so differences between quantities are paired.
+
+Legend: N images, G groups, R resamples, Q quantities (any shape).
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+RESAMPLES = 1000
+COVERAGE = 0.95
+BLOCKS = 20  # of the jackknife
+
+Groups = Sequence[str] | np.ndarray
+"""The group of each image, by name or number; images of a group are not independent."""
+
+
+class Interval(NamedTuple):
+    """A number and its 95 % interval; NaN ends where there is only one group."""
+
+    estimate: float
+    lower: float
+    upper: float
+
+
+class Intervals(NamedTuple):
+    """Many of them, as arrays of one shape."""
+
+    estimate: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+
+    @property
+    def only(self) -> Interval:
+        """Of a single quantity."""
+        return Interval(float(self.estimate), float(self.lower), float(self.upper))
+
+    def section(self, name: str) -> dict[str, np.ndarray]:
+        """As the three entries `NAME`, `NAME_lower` and `NAME_upper` (float32) of a section of results."""
+        ends = {"": self.estimate, "_lower": self.lower, "_upper": self.upper}
+        return {name + end: np.asarray(values, dtype=np.float32) for end, values in ends.items()}
+
+
+class Draws(NamedTuple):
+    """A quantity, and what it is on each resample."""
+
+    estimate: np.ndarray
+    """Q"""
+    draws: np.ndarray
+    """(R, Q)"""
+    n_groups: int
+
+    def intervals(self) -> Intervals:
+        return Intervals(self.estimate, *_percentiles(self.draws, self.n_groups))
+
+
+class MaxT(NamedTuple):
+    """One-sided tests of many means against one value, corrected for being many."""
+
+    p: np.ndarray
+    """Q: the chance, were no mean above the value, of one such finding among all; at least 1 / (R + 1)."""
+    lower: np.ndarray
+    """Q: simultaneous lower bounds: with 95 % chance all means lie above theirs."""
+
+
+def interval_of_mean(values_N: np.ndarray, groups_N: Groups, seed: int) -> Interval:
+    """The mean of values (N,) and its 95 % interval over groups; NaN values are left out."""
+    return intervals_of_means(np.asarray(values_N), groups_N, seed).only
+
+
+def intervals_of_means(values_NQ: np.ndarray, groups_N: Groups, seed: int) -> Intervals:
+    """The same of every column of values (N, ...); the fields have the shape of the rest."""
+    return draws_of_means(values_NQ, groups_N, seed).intervals()
+
+
+def draws_of_means(values_NQ: np.ndarray, groups_N: Groups, seed: int) -> Draws:
+    """Means of the columns of values (N, ...) on all images and on each resample of groups."""
+    known_NQ = np.isfinite(values_NQ)
+    if known_NQ.all():  # one count serves all columns
+        ones = np.ones((len(values_NQ), *[1] * (values_NQ.ndim - 1)))
+        return draws_of_ratios(values_NQ, ones, groups_N, seed)
+    return draws_of_ratios(np.where(known_NQ, values_NQ, 0), known_NQ, groups_N, seed)
+
+
+def draws_of_ratios(
+    over_NQ: np.ndarray, under_NQ: np.ndarray, groups_N: Groups, seed: int
+) -> Draws:
+    """Sums of `over` (N, ...) divided by sums of `under`, which broadcasts to it; NaN where that is 0."""
+    over_GQ, under_GQ = (_group_sums(np.asarray(values), groups_N) for values in (over_NQ, under_NQ))
+    shape, n_groups = over_GQ.shape[1:], len(over_GQ)
+    over_GQ, under_GQ = over_GQ.reshape(n_groups, -1), under_GQ.reshape(n_groups, -1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        estimate = over_GQ.sum(0) / under_GQ.sum(0)
+        rows = [(weights @ over_GQ) / (weights @ under_GQ) for weights in _resamples(n_groups, seed)]
+    return Draws(estimate.reshape(shape), np.concatenate(rows).reshape(RESAMPLES, *shape), n_groups)
+
+
+def max_t(found: Draws, null: float) -> MaxT:
+    """Which of the means lie above `null`, by the largest studentised deviation of each resample (Westfall & Young).
+
+    Means that go together (heads on the same images) are resampled together, which costs less than Holm's correction.
+    """
+    R = len(found.draws)
+    widened = np.sqrt(found.n_groups / (found.n_groups - 1)) if found.n_groups > 1 else np.nan
+    spread = np.maximum(found.draws.std(0) * widened, 1e-12)  # where all images are equal
+    deviation = ((found.draws - found.estimate) / spread).reshape(R, -1)
+    largest = np.nanmax(deviation, axis=1) if deviation.size else np.zeros(R)
+    t = (found.estimate - null) / spread
+    p = (1 + (largest[:, None] >= t.ravel()).sum(0)) / (R + 1)
+    return MaxT(
+        np.where(np.isfinite(t), p.reshape(t.shape), np.nan), found.estimate - np.quantile(largest, COVERAGE) * spread
+    )
+
+
+def of_pairs(first_N: np.ndarray, mean: float) -> np.ndarray:
+    """(N, ...) values whose mean is that of all pairs of images and whose spread over images is right for it.
+
+    `first_N`: of each image, the mean over its pairs with all others. An image takes part in a pair twice, so the mean
+    over pairs varies twice as much as the mean of these (Hoeffding 1948).
+    """
+    return 2 * first_N - mean
+
+
+def jackknife(estimate: np.ndarray, without_BQ: np.ndarray) -> Intervals:
+    """Intervals of Q estimates from those without each of B blocks of groups (B, Q): Student's t, B - 1 degrees.
+
+    For what resampling would bias: an image drawn twice is its own nearest neighbour.
+    """
+    B = len(without_BQ)
+    spread = np.sqrt((B - 1) / B * ((without_BQ - without_BQ.mean(0)) ** 2).sum(0)) if B > 1 else np.nan
+    reach = stats.t.ppf((1 + COVERAGE) / 2, max(B - 1, 1)) * spread
+    return Intervals(np.asarray(estimate), np.asarray(estimate - reach), np.asarray(estimate + reach))
+
+
+def blocks(groups_N: Groups, seed: int, most: int = BLOCKS) -> np.ndarray:
+    """(N,) block or fold of every image, from 0: whole groups, dealt at random, at most `most` of them."""
+    _, at = np.unique(np.asarray(groups_N), return_inverse=True)
+    n_groups = int(at.max()) + 1
+    dealt = np.random.default_rng(seed).permutation(n_groups) % most
+    return dealt[at]
+
+
+def shuffles(groups_N: Groups, seed: int, times: int) -> Iterator[np.ndarray]:
+    """(N,) orders of the images that pass labels from group to group: images of a group stay together, so that labels
+    that they share stay shared. Groups change places with groups of their size.
+    """
+    names, at = np.unique(np.asarray(groups_N), return_inverse=True)
+    members = np.argsort(at, kind="stable")
+    sizes = np.bincount(at, minlength=len(names))
+    starts = np.cumsum(sizes) - sizes
+    rng = np.random.default_rng(seed)
+    for _ in range(times):
+        order = np.empty(len(at), dtype=int)
+        for size in np.unique(sizes):
+            chosen = np.flatnonzero(sizes == size)
+            places = starts[chosen][:, None] + np.arange(size)
+            order[members[places]] = members[places[rng.permutation(len(chosen))]]
+        yield order
+
+
+def _group_sums(values: np.ndarray, groups_N: Groups) -> np.ndarray:
+    """(G, ...) float64 sums over the images of each group."""
+    groups = np.asarray(groups_N)
+    if len(groups) != len(values):
+        raise ValueError(f"{len(values)} values and {len(groups)} groups: one group an image")
+    names, at = np.unique(groups, return_inverse=True)
+    if len(names) == len(groups):
+        return values[np.argsort(at)].astype(np.float64)
+    sums = np.zeros((len(names), *values.shape[1:]))
+    np.add.at(sums, at, values)
+    return sums
+
+
+def _resamples(n_groups: int, seed: int) -> Iterator[np.ndarray]:
+    """(some, G) float64 at a time, R in all: how often each resample draws each group."""
+    drawn = _drawn(n_groups, seed)
+    step = max(1, 2**22 // n_groups)
+    for start in range(0, RESAMPLES, step):
+        yield drawn[start : start + step].astype(float)
+
+
+@lru_cache(maxsize=1)  # an analysis asks for the same draw a hundred times
+def _drawn(n_groups: int, seed: int) -> np.ndarray:
+    """(R, G) uint16"""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=RESAMPLES).astype(np.uint16)
+
+
+def _percentiles(draws: np.ndarray, n_groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper ends, a little further out than the nominal percentiles: resampling G groups understates the
+    spread by sqrt((G - 1) / G) and takes it as known. They stay inside the range of the quantity.
+    """
+    if n_groups < 2:
+        nothing = np.full(draws.shape[1:], np.nan)
+        return nothing, nothing
+    critical = stats.t.ppf((1 + COVERAGE) / 2, n_groups - 1)
+    tail = stats.norm.cdf(-critical * np.sqrt(n_groups / (n_groups - 1)))
+    known = np.isfinite(draws)
+    if known.all():
+        lower, upper = np.quantile(draws, [tail, 1 - tail], axis=0)
+        return lower, upper
+    ends = np.full((2, *draws.shape[1:]), np.nan)
+    some = known.any(0)
+    ends[:, some] = np.nanquantile(draws[:, some], [tail, 1 - tail], axis=0)
+    return ends[0], ends[1]

@@ -1,0 +1,429 @@
+"""What the sections of an analysis say, as tables and as the five sentences of a researcher. Knows sections and rich;
+not runs, models or how anything was measured.
+
+No conclusion is written down here: each sentence follows the sign of a number and whether its 95 % interval leaves that
+sign open, and says so where it does. Beside it stands what the paper claims (arXiv 2512.08240).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Column, Table
+from rich.text import Text
+
+from analysis.results import Analysis
+from analysis.stats import Interval, interval_of_mean
+
+_GREY = "bright_black"
+_MOST_LAYERS = 12  # in a table
+_SEED = 0  # of the intervals that are taken here, of differences within one section
+
+Section = Mapping[str, Any]
+
+
+class Sentence(NamedTuple):
+    """One of the five; `text` holds its numbers with their intervals."""
+
+    text: str
+    claim: str
+    """What the paper says to it, "" where it says nothing."""
+    agrees: bool | None
+    """Whether the measurement does; None where it cannot be told."""
+
+    def told(self) -> str:
+        words = {True: "this agrees", False: "this disagrees", None: "it cannot be told from this"}
+        return self.text + (f" The paper: {self.claim}; {words[self.agrees]}." if self.claim else "")
+
+
+def show(analysis: Analysis) -> None:
+    """Prints the tables and the sentences of the sections that are there."""
+    Console().print(render({name: analysis[name] for name in analysis.sections()}))
+
+
+def render(sections: Mapping[str, Any]) -> Group:
+    """Tables of the sections that are there, and the five sentences."""
+    parts: list[RenderableType] = []
+    for name, table in _TABLES.items():
+        if name in sections:
+            parts += [Text(), *table(sections[name])]
+    parts.append(Text("\nIn five sentences\n", style="bold"))
+    lines = Table.grid(padding=(0, 1))
+    for number, sentence in enumerate(sentences(sections), 1):
+        lines.add_row(Text(f"{number}"), Text(sentence.told() if isinstance(sentence, Sentence) else sentence))
+    parts += [lines, Text("\n[a, b]: 95 % intervals over groups of images.", style=_GREY)]
+    return Group(*parts)
+
+
+def sentences(sections: Mapping[str, Any]) -> list[Sentence | str]:
+    """The five; of what was not analysed, how to do that."""
+    found: list[Sentence | str] = []
+    for name, question, say in _SENTENCES:
+        if name in sections:
+            found.append(say(sections[name]))
+        else:
+            found.append(f"{question}: not analysed yet; htc-analyze {name}")
+    return found
+
+
+def sign(interval: Interval, null: float = 0.0) -> int:
+    """1: above the null, -1: below it, 0: the interval leaves it open, or there is none."""
+    if not all(map(math.isfinite, interval)):
+        return 0
+    return int(interval.lower > null) - int(interval.upper < null)
+
+
+def words(interval: Interval, null: float = 0.0) -> str:
+    """0.73 [0.72, 0.74], with as many decimals as the interval's width deserves, and as show on which side of the null
+    its ends are: 2 to 4.
+    """
+    width = interval.upper - interval.lower
+    if not math.isfinite(width):
+        return f"{interval.estimate:.2f} [too few groups for an interval]"
+    places = 2 if width <= 0 else min(max(math.ceil(-math.log10(width)), 2), 3)
+    while places < 4 and any(end != null and round(end, places) == null for end in interval[1:]):
+        places += 1
+    estimate, lower, upper = (f"{value:.{places}f}" for value in interval)
+    return f"{estimate} [{lower}, {upper}]"
+
+
+def entry(section: Section, name: str, *at: int) -> Interval:
+    """`name`, `name_lower`, `name_upper` of a section, at an index."""
+    return Interval(*(float(np.asarray(section[name + end])[at].item()) for end in ("", "_lower", "_upper")))
+
+
+# ---- the sentences
+
+
+def _looks(section: Section) -> Sentence | str:
+    if "anchor_lift_overall" not in section:
+        return "Whether <voco> prefers the anchors: the model has none."
+    lift, above = entry(section, "anchor_lift_overall", 0), entry(section, "anchor_minus_top_overall", 0)
+    which = sign(lift, 1.0)
+    layers = ", ".join(f"{value:.2f}" for value in section["anchor_lift_by_layer"])
+    text = {
+        1: "<voco> looks at the anchors more than evenly",
+        -1: "<voco> looks at the anchors less than evenly",
+        0: "Whether <voco> prefers the anchors to an even look cannot be told",
+    }[which]
+    text += (
+        f": they get {words(lift, 1.0)} times their share, the mean over images, heads and layers (by layer {layers}; "
+        f"{section['anchor_heads']} of {section['anchor_head'].size} heads prefer them)"
+    )
+    text += {
+        1: f", and {words(above)} of the attention more than as many patches, the most attended ones of each row.",
+        -1: f", and {words(_minus(above))} of the attention less than as many patches, the most attended ones of each "
+        "row.",
+        0: f"; the difference to as many patches, the most attended ones of each row, is {words(above)}.",
+    }[sign(above)]
+    return Sentence(text, "the anchors get more than the patches", _agrees(which))
+
+
+def _honest(section: Section) -> Sentence | str:
+    predictors, effects = list(section["rank_predictors"]), list(section["rank_effects"])
+    effect = effects.index("answers") if "answers" in effects else 0
+    of = [entry(section, "mean_rank", at, effect, -1) for at in range(len(predictors))]
+    what = "the true answers" if "answers" in effects else "z_voco"
+    text = {
+        1: "The heat map goes with what causes what",
+        -1: "The heat map goes against what causes what",
+        0: "Whether the heat map says what causes what cannot be told",
+    }[sign(of[0])]
+    text += (
+        f": over an image's tokens, the rank correlation of attention with what knocking a token out does to {what} is "
+        f"{words(of[0])}"
+    )
+    if "answers" in effects and "z" in effects:
+        text += f" (to z_voco: {words(entry(section, 'mean_rank', 0, effects.index('z'), -1))})"
+    ranks_NPE = section["rank"][..., -1]
+    for at in range(1, len(predictors)):
+        gain = interval_of_mean(ranks_NPE[:, at, effect] - ranks_NPE[:, 0, effect], section["groups"], _SEED)
+        how = {1: "better", -1: "worse", 0: "not told apart from it"}[sign(gain)]
+        text += f"; {predictors[at]} has {words(of[at])}, {how}"
+    return Sentence(text + ".", "a heat map of attention shows what <voco> draws on", _agrees(sign(of[0])))
+
+
+def _matters(section: Section) -> Sentence | str:
+    names, size = list(section["group_names"]), section["group_size"]
+    roles = list(section["token_role"])
+    if "anchor" not in roles:
+        return "Whether the anchors matter causally: the model has none."
+    at = {name: names.index(name) for name in ("anchors", "random patches", "attended patches")}
+    change_NG = section["group_change"][:, list(section["group_modes"]).index("zero")]
+    against = {
+        name: interval_of_mean(change_NG[:, at["anchors"]] - change_NG[:, at[name]], section["groups"], _SEED)
+        for name in ("random patches", "attended patches")
+    }
+    which = sign(against["random patches"])
+    mean_G = np.nanmean(change_NG, axis=0)
+    text = {
+        1: f"Taking all {roles.count('anchor')} anchors away changes z_voco more than taking {size} random patches",
+        -1: f"Taking all {roles.count('anchor')} anchors away changes z_voco less than taking {size} random patches",
+        0: f"Whether taking all {roles.count('anchor')} anchors away changes z_voco more than {size} random patches "
+        "cannot be told",
+    }[which]
+    text += (
+        f": by {mean_G[at['anchors']]:.3f} of its length against {mean_G[at['random patches']]:.3f} (difference "
+        f"{words(against['random patches'])}) and {mean_G[at['attended patches']]:.3f} for the {size} most attended "
+        f"(difference {words(against['attended patches'])})"
+    )
+    if not section["questions"]:
+        return Sentence(text + ".", _MATTER, _agrees(which))
+    loss_NG = -_mean_known(section["group_answers"][:, list(section["group_modes"]).index("zero")])
+    own = interval_of_mean(loss_NG[:, at["anchors"]], section["groups"], _SEED)
+    cost = {
+        1: "it costs the true answers",
+        -1: "it costs the true answers less than nothing:",
+        0: "its cost to the true answers cannot be told from none:",
+    }
+    text += f"; {cost[sign(own)]} {words(own)} nats"
+    for name in ("random patches", "attended patches"):
+        more = interval_of_mean(loss_NG[:, at["anchors"]] - loss_NG[:, at[name]], section["groups"], _SEED)
+        told = {1: "more than", -1: "less than", 0: "not told apart from"}[sign(more)]
+        text += f", {told} {'the most ' if name == 'attended patches' else ''}{name} (difference {words(more)})"
+        if name == "random patches":
+            agrees = _agrees(sign(more))
+    return Sentence(text + ".", _MATTER, agrees)
+
+
+_MATTER = "the anchors carry what the answers need"
+
+
+def _follows(section: Section) -> Sentence | str:
+    text, agrees = [], []
+    for suite, wanted in (("semantic", 1), ("detail", -1)):
+        told = []
+        for readout, name in (("answer", "answers"), ("probe", "probes")):
+            found = follow(section, suite, readout)
+            if found is None:
+                continue
+            anchors, patches, chance = found
+            which = _apart(anchors, patches)
+            whom = {1: "follow the anchors", -1: "follow the patches", 0: "cannot be told to follow either"}[which]
+            told.append(
+                f"{name} {whom} (anchors' image {words(anchors)}, patches' image {words(patches)}, chance {chance:.2f})"
+            )
+            agrees.append(None if which == 0 else which == wanted)
+        if told:
+            text.append(f"of {suite} tasks the {' and the '.join(told)}")
+    if not text:
+        return "Whom answers and probes follow: no task has classes that the mixed images differ in."
+    verdict = False if False in agrees else None if None in agrees else True
+    return Sentence(
+        "With the anchors of one image and the patches of another, " + ", ".join(text) + ".",
+        "semantics come from the anchors, details from the patches", verdict,
+    )  # fmt: skip
+
+
+def follow(section: Section, suite: str, readout: str) -> tuple[Interval, Interval, float] | None:
+    """The shares in which the anchors' and the patches' image are followed where all is mixed, and the anchors' by
+    chance, means of the suite's tasks. None without any.
+    """
+    at = _rows(section, mix="swapped", factor="all", kind="mean", only_right=0, suite=suite, readout=readout)
+    if not at or not section["counted"][at[0]]:
+        return None
+    anchors, patches, _ = section["share"][at[0]]
+    chance = float(section["floor"][at[0]][0])
+    return Interval(*map(float, anchors)), Interval(*map(float, patches)), chance
+
+
+def _survives(section: Section) -> Sentence | str:
+    if "patch_r2_all" not in section:
+        return "What survives of the patches: no model was at hand; htc-analyze reading"
+    z = list(section["representations"]).index("z_voco")
+    r2, more = entry(section, "patch_r2_all", z), entry(section, "patch_r2_all_minus_pooled", 0)
+    places = section["patch_r2"][z]
+    which = sign(more)
+    text = (
+        f"z_voco tells {words(r2)} of the patches' variance by a linear map (between {places.min():.2f} and "
+        f"{places.max():.2f} by place)"
+    )
+    text += {
+        1: f", more than their mean does ({words(more)})",
+        -1: f", less than their mean does ({words(more)})",
+        0: f", not told apart from what their mean does ({words(more)})",
+    }[which]
+    if "code_bits" in section:
+        whole = np.mean(section["code_entropy_read"])
+        text += f", and {words(_code_bits(section, z))} of the {whole:.2f} bits of a code"
+    return Sentence(text + ".", "the one token is read better than its parts", _agrees(which))
+
+
+def _code_bits(section: Section, representation: int) -> Interval:
+    """The mean over code groups. The ends are the means of the groups' ends: as all are of the same images, that is at
+    least as wide as an interval of the mean.
+    """
+    groups = [entry(section, "code_bits", representation, at) for at in range(section["code_bits"].shape[1])]
+    return Interval(*map(float, np.mean(groups, axis=0)))
+
+
+def _agrees(which: int) -> bool | None:
+    return None if which == 0 else which > 0
+
+
+def _minus(interval: Interval) -> Interval:
+    return Interval(-interval.estimate, -interval.upper, -interval.lower)
+
+
+def _apart(one: Interval, other: Interval) -> int:
+    """1: one is larger, -1: the other, 0: their intervals meet."""
+    return int(one.lower > other.upper) - int(one.upper < other.lower)
+
+
+def _mean_known(values: np.ndarray) -> np.ndarray:
+    """Over the last axis, of what is no NaN."""
+    known = np.isfinite(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0).sum(-1) / known.sum(-1)
+
+
+def _rows(section: Section, prefix: str = "", **wanted: Any) -> list[int]:
+    """The rows of the interchange table, or of that of numbers, that have these entries."""
+    columns = [(section[prefix + key], value) for key, value in wanted.items()]
+    return [at for at in range(len(section[prefix + "task"])) if all(column[at] == value for column, value in columns)]
+
+
+_SENTENCES: tuple[tuple[str, str, Callable[[Any], Sentence | str]], ...] = (
+    ("attention", "Whether <voco> prefers the anchors", _looks),
+    ("knockouts", "Whether the heat map is honest", _honest),
+    ("knockouts", "Whether the anchors matter causally", _matters),
+    ("interchange", "Whom answers and probes follow", _follows),
+    ("reading", "What survives", _survives),
+)
+
+
+# ---- the tables
+
+
+def _attention(section: Section) -> Iterator[RenderableType]:
+    names = {
+        "anchor_mass": "anchors", "anchor_lift": "times even", "top_patches_mass": "top patches",
+        "entropy_bits": "entropy, bits",
+    }  # fmt: skip
+    names = {name: head for name, head in names.items() if name in section}
+    heads = ["heads"] if "anchor_head" in section else []
+    rows = []
+    for layer in _some(len(section["voco_mass_by_layer"])):
+        cells = [words(entry(section, f"{name}_by_layer", layer)) for name in names]
+        if heads:
+            chosen = section["anchor_head"][layer]
+            cells.append(f"{int(chosen.sum())} of {len(chosen)}")
+        rows.append([str(layer + 1), *cells])
+    yield _table(
+        f"Attention of <voco>, {section['images']} images, mean over heads", ["layer", *names.values(), *heads], rows
+    )
+    yield Text(
+        "times even: of what falls on anchors and patches, the anchors' part over their even part; top patches: as "
+        "many patches as anchors, chosen anew in each row; heads: those that prefer the anchors", style=_GREY,
+    )  # fmt: skip
+
+
+def _contributions(section: Section) -> Iterator[RenderableType]:
+    rows = [
+        [f"{layer + 1}" if at == 0 else "", role]
+        + [words(entry(section, f"{name}_by_role", layer, at)) for name in ("attention", "share")]
+        for layer in _some(len(section["share_by_role"]))
+        for at, role in enumerate(section["roles"])
+    ]
+    title = f"What <voco> takes at each layer, {len(section['images'])} images"
+    yield _table(title, ["layer", "from", "attention", "share of the update"], rows)
+
+
+def _knockouts(section: Section) -> Iterator[RenderableType]:
+    count = f"{len(section['images'])} images"
+    names = {"mean_group_change": "change of z_voco", "mean_group_answer": "true answers, nats"}
+    names = {name: head for name, head in names.items() if name in section}
+    rows = [
+        [group if m == 0 else "", mode] + [words(entry(section, name, m, g)) for name in names]
+        for g, group in enumerate(section["group_names"])
+        for m, mode in enumerate(section["group_modes"])
+        if np.isfinite(section["mean_group_change"][m, g])
+    ]
+    yield _table(f"Taken away together, {count}", ["", "replaced by", *names.values()], rows)
+    effects = [f"effect on {effect}" for effect in section["rank_effects"]]
+    yield _table(
+        f"What tells the effect of taking single tokens away: rank correlation, mean of layers, {count}",
+        ["", *effects],
+        [
+            [predictor] + [words(entry(section, "mean_rank", at, effect, -1)) for effect in range(len(effects))]
+            for at, predictor in enumerate(section["rank_predictors"])
+        ],
+    )
+
+
+def _interchange(section: Section) -> Iterator[RenderableType]:
+    shares = {"mix": "swapped", "factor": "all", "only_right": 0}
+    weights = {"mix": "swapped", "factor": "all"}
+    readouts = [name for name in ("answer", "probe") if name in [*section["readout"], *section["number_readout"]]]
+    rows: list[list[str]] = []
+    for suite in ("semantic", "detail"):
+        shown: dict[str, dict[str, list[str]]] = {}  # by task, by readout
+        chance: dict[str, str] = {}
+        for prefix, value, wanted in (("", "share", shares), ("number_", "weight", weights)):
+            for at in _rows(section, prefix, suite=suite, **wanted):
+                task = section[prefix + "task"][at]
+                name = task + " (weight)" if prefix else task or f"mean, {suite}"
+                whom = [words(Interval(*map(float, section[prefix + value][at][side]))) for side in (0, 1)]
+                shown.setdefault(name, {})[section[prefix + "readout"][at]] = whom
+                chance.setdefault(name, "0" if prefix else f"{section['floor'][at][0]:.2f}")
+        for name in sorted(shown, key=lambda name: name.startswith("mean, ")):  # after its tasks
+            cells = (cell for readout in readouts for cell in shown[name].get(readout, ["", ""]))
+            rows.append([name, *cells, chance[name]])
+        rows.append([])
+    heads = [*(f"{name}s: {whose}" for name in readouts for whose in ("anchors'", "patches'")), "chance"]
+    yield _table("Anchors of one image, patches of another: whose label is read", ["task", *heads], rows[:-1])
+    note = (
+        "Shares of the mixed images whose donors differ in the label; chance: the anchors' share if what is read were "
+        "dealt out at random. Of numbers, the weights on the donors' values."
+    )
+    why = (f" No {name}: {section[name]}." for name in ("answers", "probes") if section[name] != "yes")
+    yield Text(note + "".join(why), style=_GREY)
+
+
+def _reading(section: Section) -> Iterator[RenderableType]:
+    names = list(section["representations"])
+    each = range(len(names))
+    rows = []
+    if "patch_r2_all" in section:
+        rows.append(["patches, R2", *(words(entry(section, "patch_r2_all", at)) for at in each), "0.00"])
+    if "code_bits" in section:
+        of = f"bits of a code, of {np.mean(section['code_entropy_read']):.2f}"
+        rows.append([of, *(words(_code_bits(section, at)) for at in each), "0.00"])
+    for task, metric in enumerate(section["neighbours_metric"]):
+        found = (words(entry(section, "neighbours_score", task, at)) for at in each)
+        name, floor = section["neighbours_tasks"][task], section["neighbours_floor"][task]
+        rows.append([f"{name}, {metric}", *found, f"{floor:.2f}"])
+    yield _table(f"What can be read from each, {section['images']} images", ["", *names, "floor"], rows)
+    yield Text(
+        "patches: a linear map to each, held out; bits of a code: a linear readout, held out; tasks: 10 nearest "
+        "neighbours", style=_GREY,
+    )  # fmt: skip
+
+
+_TABLES: dict[str, Callable[[Any], Iterator[RenderableType]]] = {
+    "attention": _attention,
+    "contributions": _contributions,
+    "knockouts": _knockouts,
+    "interchange": _interchange,
+    "reading": _reading,
+}
+
+
+def _some(layers: int) -> list[int]:
+    """At most 12 of the layers, with the first and the last."""
+    return sorted({round(at) for at in np.linspace(0, layers - 1, min(layers, _MOST_LAYERS))})
+
+
+def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    columns = (Column(Text(name)) for name in head)
+    table = Table(
+        *columns, title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table

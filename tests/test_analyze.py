@@ -1,0 +1,683 @@
+"""htc-analyze: a kill loses no finished section, a section is made once, and the sentences follow the numbers."""
+
+import io
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from test_extract import small_model
+
+from analysis import rerun, results, summary
+from analysis.cli import main
+from analysis.stats import Interval
+from analysis.summary import Sentence
+from extract import models
+from extract.cli import main as extract
+from extract.data import scenes
+from extract.errors import UserError
+from extract.store import open_run
+from probes import weights
+from probes.weights import Probe
+
+ROOT = Path(__file__).parents[1]
+IMAGES, LAYERS = 24, 3
+RUN = {"file": "run.h5", "created": "2026-01-01T00:00:00", "sha256": "ab", "images": 3}
+VALUES = {
+    "rows_NS": np.arange(12, dtype=np.float32).reshape(3, 4),
+    "unknown_N": np.array([np.nan, 1.0, 2.0]),
+    "is_anchor_S": np.array([True, False]),
+    "none": np.zeros((0, 3)),
+    "lift": 1.25,
+    "images": 3,
+    "metric": "top-1 \u00e9",
+    "tasks": ["shade", "count"],
+}
+
+
+def save(path: Path, name: str, values: Any = None, *, run: Any = None, settings: Any = None) -> None:
+    results.write(
+        path, name, VALUES if values is None else values, run=RUN if run is None else run, settings=settings or {},
+        versions={"numpy": np.__version__}, seconds=1.5,
+    )  # fmt: skip
+
+
+# ---- the file
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "run.analysis.h5"
+    save(path, "reading", settings={"images": 3, "layers": (0, 1)})
+    save(path, "attention", {"lift": 2.0})
+    with results.read(path) as found:
+        assert found.sections() == ("reading", "attention") and "map" not in found
+        section = found["reading"]
+        assert section.keys() == tuple(VALUES) == tuple(section), "in the order given"
+        for key, value in VALUES.items():
+            assert type(section[key]) is type(value)
+            np.testing.assert_array_equal(section[key], value)
+            assert getattr(section[key], "dtype", None) == getattr(value, "dtype", None)
+        assert found["attention"]["lift"] == 2.0
+        assert (section.run, section.settings, section.seconds) == (RUN, {"images": 3, "layers": [0, 1]}, 1.5)
+        assert section.versions == {"numpy": np.__version__}
+        assert section.fits(RUN, {"images": 3, "layers": (0, 1)})
+        assert section.fits(RUN | {"file": "moved.h5"}, {"images": 3, "layers": (0, 1)})
+        assert not section.fits(RUN, {"images": 4, "layers": (0, 1)})
+        assert not section.fits(RUN | {"created": "later"}, section.settings)
+        with pytest.raises(UserError, match="no section 'map'.*reading, attention.*htc-analyze map"):
+            found["map"]
+        with pytest.raises(UserError, match="no 'missing'"):
+            section["missing"]
+    assert [at.name for at in path.parent.iterdir()] == [path.name]
+
+
+def test_a_section_is_replaced_and_those_of_another_run_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "run.analysis.h5"
+    save(path, "attention", {"lift": 1.0})
+    save(path, "reading", {"r2": 0.5})
+    save(path, "attention", {"entropy": 3.0})
+    with results.read(path) as found:
+        assert found["attention"].keys() == ("entropy",) and found["reading"]["r2"] == 0.5
+    save(path, "map", {"x": 1}, run=RUN | {"created": "later"})
+    with results.read(path) as found:
+        assert found.sections() == ("map",)
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, None, [1, 2], np.array([object()]), 1j])
+def test_what_cannot_be_stored_is_refused_and_nothing_changes(tmp_path: Path, value: Any) -> None:
+    path = tmp_path / "run.analysis.h5"
+    save(path, "attention")
+    before = path.read_bytes()
+    with pytest.raises(TypeError, match="/attention/odd"):
+        save(path, "attention", {"lift": 1.0, "odd": value})
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+WRITER = """
+import sys
+import numpy as np
+from pathlib import Path
+from analysis import results
+path, prefix, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+for number in range(count):
+    values = {"rows": np.random.default_rng(number).random(200_000, dtype=np.float32), "number": number}
+    results.write(path, f"{prefix}{number}", values, run={"created": "a", "sha256": "b"}, settings={}, versions={},
+                  seconds=0.0)
+    print(number, flush=True)
+"""
+
+
+def writer(path: Path, prefix: str, count: int) -> "subprocess.Popen[str]":
+    arguments = [sys.executable, "-c", WRITER, str(path), prefix, str(count)]
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def check_sections(path: Path, prefix: str, at_least: int) -> None:
+    with results.read(path) as found:
+        mine = [name for name in found.sections() if name.startswith(prefix)]
+        assert len(mine) >= at_least
+        for name in mine:
+            number = int(name.removeprefix(prefix))
+            wanted = np.random.default_rng(number).random(200_000, dtype=np.float32)
+            assert found[name]["number"] == number and np.array_equal(found[name]["rows"], wanted)
+
+
+KILLS = 14
+
+
+@pytest.mark.slow
+def test_a_kill_loses_no_finished_section(tmp_path: Path) -> None:
+    """At whatever instant: killed while it writes, again and again, each time a little later."""
+    path = tmp_path / "run.analysis.h5"
+    for attempt in range(KILLS):
+        process = writer(path, f"{attempt}-", 1000)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.007 * attempt)
+        process.send_signal(signal.SIGKILL)
+        said = process.stdout.read().split()
+        process.wait()
+        check_sections(path, f"{attempt}-", 1 + len(said))
+    assert {at.name for at in tmp_path.iterdir()} <= {path.name, path.name + ".partial"}
+    save(path, "last", run={"created": "a", "sha256": "b"})
+    assert [at.name for at in tmp_path.iterdir()] == [path.name], "what the killed one left is taken over"
+    for attempt in range(KILLS):
+        check_sections(path, f"{attempt}-", 1)
+
+
+def test_two_processes_write_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.analysis.h5"
+    processes = [writer(path, prefix, 12) for prefix in "ab"]
+    assert [process.wait() for process in processes] == [0, 0]
+    for prefix in "ab":
+        check_sections(path, prefix, 12)
+
+
+def not_ours(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file.attrs["schema"] = "htc-run"
+
+
+def newer(path: Path) -> None:
+    save(path, "attention")
+    with h5py.File(path, "r+") as file:
+        file.attrs["schema_version"] = 2
+
+
+def cut(path: Path) -> None:
+    save(path, "attention")
+    path.write_bytes(path.read_bytes()[:-500])
+
+
+def without_identity(path: Path) -> None:
+    save(path, "attention")
+    with h5py.File(path, "r+") as file:
+        del file["attention"].attrs["run"]
+
+
+def with_a_link(path: Path) -> None:
+    save(path, "attention")
+    save(path.with_name("other.h5"), "reading")
+    with h5py.File(path, "r+") as file:
+        file["reading"] = h5py.ExternalLink("other.h5", "/reading")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: None, "no analysis at .*htc-analyze"),
+        (lambda path: path.write_text("hello"), "is no analysis, or cut short"),
+        (lambda path: path.write_bytes(b""), "is no analysis, or cut short"),
+        (not_ours, "its schema is 'htc-run'"),
+        (newer, "schema version 2, expected 1"),
+        (cut, "cut short"),
+        (without_identity, "damaged"),
+        (with_a_link, "damaged"),
+    ],
+)
+def test_a_bad_file_is_one_line(tmp_path: Path, make: Callable[[Path], Any], words: str) -> None:
+    path = tmp_path / "run.analysis.h5"
+    make(path)
+    with pytest.raises(UserError, match=words) as error:
+        results.read(path)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+    if path.exists():  # nor is it written over: it may be somebody's
+        before = path.read_bytes()
+        with pytest.raises(UserError, match=words):
+            save(path, "map")
+        assert path.read_bytes() == before
+
+
+def test_a_flipped_byte_is_told_where_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "run.analysis.h5"
+    noise = np.random.default_rng(0).random(1000)
+    save(path, "attention", {"noise": noise, "lift": 1.0})
+    with h5py.File(path) as file:
+        at = file["attention/noise"].id.get_chunk_info(0).byte_offset
+    content = bytearray(path.read_bytes())
+    content[at + 100] ^= 1
+    path.write_bytes(content)
+    with results.read(path) as found:
+        assert found["attention"]["lift"] == 1.0
+        with pytest.raises(UserError, match="damaged at attention/noise"):
+            found["attention"]["noise"]
+    with pytest.raises(UserError, match=re.escape(str(tmp_path))):
+        results.read(tmp_path)
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.analysis.h5"
+    save(path, "attention")
+    before = path.read_bytes()
+    code = (  # a limit on the size of files stands for the disk: writing beyond it fails in the same way
+        "import resource, sys, numpy as np\nfrom pathlib import Path\nfrom analysis import results\n"
+        "from extract.errors import UserError\nresource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+        "try:\n    results.write(Path(sys.argv[1]), 'big', {'x': np.random.default_rng(0).random(90_000)}, run={},\n"
+        "                  settings={}, versions={}, seconds=0.0)\n"
+        "except UserError as error:\n    print(error)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert "cannot write" in said.stdout and said.stdout.count("\n") == 1
+    assert path.read_bytes() == before and [at.name for at in tmp_path.iterdir()] == [path.name]
+
+
+def test_where_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write"):
+        save(tmp_path / "file" / "run.analysis.h5", "attention")
+    if os.geteuid():
+        tmp_path.chmod(0o500)
+        with pytest.raises(UserError, match="cannot write"):
+            save(tmp_path / "run.analysis.h5", "attention")
+
+
+# ---- the command
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, its run of some scenes, and probes of two tasks, which know nothing."""
+    folder = tmp_path_factory.mktemp("made")
+    small_model().save_pretrained(folder / "model")
+    assert extract(arguments(folder)) == 0
+    rng, width = np.random.default_rng(0), 32
+    found = {
+        (task, "z_voco", LAYERS): Probe(
+            "classes", classes, rng.normal(size=(width, len(classes))), np.zeros(len(classes)), np.zeros(width)
+        )
+        for task, classes in (("category", scenes.CATEGORIES), ("texture", scenes.TEXTURES))
+    }
+    weights.save(found, folder / "run.probes.safetensors")
+    return folder
+
+
+def arguments(folder: Path, name: str = "run") -> list[str]:
+    return [
+        "--model", str(folder / "model"), "--limit", str(IMAGES), "--out", str(folder / f"{name}.h5"), "--device", "cpu"
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """A copy of it; the run still names the model where it was first."""
+    return Path(shutil.copytree(made, tmp_path / "copy"))
+
+
+def analyze(folder: Path, *names: str) -> int:
+    return main([*names, "--run", str(folder / "run.h5"), "--images", "6", "--reading-images", "20", "--pairs", "12"])
+
+
+def sections(folder: Path) -> dict[str, str]:
+    """When each was made."""
+    with results.read(folder / "run.analysis.h5") as found:
+        return {name: found[name].created for name in found.sections()}
+
+
+@pytest.mark.slow
+def test_all_analyses_and_what_they_say(folder: Path, made: Path, capsys: Any) -> None:
+    assert analyze(folder) == 0
+    said = capsys.readouterr()
+    assert "for contributions, knockouts, interchange, reading" in said.out and not said.err
+    assert "In five sentences" in said.out and "not analysed yet" not in said.out
+    assert sorted(at.name for at in folder.iterdir()) == [
+        "model", "run.analysis.h5", "run.h5", "run.probes.safetensors"
+    ]  # fmt: skip
+    with results.read(folder / "run.analysis.h5") as found, open_run(folder / "run.h5") as run:
+        assert found.sections() == ("attention", "contributions", "knockouts", "interchange", "reading", "map")
+        assert all(found[name].run == results.identity(run) for name in found.sections())
+        assert found["attention"]["images"] == IMAGES and len(found["knockouts"]["images"]) == 6
+        assert found["knockouts"]["probes"] == ["category", "texture"]
+        assert found["knockouts"].settings["images"] == 6 and len(found["knockouts"].settings["probes"]) == 64
+        assert found["interchange"]["pairs"] == 12 and found["map"]["map_of"][0] == "z_voco"
+        lift = found["attention"]["anchor_lift_overall"][0]
+    assert f"{lift:.2f}" in said.out
+
+    before = sections(folder)
+    shutil.rmtree(made / "model")  # nothing is made again, so nothing needs it
+    try:
+        assert analyze(folder) == 0
+        assert sections(folder) == before and capsys.readouterr().out.count("is there already") == 6
+    finally:
+        shutil.copytree(folder / "model", made / "model")
+
+
+def test_other_settings_are_made_anew_and_only_they(folder: Path, capsys: Any) -> None:
+    assert analyze(folder, "attention", "contributions") == 0
+    before = sections(folder)
+    capsys.readouterr()
+    assert main(["attention", "contributions", "--run", str(folder / "run.h5"), "--images", "5"]) == 0
+    said = capsys.readouterr().out
+    assert "attention     is there already" in said
+    assert "contributions is there with other settings (images): made anew in its place" in said
+    after = sections(folder)
+    assert after["attention"] == before["attention"] and after["contributions"] != before["contributions"]
+    with results.read(folder / "run.analysis.h5") as found:
+        assert len(found["contributions"]["images"]) == 5
+
+
+def test_another_run_of_the_same_name(folder: Path, capsys: Any) -> None:
+    assert analyze(folder, "attention", "contributions") == 0
+    (folder / "run.h5").unlink()
+    assert extract([*arguments(folder), "--limit", "20"]) == 0
+    capsys.readouterr()
+    assert analyze(folder, "attention") == 0
+    assert "is of another run of this name (attention, contributions): they go" in capsys.readouterr().out
+    with results.read(folder / "run.analysis.h5") as found:
+        assert found.sections() == ("attention",) and found["attention"]["images"] == 20
+
+
+def test_a_second_run_beside_it(folder: Path, capsys: Any) -> None:
+    other = folder / "other.h5"
+    assert extract([*arguments(folder, "other"), "--random-weights"]) == 0
+    assert main(["attention", "--run", str(folder / "run.h5"), "--against", str(other)]) == 0
+    with results.read(folder / "run.analysis.h5") as found:
+        assert found["attention"].settings["against"]["file"] == "other.h5"
+        assert found["attention"]["paired_images"] == IMAGES
+    capsys.readouterr()
+    assert analyze(folder, "attention") == 0
+    assert "is there with other settings (against)" in capsys.readouterr().out
+
+
+def test_only_what_needs_the_model_asks_for_it(folder: Path, made: Path, capsys: Any) -> None:
+    moved = folder / "elsewhere"
+    shutil.move(made / "model", moved)
+    try:
+        assert analyze(folder, "attention") == 0
+        assert analyze(folder, "contributions") == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert all(words in said for words in ("--model", "contributions need it", "attention and map do not")), said
+        assert main(["contributions", "--run", str(folder / "run.h5"), "--images", "6", "--model", str(moved)]) == 0
+        assert set(sections(folder)) == {"attention", "contributions"}
+    finally:
+        shutil.move(moved, made / "model")
+
+
+def test_another_model_is_refused(folder: Path, capsys: Any) -> None:
+    tensors = load_file(folder / "model" / "model.safetensors")
+    tensors["voco"] += 1
+    save_file(tensors, folder / "model" / "model.safetensors", metadata={"format": "pt"})
+    assert main(["contributions", "--run", str(folder / "run.h5"), "--model", str(folder / "model")]) == 2
+    said = capsys.readouterr().err
+    assert "is another model than that of run.h5" in said and said.count("\n") == 1
+    assert not (folder / "run.analysis.h5").exists()
+
+
+def test_random_weights_are_drawn_again(made: Path, tmp_path: Path) -> None:
+    out = tmp_path / "random.h5"
+    assert extract([*arguments(made), "--random-weights", "--seed", "3", "--out", str(out)]) == 0
+    with open_run(out) as run:
+        place = rerun.find_model(run)
+        model = rerun.load_model(place)
+        assert place.random_seed == 3
+        assert not torch.equal(model.voco, models.load(made / "model", dtype=torch.float32, device="cpu").voco)
+        hybrid = next(rerun.encode(model, rerun.images(run, model, [4, 2])))
+        np.testing.assert_allclose(hybrid.patches.mean(1), run.v_pooled()[[2, 4]], rtol=2e-3, atol=1e-4)
+        np.testing.assert_allclose(hybrid.anchors, run.v_d()[[2, 4]], rtol=2e-3, atol=1e-4)
+
+
+def test_images_are_found_again_beside_skipped_ones(made: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos" / "val"
+    photos.mkdir(parents=True)
+    for number in range(6):
+        Image.new("RGB", (20, 20), (40 * number, 0, 0)).save(photos / f"{number}.png")
+    for name in ("1.png", "4.png"):
+        (photos / name).write_bytes(b"no picture")
+    out = tmp_path / "run.h5"
+    given = ["--data", str(photos.parent), "--on-error", "skip", "--out", str(out)]
+    assert extract([*arguments(made), *given]) == 0
+    with open_run(out) as run:
+        model = rerun.load_model(rerun.find_model(run))
+        assert [image.id for image in rerun.images(run, model, [3, 0, 1])] == [run.ids()[at] for at in (0, 1, 3)]
+        Image.new("RGB", (20, 20)).save(photos / "1.png")  # mended: what is now second was not in the run
+        with pytest.raises(UserError, match="has changed: image 1 is .*1.* now"):
+            list(rerun.images(run, model, [0, 1]))
+        (photos / "0.png").write_bytes(b"no picture")
+        (photos / "1.png").write_bytes(b"no picture")
+        with pytest.raises(UserError, match="fewer images of photos can be read"):
+            list(rerun.images(run, model, [3]))
+        (photos / "5.png").unlink()
+        with pytest.raises(UserError, match="it holds 5 images now and held 6"):
+            list(rerun.images(run, model, [0]))
+
+
+def test_samples_are_the_run_s_rows(made: Path) -> None:
+    with open_run(made / "run.h5") as run:
+        np.testing.assert_array_equal(rerun.sample(run, 99, 0), np.arange(IMAGES))
+        some = rerun.sample(run, 7, 0)
+        assert len(set(some.tolist())) == 7 and sorted(some) == list(some)
+        np.testing.assert_array_equal(some, rerun.sample(run, 7, 0))
+
+
+def test_ctrl_c_keeps_what_is_finished(folder: Path, monkeypatch: Any, capsys: Any) -> None:
+    def interrupted(*_: Any) -> Image.Image:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scenes, "render", interrupted)
+    assert analyze(folder, "attention", "contributions") == 130
+    assert "goes on with what is not finished" in capsys.readouterr().err and set(sections(folder)) == {"attention"}
+    monkeypatch.undo()
+    assert analyze(folder, "attention", "contributions") == 0
+    assert "attention     is there already" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_what_a_run_does_not_allow(made: Path, tmp_path: Path, capsys: Any) -> None:
+    """An error where it was asked for; left out, and said, where everything was."""
+    photos = tmp_path / "photos" / "val"
+    photos.mkdir(parents=True)
+    for number in range(8):
+        Image.new("RGB", (20, 20), (30 * number, 0, 0)).save(photos / f"{number}.png")
+    out = tmp_path / "run.h5"
+    assert extract([*arguments(made), "--data", str(photos.parent), "--out", str(out)]) == 0
+    assert main(["interchange", "--run", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert "has no labels" in said and said.count("\n") == 1
+
+    assert main(["--run", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert "interchange   left out: run.h5 has no labels" in told
+    assert "reading       left out: run.h5 has images of 8 groups" in told
+    assert set(sections(tmp_path)) == {"attention", "contributions", "knockouts", "map"}
+    assert "not analysed yet; htc-analyze interchange" in told
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--run", "{tmp}/none.h5"], "no run at"),
+        (["--runs-folder", "{tmp}"], "no finished run"),
+        (["--run", "{run}", "--images", "1"], "--images 1 is too few"),
+        (["--run", "{run}", "--pairs", "0"], "--pairs 0 is too few"),
+        (["--run", "{run}", "--reading-images", "0"], "--reading-images 0 is too few"),
+        (["--run", "{run}", "--seed", "-1"], "--seed -1"),
+        (["--run", "{run}", "--out", "{tmp}/a.csv"], "must end in .h5"),
+        (["--run", "{run}", "--probes", "{tmp}/none.safetensors"], "no probes at"),
+        (["--run", "{run}", "--probes", "{run}"], "cannot be read"),
+        (["--run", "{run}", "--against", "{tmp}/none.h5"], "no run at"),
+        (["--run", "{run}", "--out", "{run}"], "no analysis of htc-analyze"),
+        (["contributions", "--run", "{run}", "--model", "nowhere"], "no model 'nowhere'"),
+        (["contributions", "--run", "{run}", "--device", "cuda:77"], "device cuda:77 cannot be used"),
+        (["contributions", "--run", "{run}", "--device", "tpux"], "device tpux cannot be used"),
+    ],
+)
+def test_bad_input_is_one_line(made: Path, tmp_path: Path, capsys: Any, given: list[str], words: str) -> None:
+    before = (made / "run.h5").read_bytes()
+    assert main([part.format(tmp=tmp_path, run=made / "run.h5") for part in given]) == 2
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1, said
+    assert not list(tmp_path.iterdir()) and (made / "run.h5").read_bytes() == before
+
+
+def test_a_run_that_does_not_say_its_model(folder: Path, capsys: Any) -> None:
+    with h5py.File(folder / "run.h5", "r+") as file:
+        file.attrs["config"] = "{}"
+    assert main(["contributions", "--run", str(folder / "run.h5")]) == 2
+    said = capsys.readouterr().err
+    assert "does not say its model" in said and said.count("\n") == 1
+
+
+def test_unknown_analyses_and_flags_are_errors() -> None:
+    for given in (["attentoin"], ["--imagse", "3"]):
+        with pytest.raises(SystemExit) as stop:
+            main(given)
+        assert stop.value.code == 2
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, contextlib, io\nfrom analysis.cli import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):\n"
+        "    main(['--help'])\n"
+        "assert '--against' in said.getvalue()\n"
+        "print([name for name in ('torch', 'transformers', 'h5py', 'numpy', 'scipy', 'umap') if name in sys.modules])\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+# ---- the sentences
+
+
+def around(name: str, estimate: Any, spread: float = 0.1) -> dict[str, np.ndarray]:
+    """A quantity of a section, with its interval."""
+    values = np.asarray(estimate, dtype=np.float32)
+    return {name: values, f"{name}_lower": values - spread, f"{name}_upper": values + spread}
+
+
+def attention(lift: float, above: float) -> dict[str, Any]:
+    return {
+        **around("anchor_lift_overall", [lift]), **around("anchor_minus_top_overall", [above]),
+        **around("anchor_lift_by_layer", [lift, lift]), "anchor_heads": 3, "anchor_head": np.zeros((2, 2)),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("lift", "above", "words", "agrees"),
+    [
+        (1.5, 0.3, ["more than evenly", "1.50 [1.40, 1.60]", "0.30 [0.20, 0.40] of the attention more than"], True),
+        (0.5, -0.3, ["less than evenly", "0.50 [0.40, 0.60]", "0.30 [0.20, 0.40] of the attention less than"], False),
+        (1.05, 0.0, ["cannot be told", "1.05 [0.95, 1.15]", "is 0.00 [-0.10, 0.10]"], None),
+    ],
+)
+def test_the_sentence_on_attention(lift: float, above: float, words: list[str], agrees: bool | None) -> None:
+    found = summary.sentences({"attention": attention(lift, above)})[0]
+    assert isinstance(found, Sentence) and found.agrees is agrees
+    assert all(part in found.text for part in words), found.text
+
+
+def knockouts(rank: float, anchors: float, random: float, attended: float, questions: int = 2) -> dict[str, Any]:
+    """12 images on which all is the same but for some noise of 0.01."""
+    rng = np.random.default_rng(0)
+    effect_G = np.array([anchors, random, attended, 2.0])
+    noise = 0.01 * rng.normal(size=(12, 1, 4))
+    noise -= noise.mean(0)
+    effects = ["z", "answers"] if questions else ["z"]
+    ranks = np.broadcast_to(np.array([rank, 0.2])[:, None, None], (2, len(effects), 3))
+    return {
+        "images": ["a"] * 12, "groups": [str(at) for at in range(12)], "questions": ["what ?"] * questions,
+        "group_names": ["anchors", "random patches", "attended patches", "patches"], "group_modes": ["zero"],
+        "group_size": 4, "token_role": ["anchor"] * 4 + ["patch"] * 9,
+        "group_change": effect_G + noise, "group_answers": -np.repeat((effect_G + noise)[..., None], questions, -1),
+        "rank_predictors": ["attention", "gradient x input"], "rank_effects": effects, **around("mean_rank", ranks),
+        "rank": ranks + 0.01 * rng.normal(size=(12, *ranks.shape)),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rank", "words", "agrees"),
+    [
+        (0.7, ["goes with", "the true answers is 0.70 [0.60, 0.80]", "input has 0.20 [0.10, 0.30], worse"], True),
+        (-0.7, ["goes against", "-0.70 [-0.80, -0.60]", "better"], False),
+        (0.05, ["cannot be told", "0.05 [-0.05, 0.15]"], None),
+    ],
+)
+def test_the_sentence_on_the_heat_map(rank: float, words: list[str], agrees: bool | None) -> None:
+    found = summary.sentences({"knockouts": knockouts(rank, 1, 1, 1)})[1]
+    assert isinstance(found, Sentence) and found.agrees is agrees
+    assert all(part in found.text for part in words), found.text
+
+
+@pytest.mark.parametrize(
+    ("effects", "words", "agrees"),
+    [
+        ((0.9, 0.2, 0.5), ["changes z_voco more than", "it costs the true answers 0.90", "more than random",
+                           ", more than the most attended"], True),
+        ((0.2, 0.5, 0.9), ["changes z_voco less than", "it costs the true answers 0.20", "less than random",
+                           ", less than the most attended"], False),
+        ((0.5, 0.5, 0.5), ["cannot be told", "not told apart from random", "from the most attended"], None),
+        ((0.0, -0.5, 0.5), ["cannot be told from none"], True),
+    ],
+)  # fmt: skip
+def test_the_sentence_on_the_anchors(effects: Any, words: list[str], agrees: bool | None) -> None:
+    found = summary.sentences({"knockouts": knockouts(0.5, *effects)})[2]
+    assert isinstance(found, Sentence) and found.agrees is agrees
+    assert all(part in found.text for part in words), found.text
+
+
+def test_without_questions_the_anchors_are_judged_by_z_voco() -> None:
+    found = summary.sentences({"knockouts": knockouts(0.5, 0.9, 0.2, 0.5, questions=0)})[2]
+    assert isinstance(found, Sentence) and found.agrees is True and "answers" not in found.text
+
+
+def interchange(semantic: float, detail: float, spread: float = 0.1) -> dict[str, Any]:
+    """Answers that follow the anchors with these shares, and the patches otherwise."""
+    shares = []
+    for anchors in (semantic, detail):
+        each = np.array([anchors, 1 - anchors, 0])
+        shares.append(np.stack([each, each - spread, each + spread], -1))
+    return {
+        "task": ["", ""], "suite": ["semantic", "detail"], "kind": ["mean"] * 2, "readout": ["answer"] * 2,
+        "factor": ["all"] * 2, "mix": ["swapped"] * 2, "only_right": np.zeros(2), "counted": np.array([40, 40]),
+        "share": np.array(shares, np.float32), "floor": np.full((2, 3), 0.25),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("shares", "words", "agrees"),
+    [
+        ((0.9, 0.1), ["semantic tasks the answers follow the anchors", "detail tasks the answers follow the p"], True),
+        ((0.1, 0.1), ["semantic tasks the answers follow the patches", "0.10 [0.00, 0.20]", "chance 0.25"], False),
+        ((0.9, 0.9), ["detail tasks the answers follow the anchors"], False),
+        ((0.9, 0.5), ["detail tasks the answers cannot be told to follow either"], None),
+    ],
+)
+def test_the_sentence_on_the_interchange(shares: Any, words: list[str], agrees: bool | None) -> None:
+    found = summary.sentences({"interchange": interchange(*shares)})[3]
+    assert isinstance(found, Sentence) and found.agrees is agrees
+    assert all(part in found.text for part in words), found.text
+    assert "probes" not in found.text, "there are none"
+
+
+@pytest.mark.parametrize(
+    ("more", "words", "agrees"),
+    [(0.2, "more than their mean does (0.20", True), (-0.2, "less than their mean does (-0.20", False),
+     (0.05, "not told apart", None)],
+)  # fmt: skip
+def test_the_sentence_on_what_survives(more: float, words: str, agrees: bool | None) -> None:
+    section = {
+        "representations": ["v_d", "z_voco"], **around("patch_r2_all", [0.1, 0.6]),
+        **around("patch_r2_all_minus_pooled", [more]), "patch_r2": np.array([[0, 0], [0.3, 0.9]]),
+        **around("code_bits", [[0, 0], [1.0, 2.0]]), "code_entropy_read": np.array([8.0, 8.0]),
+    }  # fmt: skip
+    found = summary.sentences({"reading": section})[4]
+    assert isinstance(found, Sentence) and found.agrees is agrees
+    for part in (words, "0.60 [0.50, 0.70]", "0.30 and 0.90", "1.50 [1.40, 1.60] of the 8.00 bits"):
+        assert part in found.text, found.text
+
+
+def test_what_is_missing_is_said_with_the_way_to_it() -> None:
+    found = summary.sentences({})
+    assert len(found) == 5 and all("not analysed yet; htc-analyze" in str(one) for one in found)
+    console = Console(width=100, file=io.StringIO())
+    console.print(summary.render({}))
+    assert "In five sentences" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("interval", "sign", "text"),
+    [
+        ((0.5, 0.4, 0.6), 1, "0.50 [0.40, 0.60]"),
+        ((-0.5, -0.6, -0.4), -1, "-0.50 [-0.60, -0.40]"),
+        ((0.1, -0.1, 0.3), 0, "0.10 [-0.10, 0.30]"),
+        ((0.02, 0.004, 0.036), 1, "0.020 [0.004, 0.036]"),  # an end of 0.00 would hide on which side it is
+        ((1.0, 1.0, 1.0), 1, "1.00 [1.00, 1.00]"),
+        ((0.0, 0.0, 0.0), 0, "0.00 [0.00, 0.00]"),
+        ((0.5, np.nan, np.nan), 0, "0.50 [too few groups for an interval]"),
+    ],
+)
+def test_intervals_in_words(interval: tuple[float, float, float], sign: int, text: str) -> None:
+    assert summary.sign(Interval(*interval)) == sign and summary.words(Interval(*interval)) == text

@@ -1,0 +1,422 @@
+"""Knock-outs equal the stock model under an edited mask; what is measured of them has known answers."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from analysis import knockouts, passes
+from analysis.knockouts import (
+    answers_of,
+    coalitions,
+    gradients,
+    knock_out,
+    probe_changes,
+    rank_correlation,
+    shapley,
+    stand_ins,
+)
+from analysis.sample import Texts, take
+from extract.cli import main as extract_main
+from extract.errors import UserError
+from extract.store import open_run
+from extract.vlm.config import HTCConfig
+from extract.vlm.model import HTCVLM
+from extract.vlm.star import star_mask
+from probes.weights import Probe
+
+# B images, A anchors, P patches, N hybrid, T text tokens, Q questions
+B, A, P, T, Q, WIDTH, LAYERS, WORDS = 2, 4, 16, 6, 2, 32, 3, 80
+N = A + P
+CLOSE: dict[str, Any] = {"rtol": 0, "atol": 1e-5}
+
+
+def tiny(kv_heads: int = 4, words: int = WORDS, **settings: Any) -> HTCVLM:
+    """A model of random weights, large enough for peaked attention, with norms other than 1 and with biases."""
+    torch.manual_seed(0)
+    config = HTCConfig(
+        vision_config={
+            "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "image_size": 16, "patch_size": 4,
+        },
+        text_config={
+            "hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": LAYERS, "num_attention_heads": 4,
+            "num_key_value_heads": kv_heads, "vocab_size": words, "max_position_embeddings": 64, "attention_bias": True,
+        },
+        mgvq={
+            "widths": (16, 32), "depths": (0, 1), "groups": 4, "codebook_size": 64, "latent_channels": 16,
+            "attention_stages": 1, "head_dim": 16,
+        },
+        **settings,
+    )  # fmt: skip
+    model = HTCVLM(config).eval()
+    for parameter in [*model.language_model.parameters(), *model.patch_projector.parameters()]:
+        scale = 5.0 if parameter.ndim == 2 else 1.0
+        parameter.data.mul_(scale).add_(0.1 * torch.randn_like(parameter))
+    model.voco.data.normal_()
+    return model
+
+
+class Case:
+    """A model with B images' tokens and texts."""
+
+    def __init__(self, kv_heads: int = 4, prefix: tuple[int, ...] = (), **settings: Any) -> None:
+        self.model = tiny(kv_heads, prefix_ids=prefix, **settings)
+        draw = torch.Generator().manual_seed(1)
+        anchors, patches = (torch.randn(B, count, WIDTH, generator=draw) for count in (A, P))
+        ids = torch.randint(0, WORDS, (B, Q, T), generator=draw)
+        labels = torch.full_like(ids, -100)
+        labels[:, 0, 3:5], labels[0, 1, 4] = ids[:, 0, 3:5], ids[0, 1, 4]  # the second image has one answer
+        self.texts = Texts(("one", "two"), ids, labels)
+        with torch.no_grad():
+            self.prefix, self.hybrid = self.model.before_voco(anchors, patches)
+            self.shared = passes.share(self.model, self.hybrid, self.prefix)
+        self.before = self.prefix.shape[1] + self.hybrid.shape[1]
+
+    @property
+    def llm(self) -> LlamaForCausalLM:
+        return self.model.language_model
+
+    def mask(self, *closed: int) -> Tensor:
+        mask = star_mask(len(self.prefix[0]), len(self.hybrid[0]), T, topology=self.model.config.topology).clone()
+        mask[0, 0, self.before, list(closed)] = torch.finfo(torch.float32).min
+        return mask
+
+
+@torch.no_grad()
+def stock(case: Case, *closed: int, window: range | None = None) -> tuple[Tensor, Tensor]:
+    """The stock model, its mask edited: hidden states of <voco> (B, L+1, d), log-probability of the answers (B, Q)."""
+    case.llm.config._attn_implementation = "eager"
+    hidden, told = None, []
+    for q in range(Q):
+        text = case.llm.model.embed_tokens(case.texts.ids[:, q])
+        x = torch.cat([case.prefix, case.hybrid, case.model.voco.expand(B, 1, -1), text], 1)
+        with masked_in(case, window, case.mask(*closed)):
+            mask = case.mask(*(closed if window is None else ())).expand(B, -1, -1, -1)
+            out = case.llm(inputs_embeds=x, attention_mask=mask, output_hidden_states=True, use_cache=False)
+        hidden = torch.stack([h[:, case.before] for h in out.hidden_states], 1)
+        log = out.logits[:, case.before + 1 : -1].log_softmax(-1)
+        labels = case.texts.labels[:, q, 1:]
+        each = log.gather(-1, labels.clamp(min=0)[..., None])[..., 0].masked_fill(labels == -100, 0).sum(-1)
+        told.append(each.masked_fill((labels == -100).all(1), torch.nan))
+    assert hidden is not None
+    return hidden, torch.stack(told, 1)
+
+
+@contextlib.contextmanager
+def masked_in(case: Case, window: range | None, mask: Tensor) -> Iterator[None]:
+    """The stock layers of the window see this mask."""
+
+    def swap(_: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        return args, kwargs | {"attention_mask": mask.expand(B, -1, -1, -1)}
+
+    layers = [] if window is None else [case.llm.model.layers[i] for i in window]
+    hooks = [layer.register_forward_pre_hook(swap, with_kwargs=True) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def one_each(case: Case) -> Tensor:
+    return torch.eye(case.before, dtype=torch.bool)[None]
+
+
+CASES = [
+    {"kv_heads": 4}, {"kv_heads": 2}, {"kv_heads": 2, "prefix": (3, 5, 7)}, {"topology": "causal", "prefix": (3,)},
+    {"topology": "causal", "infix_ids": (5, 6)}, {"topology": "full", "prefix": (3, 4)}, {"anchor_place": "after"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", CASES, ids=str)
+def test_every_knock_out_equals_the_stock_model_under_the_edited_mask(settings: dict[str, Any]) -> None:
+    case = Case(**settings)
+    with torch.no_grad():
+        out = passes.run(case.llm.model, case.shared, one_each(case))
+        answers = answers_of(case.model, case.shared, out, case.texts)
+        found = knock_out(case.model, case.shared, one_each(case), texts=case.texts)
+    base, base_answers = stock(case)
+    torch.testing.assert_close(case.shared.base.hidden[:, 0], base, **CLOSE)
+    for token in range(case.before):
+        hidden, told = stock(case, token)
+        torch.testing.assert_close(out.hidden[:, token], hidden, **CLOSE)
+        torch.testing.assert_close(answers[:, token], told, **CLOSE, equal_nan=True)
+        torch.testing.assert_close(found.answers[:, token], told - base_answers, **CLOSE, equal_nan=True)
+        change = (hidden - base).norm(dim=-1) / base.norm(dim=-1)
+        torch.testing.assert_close(found.change[:, token], change, **CLOSE)
+        cosine = torch.nn.functional.cosine_similarity(hidden, base, dim=-1)
+        torch.testing.assert_close(found.cosine[:, token], cosine, **CLOSE)
+    assert found.change[:, :, -1].max() > 0.05  # there was something to get wrong
+
+
+@pytest.mark.parametrize("window", [range(0, 1), range(1, 3), range(2, 3)], ids=str)
+def test_a_window_closes_a_key_in_its_layers_alone(window: range) -> None:
+    case = Case(kv_heads=2)
+    closed = one_each(case)
+    with torch.no_grad():
+        out = passes.run(case.llm.model, case.shared, closed, start=window.start, stop=window.stop)
+        answers = answers_of(case.model, case.shared, out, case.texts)
+    for token in (0, 4, 11):
+        hidden, told = stock(case, token, window=window)
+        torch.testing.assert_close(out.hidden[:, token], hidden, **CLOSE)
+        torch.testing.assert_close(answers[:, token], told, **CLOSE, equal_nan=True)
+
+
+def test_rows_of_variants_sum_to_one_and_leave_out_what_is_closed() -> None:
+    case = Case()
+    everything = torch.ones(1, 1, case.before, dtype=torch.bool)
+    out = passes.run(case.llm.model, case.shared, torch.cat([one_each(case), everything], 1), rows=True)
+    for rows in out.rows:
+        torch.testing.assert_close(rows.sum(-1), torch.ones(rows.shape[:-1]))
+        assert (rows[:, torch.arange(N), :, torch.arange(N)] == 0).all()
+        torch.testing.assert_close(rows[:, -1, :, -1], torch.ones(B, 4))  # it is left with itself
+
+
+@pytest.mark.parametrize("prefix", [(), (3, 5)])
+def test_a_replaced_token_takes_its_own_path(prefix: tuple[int, ...]) -> None:
+    """Equal to the whole model on embeddings in which the tokens are replaced."""
+    case = Case(kv_heads=2, prefix=prefix)
+    other = torch.randn(1, N, WIDTH, generator=torch.Generator().manual_seed(2))
+    groups = torch.zeros(1, 2, case.before, dtype=torch.bool)
+    groups[0, 0, len(prefix) + 2], groups[0, 1, len(prefix) + 1 :] = True, True
+    with torch.no_grad():
+        instead = stand_ins(case.model, case.shared, other)
+        out = passes.run(case.llm.model, case.shared, groups, instead=instead)
+        for variant in range(2):
+            swapped = groups[0, variant, len(prefix) :, None]
+            edited = torch.where(swapped, other, case.hybrid)
+            whole = passes.share(case.model, edited, case.prefix)
+            torch.testing.assert_close(out.hidden[:, variant], whole.base.hidden[:, 0], **CLOSE)
+
+
+def test_base_answers_are_those_of_read() -> None:
+    case = Case()
+    with torch.no_grad():
+        ours = answers_of(case.model, case.shared, case.shared.base, case.texts)[:, 0]
+        logits = case.model.read(case.model.compress(case.hybrid[:, :A], case.hybrid[:, A:]), case.texts.ids)
+    log = logits.log_softmax(-1)
+    assert ours[1, 1].isnan()
+    torch.testing.assert_close(ours[0, 1], log[0, 1, 3, case.texts.ids[0, 1, 4]], **CLOSE)
+
+
+def test_chunks_of_variants_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case()
+    whole = knock_out(case.model, case.shared, one_each(case), texts=case.texts)
+    monkeypatch.setattr(knockouts, "_NUMBERS", 1)
+    for one, other in zip(whole, knock_out(case.model, case.shared, one_each(case), texts=case.texts), strict=True):
+        torch.testing.assert_close(one, other, **CLOSE, equal_nan=True)
+
+
+def test_models_without_an_exact_answer_are_refused() -> None:
+    with pytest.raises(UserError, match="uncompressed"):
+        Case(topology="uncompressed")
+    causal = Case(topology="causal")
+    with pytest.raises(ValueError, match="no path of their own"):
+        stand_ins(causal.model, causal.shared, causal.hybrid)
+
+
+@pytest.mark.parametrize("settings", CASES, ids=str)
+def test_gradients_are_slopes(settings: dict[str, Any]) -> None:
+    """Of shrinking a token's embedding, and of weighing its key less, by central differences."""
+    case = Case(**settings)
+    case.model.double()
+    case.hybrid, case.prefix = case.hybrid.double(), case.prefix.double()
+    prefixed = case.prefix.shape[1]
+    found = gradients(case.model, case.hybrid, case.prefix, case.texts)
+    assert found.gate.shape == (B, LAYERS, case.hybrid.shape[1]) and (found.gate[:, -1] == 0).all()
+
+    def target(hybrid: Tensor, shifts: list[Tensor]) -> Tensor:
+        before = passes.share(case.model, hybrid, case.prefix).before
+        shared = passes.base_pass(case.model, before, B, shifts)
+        return answers_of(case.model, shared, shared.base, case.texts)[:, 0].double().nanmean(-1)
+
+    step = 3e-3
+    close: dict[str, Any] = {"rtol": 0.02, "atol": 5e-4}  # log-probabilities are float32
+    even = [torch.zeros(B, case.before, dtype=torch.float64) for _ in range(LAYERS)]
+    with torch.no_grad():
+        for token in {int(found.gate[0, layer].abs().argmax()) for layer in range(LAYERS)}:
+            for layer in range(LAYERS):
+                ends = []
+                for weight in (1 + step, 1 - step):
+                    shifts = [shift.clone() for shift in even]
+                    shifts[layer][:, prefixed + token] = np.log(weight)
+                    ends.append(target(case.hybrid, shifts))
+                slope = (ends[0] - ends[1]) / (2 * step)
+                torch.testing.assert_close(found.gate[:, layer, token].double(), slope, **close)
+            if found.times_input is None:
+                assert case.model.config.topology != "star"
+                continue
+            scale = torch.ones(N, 1)
+            scale[token] = 1 + step
+            up = target(case.hybrid * scale, even)
+            scale[token] = 1 - step
+            slope = (up - target(case.hybrid * scale, even)) / (2 * step)
+            torch.testing.assert_close(found.times_input[:, 0, token].double(), slope, **close)
+    assert found.gate[:, 0].abs().max() > 0.02
+    if found.times_input is not None:  # a norm hides how long the last state is that answers depend on
+        assert found.times_input[:, 0].abs().max() > 5e-3 and found.times_input[:, -2].abs().max() < 1e-6
+
+
+def test_a_key_of_no_weight_is_a_closed_one() -> None:
+    case = Case(kv_heads=2)
+    shifts = [torch.zeros(B, N) for _ in range(LAYERS)]
+    for shift in shifts:
+        shift[:, 7] = -torch.inf
+    with torch.no_grad():
+        shared = passes.base_pass(case.model, case.shared.before, B, shifts)
+        closed = passes.run(case.llm.model, case.shared, one_each(case)[:, 7:8])
+    torch.testing.assert_close(shared.base.hidden, closed.hidden, **CLOSE)
+
+
+# ---- what is measured, on known answers
+
+
+def test_probe_changes() -> None:
+    z, base = np.array([[[1.0, 0.0], [-2.0, 0.0]]]), np.array([[1.0, 0.0]])
+    number = Probe("number", (), np.array([[3.0], [0.0]]), np.array([1.0]), np.zeros(2))
+    flips, change = probe_changes(number, z, base)
+    assert np.isnan(flips).all()
+    np.testing.assert_allclose(change, [[0, -9]])
+    two = Probe("classes", ("no", "yes"), np.array([[1.0], [0.0]]), np.zeros(1), np.zeros(2))
+    flips, change = probe_changes(two, z, base)
+    np.testing.assert_array_equal(flips, [[0, 1]])
+    said = np.log(1 / (1 + np.exp(2.0))) - np.log(1 / (1 + np.exp(-1.0)))
+    np.testing.assert_allclose(change, [[0, said]])
+    three = Probe("classes", ("a", "b", "c"), np.array([[1.0, -1.0, 0.0], [0, 0, 0]]), np.zeros(3), np.zeros(2))
+    flips, change = probe_changes(three, z, base)
+    np.testing.assert_array_equal(flips, [[0, 1]])
+    e = np.exp
+    np.testing.assert_allclose(
+        change, [[0, -2 - np.log(e(-2) + e(2) + 1) - 1 + np.log(e(1) + e(-1) + 1)]]
+    )
+    many = Probe("multilabel", ("a", "b"), np.array([[1.0, 0.0], [0, 0]]), np.array([0.0, 1.0]), np.zeros(2))
+    flips, change = probe_changes(many, z, base)
+    np.testing.assert_array_equal(flips, [[0, 0.5]])
+    np.testing.assert_allclose(change, [[0, said / 2]])
+
+
+def test_shapley_values_of_known_games() -> None:
+    joining = coalitions(5, 6, np.random.default_rng(0))
+    assert joining.members[:, 0].sum() == 0 and joining.members[:, -1].all()
+    assert (np.diff(joining.members.sum(-1), axis=1) == 1).all()
+    np.testing.assert_array_equal(joining.orders[0], joining.orders[1][::-1])
+    weights = np.array([3.0, -1, 0, 2, 5])
+    values, errors = shapley(joining, joining.members @ weights)
+    np.testing.assert_allclose(values, weights, atol=1e-12)
+    np.testing.assert_allclose(errors, 0, atol=1e-12)
+
+    # Two left gloves and a right one: a pair is worth 1. Its owner gets 2/3, the others 1/6.
+    many = coalitions(3, 4000, np.random.default_rng(0))
+    pair = (many.members[..., 0] | many.members[..., 1]) & many.members[..., 2]
+    values, errors = shapley(many, pair.astype(float))
+    np.testing.assert_allclose(values, [1 / 6, 1 / 6, 2 / 3], atol=0.03)
+    assert (np.abs(values - [1 / 6, 1 / 6, 2 / 3]) < 4 * errors + 1e-12).all()
+    np.testing.assert_allclose(values.sum(), 1)
+
+
+def test_rank_correlation_is_spearmans() -> None:
+    rng = np.random.default_rng(0)
+    one, other = rng.integers(0, 5, (2, 3, 12)).astype(float), rng.normal(size=(2, 1, 12))
+    found = rank_correlation(one, other)
+    for i in range(2):
+        for j in range(3):
+            np.testing.assert_allclose(found[i, j], spearmanr(one[i, j], other[i, 0]).statistic)
+    assert np.isnan(rank_correlation(np.ones((1, 4)), np.arange(4.0)[None])).all()
+
+
+# ---- the section
+
+
+IMAGES = 5
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory: pytest.TempPathFactory) -> tuple[HTCVLM, Path]:
+    """A model that speaks the scenes' words, and its run."""
+    folder, model = tmp_path_factory.mktemp("model"), tiny(2)
+    model.save_pretrained(folder)
+    out = folder / "run.h5"
+    assert extract_main(["--model", str(folder), "--limit", str(IMAGES), "--out", str(out), "--device", "cpu"]) == 0
+    return model, out
+
+
+def test_the_section(extracted: tuple[HTCVLM, Path]) -> None:
+    model, path = extracted
+    draw = np.random.default_rng(0)
+    probe = Probe("classes", ("a", "b", "c"), draw.normal(size=(WIDTH, 3)), np.zeros(3), np.zeros(WIDTH))
+    given = {("shade", "z_voco", LAYERS): probe, ("shade", "z_voco", 1): probe, ("shade", "v_d", None): probe}
+    told: list[int] = []
+    with open_run(path) as run:
+        found = knockouts.analyse(model, run, limit=4, probes=given, orders=4, on_images=told.append)
+        again = knockouts.analyse(model, run, limit=4, probes=given, orders=4)
+        taken = take(model, run, 4, seed=0)
+    assert taken.texts is not None
+    assert told == [4] and found["images"] == taken.ids == [f"scenes-val-00000{row}" for row in taken.rows]
+    assert found["token_role"] == ["anchor"] * A + ["patch"] * P and found["probes"] == ["shade"]
+    for name, value in found.items():
+        if isinstance(value, np.ndarray):
+            np.testing.assert_array_equal(value, again[name])
+
+    with torch.no_grad():
+        shared = passes.share(model, taken.hybrid, taken.prefix.expand(4, -1, -1))
+        loo = knock_out(model, shared, torch.eye(N, dtype=torch.bool)[None], texts=taken.texts)
+        out = passes.run(model.language_model.model, shared, torch.ones(1, 1, N, dtype=torch.bool))
+        nothing = answers_of(model, shared, out, taken.texts)[:, 0].nanmean(-1)
+        before = answers_of(model, shared, shared.base, taken.texts)[:, 0]
+    np.testing.assert_allclose(found["loo_change"], loo.change, atol=1e-6)
+    np.testing.assert_allclose(found["loo_answers"], loo.answers, atol=1e-5)
+    np.testing.assert_allclose(found["base_answers"], before, atol=1e-5)
+    assert (found["loo_change"][..., 0] == 0).all()  # layer 0 is the embedding
+    np.testing.assert_allclose(found["shapley_answers"].sum(-1), before.nanmean(-1) - nothing, atol=1e-4)
+    # In one layer only: the last layer's window is the last row's part of the whole.
+    assert found["window_change"].shape == (4, LAYERS, N) and found["group_window_change"].shape == (4, LAYERS, 2)
+    assert (found["group_window_answers"][:, -1] == 0).all() and (found["group_window_answers"][:, :-1] != 0).all()
+    whole = knock_out(model, shared, torch.arange(N)[None, None] >= A)
+    np.testing.assert_allclose(found["group_change"][:, 0, 3], whole.change[:, 0, -1], atol=1e-6)
+    np.testing.assert_array_equal(found["mean_group_change"], found["group_change"].mean(0, dtype=float).astype("f4"))
+    assert (found["mean_group_change_lower"] <= found["mean_group_change_upper"]).all()
+    assert found["shapley_players"][A:] == [f"{name} patches" for name in
+                                            ("upper left", "upper right", "lower left", "lower right")]
+    assert found["rank"].shape == (4, 4, 2, LAYERS + 1)
+    assert np.isfinite(found["rank"][:, :2]).all() and np.isnan(found["rank"][:, 2:, :, LAYERS - 1]).all()
+    effect = np.abs(np.nanmean(found["loo_answers"][0], -1))
+    looked = shared.base.rows[1][0, 0].mean(0)[:N].numpy()
+    np.testing.assert_allclose(found["rank"][0, 0, 1, 1], spearmanr(looked, effect).statistic, atol=1e-6)
+    assert set(np.unique(found["loo_probe_flips"])) <= {0, 1}
+    assert all(isinstance(value, np.ndarray | list | float | int | str) for value in found.values())
+
+
+def test_a_sample_is_what_the_run_was_made_of(extracted: tuple[HTCVLM, Path]) -> None:
+    model, path = extracted
+    with open_run(path) as run:
+        taken = take(model, run, 100, 0)
+        assert taken.ids == run.ids() and taken.groups == run.groups()
+        with torch.no_grad():
+            shared = passes.share(model, taken.hybrid)
+        np.testing.assert_allclose(run.z_voco(), shared.base.hidden[:, 0, -1], rtol=2e-3, atol=2e-3)
+        with pytest.raises(UserError, match="--images 0"):
+            take(model, run, 0, 0)
+        with pytest.raises(UserError, match="not that of run.h5"):
+            take(tiny(2, topology="full"), run, 2, 0)
+
+
+def test_one_image_and_a_model_without_anchors_have_their_sections(tmp_path: Path) -> None:
+    model = tiny(2, words=30, num_anchors=0, topology="causal")  # and it was not taught the questions
+    model.save_pretrained(tmp_path / "model")
+    out = tmp_path / "run.h5"
+    arguments = ["--model", str(tmp_path / "model"), "--limit", "1", "--out", str(out), "--device", "cpu"]
+    assert extract_main(arguments) == 0
+    with open_run(out) as run:
+        found = knockouts.analyse(model, run)
+    assert not found["questions"] and found["rank_effects"] == ["z"] and not any("answers" in name for name in found)
+    assert len(found["shapley_players"]) == 4 and found["group_size"] == 4
+    assert np.isnan(found["group_change"][:, 1:]).all() and np.isnan(found["group_change"][:, 0, 0]).all()
+    assert np.isfinite(found["group_change"][:, 0, 1:]).all() and found["rank"].shape[1] == 2

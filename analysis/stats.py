@@ -107,9 +107,9 @@ def max_t(found: Draws, null: float) -> MaxT:
     Means that go together (heads on the same images) are resampled together, which costs less than Holm's correction.
     """
     R = len(found.draws)
-    widened = np.sqrt(found.n_groups / (found.n_groups - 1)) if found.n_groups > 1 else np.nan
-    spread = np.maximum(found.draws.std(0) * widened, 1e-12)  # where all images are equal
-    deviation = ((found.draws - found.estimate) / spread).reshape(R, -1)
+    few = np.sqrt(found.n_groups / (found.n_groups - 1)) if found.n_groups > 1 else np.nan
+    spread = np.maximum(found.draws.std(0), 1e-12)  # where all images are equal
+    deviation = (few * (found.draws - found.estimate) / spread).reshape(R, -1)
     largest = np.nanmax(deviation, axis=1) if deviation.size else np.zeros(R)
     t = (found.estimate - null) / spread
     p = (1 + (largest[:, None] >= t.ravel()).sum(0)) / (R + 1)

@@ -80,6 +80,14 @@ def test_max_t_finds_what_is_there_and_seldom_more() -> None:
     assert max(found) < 0.05
 
 
+def test_max_t_of_one_mean_is_its_one_sided_bound() -> None:
+    found = stats.draws_of_means(np.random.default_rng(0).exponential(size=(12, 1)), np.arange(12), 0)
+    off = (found.draws - found.estimate) * np.sqrt(12 / 11)
+    test = stats.max_t(found, null=0.5)
+    np.testing.assert_allclose(test.lower, found.estimate - np.quantile(off, 0.95))
+    np.testing.assert_allclose(test.p, (1 + (off >= found.estimate - 0.5).sum()) / 1001)
+
+
 def test_max_t_of_images_that_are_all_equal() -> None:
     same = Draws(np.array([1.0, 1.1]), np.tile([1.0, 1.1], (1000, 1)), 50)
     assert stats.max_t(same, 1.05).p.tolist() == [1, 1 / 1001]

@@ -101,7 +101,8 @@ def test_attention_on_one_key() -> None:
 
 
 def test_top_counts_are_rounded_up() -> None:
-    assert attention.top_counts(576) == [6, 24, 58] and attention.top_counts(64) == [1, 3, 7]
+    assert attention.top_counts(576) == [6, 24, 58] and attention.top_counts(100) == [1, 4, 10]
+    assert attention.top_counts(64) == [1, 3, 7]
 
 
 def test_anchor_heads_are_those_that_were_planted() -> None:

@@ -75,17 +75,18 @@ def test_cka_of_turned_scaled_and_moved_features_is_1() -> None:
     assert np.isnan(found.estimate[2]).all()
 
 
+def hsic(a: np.ndarray, b: np.ndarray) -> float:
+    """HSIC_1 as its paper writes it."""
+    n, one = len(a), np.ones(len(a))
+    K, M = a @ a.T, b @ b.T
+    np.fill_diagonal(K, 0), np.fill_diagonal(M, 0)
+    whole = np.trace(K @ M) + one @ K @ one * (one @ M @ one) / ((n - 1) * (n - 2))
+    return (whole - 2 / (n - 2) * (one @ K @ M @ one)) / (n * (n - 3))
+
+
 def test_cka_is_hsic_1_by_its_formula() -> None:
     x, y = normal(30, 4), normal(30, 5, seed=1)
     y[:, :2] += x[:, :2]
-
-    def hsic(a: np.ndarray, b: np.ndarray) -> float:
-        n, one = len(a), np.ones(len(a))
-        K, M = a @ a.T, b @ b.T
-        np.fill_diagonal(K, 0), np.fill_diagonal(M, 0)
-        whole = np.trace(K @ M) + one @ K @ one * (one @ M @ one) / ((n - 1) * (n - 2))
-        return (whole - 2 / (n - 2) * (one @ K @ M @ one)) / (n * (n - 3))
-
     block = stats.blocks(np.arange(30), 0, 4)
     found = geometry.cka([geometry.gram(x, block), geometry.gram(y, block)])
     want = lambda a, b: hsic(a, b) / np.sqrt(hsic(a, a) * hsic(b, b))  # noqa: E731
@@ -118,6 +119,11 @@ def test_two_nn_finds_the_dimension_of_a_turned_subspace(dimension: int, width: 
 def test_participation_ratio() -> None:
     found = geometry.participation_ratio(gram(normal(400, 60)))
     assert found.lower < 60 < found.upper and found.estimate == pytest.approx(60, rel=0.03)
+    x, block = normal(40, 6) + 3, stats.blocks(np.arange(40), 0, 5)
+    ratio = lambda x: np.trace(np.cov(x.T)) ** 2 / hsic(x, x)  # noqa: E731
+    found = geometry.participation_ratio(geometry.gram(x, block))
+    parts = np.array([ratio(x[block != b]) for b in range(5)])
+    np.testing.assert_allclose(found, stats.jackknife(ratio(x), parts), rtol=1e-4)
     line = geometry.participation_ratio(gram(normal(400, 1) @ normal(1, 30)))
     assert line.estimate == pytest.approx(1, abs=0.02)
     assert np.isnan(geometry.participation_ratio(gram(np.ones((30, 3)))).estimate)
@@ -232,6 +238,8 @@ def test_the_lens_reads_what_a_layer_points_at() -> None:
     np.testing.assert_allclose(found.chosen[1], [0, -20 / np.log(2)], atol=1e-4)
     even = reading.lens(np.zeros((3, 5)), last, words, None)
     np.testing.assert_allclose(even.entropy, np.log2(5), atol=1e-5)
+    wide = reading.lens(states, np.zeros((3, 5)), words, None)  # sure of one word where the last layer is of none
+    np.testing.assert_allclose(wide.surprise, 0.8 * 20 / np.log(2) - np.log2(5), rtol=1e-3)
 
 
 def test_the_lens_is_the_models_norm_and_head() -> None:
@@ -348,6 +356,22 @@ def test_what_is_read_is_never_more_than_there_is() -> None:
     by_class = codes.readable(features, sign[:, None], groups, np.zeros(1), 0).mean()
     for found in (by_vectors, by_class):
         assert 0.8 * truth < found < truth + 0.01
+
+
+def test_codes_that_differ_in_frequency_and_place_are_read_as_far_as_they_can() -> None:
+    N, places, shares = 3000, np.array([-1.0, 0, 2]), np.array([0.3, 0.5, 0.2])
+    rng = np.random.default_rng(0)
+    code = rng.choice(3, N, p=shares)
+    seen = places[code] + 0.8 * rng.normal(size=N)
+    density = shares * np.exp(-((seen[:, None] - places) ** 2) / (2 * 0.8**2))
+    truth = np.log2(density[np.arange(N), code] / density.sum(1) / shares[code]).mean()
+    features, groups = np.stack([seen, rng.normal(size=N)], 1), np.arange(N)
+    codebook = np.zeros((1, 3, 4))
+    codebook[0, :, 0] = places
+    by_vectors = codes.readable_vectors(features, code[:, None, None], codebook, groups, 0).bits.mean()
+    by_class = codes.readable(features, code[:, None], groups, np.zeros(1), 0).mean()
+    assert 0.85 * truth < by_vectors < truth + 0.01
+    assert 0.85 * truth < by_class < truth + 0.01
 
 
 def test_frequent_codes_are_read_from_what_holds_them_and_nothing_from_noise() -> None:

@@ -26,10 +26,11 @@ demo: install
 	$(BIN)/htc-probe semantic detail
 	@echo; echo "To look at it:  make dashboard   (or: $(BIN)/htc-dashboard)"
 
+# A thread a process: files run side by side, and threads of more would wait for each other.
 test: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 bench: install
 	$(BIN)/python -m benchmarks.star

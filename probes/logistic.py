@@ -469,11 +469,13 @@ class Path:
             between = (p @ p.mT).double().mul_(weight)
             between.diagonal(dim1=1, dim2=2).zero_()
             scale = between.sum((1, 2))[:, None, None] / group.k
-            # The rows of the Hessian sum to 0; a constant in its null space makes it invertible.
+            # The rows of the Hessian sum to 0; a constant in its null space makes it invertible, and the rest
+            # where every row is predicted with certainty, so that it is 0.
             full = (
                 torch.diag_embed(between.sum(2))
                 - between
-                + scale * (1 / group.k + 1e-12 * torch.eye(group.k, dtype=torch.float64, device=p.device))
+                + scale / group.k
+                + (1e-12 * scale + 1e-12) * torch.eye(group.k, dtype=torch.float64, device=p.device)
             )
             inverses.append(torch.linalg.inv(full))
         for _ in range(2):

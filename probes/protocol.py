@@ -23,7 +23,7 @@ from probes.codelength import Labels
 from probes.logistic import Path, Target, half_copy, log_probabilities
 from probes.metrics import Gaussian, Prediction, row_bits
 
-STRENGTHS = tuple(10.0**power for power in (2, 1, 0, -1, -2, -3, -4, -5, -6))
+STRENGTHS = tuple(10.0**power for power in (2, 1, 0, -1, -2, -3, -4))
 """Of logistic probes, strong to weak; `ridge.STRENGTHS` for numbers."""
 INNER_FOLDS = 3
 _WORTH_HALF = 2**22  # numbers in the rows from which bfloat16 copies are tried

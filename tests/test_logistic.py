@@ -380,3 +380,13 @@ def test_estimators_refuse_a_strength_that_is_none():
     for strength in (0, -1.0, float("nan")):
         with pytest.raises(ValueError, match=f"strength={strength}; expected a number above 0"):
             LogisticProbe(strength).fit(features(20, 3), np.arange(20) % 2)
+
+
+def test_rows_that_are_predicted_with_certainty_leave_nothing_to_invert() -> None:
+    x = np.repeat(1e3 * np.eye(4, dtype=np.float32)[:3], 2, 0) + np.arange(6, dtype=np.float32)[:, None] / 10
+    basis = Basis.fit(x)
+    path = Path(basis.train, basis.eigenvalues, [Target(np.repeat(np.arange(3), 2), 3)])
+    for strength in (1e-2, 1e-4, 1e-6):
+        fit = path.advance(strength)
+        (logs,) = log_probabilities(fit, basis.train)
+        assert np.isfinite(fit.objective).all() and (logs.argmax(1) == np.repeat(np.arange(3), 2)).all()

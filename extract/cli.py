@@ -443,8 +443,8 @@ def require_room(out: Path, need: int) -> None:
     free = shutil.disk_usage(next(folder for folder in out.absolute().parents if folder.exists())).free
     if free < need:
         raise UserError(
-            f"the run needs up to {decimal(need)} while it is made and the disk of {out} has {decimal(free)}; free "
-            "some space, choose another disk with --out, store less with --limit or --layers, or leave out the copy "
+            f"the run needs up to {decimal(need)} while it is made and the disk of {out} has {decimal(free)} "
+            "free; free some space, choose another disk with --out, store less with --limit or --layers, or leave out the copy "
             "with --virtual"
         )
 

@@ -444,8 +444,8 @@ def require_room(out: Path, need: int) -> None:
     if free < need:
         raise UserError(
             f"the run needs up to {decimal(need)} while it is made and the disk of {out} has {decimal(free)} "
-            "free; free some space, choose another disk with --out, store less with --limit or --layers, or leave out the copy "
-            "with --virtual"
+            "free; make room, choose another disk with --out, store less with --limit or --layers, or leave out the "
+            "copy with --virtual"
         )
 
 

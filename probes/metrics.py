@@ -28,7 +28,6 @@ from extract.store import Kind
 
 METRIC: dict[Kind, str] = {"classes": "top-1", "multilabel": "mAP", "number": "R2"}
 """The one that stands for a task where there is room for one. Larger is better, 1 is perfect."""
-SMALLER_IS_BETTER = frozenset({"MAE", "cross-entropy"})
 UNKNOWN = 255  # of a multi-label entry
 
 

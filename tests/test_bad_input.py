@@ -237,8 +237,9 @@ def test_what_may_not_be_read_is_told(tmp_path: Path) -> None:
     (closed / "a.png").write_bytes(plain("PNG"))
     source = ImageFolder(tmp_path / "photos", "val")
     closed.chmod(0)
-    for folder in (tmp_path, *tmp_path.parents[:2]):  # pytest keeps them to itself
-        folder.chmod(0o755)
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_mode & 0o777 == 0o700:  # pytest keeps them to itself
+            folder.chmod(0o755)
     try:
         with without_rights():
             with pytest.raises(ImageError, match="Permission denied") as error:
@@ -248,6 +249,12 @@ def test_what_may_not_be_read_is_told(tmp_path: Path) -> None:
     finally:
         closed.chmod(0o755)
     assert error.value.path == str(closed / "a.png")
+    (tmp_path / "photos").chmod(0)
+    try:
+        with without_rights(), pytest.raises(UserError, match="photos cannot be read .Permission denied."):
+            ImageFolder(tmp_path / "photos", "val")
+    finally:
+        (tmp_path / "photos").chmod(0o755)
 
 
 @pytest.mark.parametrize(

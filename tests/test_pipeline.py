@@ -76,7 +76,7 @@ class Limited(HTCVLM):
         if len(pixel_values) > self.room:
             raise torch.cuda.OutOfMemoryError("planted")
         self.ran.append(len(pixel_values))
-        time.sleep(0.05)
+        time.sleep(0.2)  # far more than the model itself takes, also on a busy machine
         return super().encode(pixel_values)
 
 
@@ -152,7 +152,6 @@ def test_a_killed_worker_is_one_line_and_what_was_read_before_it_arrives(tmp_pat
     with pytest.raises(UserError, match="killed by SIGKILL.*--workers 1 or 0") as caught:
         list(images)
     assert time.monotonic() - started < 30 and "\n" not in str(caught.value)
-    assert not multiprocessing.active_children()
 
 
 def test_processes_read_many_images_for_a_gpu() -> None:
@@ -167,7 +166,7 @@ def test_a_fault_of_our_own_in_a_worker_is_no_mistake_of_the_user_s(tmp_path: Pa
 
 
 def test_workers_stay_a_little_ahead_and_end_when_nobody_wants_more(tmp_path: Path) -> None:
-    threads = threading.active_count()
+    threads, processes = set(threading.enumerate()), set(multiprocessing.active_children())
     images = read_ahead(Numbered(str(tmp_path), count=400), FRAME, workers=1, ahead=10)
     next(images)
     deadline = time.monotonic() + 60
@@ -176,7 +175,7 @@ def test_workers_stay_a_little_ahead_and_end_when_nobody_wants_more(tmp_path: Pa
     time.sleep(1)  # in which it could go on
     assert 20 <= len(list(tmp_path.iterdir())) <= 30
     images.close()
-    assert not multiprocessing.active_children() and threading.active_count() == threads
+    assert set(multiprocessing.active_children()) <= processes and set(threading.enumerate()) <= threads
 
 
 SOURCES: dict[str, Callable[[Path], object]] = {
@@ -352,5 +351,6 @@ def test_on_a_cpu_the_size_is_not_measured(model: HTCVLM) -> None:
 
 @pytest.fixture(autouse=True)
 def no_process_stays() -> Iterator[None]:
+    before = set(multiprocessing.active_children())  # of test files that ran before in this process
     yield
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= before

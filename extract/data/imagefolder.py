@@ -77,10 +77,13 @@ class ImageFolder:
 
 def _split_folder(root: Path, split: str) -> Path:
     folder = root / split
-    if PurePosixPath(split).name == split and folder.is_dir():
-        return folder
-    inside = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
-    splits = [name for name in inside if (root / name).is_dir()]
+    try:
+        if PurePosixPath(split).name == split and folder.is_dir():
+            return folder
+        inside = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
+        splits = [name for name in inside if (root / name).is_dir()]
+    except PermissionError as error:  # of the folder itself or of one that it lies in
+        raise UserError(f"{root} cannot be read ({error.strerror}); give yourself the right to read it") from error
     has = f"its splits: {', '.join(splits)}" if splits else "it has no folder that could be a split"
     loose = any(Path(name).suffix.lower() in SUFFIXES or name in METADATA for name in inside)
     move = f"; move the images that lie in {root} itself to {root}/{split}" if loose else ""

@@ -561,9 +561,7 @@ class RunWriter:
 
 
 class Run:
-    """A finished run, open for reading; every method reads only the slice it returns. Opened by
-    `open_run`.
-    """
+    """A run, open for reading; every method reads only the slice it returns. Opened by `open_run`."""
 
     def __init__(
         self,
@@ -574,8 +572,12 @@ class Run:
         tasks: tuple[Task, ...],
         created: str,
         parts: tuple[_Part, ...] = (),
+        *,
+        finished: bool = True,
     ) -> None:
         self.path, self.info, self.shape, self.tasks, self.created = path, info, shape, tasks, created
+        self.finished = finished
+        """False: only the images of those shards that are there, see `open_shards`."""
         self._file, self._parts = file, parts
 
     def __len__(self) -> int:
@@ -605,7 +607,13 @@ class Run:
     @property
     def skipped(self) -> tuple[tuple[str, str], ...]:
         """Path and reason of every image that was left out."""
-        return tuple((str(path), str(reason)) for path, reason in self._read("skipped", text=True))
+        if self.finished:
+            return tuple((str(path), str(reason)) for path, reason in self._read("skipped", text=True))
+        left_out: list[tuple[str, str]] = []
+        for part in self._parts:
+            with open_run(self.path.parent / part.name) as shard:
+                left_out += shard.skipped
+        return tuple(left_out)
 
     def ids(self) -> list[str]:
         return list(self._read("images/id", text=True))
@@ -713,7 +721,7 @@ class Run:
     @property
     def nbytes(self) -> int:
         """Of the file, with the shards of a virtual run."""
-        return self.path.stat().st_size + sum(part.size for part in self._parts)
+        return (self.path.stat().st_size if self.finished else 0) + sum(part.size for part in self._parts)
 
     def _row(self, image: int) -> int:
         if not 0 <= image < len(self):
@@ -723,11 +731,11 @@ class Run:
     def _read(self, name: str, at: Any = (), *, text: bool = False) -> np.ndarray:
         with self._reading(name):
             dataset = self._file[name]
-            if dataset.is_virtual:
-                return self._gather(name, at)
+            if dataset.is_virtual or not self.finished:
+                return self._gather(name, at, text=text)
             return (dataset.asstr() if text else dataset)[at]
 
-    def _gather(self, name: str, at: Any) -> np.ndarray:
+    def _gather(self, name: str, at: Any, *, text: bool) -> np.ndarray:
         """The same from the shards, one open at a time: HDF5 reads a shard that it cannot open, such as one file
         too many at once, as zeros.
         """
@@ -743,7 +751,7 @@ class Run:
                     dataset = _dataset(file, name)
                     if len(dataset) != part.images:
                         raise OSError(f"shard {part.name} holds {len(dataset)} images, expected {part.images}")
-                    pieces.append(dataset[(slice(low, high), *rest)])
+                    pieces.append((dataset.asstr() if text else dataset)[(slice(low, high), *rest)])
         values = np.concatenate(pieces)
         return values if isinstance(rows, slice) else values[0]
 
@@ -839,6 +847,25 @@ def open_run(path: Path | str) -> Run:
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         file.close()
         raise UserError(f"{path} is a damaged run: {_reason(error)}; extract it again") from error
+
+
+def open_shards(out: Path | str, shards: Sequence[Path]) -> Run:
+    """What there is of the unfinished run at `out`: the images of these finished shards, in their order.
+
+    `extract.shards.unfinished(out)` says which there are. Raises UserError as `open_run` does, and where no shard holds
+    an image.
+    """
+    out = Path(out)
+    parts: list[_Part] = []
+    for shard in shards:
+        with open_run(shard) as run:
+            if len(run):
+                parts.append(_Part(f"{shard.parent.name}/{shard.name}", len(run), shard.stat().st_size))
+    if not parts:
+        raise UserError(f"{out} has no finished shard yet; wait for the first one")
+    first = open_run(out.parent / parts[0].name)
+    shape = replace(first.shape, images=sum(part.images for part in parts))
+    return Run(out, first._file, first.info, shape, first.tasks, first.created, tuple(parts), finished=False)
 
 
 def _parse(path: Path, file: h5py.File) -> Run:

@@ -22,7 +22,8 @@ from extract.cli import main, parse_share
 from extract.data import scenes
 from extract.errors import UserError
 from extract.info import main as info
-from extract.store import list_runs, open_run
+from extract.shards import unfinished
+from extract.store import list_runs, open_run, open_shards
 from extract.vlm import star
 
 IMAGES = 23
@@ -161,6 +162,26 @@ def test_parts_give_the_same_run(model: Path, whole: Path, tmp_path: Path, monke
     assert main(command(model, out)) == 0 and not out.exists()
     assert main(["--out", str(out), "--merge"]) == 0
     assert content(out) == content(whole) and [path.name for path in tmp_path.iterdir()] == ["run.h5"]
+
+
+def test_what_is_finished_can_be_read_before_the_rest(model: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run.h5"
+    assert main([*command(model, out), "--shard", "0/2"]) == 0
+    there = [*range(0, 4), *range(8, 12), *range(16, 20)]
+    shards = unfinished(out)
+    assert shards is not None
+    with open_shards(out, [shards.path(at) for at in shards.finished()]) as run, open_run(whole) as full:
+        assert not run.finished and full.finished and len(run) == len(there) and not run.skipped
+        assert run.ids() == [full.ids()[at] for at in there] and run.tasks == full.tasks
+        np.testing.assert_array_equal(run.z_voco(2), full.z_voco(2)[there])
+        np.testing.assert_array_equal(run.anchor_mass(), full.anchor_mass()[there])
+        np.testing.assert_array_equal(run.labels("category"), full.labels("category")[there])
+        np.testing.assert_array_equal(run.attention(5), full.attention(9))
+        np.testing.assert_array_equal(run.thumbnail(11), full.thumbnail(19))
+        with pytest.raises(UserError, match="holds 0 to 11"):
+            run.attention(12)
+    with pytest.raises(UserError, match="no finished shard yet"):
+        open_shards(out, [])
 
 
 def test_a_part_is_named_or_found(monkeypatch: Any) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as as_bytes
 
 from extract.errors import UserError
 
@@ -86,7 +86,8 @@ def save(probes: Mapping[Key, Probe], path: Path) -> Path:
         described.append([task, representation, layer, probe.kind, list(probe.classes)])
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        save_file(tensors, partial, {"schema": _SCHEMA, "probes": json.dumps(described)})
+        # Not save_file, whose files nobody else may read.
+        partial.write_bytes(as_bytes(tensors, {"schema": _SCHEMA, "probes": json.dumps(described)}))
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):

@@ -121,7 +121,7 @@ def _looks(section: Section) -> Sentence | str:
         "row.",
         0: f"; the difference to as many patches, the most attended ones of each row, is {words(above)}.",
     }[sign(above)]
-    return Sentence(text, "the anchors get more than the patches", _agrees(which))
+    return Sentence(text, "the anchors get the largest weights, beside the first 12 patches (Figure 3)", _agrees(which))
 
 
 def _honest(section: Section) -> Sentence | str:
@@ -145,7 +145,7 @@ def _honest(section: Section) -> Sentence | str:
         gain = interval_of_mean(ranks_NPE[:, at, effect] - ranks_NPE[:, 0, effect], section["groups"], _SEED)
         how = {1: "better", -1: "worse", 0: "not told apart from it"}[sign(gain)]
         text += f"; {predictors[at]} has {words(of[at])}, {how}"
-    return Sentence(text + ".", "a heat map of attention shows what <voco> draws on", _agrees(sign(of[0])))
+    return Sentence(text + ". The paper shows attention and tests no causes.", "", None)
 
 
 def _matters(section: Section) -> Sentence | str:
@@ -191,7 +191,7 @@ def _matters(section: Section) -> Sentence | str:
     return Sentence(text + ".", _MATTER, agrees)
 
 
-_MATTER = "the anchors carry what the answers need"
+_MATTER = "the anchors carry the semantics that the answers need"
 
 
 def _follows(section: Section) -> Sentence | str:
@@ -251,7 +251,7 @@ def _survives(section: Section) -> Sentence | str:
     if "code_bits" in section:
         whole = np.mean(section["code_entropy_read"])
         text += f", and {words(_code_bits(section, z))} of the {whole:.2f} bits of a code"
-    return Sentence(text + ".", "the one token is read better than its parts", _agrees(which))
+    return Sentence(text + ".", "linear probes read more from z_voco than from v_d and from the mean of the patches", _agrees(which))
 
 
 def _code_bits(section: Section, representation: int) -> Interval:

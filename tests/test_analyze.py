@@ -578,16 +578,16 @@ def knockouts(rank: float, anchors: float, random: float, attended: float, quest
 
 
 @pytest.mark.parametrize(
-    ("rank", "words", "agrees"),
+    ("rank", "words"),
     [
-        (0.7, ["goes with", "the true answers is 0.70 [0.60, 0.80]", "input has 0.20 [0.10, 0.30], worse"], True),
-        (-0.7, ["goes against", "-0.70 [-0.80, -0.60]", "better"], False),
-        (0.05, ["cannot be told", "0.05 [-0.05, 0.15]"], None),
+        (0.7, ["goes with", "the true answers is 0.70 [0.60, 0.80]", "input has 0.20 [0.10, 0.30], worse"]),
+        (-0.7, ["goes against", "-0.70 [-0.80, -0.60]", "better"]),
+        (0.05, ["cannot be told", "0.05 [-0.05, 0.15]"]),
     ],
 )
-def test_the_sentence_on_the_heat_map(rank: float, words: list[str], agrees: bool | None) -> None:
+def test_the_sentence_on_the_heat_map(rank: float, words: list[str]) -> None:
     found = summary.sentences({"knockouts": knockouts(rank, 1, 1, 1)})[1]
-    assert isinstance(found, Sentence) and found.agrees is agrees
+    assert isinstance(found, Sentence) and not found.claim, "the paper tests no causes"
     assert all(part in found.text for part in words), found.text
 
 

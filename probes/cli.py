@@ -60,7 +60,7 @@ class ProbeConfig:
     seed: int = 0
     """Of the folds, the resamples and the controls."""
     out: Path | None = None
-    """Result file (.json; .csv and .safetensors go beside it); NAME.probes.json next to the run when left out."""
+    """Result file (.json; .csv and two .safetensors go beside it); NAME.probes.json next to the run when left out."""
     report: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Also write a page with figures and a methods paragraph to DIR."""
     device: str = "cpu"
@@ -104,7 +104,7 @@ def probe(config: ProbeConfig) -> None:
             None if other is None else stack.enter_context(open_run(other))
             for other in (config.train_run, config.random_run)
         )
-        from probes import suite, table, weights
+        from probes import predictions, suite, table, weights
 
         settings = suite.Settings(
             names=tuple({task.name: None for task in run.tasks}) if config.all else config.suites,
@@ -125,6 +125,10 @@ def probe(config: ProbeConfig) -> None:
         learned = "" if train is None else f", learned from {train.path}"
         print(f"{path}: {len(run)} images of {run.info.dataset} {run.info.split}{learned}, {len(plan.tasks)} tasks")
         keep = out.with_suffix(".partial")
+        place = results.predictions_path(out)
+        said = stack.enter_context(
+            predictions.Writer(place, keep, suite.identity(plan), suite.asked(plan), plan.representations)
+        )
         bar = _progress()
         with bar:
             at = bar.add_task("", total=plan.cells)
@@ -133,9 +137,10 @@ def probe(config: ProbeConfig) -> None:
                 keep=keep,
                 config={name: _plain(value) for name, value in asdict(config).items()},
                 on_cell=lambda: bar.advance(at),
+                on_predictions=said.add,
             )
         Console().print(table.render(found))
-        written = [*results.write(found, out)]
+        written = [*results.write(found, out), said.finish()]
         if config.match_dim is None:
             written.append(weights.save(suite.refit(plan, found), results.weights_path(out)))
         if config.report is not None:

@@ -83,10 +83,10 @@ def score(
     what only ranks (mAP, Spearman) is taken within a fold and averaged over folds, as scores of different probes
     do not rank together. groups (n,) index the columns of draws_RG, the counts of `inference.resample_groups`.
     """
-    rows = _labelled(kind, y)
+    rows = labelled(kind, y)
     y, fold, groups = y[rows], fold[rows], groups[rows]
     used, compact = np.unique(groups, return_inverse=True)
-    measures = [_measure(kind, y, _take(p, rows), fold, compact, len(used)) for p in (prediction, floor)]
+    measures = [_measure(kind, y, take(p, rows), fold, compact, len(used)) for p in (prediction, floor)]
     # The rows as they are go first, so that an estimate and its draws are one computation.
     parts = [[measure(np.ones((len(used), 1)))] for measure in measures]
     step = max(1, 2**20 // len(used))  # some 8 MB of weights at a time
@@ -102,8 +102,8 @@ def score(
 
 def evaluate(kind: Kind, y: np.ndarray, prediction: Prediction, fold: np.ndarray) -> dict[str, float]:
     """The metrics of `score` that need no floor, every row counted once."""
-    rows = _labelled(kind, y)
-    measure = _measure(kind, y[rows], _take(prediction, rows), fold[rows], np.arange(len(rows)), len(rows))
+    rows = labelled(kind, y)
+    measure = _measure(kind, y[rows], take(prediction, rows), fold[rows], np.arange(len(rows)), len(rows))
     return {name: float(value[0]) for name, value in measure(np.ones((len(rows), 1))).items()}
 
 
@@ -296,14 +296,14 @@ def _sampled(metrics: Metrics) -> dict[str, Sampled]:
     return {name: Sampled(float(values[0]), values[1:]) for name, values in metrics.items()}
 
 
-def _labelled(kind: Kind, y: np.ndarray) -> np.ndarray:
+def labelled(kind: Kind, y: np.ndarray) -> np.ndarray:
     """The rows that have a label."""
     if kind == "classes":
         return np.flatnonzero(y >= 0)
     return np.flatnonzero(np.isfinite(y) if kind == "number" else (y != UNKNOWN).any(1))
 
 
-def _take(prediction: Prediction, rows: np.ndarray) -> Prediction:
+def take(prediction: Prediction, rows: np.ndarray) -> Prediction:
     if isinstance(prediction, Gaussian):
         return Gaussian(prediction.mean[rows], prediction.scale[rows])
     return prediction[rows]

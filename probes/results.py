@@ -21,6 +21,8 @@ from extract.errors import UserError
 
 SCHEMA = "htc-probes"
 SCHEMA_VERSION = 2
+MOST_BYTES = 2**26
+"""A file that is larger is not read: some kB are usual."""
 
 
 class Interval(NamedTuple):
@@ -193,6 +195,11 @@ def weights_path(path: Path) -> Path:
     return path.with_suffix(".safetensors")
 
 
+def predictions_path(path: Path) -> Path:
+    """What the probes said of held-out images, for the JSON file `path`, see `probes.predictions.load`."""
+    return path.with_suffix(".predictions.safetensors")
+
+
 def csv_path(path: Path) -> Path:
     """The table that goes with the JSON file `path`."""
     return path.with_suffix(".csv")
@@ -216,10 +223,12 @@ def read(path: Path | str) -> Results:
     """Reads the JSON file back. Raises UserError for a missing, foreign, newer or damaged file."""
     path = Path(path)
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"{path.stat().st_size:,} bytes are more than results have")
         body = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"no probe results at {path}; make them with: htc-probe semantic detail") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}; run htc-probe again") from error
     if not isinstance(body, dict) or body.get("schema") != SCHEMA:
         raise UserError(f"{path} holds no probe results (its schema is not {SCHEMA!r})")
@@ -231,7 +240,7 @@ def read(path: Path | str) -> Results:
     try:
         return _from_json(Results, body)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}); run htc-probe again") from error
+        raise UserError(f"{path} is damaged ({error!r:.300}); run htc-probe again") from error
 
 
 def _from_json(kind: Any, value: Any) -> Any:

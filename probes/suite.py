@@ -27,6 +27,7 @@ from probes.cells import Cell, Code, Fold, Kept, StreamedFold
 from probes.codelength import Codelength, Labels
 from probes.features import Representation
 from probes.metrics import METRIC, Gaussian, Prediction, Sampled, Scores
+from probes.predictions import Asked
 from probes.protocol import HeldOut
 from probes.results import (
     Baseline,
@@ -188,15 +189,32 @@ def _types(ready: Sequence[ProbeTask], wanted: str | None) -> ProbeTask | None:
 
 
 def probe(
-    plan: Plan, *, keep: Path | None = None, config: dict | None = None, on_cell: Callable[[], None] = lambda: None
+    plan: Plan,
+    *,
+    keep: Path | None = None,
+    config: dict | None = None,
+    on_cell: Callable[[], None] = lambda: None,
+    on_predictions: Callable[[list[Prediction]], None] = lambda _: None,
 ) -> Results:
     """Fits and scores everything in `plan`. The result does not depend on the number of processes.
 
-    Finished cells are kept in the folder `keep`, and taken from there. `on_cell` is called `plan.cells` times.
+    Finished cells are kept in the folder `keep`, and taken from there. `on_cell` is called `plan.cells` times,
+    `on_predictions` for every representation, with what its probes said of the rows of each task in `asked(plan)`.
     """
     draws_RG = inference.resample_groups(int(plan.groups.max()) + 1, plan.settings.seed)
-    found = [_look(plan, at, keep, draws_RG, on_cell) for at in plan.representations]
+    found = [_look(plan, at, keep, draws_RG, on_cell, on_predictions) for at in plan.representations]
     return _results(plan, dict(zip(plan.representations, found, strict=True)), config or {})
+
+
+def asked(plan: Plan) -> list[Asked]:
+    """Every task, with the images of the run that score it."""
+    before = 0 if plan.train is None else len(plan.train)
+    made = []
+    for one in plan.tasks:
+        rows = np.flatnonzero(plan.fold >= 0)[_scored(plan, one.labels)]
+        y = one.labels.y[rows]
+        made.append(Asked(one.task.name, one.task.kind, one.classes, rows - before, plan.fold[rows], y))
+    return made
 
 
 def refit(plan: Plan, results: Results) -> dict[Key, Probe]:
@@ -231,7 +249,7 @@ class Found(NamedTuple):
     width: int
     scores: list[Scores]
     held_out: list[list[HeldOut]]
-    """Of each fold."""
+    """Of each fold, without the predictions: those of many layers would not fit into memory."""
     fold_scores: list[tuple[float, ...]]
     control: list[Sampled | None] | None
     codes: list[Codelength] | None
@@ -287,7 +305,12 @@ def _varies(plan: Plan, labels: Labels) -> bool:
 
 
 def _look(
-    plan: Plan, at: Representation, keep: Path | None, draws_RG: np.ndarray, on_cell: Callable[[], None]
+    plan: Plan,
+    at: Representation,
+    keep: Path | None,
+    draws_RG: np.ndarray,
+    on_cell: Callable[[], None],
+    on_predictions: Callable[[list[Prediction]], None],
 ) -> Found:
     streamed = _is_streamed(plan, at)
     x_ND = _streamed(plan, at) if streamed else load(plan, at)
@@ -309,6 +332,13 @@ def _look(
     for answer in _in_turn(x_ND, work, plan.groups, settings, kept, 0 if alone else jobs):
         answers.append(answer)
         on_cell()
+    held_out: list[list[HeldOut]] = answers[:n_own]
+    on_predictions(
+        [
+            metrics.take(_assembled(plan, one.labels, [fold[t] for fold in held_out]), _scored(plan, one.labels))
+            for t, one in enumerate(plan.tasks)
+        ]
+    )
     return _score(plan, x_ND.shape[1], answers, n_own, compared, draws_RG)
 
 
@@ -431,7 +461,7 @@ def _score(
     return Found(
         width=width,
         scores=scores,
-        held_out=held_out,
+        held_out=[[one._replace(prediction=np.empty(0)) for one in fold] for fold in held_out],
         fold_scores=[_fold_scores(plan, one, [fold[t] for fold in held_out]) for t, one in enumerate(plan.tasks)],
         control=control,
         codes=answers[-1] if compared and plan.settings.match_dim is None else None,
@@ -445,6 +475,11 @@ def _score(
 
 def _numbers(plan: Plan) -> list[int]:
     return [int(k) for k in np.unique(plan.fold) if k >= 0]
+
+
+def _scored(plan: Plan, labels: Labels) -> np.ndarray:
+    """Which of the images with a fold have a label."""
+    return metrics.labelled(labels.kind, labels.y[plan.fold >= 0])
 
 
 def _assembled(plan: Plan, labels: Labels, parts: Sequence[HeldOut]) -> Prediction:
@@ -520,7 +555,7 @@ def _results(plan: Plan, found: dict[Representation, Found], config: dict[str, A
     suites = list(dict.fromkeys(one.task.suite for one in plan.tasks))
     return Results(
         config=config | {"protocol": _protocol(plan)},
-        run=_identity(plan.run) | ({} if plan.train is None else {"train": _identity(plan.train)}),
+        run=identity(plan),
         versions={"python": platform.python_version()}
         | {name: version(name) for name in ("numpy", "scipy", "torch", "scikit-learn")},
         warnings=tuple(warnings),
@@ -738,6 +773,11 @@ def _told(*values: float) -> Interval:
 def _bound(value: float | None, estimate: float) -> float:
     """The end of a score's interval; the score itself where no resample has one."""
     return estimate if value is None else value
+
+
+def identity(plan: Plan) -> dict[str, Any]:
+    """Which run is probed, and which one the probes learn from where that is another."""
+    return _identity(plan.run) | ({} if plan.train is None else {"train": _identity(plan.train)})
 
 
 def _identity(run: Run) -> dict[str, Any]:

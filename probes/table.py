@@ -60,6 +60,15 @@ def suites(results: Results) -> list[str]:
     return list(dict.fromkeys(row.suite for row in results.rows))
 
 
+def tasks(results: Results, suite: str) -> dict[str, list[Row]]:
+    """The rows of each task of the suite."""
+    found: dict[str, list[Row]] = {}
+    for row in results.rows:
+        if row.suite == suite:
+            found.setdefault(row.task, []).append(row)
+    return found
+
+
 def columns(results: Results, suite: str) -> list[Key]:
     """What to compare side by side: z_voco at its last layer only, without joins whose use is told by what they add
     (`added`), and floors last.
@@ -103,17 +112,22 @@ def against(results: Results, suite: str) -> dict[tuple[str | None, Key], Compar
     """
     keys = columns(results, suite)
     first = next((key for key in keys if key[0] == "z_voco"), keys[0])
-    of_scores = [one for one in results.comparisons if one.suite == suite and one.metric != "bits"]
-    tested = {(one.task, one.a, one.b): one for one in of_scores}
+    found = {(one.task, key): one for key in keys for one in between(results, suite, first, key)}
+    order = [(task, key) for task in [*tasks(results, suite), None] for key in keys]
+    return {at: found[at] for at in order if at in found}
+
+
+def between(results: Results, suite: str, a: Key, b: Key) -> list[Comparison]:
+    """a's score minus b's, by task and then of the suite's mean; [] where they were not compared."""
     found = {}
-    for task in [*(task for task, _ in _by_task([row for row in results.rows if row.suite == suite])), None]:
-        for key in keys:
-            if (one := tested.get((task, label(*first), label(*key)))) is not None:
-                found[task, key] = one
-            elif (one := tested.get((task, label(*key), label(*first)))) is not None:
+    for one in results.comparisons:
+        if one.suite == suite and one.metric != "bits":
+            if (one.a, one.b) == (label(*a), label(*b)):
+                found[one.task] = one
+            elif (one.b, one.a) == (label(*a), label(*b)):
                 estimate, lower, upper = (None if end is None else -end for end in one.difference)
-                found[task, key] = replace(one, a=one.b, b=one.a, difference=Interval(estimate, upper, lower))
-    return found
+                found[one.task] = replace(one, a=one.b, b=one.a, difference=Interval(estimate, upper, lower))
+    return [found[task] for task in [*tasks(results, suite), None] if task in found]
 
 
 def added(comparison: Comparison) -> tuple[str, str]:
@@ -194,7 +208,7 @@ def _scores(results: Results, suite: str) -> _Grid:
     keys = columns(results, suite)
     rows = [row for row in results.rows if row.suite == suite]
     lines = []
-    for task, of in _by_task(rows):
+    for task, of in tasks(results, suite).items():
         here = {key: row for row in of if (key := (row.representation, row.layer)) in keys}
         top = best(results, suite, task, {key: row.estimate for key, row in here.items()})
         cells = {key: _score(row, key, key == top) for key, row in here.items()}
@@ -233,7 +247,7 @@ def _heads(keys: Sequence[Key]) -> dict[Key, Text]:
 def _bits(results: Results, suite: str) -> _Grid:
     keys = columns(results, suite)
     lines = []
-    for task, of in _by_task([row for row in results.rows if row.suite == suite]):
+    for task, of in tasks(results, suite).items():
         here = {key: row for row in of if (key := (row.representation, row.layer)) in keys}
         lines.append(_Line(Text(task), {key: _interval(row.metrics.get("V-information")) for key, row in here.items()}))
         if any(row.compression is not None for row in here.values()):
@@ -362,11 +376,6 @@ def _number(value: float | None, digits: int = 2) -> str:
     return f"{value:z.{digits}f}"
 
 
-def _by_task(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
-    for task in dict.fromkeys(row.task for row in rows):
-        yield task, [row for row in rows if row.task == task]
-
-
 def _short(names: Sequence[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
@@ -417,7 +426,7 @@ def _layer_table(results: Results, suite: str) -> Group:
         numbers = (_number(at.get(stored[0])), f"{_number(at[top])} @{top}", _number(at.get(stored[-1])))
         table.add_row(name, chart, *numbers, Text(_number(floor), style=_GREY))
 
-    for task, of in _by_task([row for row in results.rows if row.suite == suite and row.layer is not None]):
+    for task, of in tasks(results, suite).items():
         add(Text(task), {row.layer: row.estimate for row in of if row.layer is not None}, of[0].floor, 1)
     means = [mean for mean in results.suite_means if mean.suite == suite and mean.layer is not None]
     if means:

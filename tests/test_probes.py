@@ -673,7 +673,7 @@ def test_all_means_every_task_and_match_dim_writes_no_weights(folder: Path, tmp_
     assert main([*argv, "--representations", "z_voco", "--no-controls", "--match-dim", "4"]) == 0
     found = results.read(out)
     assert {row.task for row in found.rows} == {task.name for task in TASKS}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["all.csv", "all.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all.csv", "all.json", "all.predictions.safetensors"]
 
 
 @pytest.mark.parametrize(

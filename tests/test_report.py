@@ -13,7 +13,7 @@ import pytest
 from test_probe_tables import LAST, around, compare, made
 
 from extract.errors import UserError
-from probes import report, table
+from probes import figures, report, table
 from probes.results import Confusion, Results
 
 
@@ -30,7 +30,7 @@ def all_figures(results: Results) -> list[go.Figure]:
 
 def test_bars_have_the_estimates_and_reach_to_the_ends_of_the_intervals() -> None:
     results = made()
-    figure = report.scores(results, "semantic")
+    figure = figures.scores(results, "semantic")
     bar = named(figure, "v_d")
     rows = [row for row in results.rows if (row.suite, row.representation) == ("semantic", "v_d")]
     mean = next(m for m in results.suite_means if (m.suite, m.representation) == ("semantic", "v_d"))
@@ -46,7 +46,7 @@ def test_bars_have_the_estimates_and_reach_to_the_ends_of_the_intervals() -> Non
 
 
 def test_bars_of_a_task_stand_around_its_label_and_do_not_overlap() -> None:
-    figure = report.scores(made(), "semantic")
+    figure = figures.scores(made(), "semantic")
     bars = [trace for trace in figure.data if isinstance(trace, go.Bar)]
     first = sorted((bar.y[0] - bar.width / 2, bar.y[0] + bar.width / 2) for bar in bars)
     assert first[0][0] > -0.5 and first[-1][1] < 0.5 and len(bars) == 4
@@ -54,8 +54,8 @@ def test_bars_of_a_task_stand_around_its_label_and_do_not_overlap() -> None:
 
 
 def test_layers_run_from_the_floor_of_the_embedding_within_their_band() -> None:
-    assert report.layer_curves(made(), "semantic") is None
-    figure = report.layer_curves(made(layers=range(LAST + 1)), "semantic")
+    assert figures.layer_curves(made(), "semantic") is None
+    figure = figures.layer_curves(made(layers=range(LAST + 1)), "semantic")
     assert figure is not None
     curve, band = named(figure, "z_voco"), figure.data[0]
     np.testing.assert_allclose(curve.y, np.linspace(0.2, 0.8, LAST + 1))
@@ -68,23 +68,23 @@ def test_layers_run_from_the_floor_of_the_embedding_within_their_band() -> None:
 
 def test_learning_curves_are_ordered_by_images() -> None:
     results = made()
-    assert report.learning_curves(replace(results, curves=()), "detail") is None
-    figure = report.learning_curves(replace(results, curves=results.curves[::-1]), "detail")
+    assert figures.learning_curves(replace(results, curves=()), "detail") is None
+    figure = figures.learning_curves(replace(results, curves=results.curves[::-1]), "detail")
     assert figure is not None
     assert list(named(figure, "v_d").x) == [100, 400, 1600]
     assert figure.layout.xaxis.type == "log"
 
 
 def test_signed_axes_are_centred_on_zero() -> None:
-    for figure in (report.differences(made(), "semantic"), report.bits_added(made(), "semantic")):
+    for figure in (figures.differences(made(), "semantic"), figures.bits_added(made(), "semantic")):
         assert figure is not None
         low, high = figure.layout.xaxis.range
         assert low == -high and high >= max(abs(x) for x in figure.data[0].x)
-    assert report.bits_added(replace(made(), comparisons=()), "semantic") is None
+    assert figures.bits_added(replace(made(), comparisons=()), "semantic") is None
 
 
 def test_only_significant_differences_are_filled() -> None:
-    figure = report.differences(made(tasks=[("detail", "shade", "classes", ("dark", "light"))]), "detail")
+    figure = figures.differences(made(tasks=[("detail", "shade", "classes", ("dark", "light"))]), "detail")
     assert figure is not None
     assert list(figure.data[0].marker.symbol) == ["circle", "circle-open"]  # against v_d, against v_pooled
     assert list(figure.layout.yaxis.ticktext) == ["shade: z_voco@4 - v_d", "shade: z_voco@4 - v_pooled"]
@@ -94,7 +94,7 @@ def test_a_retention_without_bounds_is_hollow_and_has_no_whiskers() -> None:
     results = made()
     unbounded = around(7.0)._replace(lower=None, upper=None)
     rows = tuple(replace(row, retention=unbounded) if row.task == "shade" else row for row in results.rows)
-    figure = report.retention(replace(results, rows=rows), "detail")
+    figure = figures.retention(replace(results, rows=rows), "detail")
     assert figure is not None
     dots = named(figure, "z_voco@4")
     assert list(dots.marker.symbol) == ["circle-open", "circle", "circle"]
@@ -102,13 +102,13 @@ def test_a_retention_without_bounds_is_hollow_and_has_no_whiskers() -> None:
     assert dots.customdata[0] == "not bounded"
     assert "v_pooled" not in [trace.name for trace in figure.data]  # it is the whole
     assert figure.layout.xaxis.range[1] < 3
-    assert report.retention(replace(results, rows=(), suite_means=()), "detail") is None
+    assert figures.retention(replace(results, rows=(), suite_means=()), "detail") is None
 
 
 def test_rows_of_a_confusion_matrix_add_up_to_one() -> None:
     results = made()
     one = Confusion("category", "z_voco", LAST, ("a", "b"), ((3, 1), (0, 0)))
-    figure = report.confusions(replace(results, confusions=(one,)), "category")
+    figure = figures.confusions(replace(results, confusions=(one,)), "category")
     np.testing.assert_allclose(figure.data[0].z, [[0.75, 0.25], [0, 0]])
     assert list(figure.data[0].customdata[0][1]) == ["a", "b", 1]
     assert "n = 4 images" in figure.layout.title.subtitle.text
@@ -125,7 +125,7 @@ def test_a_representation_has_one_colour_everywhere_and_floors_are_grey() -> Non
             elif isinstance(trace, go.Scatter) and trace.name in ("v_d", "pixels"):
                 found.setdefault(trace.name, set()).add(trace.line.color or trace.marker.color)
     assert all(len(colours) == 1 for colours in found.values())
-    assert found["pixels"] == {"#999999"}
+    assert found["pixels"] == {"#8a8a8a"}
     own = [found[name] for name in ("z_voco@4", "v_d", "v_pooled")]
     assert len(set.union(*own)) == 3
 
@@ -163,7 +163,7 @@ def test_names_are_text_and_never_html() -> None:
     assert "<img" not in rest and "\\u003cimg" not in rest
     assert rest.count("<script") == rest.count("</script>") == 1 + rest.count("Plotly.newPlot(")
     # What plotly reads as HTML, too, gives back the name.
-    drawn = report.confusions(results, EVIL).data[0].customdata[0][0][0]
+    drawn = figures.confusions(results, EVIL).data[0].customdata[0][0][0]
     assert "<" not in drawn and drawn.endswith("&amp;amp;")
 
 
@@ -242,6 +242,6 @@ def test_methods_follow_the_settings() -> None:
 
 def test_the_conditional_figure_names_what_is_added() -> None:
     results = replace(made(), comparisons=(compare("semantic", "category", "bits", "v_d+z_voco", "v_d", 0.4),))
-    figure = report.bits_added(results, "semantic")
+    figure = figures.bits_added(results, "semantic")
     assert figure is not None and list(figure.layout.yaxis.ticktext) == ["category: z_voco given v_d"]
     assert ("v_d+z_voco", None) not in table.columns(results, "semantic")

@@ -12,8 +12,10 @@ Legend: n images, m mixed images, C labels of a multi-label task, K rows of a ta
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,6 +80,15 @@ def analyse(
       probes               "yes", or why no probe was read
       images               ids of the sampled images; `partner` (n,) the number of the image each is mixed with
       topology, pairs, seed
+    and what was read of every image, by itself and mixed, of factor `all`; a column a task, of multi-label tasks a
+    label:
+      read_task, read_suite, read_kind, read_readout     as above
+      read_label           of multi-label tasks the label of this column, "" of others
+      read_classes         the names of the classes as a JSON list, "" where there are none
+      read_true            (n, columns) float32: what is true of the image: the number of its class, 0 or 1 of a label,
+                           or a number; NaN where it is unknown, also to the probe
+      read_unmixed         the same as read from the image
+      read_swapped         the same as read from its anchors with the patches of its partner; NaN without a partner
 
     Raises UserError: a model without anchors, a run without labels, data that is no longer the run's, nothing to read.
     """
@@ -112,6 +123,7 @@ def analyse(
     class_task = _class_task(run.tasks)
     alike = np.full(len(chosen), -1) if class_task is None else mixing.couples_alike(whole.labels[class_task.name])
 
+    each: dict[str, Any] = {}
     table, numbers = following.Table("", "share", ("only_right", "floor")), following.Table("number_", "weight")
     total = sum(len(design.partner) + int((design.partner >= 0).sum()) for design in [whole, *designs])
     total += 4 * len(whole.partner) + int((alike >= 0).sum())
@@ -126,6 +138,8 @@ def analyse(
         more = mixing.replacements(tokens, alike, rng) if design is whole else ()
         for mix in chain(mixing.swaps(tokens, design.partner), more):
             said = read_mix(model, mix, read, direct)
+            if design is whole and mix.name == "swapped":
+                each = _of_each(run.tasks, true, unmixed, said, whole.partner)
             unmixed = unmixed or said
             table.add(design.factor, mix, following.shares(mix, said, true, unmixed, seed, suites=design is whole))
             numbers.add(design.factor, mix, following.weights(mix, said, true, seed))
@@ -141,6 +155,7 @@ def analyse(
         "probes": why_no_probes or "yes",
         "images": [ids[row] for row in chosen],
         "partner": whole.partner.astype(np.int32),
+        **each,
         "topology": run.info.topology,
         "pairs": pairs,
         "seed": seed,
@@ -151,6 +166,36 @@ def _class_task(tasks: Sequence[Task]) -> Task | None:
     """`category`, or the first task with classes, a semantic one if there is."""
     having = [task for task in tasks if task.kind == "classes"]
     return min(having, key=lambda task: (task.name != "category", task.suite != "semantic"), default=None)
+
+
+def _of_each(
+    tasks: Sequence[Task], true: Values, unmixed: Values, swapped: Values, partner: np.ndarray
+) -> dict[str, np.ndarray | list[str]]:
+    """What was read of every image, see `analyse`; `swapped` is of those with a partner, in their order."""
+    classes = {task.name: task.classes for task in tasks}
+    columns: list[tuple[Measure, str, str]] = []
+    values: dict[str, list[np.ndarray]] = {"read_true": [], "read_unmixed": [], "read_swapped": []}
+    for m, labels in true.items():
+        asked = m.readout == "answer" and m.kind == "classes"
+        names = scene_questions.ANSWERS[m.task] if asked else classes[m.task]
+        if m.kind == "multilabel":
+            columns += [(m, name, "") for name in names]
+        else:
+            columns.append((m, "", json.dumps(names) if m.kind == "classes" else ""))
+        known = np.where(mixing.is_known(labels, m.kind), labels, np.nan)
+        mixed = np.full(known.shape, np.nan)
+        mixed[partner >= 0] = swapped[m]
+        for found, each in zip(values.values(), (known, unmixed[m], mixed), strict=True):
+            found.append(np.asarray(each, dtype=np.float32).reshape(len(partner), -1))
+    return {
+        "read_task": [m.task for m, _, _ in columns],
+        "read_suite": [m.suite for m, _, _ in columns],
+        "read_kind": [m.kind for m, _, _ in columns],
+        "read_readout": [str(m.readout) for m, _, _ in columns],
+        "read_label": [label for _, label, _ in columns],
+        "read_classes": [names for _, _, names in columns],
+        **{name: np.concatenate(parts, 1) for name, parts in values.items()},
+    }
 
 
 # ---- reading

@@ -1,6 +1,7 @@
 """The interchange test: planted models give tables of 0 and 1, and what is mixed, read and counted is what it says."""
 
 import csv
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -160,6 +161,19 @@ def test_a_planted_model_gives_tables_of_0_and_1(case: tuple[str, Case], tmp_pat
     alike = section["share"][row(section, task="what", mix="anchors class", factor="all", only_right=0)]
     np.testing.assert_array_equal(alike[:, 0], [0, 1, 0])  # the same class: it stays what it was
 
+    # Image by image: what is read from it alone is true, and mixed it is of the half that carries.
+    true, unmixed, swapped = (section[f"read_{name}"] for name in ("true", "unmixed", "swapped"))
+    labels = run.task("which").classes
+    assert section["read_task"] == ["what", *["which"] * len(labels), "how", "far"]
+    assert section["read_label"] == ["", *labels, "", ""] and set(section["read_readout"]) == {"probe"}
+    assert section["read_classes"][0] == '["a", "b", "c"]'
+    known = np.isfinite(true[0])
+    assert not known.all() and known.sum() == CLASSES + 3, "a label that the probe does not know is not known"
+    followed = true if carrier == "anchors" else true[section["partner"]]
+    np.testing.assert_array_equal(unmixed[:, known][:, :-1], true[:, known][:, :-1])
+    np.testing.assert_array_equal(swapped[:, known][:, :-1], followed[:, known][:, :-1])
+    np.testing.assert_allclose(swapped[:, -1], followed[:, -1], atol=1e-3)
+
     results.write(tmp_path / "a.h5", "interchange", section, run={}, settings={}, versions={}, seconds=0)
     with results.read(tmp_path / "a.h5") as stored:
         assert list(stored["interchange"].keys()) == list(section)
@@ -211,6 +225,16 @@ def test_answers_follow_the_only_half_that_differs(shipped: tuple[HTCVLM, Run]) 
     assert {factor for factor, _ in one} == set(scene_questions.FACTORS)
     assert {task for _, task in one} == set(scene_questions.ANSWERS)
     assert all(task in scene_questions.FACTORS[factor] for factor, task in one)
+    # The shares of the table are those of the single images.
+    at = [i for i, (t, r) in enumerate(zip(section["read_task"], section["read_readout"], strict=True))  # type: ignore[arg-type]
+          if (t, r) == ("shade", "answer")]  # fmt: skip
+    true, read, partner = section["read_true"][:, at[0]], section["read_swapped"][:, at[0]], section["partner"]  # type: ignore
+    differ = np.isfinite(true) & np.isfinite(true[partner]) & (true != true[partner])
+    of = {"task": "shade", "readout": "answer", "mix": "swapped", "factor": "all", "only_right": 0}
+    found = share[row(section, **of), :, 0]
+    np.testing.assert_allclose(found[1], (read == true[partner])[differ].mean(), atol=1e-6)
+    assert section["read_classes"][at[0]] == json.dumps(scenes.SHADES)  # type: ignore[index]
+    assert np.isfinite(read).all()
     numbers = {task for task, f in zip(section["number_task"], section["number_factor"], strict=True) if f == "all"}  # type: ignore[arg-type]
     assert numbers == {"size", "position_x", "position_y"}
 

@@ -37,8 +37,11 @@ def analyse(run: Run, seed: int = 0) -> dict[str, Any]:
 
     `map_of` names the M representations; `rows` (n,) are the images, at most 5,000; `pca` and `umap`
     (M, n, 2); `pca_variance` (M, 2) shares of the variance; `pca_kept` and `umap_kept` (M,): share of an image's 10
-    nearest that are among its 10 nearest in the map, with `_lower` and `_upper`, by chance `kept_chance`. Features are
-    standardised; codes are alike in as many as are equal. The same seed gives the same maps on the same machine.
+    nearest that are among its 10 nearest in the map, with `_lower` and `_upper`, by chance `kept_chance`. Those nearest
+    are `nearest_rows` (M, n, 10) int32, rows of the run, nearest first, none of the image's own group, -1 where there
+    are not as many; `nearest_distance` (M, n, 10) float32, Euclidean over the root mean square distance of two of the
+    images, NaN where there is none. Features are standardised; codes are alike in as many as are equal. The same seed
+    gives the same maps on the same machine.
 
     Raises UserError where the run has less than 5 images.
     """
@@ -51,7 +54,7 @@ def analyse(run: Run, seed: int = 0) -> dict[str, Any]:
     likeness = {name: inner_products(geometry.standardised(values)) for name, values in features.items()}
     if run.shape.codes is not None:
         likeness["codes"] = equal_codes(run.codes()[rows].reshape(len(rows), -1))
-    pca, umap, variance, kept = [], [], [], []
+    pca, umap, variance, kept, near, away = [], [], [], [], [], []
     for like in likeness.values():
         found = principal(like)
         pca.append(_two(found.scores))
@@ -59,6 +62,8 @@ def analyse(run: Run, seed: int = 0) -> dict[str, Any]:
         variance.append(_two(found.variance[None])[0])
         true = nearest_by(like, groups)
         kept.append([geometry.shared(true, geometry.nearest(at, groups)) for at in (pca[-1], umap[-1])])
+        near.append(np.where(true >= 0, rows[true], -1))
+        away.append(distances(like, true))
     ends = stats.intervals_of_means(np.moveaxis(np.array(kept), 2, 0), groups, seed)
     return {
         "map_of": list(likeness),
@@ -69,6 +74,8 @@ def analyse(run: Run, seed: int = 0) -> dict[str, Any]:
         **stats.Intervals(*(part[:, 0] for part in ends)).section("pca_kept"),
         **stats.Intervals(*(part[:, 1] for part in ends)).section("umap_kept"),
         "kept_chance": geometry.NEIGHBOURS / (len(rows) - 1),
+        "nearest_rows": np.array(near, np.int32),
+        "nearest_distance": np.array(away, np.float32),
     }
 
 
@@ -130,6 +137,19 @@ def nearest_by(likeness_NN: np.ndarray, groups_N: stats.Groups, k: int = geometr
     """(N, k) nearest images of other groups by the distances that inner products give, -1 where there are too few."""
     square = likeness_NN.diagonal().copy()
     return geometry.by_likeness(lambda start, stop: 2 * likeness_NN[start:stop] - square, groups_N, k)
+
+
+def distances(likeness_NN: np.ndarray, near_NK: np.ndarray) -> np.ndarray:
+    """(N, K) float64 distances of the images from these others, over the root mean square distance of two images: 1 is
+    as far as two of them are. NaN where an image is -1, and zeros where all images are the same.
+    """
+    N = len(likeness_NN)
+    square = likeness_NN.diagonal().astype(np.float64)
+    mean = 2 * (square.sum() - likeness_NN.sum(dtype=np.float64) / N) / (N - 1)  # squared, over pairs of two images
+    squared = square[:, None] + square[near_NK] - 2 * likeness_NN[np.arange(N)[:, None], near_NK]
+    level = 1e-6 * square.mean()  # rounding of float32 where the images are the same
+    scaled = np.sqrt(np.maximum(squared, 0) / mean) if mean > level else np.zeros(near_NK.shape)
+    return np.where(near_NK >= 0, scaled, np.nan)
 
 
 def _two(columns: np.ndarray) -> np.ndarray:

@@ -406,6 +406,17 @@ def test_equal_codes_are_counted() -> None:
     assert found.tolist() == [[3, 2, 0], [2, 3, 1], [0, 1, 3]]
 
 
+def test_distances_are_those_of_the_features() -> None:
+    x = normal(40, 6) + 3
+    near = np.tile([1, 2, -1], (40, 1))
+    found = maps.distances(maps.inner_products(x), near)
+    away = np.linalg.norm(x[:, None] - x, axis=2)
+    typical = np.sqrt((away**2).sum() / (40 * 39))
+    np.testing.assert_allclose(found[:, :2], away[:, 1:3] / typical, rtol=1e-4, atol=1e-4)
+    assert np.isnan(found[:, 2]).all()
+    assert maps.distances(np.ones((6, 6)), np.zeros((6, 1), int)).tolist() == [[0]] * 6
+
+
 @pytest.mark.slow
 def test_umap_keeps_clusters_apart_and_repeats_itself() -> None:
     x = np.concatenate([normal(60, 10), normal(60, 10, seed=1) + 20])
@@ -487,6 +498,11 @@ def test_maps_of_a_run(run: Run) -> None:
     assert found["map_of"] == ["z_voco", "v_d", "v_pooled", "codes"]
     assert found["pca"].shape == found["umap"].shape == (4, 60, 2)
     assert (found["umap_kept_lower"] > found["kept_chance"]).all()
+    near, away = found["nearest_rows"], found["nearest_distance"]
+    assert near.shape == away.shape == (4, 60, 10) and near.dtype == np.int32 and away.dtype == np.float32
+    z = geometry.standardised(run.z_voco(-1))
+    from_seven = np.linalg.norm(z - z[7], axis=1)
+    assert near[0, 7].tolist() == np.argsort(from_seven)[1:11].tolist() and (np.diff(away, axis=2) >= -1e-6).all()
     again = maps.analyse(run, seed=1)
     np.testing.assert_array_equal(found["umap"], again["umap"])
 

@@ -1,12 +1,13 @@
 # make demo   the two commands of the README, from nothing        make test        lint, types, tests
-# make bench  timings against peers, printed as ratios            make train-tiny  trains the shipped model again
-# make dashboard  opens the dashboard over runs/          make torture     kills an extraction 200 times
+# make bench  timings against peers, printed as ratios            make test-long   the tests that take long
+# make train-tiny  trains the shipped model again                 make torture     kills an extraction 200 times
+# make dashboard   opens the dashboard over runs/
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench train-tiny dashboard torture
+.PHONY: help install demo test test-long bench train-tiny dashboard torture
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -30,7 +31,10 @@ demo: install
 test: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile
+
+test-long: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --numprocesses auto --dist load
 
 bench: install
 	$(BIN)/python -m benchmarks.star

@@ -1,16 +1,29 @@
-"""The Streamlit script of htc-dashboard: joins sidebar and views.
+"""The Streamlit script of htc-dashboard: joins sidebar and pages.
 
 Its arguments are the folders and files that it may open, and nothing else is.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import streamlit as st
 
-from dashboards import average_view, controls, data, image_view, probe_view, run_view
+from dashboards import controls, data
+from dashboards.runs import Refused
+from dashboards.views import attention, causes, codes, compare, map, overview, probes
+from dashboards.views.view import View
 from extract.errors import UserError
+
+PAGES: dict[str, Callable[[View], None]] = {
+    "Overview": overview.show,
+    "Attention": attention.show,
+    "What causes what": causes.show,
+    "Probes": probes.show,
+    "Map": map.show,
+    "Codes": codes.show,
+    "Compare": compare.show,
+}
 
 
 def main(roots: Sequence[Path]) -> None:
@@ -27,43 +40,37 @@ def main(roots: Sequence[Path]) -> None:
 def page(roots: Sequence[Path]) -> None:
     """The same; raises UserError when there is no run, or the shown one vanished or is damaged."""
     runs, refused = data.available(roots)
-    if not runs:
-        places = ", ".join(map(str, roots))
-        raise UserError(f"No finished run in {places}. Make one with: htc-extract --split val")
     with st.sidebar:
-        path = controls.choose_run(runs)
-        key = data.key_of(path)
+        if not runs:
+            _tell(refused)
+            places = ", ".join(str(root) for root in roots)
+            raise UserError(f"No run in {places}. Make one with: htc-extract --split val")
+        run = controls.choose_run(runs)
+        key = data.key_of(run.path)
         header = data.header(key)
-        st.caption(run_view.summary(header))
-        st.divider()
-        image = controls.choose_image(header.ids)
+        st.caption(overview.summary(header))
+        chosen = controls.chosen(len(header.ids))
+        image = controls.choose_image(header.ids, chosen)
+        controls.show_chosen(chosen)
         layer, head = controls.choose_attention(header.shape)
         log = st.toggle("Logarithmic shares", key="log", help="For many patches, where uniform is near 0.")
-        if refused:
-            links = controls.plain(", ".join(link.name for link in refused))
-            st.caption(f"Not opened, because they lead out of the folder: {links}")
-    selection = controls.Selection(image, layer, head, log)
+        controls.choose_format()
+        _tell([*refused, *data.refused_beside(run.path)])
+    selection = controls.Selection(image, layer, head, log, chosen)
 
-    st.title(controls.plain(path.stem))
-    st.markdown(run_view.facts(header))
-    names = ["One image", "Average over the run", "Probe scores", "About the run"]
-    one, average, scores, about = st.tabs(names, key="view", on_change="rerun")  # computes only the open one
-    if one.open:
-        with one:
-            image_view.show(key, header, selection)
-    if average.open:
-        with average:
-            average_view.show(key, header, selection)
-    if scores.open:
-        with scores:
-            beside = data.probes_beside(path)
-            if beside is None:
-                st.info("No probe scores beside this run. Make them with: htc-probe semantic detail")
-            else:
-                probe_view.show(data.probe_results(data.key_of(beside)), header)
-    if about.open:
-        with about:
-            run_view.show(header)
+    tabs = st.tabs(list(PAGES), key="page", bind="query-params", on_change="rerun")  # computes only the open one
+    for tab, show in zip(tabs, PAGES.values(), strict=True):
+        if tab.open:
+            with tab:
+                show(View(run.path, key, header, selection, tuple(runs)))
+
+
+def _tell(refused: Sequence[Refused]) -> None:
+    """Which files are not opened, and why."""
+    if refused:
+        with st.expander(f"{len(refused)} not opened"):
+            for path, reason in refused:
+                st.caption(f"**{controls.plain(path.name)}**: {controls.plain(reason)}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Arithmetic on the attention of <voco>: shares by role, uniform references, patch maps.
+"""Arithmetic on the attention of <voco>: shares by role, what a head is like, uniform references, patch maps.
 
 Knows arrays; not files, figures or Streamlit. An attention row runs over the S keys that <voco> reads
 (prefix, anchors, patches, text after the image, <voco> itself) and sums to 1.
 
-Letters in names: L layers, H heads, S keys, R rows and C columns of the patch grid.
+Letters in names: L layers, H heads, S keys, A anchors, P patches, R rows and C columns of the patch grid.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +26,8 @@ class Band(NamedTuple):
 
 def band(values: np.ndarray) -> Band:
     """(N, ...) values of N images -> their percentiles, each (...); NaN is left out."""
-    low, high = np.nanpercentile(values, PERCENTILES, axis=0)
+    percentiles = np.nanpercentile if np.isnan(values).any() else np.percentile  # the one takes many times as long
+    low, high = percentiles(values, PERCENTILES, axis=0)
     return Band(low, high)
 
 
@@ -48,19 +49,93 @@ def role_mass(attention: np.ndarray, roles: Sequence[str]) -> dict[str, np.ndarr
     }
 
 
-def hybrid_share(anchor_mass: np.ndarray, patch_mass: np.ndarray) -> np.ndarray:
-    """Anchors' part of the attention on hybrid tokens, `anchor / (anchor + patch)`, 0 to 1.
+class Quantity(NamedTuple):
+    """A number that each layer and head has, and the scale to draw it on."""
 
-    Both inputs have one shape, which the result keeps; NaN where no attention falls on hybrid tokens.
+    name: str
+    """As `measure` and `htc-analyze attention` call it."""
+    title: str
+    unit: str
+    uniform: float
+    """Under attention that is the same for all keys."""
+    most: float
+    """The largest that it can be; the smallest is 0."""
+    anchor: int | None = None
+    """From 0, where `name` has one value an anchor."""
+
+    def of(self, values: Mapping[str, np.ndarray], end: str = "") -> np.ndarray:
+        """Its (..., L, H) among `values`; `end` is `_lower` or `_upper` where there are intervals."""
+        found = values[self.name + end]
+        return found if self.anchor is None else found[..., self.anchor]
+
+
+def quantities(roles: Sequence[str]) -> dict[str, Quantity]:
+    """What can be drawn of each layer and head, by its name for people; without anchors only the entropy."""
+    S, A, P = len(roles), roles.count("anchor"), roles.count("patch")
+    found = {}
+    if A:
+        share = "share of all attention"
+        found = {
+            "Anchors": Quantity("anchor_mass", "Attention on the anchors", share, A / S, 1.0),
+            "Anchors, lift": Quantity(
+                "anchor_lift", "Lift of the anchors over their even share of anchors and patches", "times even", 1.0,
+                (A + P) / A,
+            ),
+        }  # fmt: skip
+        for at in range(A) if A > 1 else ():
+            title = f"Attention on anchor {at + 1}"
+            found[f"Anchor {at + 1}"] = Quantity("anchor_mass_each", title, share, 1 / S, 1.0, at)
+    bits = float(np.log2(S))
+    return found | {"Entropy": Quantity("entropy_bits", "Entropy of the attention", "bits", bits, bits)}
+
+
+def measure(attention: np.ndarray, roles: Sequence[str]) -> dict[str, np.ndarray]:
+    """What rows of attention (..., S) are like, each (...) float32, under the names of `htc-analyze attention`:
+    `patch_mass`, `entropy_bits` (0 to log2(S)) and, of a model with anchors, `anchor_mass`, `anchor_mass_each` (..., A)
+    and `anchor_lift` (the anchors' part of what falls on hybrid tokens over A / (A + P); NaN where nothing does).
     """
-    hybrid = np.asarray(anchor_mass + patch_mass, dtype=np.float64)
-    return np.divide(anchor_mass, hybrid, out=np.full_like(hybrid, np.nan), where=hybrid > 0)
+    total = attention.sum(axis=-1)  # 1, but for 16-bit storage, which moves it by up to 5e-4
+    patch = attention @ role_mask(roles, "patch").astype(attention.dtype) / total
+    logs = np.log2(np.maximum(attention, np.finfo(np.float32).tiny))
+    bits = np.log2(total) - np.einsum("...s,...s->...", attention, logs) / total
+    found = {"patch_mass": patch, "entropy_bits": np.maximum(bits, 0)}
+    if "anchor" in roles:
+        each = attention[..., role_mask(roles, "anchor")] / total[..., None]
+        mass = each.sum(axis=-1)
+        share = np.divide(mass, mass + patch, out=np.full_like(mass, np.nan), where=mass + patch > 0)
+        found |= {"anchor_mass": mass, "anchor_mass_each": each, "anchor_lift": share / uniform_share(roles)}
+    return {name: np.asarray(value, dtype=np.float32) for name, value in found.items()}
 
 
 def uniform_share(roles: Sequence[str]) -> float:
-    """`hybrid_share` under uniform attention: anchors / (anchors + patches), 4/580 in the paper."""
+    """The anchors' part of hybrid tokens, and of uniform attention on them: 4/580 in the paper."""
     anchors, patches = roles.count("anchor"), roles.count("patch")
     return anchors / (anchors + patches)
+
+
+def evenly(rows: Sequence[int] | np.ndarray, most: int) -> np.ndarray:
+    """At most `most` of `rows`, evenly spaced, with the first and the last."""
+    at = np.linspace(0, len(rows) - 1, min(len(rows), max(1, most))).round().astype(int)
+    return np.asarray(rows)[at]
+
+
+def first_hybrid(roles: Sequence[str], count: int) -> np.ndarray:
+    """(F,) where the first hybrid tokens are among the keys: anchors, then patches."""
+    return np.flatnonzero(role_mask(roles, "anchor") | role_mask(roles, "patch"))[:count]
+
+
+def token_names(roles: Sequence[str], rows: Sequence[int], cols: Sequence[int], count: int) -> list[str]:
+    """Of the first hybrid tokens: `anchor 1`, or `patch row,column`, all from 1."""
+    anchors = [at for at, role in enumerate(roles) if role == "anchor"]
+    return [
+        f"anchor {anchors.index(at) + 1}" if roles[at] == "anchor" else f"patch {rows[at] + 1},{cols[at] + 1}"
+        for at in first_hybrid(roles, count)
+    ]
+
+
+def below(values: np.ndarray, value: float) -> float:
+    """Share of `values` that are smaller, half of those that are equal: 0.5 is the middle."""
+    return float((values < value).mean() + (values == value).mean() / 2)
 
 
 def select(attention: np.ndarray, layer: int | None, head: int | None) -> np.ndarray:

@@ -1,17 +1,19 @@
-"""The sidebar: which run, image, layer and head. Knows Streamlit and names; reads no run and draws no figure.
+"""The sidebar, and what every page is made of: charts, tables, captions, and words for what is not there.
 
-What is chosen stays chosen when another run is picked, as far as the other run has it, so that runs can be
-compared.
+Knows Streamlit and names; reads no run and makes no figure. What is chosen stays chosen when another run is picked, as
+far as the other run has it, so that runs can be compared; run, page, image, layer and head are in the address, which
+can be shared.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 import streamlit as st
 
+from dashboards.runs import RunFile
 from extract.store import RunShape
 
 
@@ -26,6 +28,8 @@ class Selection(NamedTuple):
     """From 0; None is the mean over heads."""
     log: bool
     """Draw shares on a logarithmic axis."""
+    chosen: tuple[int, ...] = ()
+    """Rows that were selected on the map, ascending; () is all images."""
 
     @property
     def words(self) -> str:
@@ -45,80 +49,188 @@ def plain(text: str) -> str:
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split()))
 
 
-def choose_run(runs: Sequence[Path]) -> Path:
+# ---- the sidebar
+
+
+def choose_run(runs: Sequence[RunFile]) -> RunFile:
     """A select box over the runs; says so when the run that was shown is no longer among them."""
-    names = [path.stem for path in runs]
-    shown = st.session_state.get("run")
-    if shown is not None and shown not in runs:
-        st.session_state.pop("run")
-        st.warning(plain(f"{shown.name} is no longer there; showing {runs[0].name} instead."))
-    return st.selectbox(
+    by_name = {run.name: run for run in runs}
+    wanted = st.session_state.get("run") or st.query_params.get("run")
+    if wanted is not None and wanted not in by_name:
+        st.session_state.pop("run", None)
+        st.warning(plain(f"{wanted} is no longer there; showing {runs[0].name} instead."))
+    name = st.selectbox(
         "Run",
-        runs,
+        list(by_name),
         key="run",
-        format_func=lambda path: (
-            path.stem if names.count(path.stem) == 1 else f"{path.parent.name}/{path.stem}"
-        ),
+        format_func=lambda name: name if by_name[name].finished else f"{name} (unfinished)",
+        bind="query-params",
     )
+    return by_name[name]
 
 
-def choose_image(ids: Sequence[str]) -> int:
-    """Three controls over one number: slider, number and search by id. Returns the row, from 0."""
+def choose_image(ids: Sequence[str], chosen: Sequence[int]) -> int:
+    """Number, search by id, next and previous. Returns the row, from 0."""
     last = len(ids) - 1
-    image = min(st.session_state.get("image", 0), last)
-    st.session_state["image"] = image
     if last == 0:
         st.caption(f"One image: {plain(ids[0])}")
         return 0
-    st.session_state.update(image_slider=image + 1, image_number=image + 1, image_id=image)
+    st.session_state["image"] = min(max(st.session_state.get("image", 1), 1), last + 1)
 
-    def take(key: str, first: int) -> None:
-        if st.session_state[key] is not None:
-            st.session_state["image"] = st.session_state[key] - first
+    def step(by: int) -> None:
+        rows = chosen or range(last + 1)
+        here = st.session_state["image"] - 1
+        ahead = [row for row in rows if (row > here if by > 0 else row < here)]
+        if ahead:
+            st.session_state["image"] = (min(ahead) if by > 0 else max(ahead)) + 1
 
-    st.slider("Image", 1, last + 1, key="image_slider", on_change=take, args=("image_slider", 1))
-    number, search = st.columns([2, 3])
-    number.number_input("Number", 1, last + 1, key="image_number", on_change=take, args=("image_number", 1))
-    search.selectbox(
-        "Find by id",
-        range(last + 1),
-        key="image_id",
-        format_func=lambda at: ids[at],
-        on_change=take,
-        args=("image_id", 0),
-        help="Click and type a part of the id.",
-    )
-    return image
+    number = st.number_input("Image", 1, last + 1, key="image", bind="query-params") - 1
+    previous, following = st.columns(2)
+    previous.button("Previous", shortcut="P", on_click=step, args=(-1,), width="stretch")
+    following.button("Next", shortcut="N", on_click=step, args=(1,), width="stretch")
+
+    def find() -> None:
+        part = st.session_state["find"]
+        found = [row for row, name in enumerate(ids) if part == name] or [
+            row for row, name in enumerate(ids) if part.lower() in name.lower()
+        ]
+        st.session_state["not_found"] = bool(part) and not found
+        if found:
+            st.session_state["image"] = found[0] + 1
+
+    st.text_input("Find by id", key="find", on_change=find, placeholder="a part of the id")
+    if st.session_state.get("not_found"):
+        st.caption(f"No image has {plain(st.session_state.get('find', ''))} in its id.")
+    return number
 
 
 def choose_attention(shape: RunShape) -> tuple[int | None, int | None]:
     """Layer and head, each from 0, or None for the mean."""
-    for key, count in (("layer", shape.layers), ("head", shape.heads)):
-        st.session_state[key] = st.session_state.get(key, 0) if st.session_state.get(key, 0) <= count else 0
     left, right = st.columns(2)
-    layer = left.selectbox(
-        "Layer",
-        range(shape.layers + 1),
-        key="layer",
-        format_func=lambda at: str(at) if at else "mean",
-        help="Layer l turns z_voco[l-1] into z_voco[l]; layer 0 is the embedding, which attends to nothing.",
-    )
-    head = right.selectbox(
-        "Head",
-        range(shape.heads + 1),
-        key="head",
-        format_func=lambda at: str(at) if at else "mean",
-        help="Counted from 1.",
-    )
-    return (layer - 1 if layer else None), (head - 1 if head else None)
+    chosen = []
+    for column, key, count, words in (
+        (left, "layer", shape.layers, "Layer l turns z_voco[l-1] into z_voco[l]; layer 0 is the embedding."),
+        (right, "head", shape.heads, "Counted from 1."),
+    ):
+        options = ["mean", *map(str, range(1, count + 1))]
+        if st.session_state.get(key, "mean") not in options:
+            st.session_state[key] = "mean"
+        value = column.selectbox(key.capitalize(), options, key=key, help=words, bind="query-params")
+        chosen.append(None if value == "mean" else int(value) - 1)
+    return chosen[0], chosen[1]
 
 
-def draw(figure: go.Figure, key: str) -> None:
-    """One chart over the width of its column, described for screen readers by its own title."""
+def show_chosen(chosen: Sequence[int]) -> None:
+    """Says how many images are selected on the map, and offers to let go of them."""
+    if chosen:
+        images = "1 image" if len(chosen) == 1 else f"{len(chosen):,} images"
+        st.caption(f"{images} selected on the map: Next and Previous stay among them.")
+        st.button("Select all images again", on_click=choose, args=((),), width="stretch")
+
+
+def choose_format() -> None:
+    """In what the charts' camera button saves."""
+    st.segmented_control("Save charts as", ["PNG", "SVG"], key="format", default="PNG", required=True)
+
+
+# ---- what a click does
+
+
+def choose(rows: Sequence[int]) -> None:
+    """Selects images; () selects all. To be called from a callback: the pages are drawn after it."""
+    st.session_state["chosen"] = tuple(sorted(set(map(int, rows))))
+
+
+def chosen(images: int) -> tuple[int, ...]:
+    """Those that this run has of the images that are selected."""
+    return tuple(row for row in st.session_state.get("chosen", ()) if row < images)
+
+
+def go_to_image(row: int) -> None:
+    """Shows another image on all pages. To be called from a callback."""
+    st.session_state["image"] = row + 1
+
+
+def go_to_cell(layer: int | None, head: int | None) -> None:
+    """Shows another layer and head, each from 0, on all pages. To be called from a callback."""
+    st.session_state["layer"] = "mean" if layer is None else str(layer + 1)
+    st.session_state["head"] = "mean" if head is None else str(head + 1)
+
+
+def points(key: str) -> list[dict[str, Any]]:
+    """The points that are selected in the chart `key`, each with `x`, `y` and, where the figure has it, `customdata`;
+    for its `on_select` callback.
+    """
+    state = st.session_state.get(key)
+    found = [dict(point) for point in state.selection.points] if state else []
+    for point in found:  # a row of a two-dimensional array comes back as {"0": ..., "1": ...}
+        if isinstance(row := point.get("customdata"), dict):
+            point["customdata"] = list(row.values())
+    return found
+
+
+# ---- what pages are made of
+
+
+def draw(
+    figure: go.Figure,
+    key: str,
+    *,
+    on_select: Callable[[], None] | None = None,
+    modes: Sequence[str] = ("points",),
+) -> None:
+    """One chart over the width of its column, described for screen readers by its own title. Its camera button saves it
+    in the chosen format. `on_select` is called when points are clicked or, with those `modes`, in a box or a lasso.
+    """
     title = figure.layout.title
-    words = f"{title.text}; {title.subtitle.text}".replace("<br>", "; ")
+    words = re.sub(r"<[^>]*>", " ", f"{title.text}; {title.subtitle.text}")
+    kept = {"box": {"select2d"}, "lasso": {"lasso2d"}}
+    removed = {"zoom", "pan", "zoomIn", "zoomOut", "autoScale", "select2d", "lasso2d"}
+    for mode in modes if on_select else ():
+        removed -= kept.get(mode, set())
     config = {
         "displaylogo": False,
-        "modeBarButtonsToRemove": ["zoom", "pan", "zoomIn", "zoomOut", "autoScale"],
-    }
-    st.plotly_chart(figure, width="stretch", key=key, alt=words, config=config)
+        "displayModeBar": True,
+        "modeBarButtonsToRemove": sorted(removed),
+        "toImageButtonOptions": {
+            "format": st.session_state.get("format", "PNG").lower(), "filename": key, "scale": 2,
+        },
+    }  # fmt: skip
+    selecting: dict[str, Any] = {}
+    if on_select:
+        # A click that selects what the chart's last click selected is not reported, unless something tells them apart.
+        clicks = st.session_state.get(f"{key}_clicks", 0)
+        figure.update_traces(legendgroup=f"{clicks}", selector={"showlegend": False})
+
+        def selected() -> None:
+            st.session_state[f"{key}_clicks"] = clicks + 1
+            on_select()
+
+        selecting = {"on_select": selected, "selection_mode": tuple(modes)}
+    st.plotly_chart(figure, width="stretch", key=key, alt=words, config=config, **selecting)
+
+
+def side_by_side(
+    spec: int | Sequence[float], key: str, *, least: int = 280, align: Any = "top"
+) -> list[Any]:
+    """Columns that go under each other where they would be narrower than `least` pixels, as on a small window."""
+    st.html(f"<style>.st-key-row_{key} [data-testid='stColumn'] {{min-width: min(100%, {least}px)}}</style>")
+    return st.container(key=f"row_{key}").columns(spec, vertical_alignment=align)
+
+
+def table(columns: Mapping[str, Sequence[Any]], key: str) -> None:
+    """A table, as text on a canvas; its toolbar has a search and saves it as CSV."""
+    st.dataframe(dict(columns), hide_index=True, height="content", key=key)
+
+
+def how_to_read(text: str) -> None:
+    """A caption in plain words under a figure. `text` is our own and may hold Markdown."""
+    st.caption(text)
+
+
+def fill(what: str, command: str, run: Path) -> None:
+    """Says why a place is empty, and the command that fills it; `command` without its run, such as
+    `htc-analyze knockouts`.
+    """
+    st.info(f"{what} Fill this with:")
+    st.code(f"{command} --run {run}", language="bash")

@@ -1,7 +1,6 @@
-"""The dashboard: figures hold the numbers given, pages work on any run, and only runs named are opened."""
+"""The dashboard around its pages: what is read of a run, which runs are opened, the command, the sidebar."""
 
 import json
-import math
 import os
 import signal
 import socket
@@ -9,16 +8,16 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dashboards import attention as att
-from dashboards import cli, data, figures
-from dashboards.runs import check_roots, find_runs
+from dashboards import cli, data
+from dashboards.runs import RunFile, check_roots, find_runs
 from extract.errors import UserError
-from extract.store import Batch, RunInfo, RunShape, RunWriter, Task, open_run
+from extract.store import Batch, RunInfo, RunShape, RunWriter, Task
 from probes import results
 
 # N images, L layers, H heads, A anchors, G x G patches, S keys
@@ -41,12 +40,24 @@ def random_rows(n: int, seed: int = 0) -> np.ndarray:
     return (rows / rows.sum(-1, keepdims=True)).astype(np.float32)
 
 
-def write_run(path: Path, n: int = 4, *, tasks: tuple[Task, ...] = TASKS, dataset: str = "scenes") -> Path:
+def write_run(
+    path: Path,
+    n: int = 4,
+    *,
+    tasks: tuple[Task, ...] = TASKS,
+    dataset: str = "scenes",
+    skipped: Sequence[tuple[str, str]] = (),
+    anchors: int = A,
+) -> Path:
     rng = np.random.default_rng(1)
+    kept = [at for at, role in enumerate(ROLES) if anchors or role != "anchor"]
+    roles, rows, cols = (tuple(of[at] for at in kept) for of in (ROLES, ROWS, COLS))
+    attention = random_rows(n)[..., kept]
+    attention /= attention.sum(-1, keepdims=True)
     info = RunInfo(
         {"seed": 0}, {"name": "tiny", "sha256": "0" * 64, "config": {}}, dataset, "val", "star", {}
     )
-    shape = RunShape(n, L, tuple(range(L + 1)), H, 8, A, (2, 2, 1), ROLES, ROWS, COLS)
+    shape = RunShape(n, L, tuple(range(L + 1)), H, 8, anchors, (2, 2, 1), roles, rows, cols)
     labels = {
         "object": np.arange(n) % 3 - 1,
         "present": np.tile([1, 0], (n, 1)),
@@ -58,15 +69,15 @@ def write_run(path: Path, n: int = 4, *, tasks: tuple[Task, ...] = TASKS, datase
         groups=[f"group-{at}" for at in range(n)],
         thumbnails=rng.integers(0, 256, (n, 96, 96, 3), dtype=np.uint8),
         z_voco=rng.normal(size=(n, L + 1, 8)).astype(np.float32),
-        v_d=rng.normal(size=(n, A, 8)).astype(np.float32),
+        v_d=rng.normal(size=(n, anchors, 8)).astype(np.float32),
         v_pooled=rng.normal(size=(n, 8)).astype(np.float32),
         codes=rng.integers(0, 9, (n, 2, 2, 1)),
-        attention=random_rows(n),
+        attention=attention,
         labels={task.name: labels[task.name] for task in tasks},
     )
     with RunWriter(path, info, shape, tasks) as writer:
         writer.append(batch)
-        return writer.finish()
+        return writer.finish(skipped)
 
 
 @pytest.fixture(scope="module")
@@ -74,128 +85,7 @@ def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(tmp_path_factory.mktemp("runs") / "scenes-val.h5")
 
 
-# ---- arithmetic
-
-
-def test_shares_of_all_roles_sum_to_one() -> None:
-    mass = att.role_mass(random_rows(2), ROLES)
-    assert list(mass) == ["prefix", "anchor", "patch", "voco"]
-    np.testing.assert_allclose(sum(mass.values()), np.ones((2, L, H)), rtol=1e-5)
-
-
-def test_uniform_attention_gives_the_uniform_share() -> None:
-    mass = att.role_mass(np.full((L, H, S), 1 / S, dtype=np.float32), ROLES)
-    share = att.hybrid_share(mass["anchor"], mass["patch"])
-    np.testing.assert_allclose(share, np.full((L, H), A / (A + G * G)), rtol=1e-5)
-    assert att.uniform_share(("anchor",) * 4 + ("patch",) * 576 + ("voco",)) == 4 / 580
-
-
-def test_share_without_any_hybrid_attention_is_unknown() -> None:
-    assert np.isnan(att.hybrid_share(np.zeros(1), np.zeros(1))).all()
-
-
-def test_patch_map_puts_every_patch_in_its_cell() -> None:
-    row_S = np.arange(S, dtype=np.float32)
-    grid = att.patch_map(row_S, ROLES, ROWS, COLS)
-    assert grid is not None
-    np.testing.assert_array_equal(grid, np.arange(1 + A, 1 + A + G * G).reshape(G, G))
-    assert att.patch_map(row_S, ROLES, (-1,) * S, COLS) is None
-
-
-def test_select_takes_one_or_the_mean() -> None:
-    rows = random_rows(1)[0]
-    np.testing.assert_array_equal(att.select(rows, 2, 1), rows[2, 1])
-    np.testing.assert_allclose(att.select(rows, None, None), rows.mean((0, 1)), rtol=1e-6)
-    np.testing.assert_allclose(att.select(rows, 1, None), rows[1].mean(0), rtol=1e-6)
-
-
-# ---- figures
-
-
-def test_heatmap_holds_the_masses_and_a_fixed_scale() -> None:
-    mass_LH = random_rows(1)[0, :, :, :A].sum(-1)
-    heat = figures.anchor_heatmap(mass_LH, A / S).data[0]
-    np.testing.assert_allclose(heat.customdata[..., 0], mass_LH.T)
-    np.testing.assert_allclose(2.0**heat.z * A / S, mass_LH.T, rtol=1e-5)
-    assert (heat.zmin, heat.zmax) == (-math.log2(S / A), math.log2(S / A))
-
-
-def test_heatmap_of_uniform_attention_is_the_middle_colour_and_zero_mass_the_lowest() -> None:
-    heat = figures.anchor_heatmap(np.array([[A / S, 0.0]]), A / S).data[0]
-    np.testing.assert_allclose(heat.z[:, 0], [0.0, heat.zmin])
-
-
-def test_heatmap_outlines_the_selected_layer_and_head() -> None:
-    (shape,) = figures.anchor_heatmap(np.full((L, H), 0.1), A / S, mark=(1, None)).layout.shapes
-    assert (shape.x0, shape.x1, shape.y0, shape.y1) == (1.5, 2.5, 0.5, H + 0.5)
-
-
-@pytest.mark.parametrize("log", [False, True])
-def test_uniform_attention_lies_on_the_uniform_line(log: bool) -> None:
-    uniform = 4 / 580
-    figure = figures.share_curve(np.full(L, uniform), uniform, selection="mean over heads", log=log)
-    anchors, reference, patches, patch_reference = figure.data
-    np.testing.assert_allclose(anchors.y, uniform)
-    np.testing.assert_allclose(reference.y, uniform)
-    np.testing.assert_allclose(patches.y, 1 - uniform)
-    np.testing.assert_allclose(patch_reference.y, 1 - uniform)
-    np.testing.assert_array_equal(anchors.x, [1, 2, 3])
-
-
-def test_curve_draws_the_band_of_the_anchors_and_its_mirror_for_the_patches() -> None:
-    share_NL = np.linspace(0.1, 0.9, 11)[:, None] * np.ones(L)
-    band = att.band(share_NL)
-    figure = figures.share_curve(share_NL.mean(0), 0.2, selection="head 1", band=band, n=11)
-    np.testing.assert_allclose(figure.data[0].y, [0.82] * L + [0.18] * L)
-    np.testing.assert_allclose(figure.data[3].y, [0.82] * L + [0.18] * L)
-    assert "mean of 11 images" in figure.layout.title.subtitle.text
-
-
-def test_bars_hold_what_they_are_given() -> None:
-    mass = {"anchor": np.array([0.2, 0.3]), "patch": np.array([0.8, 0.7])}
-    figure = figures.role_bars(mass, selection="mean over heads")
-    np.testing.assert_allclose(sum(np.asarray(bar.y) for bar in figure.data), [1, 1])
-    bars, line = figures.anchor_bars(np.array([0.1, 0.4]), 0.05, selection="layer 1, head 1").data
-    np.testing.assert_allclose(bars.y, [0.1, 0.4])
-    np.testing.assert_allclose(line.y, [0.05, 0.05])
-
-
-def test_overlay_lays_the_patches_over_the_whole_image_from_the_top_left() -> None:
-    patch_RC = np.array([[0.5, 0.1], [0.2, 0.2]], dtype=np.float32)
-    image = np.zeros((96, 96, 3), np.uint8)
-    figure = figures.patch_overlay(patch_RC, 0.25, selection="head 1", image=image)
-    heat = figure.data[0]
-    np.testing.assert_allclose(heat.z, patch_RC / 0.25)
-    np.testing.assert_array_equal(heat.x, [24, 72])
-    assert tuple(figure.layout.yaxis.range) == (96, 0)
-    assert (figure.layout.images[0].sizex, figure.layout.images[0].sizey) == (96, 96)
-    assert figure.layout.images[0].source.startswith("data:image/png;base64,")
-    assert (heat.zmin, heat.zmax) == (0, 2)
-
-
-@pytest.mark.parametrize(("ratio", "words"), [(1.0, "1×"), (4.0, "4×"), (1 / 8, "1/8×"), (0.3, "0.3×")])
-def test_ratios_in_words(ratio: float, words: str) -> None:
-    assert figures.times(ratio) == words
-
-
 # ---- data
-
-
-def test_average_equals_the_mean_over_all_images(run_file: Path) -> None:
-    mean = data.average(data.key_of(run_file))
-    with open_run(run_file) as run:
-        np.testing.assert_allclose(mean.attention, run.mean_attention(), atol=1e-6)
-        np.testing.assert_allclose(
-            mean.mass["anchor"], run.anchor_mass(), atol=2e-3
-        )  # one is from 16-bit rows
-    assert (mean.n, mean.total) == (4, 4)
-
-
-def test_average_reads_no_more_than_allowed(run_file: Path) -> None:
-    mean = data.average(data.key_of(run_file), most_bytes=2 * 4 * L * H * S)
-    with open_run(run_file) as run:
-        np.testing.assert_allclose(mean.attention, (run.attention(0) + run.attention(3)) / 2, atol=1e-6)
-    assert (mean.n, mean.total) == (2, 4)
 
 
 def test_a_run_written_again_is_read_anew(tmp_path: Path) -> None:
@@ -221,11 +111,22 @@ def test_only_runs_under_the_given_folders_are_found(tmp_path: Path) -> None:
     mine, other = write_run(inside / "mine.h5", 1), write_run(outside / "other.h5", 1)
     (inside / "link.h5").symlink_to(other)
     (inside / "alias.h5").symlink_to(mine)
+    (inside / "text.h5").write_text("no run")
     found = find_runs([inside])
-    assert set(found.runs) == {mine, inside / "alias.h5"}
-    assert found.refused == [inside / "link.h5"]
-    assert find_runs([other]).runs == [other]
-    assert find_runs([tmp_path / "gone"]).runs == []
+    assert {run.path for run in found.runs} == {mine, inside / "alias.h5"}
+    assert {run.name for run in found.runs} == {"mine", "alias"} and all(run.finished for run in found.runs)
+    link, text = found.refused
+    assert link.path == inside / "link.h5" and "leads out of the folder" in link.reason
+    assert text.path == inside / "text.h5" and "text.h5" in text.reason
+    assert find_runs([other]).runs == [RunFile("other", other)]
+    assert find_runs([tmp_path / "gone"]) == ([], [])
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        write_run(folder / "run.h5", 1)
+    assert [run.name for run in find_runs(folders).runs] == ["a/run", "b/run"]
 
 
 def test_a_folder_with_only_outside_links_holds_no_run(tmp_path: Path) -> None:
@@ -233,7 +134,7 @@ def test_a_folder_with_only_outside_links_holds_no_run(tmp_path: Path) -> None:
     folder = tmp_path / "inside"
     folder.mkdir()
     (folder / "link.h5").symlink_to(other)
-    with pytest.raises(UserError, match="lead out of the folder"):
+    with pytest.raises(UserError, match="leads out of the folder"):
         check_roots([folder])
 
 
@@ -334,12 +235,15 @@ def test_server_listens_on_loopback_only_and_stops(run_file: Path, how: signal.S
 
 @pytest.fixture
 def open_app(monkeypatch: pytest.MonkeyPatch):
-    """Runs the app over the given roots, as the command would."""
+    """Runs the app over the given roots, as the command would, at an address with this query."""
     from streamlit.testing.v1 import AppTest
 
-    def start(*roots: Path) -> AppTest:
+    def start(*roots: Path, **query: str) -> AppTest:
         monkeypatch.setattr(sys, "argv", [APP, *map(str, roots)])
-        return AppTest.from_file(APP, default_timeout=60).run()
+        app = AppTest.from_file(APP, default_timeout=60)
+        for name, value in query.items():
+            app.query_params[name] = value
+        return app.run()
 
     return start
 
@@ -349,63 +253,87 @@ def charts(app) -> dict[str, dict]:
     return {item.proto.id.rsplit("-", 1)[1]: json.loads(item.proto.spec) for item in app.get("plotly_chart")}
 
 
-def test_changing_the_image_changes_what_is_shown(run_file: Path, open_app) -> None:
-    app = open_app(run_file.parent)
+def tables(app) -> list[str]:
+    return [table.value.to_string() for table in [*app.table, *app.dataframe]]
+
+
+PAGES = ("Overview", "Attention", "What causes what", "Probes", "Map", "Codes", "Compare")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_shows_a_bare_run(run_file: Path, open_app, page: str) -> None:
+    app = open_app(run_file, page=page)
+    assert app.session_state["page"] == page
     assert not app.exception and not app.error
-    before = charts(app)
-    assert set(before) == {"image_overlay", "image_anchors", "image_heatmap", "image_curve", "image_roles"}
-    assert "Image 1 of 4" in app.caption[0].value and "unknown" in app.table[0].value.to_string()
-
-    app.number_input(key="image_number").set_value(3).run()
-    assert not app.exception
-    after = charts(app)
-    assert all(before[name]["data"] != after[name]["data"] for name in before)
-    assert "Image 3 of 4" in app.caption[0].value and "bar" in app.table[0].value.to_string()
-    assert app.slider(key="image_slider").value == 3 and app.selectbox(key="image_id").value == 2
-
-    app.selectbox(key="image_id").set_value(0).run()
-    assert charts(app) == before
 
 
-def test_layer_and_head_select_what_is_drawn(run_file: Path, open_app) -> None:
-    app = open_app(run_file)
-    before = charts(app)
-    app.selectbox(key="layer").set_value(2)
-    app.selectbox(key="head").set_value(1)
-    app.run()
-    assert not app.exception
-    after = charts(app)
-    for name in ("image_overlay", "image_anchors"):
-        assert "layer 2, head 1" in after[name]["layout"]["title"]["subtitle"]["text"]
-        assert before[name]["data"] != after[name]["data"]
-    assert "head 1" in after["image_curve"]["layout"]["title"]["subtitle"]["text"]
-    assert after["image_heatmap"]["data"] == before["image_heatmap"]["data"]
-
-
-def test_the_other_pages(run_file: Path, open_app) -> None:
-    app = open_app(run_file)
-    app.session_state["view"] = "Average over the run"
-    app.toggle(key="log").set_value(True)
-    app.run()
-    assert not app.exception
-    average = charts(app)
-    assert set(average) == {"average_heatmap", "average_overlay", "average_curve", "average_roles"}
-    assert "mean of 4 images" in average["average_curve"]["layout"]["title"]["subtitle"]["text"]
-    app.session_state["view"] = "Probe scores"
-    app.run()
-    assert not app.exception and "htc-probe semantic detail" in app.info[0].value
-    app.session_state["view"] = "About the run"
-    app.run()
-    assert not app.exception and not charts(app)
-    assert "0 to 3" in app.table[0].value.to_string()
-
-
-def test_one_image_without_labels(tmp_path: Path, open_app) -> None:
-    app = open_app(write_run(tmp_path / "photos.h5", 1, tasks=()))
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_shows_a_model_without_anchors(tmp_path: Path, open_app, page: str) -> None:
+    app = open_app(write_run(tmp_path / "causal.h5", 20, anchors=0), page=page)
+    assert app.session_state["page"] == page
     assert not app.exception and not app.error
-    assert any("without labels" in caption.value for caption in app.caption)
-    app.session_state["view"] = "Average over the run"
-    assert not app.run().exception
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_shows_one_image_without_labels(tmp_path: Path, open_app, page: str) -> None:
+    app = open_app(write_run(tmp_path / "photos.h5", 1, tasks=()), page=page)
+    assert app.session_state["page"] == page
+    assert not app.exception and not app.error
+
+
+def test_a_link_gives_run_page_image_layer_and_head(tmp_path: Path, open_app) -> None:
+    runs = write_run(tmp_path / "a.h5"), write_run(tmp_path / "b.h5")
+    app = open_app(*runs, run="b", page="Attention", image="3", layer="2", head="1")
+    assert not app.exception
+    assert app.selectbox(key="run").value == "b" and app.number_input(key="image").value == 3
+    assert "Image 3 of 4" in [header.value for header in app.header]
+    assert "layer 2, head 1" in charts(app)["overlay"]["layout"]["title"]["subtitle"]["text"]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"run": "../../etc/passwd"}, {"image": "99999"}, {"image": "-1"}, {"layer": "77"}, {"head": "<b>"},
+        {"page": "nothing"},
+    ],
+)  # fmt: skip
+def test_a_link_to_what_is_not_there_shows_what_is(run_file: Path, open_app, query: dict[str, str]) -> None:
+    app = open_app(run_file, **query)
+    assert not app.exception and not app.error
+    assert app.selectbox(key="run").value == "scenes-val"
+    assert 1 <= app.number_input(key="image").value <= 4
+    assert app.selectbox(key="layer").value == "mean" and app.selectbox(key="head").value == "mean"
+
+
+def press(app, label: str) -> None:
+    next(button for button in app.button if button.label == label).click().run()
+
+
+def test_next_and_previous_walk_through_the_images(run_file: Path, open_app) -> None:
+    app = open_app(run_file)
+    image = app.number_input(key="image")
+    for label, there in (("Previous", 1), ("Next", 2), ("Next", 3), ("Next", 4), ("Next", 4), ("Previous", 3)):
+        press(app, label)
+        assert app.number_input(key="image").value == there
+    assert image.min == 1 and image.max == 4
+
+    app.session_state["chosen"] = (0, 3)
+    press(app, "Next")
+    assert app.number_input(key="image").value == 4
+    press(app, "Previous")
+    assert app.number_input(key="image").value == 1
+    press(app, "Select all images again")
+    press(app, "Next")
+    assert app.number_input(key="image").value == 2
+
+
+def test_an_image_is_found_by_a_part_of_its_id(run_file: Path, open_app) -> None:
+    app = open_app(run_file)
+    app.text_input(key="find").set_value("L-002").run()
+    assert app.number_input(key="image").value == 3
+    app.text_input(key="find").set_value("*nothing*").run()
+    assert app.number_input(key="image").value == 3
+    assert any(r"\*nothing\*" in caption.value for caption in app.caption)
 
 
 def write_probes(run: Path, created: str) -> Path:
@@ -443,23 +371,6 @@ def write_probes(run: Path, created: str) -> Path:
     return results.write(made, results.default_path(run))[0]
 
 
-def test_probe_scores_beside_the_run_are_shown_with_interval_and_floor(tmp_path: Path, open_app) -> None:
-    run = write_run(tmp_path / "run.h5", 1)
-    with open_run(run) as opened:
-        write_probes(run, opened.created)
-    app = open_app(run)
-    app.session_state["view"] = "Probe scores"
-    app.run()
-    assert not app.exception and not app.warning
-    line = app.dataframe[0].value.iloc[0]
-    shown = ("object", f"z_voco, layer {L}", "0.875", "0.750 to 0.938", "0.500", "0.250", "0.50 [0.25, 0.75]", "4")
-    names = ["task", "read from", "score", "95 % interval", "floor", "control", "bits", "images"]
-    assert tuple(line[names]) == shown
-
-    write_probes(run, "long ago")
-    assert "earlier state" in app.run().warning[0].value
-
-
 def test_probe_scores_that_are_a_link_out_of_the_folder_are_not_read(tmp_path: Path) -> None:
     run = write_run(tmp_path / "runs" / "run.h5", 1)
     (tmp_path / "elsewhere.json").write_text("{}")
@@ -469,11 +380,13 @@ def test_probe_scores_that_are_a_link_out_of_the_folder_are_not_read(tmp_path: P
 
 def test_runs_of_another_length_keep_the_selection_they_have(tmp_path: Path, open_app) -> None:
     long, short = write_run(tmp_path / "long.h5", 4), write_run(tmp_path / "short.h5", 2)
-    app = open_app(long, short)
-    app.number_input(key="image_number").set_value(4).run()
-    app.selectbox(key="run").set_value(short).run()
+    app = open_app(long, short, page="Attention")
+    app.number_input(key="image").set_value(4).run()
+    app.session_state["chosen"] = (1, 3)
+    app.selectbox(key="run").set_value("short").run()
     assert not app.exception
-    assert "Image 2 of 2" in app.caption[0].value
+    assert "Image 2 of 2" in [header.value for header in app.header]
+    assert any("1 image selected" in caption.value for caption in app.caption)
 
 
 def test_a_run_that_vanishes_while_open(tmp_path: Path, open_app) -> None:
@@ -488,8 +401,12 @@ def test_a_run_that_vanishes_while_open(tmp_path: Path, open_app) -> None:
     assert not app.exception and "htc\\-extract" in app.error[0].value
 
 
-def test_names_from_a_run_are_shown_as_they_are_and_load_nothing(tmp_path: Path, open_app) -> None:
-    app = open_app(write_run(tmp_path / "run.h5", 1, dataset="![x](http://localhost/x.png)"))
-    shown = [item.value for item in [*app.markdown, *app.caption]]
+@pytest.mark.parametrize("page", PAGES)
+def test_names_from_a_run_are_shown_as_they_are_and_load_nothing(tmp_path: Path, open_app, page: str) -> None:
+    evil = "![x](http://localhost/x.png) <b>"
+    task = Task("object", "semantic", "classes", (evil, "bar"), note=evil)
+    app = open_app(write_run(tmp_path / "run.h5", tasks=(task,), dataset=evil), page=page)
+    assert not app.exception
+    shown = [item.value for item in [*app.markdown, *app.caption, *app.warning, *app.info]]
     assert any(r"\!\[x\]\(http" in text for text in shown)
-    assert not any("![x](" in text for text in shown)
+    assert not any("![x](" in text or "<b>" in text for text in [*shown, *map(json.dumps, charts(app).values())])

@@ -19,7 +19,11 @@ ALLOWED = {
         # Only where the model runs.
         "extract.vlm", "extract.models", "extract.data", "extract.pipeline", "extract.images", "extract.capture",
     },
-    "dashboards": {"dashboards", "extract.store", "extract.errors", "probes.results", "analysis.results"},
+    "dashboards": {
+        "dashboards", "extract.store", "extract.shards", "extract.errors", "probes.results", "probes.table",
+        "probes.figures", "probes.predictions", "probes.inference", "probes.metrics", "analysis.results",
+        "analysis.summary", "analysis.stats",
+    },
 }
 H5PY_AT = {
     "extract/store.py", "analysis/results.py", "extract/data/shapes3d.py", "benchmarks/extraction.py",

@@ -1,0 +1,54 @@
+"""Arithmetic on what causes what: maps that can be compared, ranks, whom a mixed image follows.
+
+Knows arrays; not files, figures or Streamlit.
+
+Letters in names: N images, T hybrid tokens (anchors and patches), C columns of what was read.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import rankdata
+
+WHOM = ("anchors' image", "patches' image", "neither")
+
+
+def times_even(values_T: np.ndarray) -> np.ndarray:
+    """Each token's part of the sum of sizes, over 1/T; the sign stays. 1 is an even part; all 0 where nothing is."""
+    total = np.abs(values_T).sum()
+    return values_T * (len(values_T) / total) if total > 0 else np.zeros_like(values_T)
+
+
+def rank_correlation(one_NT: np.ndarray, other_NT: np.ndarray) -> np.ndarray:
+    """(N,) Spearman's correlation over the tokens of each image; NaN where one is constant or unknown."""
+    ranks = [rankdata(values, axis=-1, nan_policy="propagate") for values in (one_NT, other_NT)]
+    ranks = [values - values.mean(-1, keepdims=True) for values in ranks]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (ranks[0] * ranks[1]).sum(-1) / np.sqrt((ranks[0] ** 2).sum(-1) * (ranks[1] ** 2).sum(-1))
+
+
+def mean_known(values: np.ndarray) -> np.ndarray:
+    """Over the last axis, of what is no NaN; NaN where nothing is known."""
+    known = np.isfinite(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0).sum(-1) / known.sum(-1)
+
+
+def nearest(rows: Sequence[int], row: int) -> int:
+    """The one of `rows` that is the fewest images away from `row`, the earlier of two."""
+    return min(rows, key=lambda other: (abs(other - row), other))
+
+
+def follows(swapped_N: np.ndarray, true_N: np.ndarray, partner_N: np.ndarray, kind: str) -> np.ndarray:
+    """(N,) whom the image with the anchors of N and the patches of its partner follows: 0 its own label, 1 the
+    partner's, 2 neither, as in `WHOM`; -1 where the two do not differ, are not known, or there is no partner. Of
+    numbers, the donor that is nearer.
+    """
+    other_N = np.where(partner_N >= 0, true_N[partner_N], np.nan)
+    with np.errstate(invalid="ignore"):
+        told = np.isfinite(swapped_N) & np.isfinite(true_N) & np.isfinite(other_N) & (true_N != other_N)
+        if kind == "number":
+            found = (np.abs(swapped_N - other_N) < np.abs(swapped_N - true_N)).astype(int)
+        else:
+            found = np.select([swapped_N == true_N, swapped_N == other_N], [0, 1], 2)
+    return np.where(told, found, -1)

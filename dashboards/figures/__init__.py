@@ -1,0 +1,68 @@
+"""Every figure of the dashboard, as a function from arrays to a plotly figure: usable in a notebook too. Knows plotly;
+not Streamlit, files or runs.
+"""
+
+from dashboards.figures.attention import (
+    BAND,
+    Curve,
+    anchor_bars,
+    distribution,
+    first_tokens,
+    head_heatmap,
+    patch_overlay,
+    role_bars,
+    share_curve,
+    times,
+)
+from dashboards.figures.causes import (
+    follow_dots,
+    group_bars,
+    rank_dots,
+    shapley_bars,
+    token_map,
+    two_by_two,
+    window_lines,
+)
+from dashboards.figures.codes import (
+    code_entropy,
+    code_examples,
+    code_grid,
+    code_label_bits,
+    code_label_map,
+    code_lifts,
+    code_pictures,
+    code_places,
+    code_usage,
+)
+from dashboards.figures.compare import (
+    anchors_of_both,
+    difference_curve,
+    difference_heatmap,
+    difference_histogram,
+    differences_by_name,
+    pairs_scatter,
+    role_differences,
+    two_curves,
+    two_maps,
+)
+from dashboards.figures.map import MOST_CLASSES, Amounts, Classes, kept_bars, latent_map
+from dashboards.figures.probes import confusion, said_and_true
+from probes.figures import bits as probe_bits
+from probes.figures import compared as probe_differences
+from probes.figures import layer_curves as probe_layers
+from probes.figures import learning_curves as probe_learning
+from probes.figures import retention as probe_retention
+from probes.figures import scores as probe_scores
+
+__all__ = [
+    "anchors_of_both", "difference_curve", "difference_heatmap", "difference_histogram", "differences_by_name",
+    "pairs_scatter", "role_differences", "two_curves", "two_maps",
+    "confusion", "said_and_true", "probe_bits", "probe_differences", "probe_layers", "probe_learning",
+    "probe_retention", "probe_scores",
+    "MOST_CLASSES", "Amounts", "Classes", "kept_bars", "latent_map",
+    "code_entropy", "code_examples", "code_grid", "code_label_bits", "code_label_map", "code_lifts",
+    "code_pictures", "code_places", "code_usage",
+    "BAND", "Curve", "anchor_bars", "distribution", "first_tokens", "head_heatmap", "patch_overlay", "role_bars",
+    "share_curve", "times",
+    "follow_dots", "group_bars", "rank_dots", "shapley_bars", "token_map", "two_by_two", "window_lines",
+]  # fmt: skip

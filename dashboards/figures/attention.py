@@ -1,0 +1,354 @@
+"""Plotly figures of what <voco> attends to. Knows arrays and plotly; not Streamlit, files or runs.
+
+Conventions: layers and heads arrive as array indices and are drawn from 1, so that layer l is the decoder
+layer that produces z_voco[l] (layer 0 is the embedding and attends to nothing). "Even" and "uniform" mean the
+attention that a softmax over equal scores would give. Colours are colour-blind safe (Okabe-Ito; purple-orange
+for above and below); text, axes and background are left to the theme, so that the figures read on light and
+dark pages.
+
+Letters in names: N images, L layers, H heads, A anchors, F first tokens, R rows and C columns of the patch grid.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import plotly.graph_objects as go
+
+from dashboards.attention import PERCENTILES, Band, Quantity, below
+from dashboards.figures.base import (
+    BELOW_ABOVE,
+    HEAT,
+    NEUTRAL,
+    ROLE_COLOURS,
+    ROLE_NAMES,
+    VEIL,
+    clickable,
+    escape,
+    images,
+    layer_axis,
+    png,
+    step,
+    titled,
+    transparent,
+)
+
+MARK = "#009E73"
+"""What is selected."""
+# Over a picture: what is near 0 leaves it visible.
+_SIGNED_VEIL = [
+    [at, f"rgba{(*(int(colour[i : i + 2], 16) for i in (1, 3, 5)), 0.15 + 0.75 * abs(2 * at - 1))}"]
+    for at, colour in ((float(str(at)), str(colour)) for at, colour in BELOW_ABOVE)
+]
+BAND = f"{PERCENTILES[0]} to {PERCENTILES[1]} % of images"
+
+
+def times(ratio: float) -> str:
+    """A ratio to uniform in words, such as `3.2x` or `1/8x`."""
+    if ratio >= 1 or ratio <= 0:
+        return f"{ratio:.3g}×"
+    inverse = 1 / ratio
+    return f"1/{inverse:.0f}×" if abs(inverse - round(inverse)) < 1e-6 else f"{ratio:.2g}×"
+
+
+def head_heatmap(
+    value_LH: np.ndarray,
+    quantity: Quantity,
+    *,
+    n: int = 1,
+    spread: tuple[str, Band] | None = None,
+    mark: tuple[int | None, int | None] = (None, None),
+) -> go.Figure:
+    """One number of each layer (x) and head (y).
+
+    value_LH: (L, H), in the unit of `quantity`. Colours run over all that the quantity can be, so that those of two
+    images compare: of the entropy from 0 to its largest value; of the others in powers of two of their value under even
+    attention, which is in the middle. n: images averaged. spread: what the ends of a band are, in words, and the band,
+    each (L, H), for the hover text. mark: layer and head (from 0) to outline, None for all.
+    """
+    layers, heads = value_LH.shape
+    entropy = quantity.unit == "bits"
+    number = {"bits": ".2f", "times even": ".3g"}.get(quantity.unit, ".2%")
+    hover = f"layer %{{x}}, head %{{y}}<br>%{{customdata[0]:{number}}} {quantity.unit}"
+    custom = [value_LH.T]
+    if entropy:
+        scale = {"z": value_LH.T, "zmin": 0, "zmax": quantity.most, "colorscale": HEAT}
+        bar: dict[str, Any] = {"title": {"text": "bits", "side": "right"}}
+    else:
+        limit = math.log2(quantity.most / quantity.uniform)
+        with np.errstate(divide="ignore"):
+            ratio_LH = np.clip(np.log2(value_LH / quantity.uniform), -limit, limit)
+        apart = max(1, math.ceil(math.floor(limit) / 3))
+        ticks = [apart * at for at in range(-int(limit // apart), int(limit // apart) + 1)]
+        scale = {"z": ratio_LH.T, "zmin": -limit, "zmax": limit, "colorscale": BELOW_ABOVE}
+        names = [times(2.0**at) for at in ticks]
+        bar = {"title": {"text": "× even", "side": "right"}, "tickvals": ticks, "ticktext": names}
+    if quantity.unit.startswith("share"):
+        custom.append(value_LH.T / quantity.uniform)
+        hover += "<br>%{customdata[1]:.3g}× even"
+    if spread is not None:
+        at = len(custom)
+        custom += [spread[1].low.T, spread[1].high.T]
+        hover += f"<br>{spread[0]}: %{{customdata[{at}]:{number}}} to %{{customdata[{at + 1}]:{number}}}"
+    figure = go.Figure(
+        go.Heatmap(
+            **scale, x=np.arange(1, layers + 1), y=np.arange(1, heads + 1), xgap=1, ygap=1, hoverinfo="skip",
+            colorbar={"thickness": 12, "outlinewidth": 0, **bar},
+        )
+    )  # fmt: skip
+    clickable(figure, np.stack(custom, axis=-1).astype(np.float32), hover + "<extra></extra>")
+    layer, head = mark
+    if layer is not None or head is not None:
+        x = (0.5, layers + 0.5) if layer is None else (layer + 0.5, layer + 1.5)
+        y = (0.5, heads + 0.5) if head is None else (head + 0.5, head + 1.5)
+        figure.add_shape(type="rect", x0=x[0], x1=x[1], y0=y[0], y1=y[1], line={"color": MARK, "width": 3})
+    layer_axis(figure, layers)
+    figure.update_yaxes(
+        title="head", range=[0.5, heads + 0.5], tickmode="linear", tick0=1, dtick=step(heads), showgrid=False,
+        zeroline=False,
+    )  # fmt: skip
+    even = {"bits": f"{quantity.uniform:.2f}", "times even": "1"}.get(quantity.unit, f"{quantity.uniform:.2%}")
+    return titled(
+        figure, quantity.title, f"{quantity.unit}, {even} if even · by layer and head · {images(n)}",
+        height=min(640, max(400, 190 + 17 * heads)),
+    )  # fmt: skip
+
+
+class Curve(NamedTuple):
+    """What one role gets, over the layers."""
+
+    share_L: np.ndarray
+    """(L,), of all attention."""
+    uniform: float
+    """The same under even attention."""
+    n: int = 1
+    """Images averaged."""
+    band: Band | None = None
+    """(L,) each: how images differ."""
+    of: int = 0
+    """Images that the band is of."""
+
+
+def share_curve(curves: Mapping[str, Curve], *, selection: str, log: bool = False) -> go.Figure:
+    """What anchors and patches get over the layers, each as a share of all attention.
+
+    curves: by role. selection: which heads, in words. log: a logarithmic share axis.
+    """
+    figure = go.Figure()
+    counts = []
+    for role, (share_L, uniform, n, band, of) in curves.items():
+        colour, name = ROLE_COLOURS[role], ROLE_NAMES[role]
+        layers = np.arange(1, len(share_L) + 1)
+        ends = np.full((len(share_L), 0), np.nan)
+        hover = f"layer %{{x}}, {name}: %{{y:.2%}}<br>%{{customdata[0]:.3g}}× even"
+        counts.append(f"{name}: {images(n)}")
+        if band is not None:
+            counts[-1] += f", shaded {BAND[:-len(' of images')]} of {of:,}"
+            ends = np.stack([band.low, band.high], axis=-1)
+            hover += f"<br>{BAND}: %{{customdata[1]:.2%}} to %{{customdata[2]:.2%}}"
+            figure.add_scatter(
+                x=np.concatenate([layers, layers[::-1]]), y=np.concatenate([band.high, band.low[::-1]]), mode="lines",
+                fill="toself", fillcolor=transparent(colour, 0.22), line={"width": 0}, hoverinfo="skip",
+                name=f"{name}, {BAND}", showlegend=False,
+            )  # fmt: skip
+        figure.add_scatter(
+            x=layers, y=share_L, mode="lines+markers", name=name, line={"color": colour, "width": 2.5},
+            customdata=np.concatenate([share_L[:, None] / uniform, ends], axis=1),
+            hovertemplate=hover + "<extra></extra>",
+        )  # fmt: skip
+        figure.add_scatter(
+            x=[0.5, len(share_L) + 0.5], y=[uniform, uniform], mode="lines", name=f"{name} if even: {uniform:.2%}",
+            line={"color": colour, "width": 1.5, "dash": "dash"},
+            hovertemplate=f"even share of the {name}: {uniform:.3%}<extra></extra>",
+        )  # fmt: skip
+    layer_axis(figure, len(share_L))
+    axis = {"type": "log", "dtick": 1} if log else {"range": [-0.02, 1.02]}
+    figure.update_yaxes(title="share of all attention", tickformat=".3~%", zeroline=False, **axis)
+    title = "Anchors against patches, over the layers" if "anchor" in curves else "The patches, over the layers"
+    alike = {count.partition(": ")[2] for count in counts}
+    said = alike.pop() if len(alike) == 1 else "<br>".join(counts)
+    return titled(figure, title, f"{selection} · {said}", height=400)
+
+
+def role_bars(mass: Mapping[str, np.ndarray], *, selection: str, n: int = 1) -> go.Figure:
+    """Where all of the attention goes, by layer: stacked bars that sum to 1.
+
+    mass: role -> (L,), each the share of all attention (the roles of `ROLE_NAMES`). selection: which heads,
+    in words. n: images averaged.
+    """
+    figure = go.Figure()
+    for role, share_L in mass.items():
+        figure.add_bar(
+            x=np.arange(1, len(share_L) + 1),
+            y=share_L,
+            name=ROLE_NAMES[role],
+            marker={"color": ROLE_COLOURS[role]},
+            hovertemplate=f"layer %{{x}}, {ROLE_NAMES[role]}: %{{y:.2%}}<extra></extra>",
+        )
+    figure.update_layout(barmode="stack", bargap=0.15)
+    layer_axis(figure, len(next(iter(mass.values()))))
+    figure.update_yaxes(title="share of all attention", tickformat=".0%", range=[0, 1])
+    subtitle = f"{selection} · all keys = 100 % · {images(n)}"
+    return titled(figure, "Where all of the attention goes, over the layers", subtitle, height=400)
+
+
+def anchor_bars(
+    value_A: np.ndarray, uniform: float, *, selection: str, n: int = 1, of: str = "share of all attention"
+) -> go.Figure:
+    """What each anchor gets or gives.
+
+    value_A: (A,), shares of what `of` says; signed where they are of an update. uniform: 1 / keys, drawn dashed.
+    selection: which layer and head, in words. n: images averaged.
+    """
+    anchors = np.arange(1, len(value_A) + 1)
+    figure = go.Figure(
+        go.Bar(
+            x=anchors, y=value_A, name="anchors", marker={"color": ROLE_COLOURS["anchor"]},
+            customdata=value_A / uniform,
+            hovertemplate="anchor %{x}: %{y:.2%}<br>%{customdata:.3g}× even<extra></extra>",
+        )
+    )  # fmt: skip
+    figure.add_scatter(
+        x=[0.5, len(anchors) + 0.5], y=[uniform, uniform], mode="lines", name="even",
+        line={"color": NEUTRAL, "dash": "dash", "width": 1.5}, hovertemplate=f"even: {uniform:.3%}<extra></extra>",
+    )  # fmt: skip
+    figure.update_xaxes(title="anchor", tickmode="linear", tick0=1, dtick=step(len(anchors)), showgrid=False)
+    figure.update_yaxes(title=of, tickformat=".3~%", rangemode="tozero")
+    figure.update_layout(showlegend=False)
+    subtitle = f"{selection}<br>dashed: even = {uniform:.2%} · {images(n)}"
+    return titled(figure, "The anchors, one by one", subtitle, height=430)
+
+
+def patch_overlay(
+    patch_RC: np.ndarray,
+    uniform: float,
+    *,
+    selection: str,
+    image: np.ndarray | None = None,
+    n: int = 1,
+    title: str = "Attention on the patches",
+    of: str = "of all attention",
+    signed: bool = False,
+) -> go.Figure:
+    """What the patches get or give, drawn cell by cell and, where an image is given, over it in grey.
+
+    patch_RC: (R, C), shares of what `of` says, NaN where there is no patch. uniform: 1 / keys; colours are multiples of
+    it, from 0 to the largest of this map or, where they are `signed`, as far on either side of 0. selection: which
+    layer and head, in words. image: (h, w, 3) uint8, the same square that the patches cover. n: images averaged.
+    """
+    rows, cols = patch_RC.shape
+    height, width = (rows, cols) if image is None else image.shape[:2]
+    x, y = ((np.arange(count) + 0.5) * size / count for count, size in ((cols, width), (rows, height)))
+    row_of, col_of = np.meshgrid(np.arange(1, rows + 1), np.arange(1, cols + 1), indexing="ij")
+    most = float(np.nanmax(np.abs(patch_RC))) / uniform or 1.0
+    colours = {(False, False): HEAT, (False, True): VEIL, (True, False): BELOW_ABOVE, (True, True): _SIGNED_VEIL}
+    figure = go.Figure(
+        go.Heatmap(
+            z=patch_RC / uniform,
+            x=x,
+            y=y,
+            zmin=-most if signed else 0,
+            zmax=most,
+            colorscale=colours[signed, image is not None],
+            customdata=np.stack([row_of, col_of, patch_RC], axis=-1).astype(np.float32),
+            hovertemplate="patch row %{customdata[0]}, column %{customdata[1]}<br>"
+            f"%{{customdata[2]:.3%}} {of}<br>%{{z:.3g}}× even<extra></extra>",
+            colorbar={"title": {"text": "× even", "side": "right"}, "thickness": 12, "outlinewidth": 0},
+        )
+    )
+    if image is not None:
+        figure.add_layout_image(
+            source=png(image, grey=True), xref="x", yref="y", x=0, y=0, sizex=width, sizey=height, sizing="stretch",
+            layer="below",
+        )  # fmt: skip
+    figure.update_xaxes(visible=False, range=[0, width], constrain="domain")
+    figure.update_yaxes(visible=False, range=[height, 0], scaleanchor="x", constrain="domain")
+    subtitle = f"{selection}<br>{rows} × {cols} patches, even = {uniform:.2%} each · {images(n)}"
+    titled(figure, title, subtitle, height=430)
+    return figure.update_layout(margin={"l": 10, "r": 10, "b": 10})
+
+
+def first_tokens(
+    share_NF: np.ndarray,
+    names: Sequence[str],
+    numbers: Sequence[int],
+    ids: Sequence[str],
+    uniform: float,
+    *,
+    selection: str,
+    anchors: int,
+    shown: int | None = None,
+) -> go.Figure:
+    """The paper's Figure 3: attention of some images (y) on the first hybrid tokens (x), anchors before patches.
+
+    share_NF: (N, F), shares of all attention. names: of the F tokens. numbers, ids: of the N images. uniform: 1 / keys;
+    colours are multiples of it, from 0 to the largest. anchors: how many of the tokens are anchors; a line parts them
+    from the patches. shown: the number of the image to outline. The points that can be clicked have y = 1 for the first
+    of the images.
+    """
+    N, F = share_NF.shape
+    x, y = np.arange(1, F + 1), np.arange(1, N + 1)
+    figure = go.Figure(
+        go.Heatmap(
+            z=share_NF / uniform, x=x, y=y, zmin=0, zmax=float(share_NF.max()) / uniform or 1.0,
+            colorscale=HEAT, xgap=1, ygap=1, hoverinfo="skip",
+            colorbar={"title": {"text": "× even", "side": "right"}, "thickness": 12, "outlinewidth": 0},
+        )
+    )  # fmt: skip
+    hover = "image %{customdata[2]} (%{customdata[3]})<br>%{customdata[4]}: %{customdata[0]:.2%} of all attention<br>"
+    custom = np.empty((N, F, 5), dtype=object)
+    custom[..., 0], custom[..., 1] = share_NF, share_NF / uniform
+    custom[..., 2] = np.asarray(numbers)[:, None]
+    custom[..., 3] = np.array([escape(name) for name in ids], dtype=object)[:, None]
+    custom[..., 4] = np.array([escape(name) for name in names], dtype=object)
+    clickable(figure, custom, hover + "%{customdata[1]:.3g}× even<extra></extra>")
+    if 0 < anchors < F:
+        figure.add_vline(x=anchors + 0.5, line={"color": NEUTRAL, "width": 3})
+    if shown is not None and shown in numbers:
+        at = list(numbers).index(shown)
+        line = {"color": MARK, "width": 3}
+        figure.add_shape(type="rect", x0=0.5, x1=F + 0.5, y0=at + 0.5, y1=at + 1.5, line=line)
+    short = [name.replace("anchor ", "A").replace("patch ", "") for name in names]
+    axis = {"showgrid": False, "zeroline": False}
+    figure.update_xaxes(
+        title="anchors, then patches (row,column)" if anchors else "patches (row,column)", tickvals=x,
+        ticktext=[escape(name) for name in short], range=[0.5, F + 0.5], tickangle=-45, **axis,
+    )  # fmt: skip
+    figure.update_yaxes(
+        title="image", tickvals=y, ticktext=[f"{number:,}" for number in numbers], range=[N + 0.5, 0.5], **axis
+    )
+    return titled(
+        figure, f"Attention on the first {F} tokens (the paper's Figure 3)",
+        f"{selection} · even = {uniform:.2%} each · {N} images, one a row", height=max(300, 170 + 22 * N),
+    )  # fmt: skip
+
+
+def distribution(value_N: np.ndarray, value: float, uniform: float, *, selection: str, image: int) -> go.Figure:
+    """How often images give the anchors how much, and where one image is.
+
+    value_N: (N,), shares of all attention. value: that of the image with this number. uniform: anchors / keys, drawn
+    dashed. selection: which layer and head, in words. The `customdata` of each bar are the ends of its bin.
+    """
+    counts, edges = np.histogram(np.asarray(value_N, dtype=np.float64), bins=min(40, max(5, len(value_N) // 4)))
+    ends = np.stack([edges[:-1], edges[1:]], axis=-1)
+    figure = go.Figure(
+        go.Bar(
+            x=ends.mean(axis=-1), y=counts, width=np.diff(edges), customdata=ends, name="images",
+            marker={"color": ROLE_COLOURS["anchor"]}, showlegend=False,
+            hovertemplate="%{customdata[0]:.2%} to %{customdata[1]:.2%}: %{y:,} images<extra></extra>",
+        )
+    )  # fmt: skip
+    top = counts.max()
+    for name, x, line in (
+        (f"even: {uniform:.2%}", uniform, {"color": NEUTRAL, "dash": "dash", "width": 1.5}),
+        (f"image {image:,}: {value:.2%}", value, {"color": MARK, "width": 3}),
+    ):
+        figure.add_scatter(x=[x, x], y=[0, top], mode="lines", name=name, line=line, hoverinfo="name")
+    figure.update_xaxes(title="share of all attention that falls on the anchors", tickformat=".3~%", showgrid=False)
+    figure.update_yaxes(title="images", rangemode="tozero")
+    return titled(
+        figure, "This image among all images",
+        f"{selection} · image {image:,}: {value:.2%}, more than {below(value_N, value):.0%} of {len(value_N):,} images",
+        height=400,
+    )  # fmt: skip

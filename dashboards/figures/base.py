@@ -1,0 +1,98 @@
+"""What all figures share: colours, titles, axes. Knows plotly; not what a figure shows.
+
+Colours are colour-blind safe (Okabe-Ito; purple-orange for above and below; inferno for amounts). Text, axes and
+background are left to the theme, so that the figures read on light and dark pages; lines that must read on both are of
+a middle grey. Titles, names and hover texts are HTML to plotly: what comes from a file goes through `escape`.
+"""
+
+import base64
+import html
+import io
+import math
+
+import numpy as np
+import plotly.graph_objects as go
+from PIL import Image
+
+ROLE_COLOURS = {
+    "anchor": "#E69F00", "patch": "#0072B2", "voco": "#009E73", "prefix": "#CC79A7", "text": "#56B4E9"
+}  # fmt: skip
+ROLE_NAMES = {
+    "anchor": "anchors", "patch": "patches", "voco": "&lt;voco&gt; itself", "prefix": "text before the image",
+    "text": "text after the image",
+}  # fmt: skip
+OF = {"z_voco": "#009E73", "v_d": "#E69F00", "v_pooled": "#0072B2", "codes": "#CC79A7"}
+"""A representation's colour."""
+SERIES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#8a8a8a")
+"""For things without a colour of their own."""
+NEUTRAL = "#8a8a8a"
+# Purple below the middle, light grey at it, orange above it.
+BELOW_ABOVE = [[0.0, "#54278f"], [0.25, "#9e9ac8"], [0.5, "#f2f0f0"], [0.75, "#f1a340"], [1.0, "#8c3f04"]]
+# Inferno, written as rgb(): Streamlit takes hex colours near #000001 for its own and replaces them.
+INFERNO = {0.0: (0, 0, 4), 0.25: (87, 16, 110), 0.5: (188, 55, 84), 0.75: (249, 142, 9), 1.0: (252, 255, 164)}
+HEAT = [[at, f"rgb{colour}"] for at, colour in INFERNO.items()]
+# Over a picture, its opacity grows with the value: little leaves the picture visible.
+VEIL = [[at, f"rgba{(*colour, 0.35 + 0.5 * at)}"] for at, colour in INFERNO.items()]
+
+
+def escape(text: str) -> str:
+    """A name from a file, to be shown as it is."""
+    return html.escape(text).replace("%{", "%&#123;")
+
+
+def titled(figure: go.Figure, title: str, subtitle: str, height: int) -> go.Figure:
+    """With its title, what was measured on how many images under it, and its height in pixels."""
+    figure.update_layout(
+        title={"text": title, "subtitle": {"text": subtitle}, "x": 0, "xanchor": "left", "yref": "container"},
+        height=height,
+        margin={"l": 60, "r": 20, "t": 96, "b": 50},
+        legend={"orientation": "h", "x": 0, "y": -0.22, "yanchor": "top"},
+    )
+    return figure
+
+
+def layer_axis(figure: go.Figure, layers: int) -> None:
+    """The x axis counts decoder layers from 1."""
+    figure.update_xaxes(
+        title="decoder layer", range=[0.5, layers + 0.5], tickmode="linear", tick0=1, dtick=step(layers),
+        showgrid=False, zeroline=False,
+    )  # fmt: skip
+
+
+def step(count: int) -> int:
+    """Distance between axis ticks that leaves about a dozen of them."""
+    return max(1, math.ceil(count / 12))
+
+
+def clickable(figure: go.Figure, customdata: np.ndarray, hovertemplate: str) -> None:
+    """Lays invisible points over the cells of a heat map whose columns and rows are numbered from 1: plotly reports
+    clicks on points, not on cells. Their x and y are what `controls.points` gives.
+
+    customdata: (rows, columns, k), for the hover text.
+    """
+    rows, columns = customdata.shape[:2]
+    figure.add_scatter(
+        x=np.tile(np.arange(1, columns + 1), rows), y=np.repeat(np.arange(1, rows + 1), columns), mode="markers",
+        marker={"size": 18, "opacity": 0, "symbol": "square"}, customdata=customdata.reshape(rows * columns, -1),
+        hovertemplate=hovertemplate, showlegend=False, name="", selected={"marker": {"opacity": 0}},
+        unselected={"marker": {"opacity": 0}},
+    )  # fmt: skip
+    figure.update_layout(hoverdistance=-1)  # the nearest point is the cell's, however large the cell is
+
+
+def images(n: int) -> str:
+    return "1 image" if n == 1 else f"mean of {n:,} images"
+
+
+def transparent(colour: str, alpha: float) -> str:
+    """`#rrggbb` as rgba()."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{alpha})"
+
+
+def png(image: np.ndarray, *, grey: bool = False) -> str:
+    """(h, w, 3) uint8 -> data URI; in grey, so that colour means what is laid over it."""
+    buffer = io.BytesIO()
+    picture = Image.fromarray(image)
+    (picture.convert("L") if grey else picture).save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

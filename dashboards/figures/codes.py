@@ -1,0 +1,356 @@
+"""Plotly figures of the discrete channel: pictures from codes, the code grid, usage, and what goes with a label. Knows
+arrays and plotly; not Streamlit, files or runs.
+
+Letters in names: R rows and C columns of the code grid, G groups of codes, K codes of a group, T tasks.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+
+from dashboards.codes import Associations
+from dashboards.figures.base import BELOW_ABOVE, HEAT, NEUTRAL, OF, VEIL, clickable, escape, png, step, titled
+
+CHOSEN = "#009E73"
+_MOST_NAMED = 64  # cells whose codes are written into them
+_MOST_WRITTEN = 12  # columns that leave room for a number
+_GAP = 0.06  # between pictures, in widths of one
+_BAR = {"thickness": 12, "outlinewidth": 0}
+_BITS = {"title": {"text": "bits", "side": "right"}, **_BAR}
+
+
+def code_pictures(image: np.ndarray, picture: np.ndarray, *, psnr: float) -> go.Figure:
+    """An image, what MGVQ's decoder makes of its codes, and how much lighter or darker that is.
+
+    image, picture: (h, w, 3) uint8 of one shape. psnr: dB between them. The difference is of the mean of the three
+    channels, in shares of the whole range, on a scale from -0.5 to 0.5 whatever the images.
+    """
+    height, width = image.shape[:2]
+    apart = width * (1 + _GAP)
+    off = (picture.astype(np.float32).mean(-1) - image.astype(np.float32).mean(-1)) / 255
+    figure = go.Figure(
+        go.Heatmap(
+            z=off, x=2 * apart + np.arange(width) + 0.5, y=np.arange(height) + 0.5, zmin=-0.5, zmax=0.5,
+            colorscale=BELOW_ABOVE, hovertemplate="%{z:+.2f} of the range<extra></extra>",
+            colorbar={"title": {"text": "lighter or darker", "side": "right"}, "tickformat": "+.1f", **_BAR},
+        )
+    )  # fmt: skip
+    figure.layout.images = [_laid(png(one), at * apart, 0, width, height) for at, one in enumerate((image, picture))]
+    for at, name in enumerate(("the image", "from its codes", "codes minus image")):
+        figure.add_annotation(
+            text=name, x=at * apart + width / 2, y=0, yanchor="bottom", showarrow=False, yshift=2, font={"size": 13}
+        )
+    figure.update_xaxes(visible=False, range=[0, 2 * apart + width], constrain="domain")
+    figure.update_yaxes(visible=False, range=[height, -0.12 * height], scaleanchor="x", constrain="domain")
+    titled(
+        figure, "The image, and what its codes hold of it",
+        f"decoded by the model's own MGVQ · {width} × {height} pixels · PSNR {psnr:.1f} dB · 1 image", height=330,
+    )  # fmt: skip
+    return figure.update_layout(margin={"l": 10, "r": 10, "b": 10, "t": 84})
+
+
+def code_grid(
+    codes_RC: np.ndarray, shares_K: np.ndarray, *, group: int, groups: int, image: np.ndarray, chosen: int | None = None
+) -> go.Figure:
+    """The codes of one group over an image, coloured by how rare each is in the run. Cells can be clicked.
+
+    codes_RC: (R, C) ints. shares_K: (K,), how often each code occurs among all cells of the run; colours are -log2 of
+    it, from the most frequent code up to what the rarest 1 % of all cells reach, so that those of two images compare.
+    group: from 0. image: (h, w, 3) uint8, the square that the grid covers, drawn in grey. chosen: the code whose cells
+    are outlined.
+    """
+    rows, columns = codes_RC.shape
+    with np.errstate(divide="ignore"):
+        bits_K = -np.log2(shares_K)
+    bits_RC = bits_K[codes_RC]
+    order = np.argsort(bits_K)
+    most = bits_K[order][np.searchsorted(shares_K[order].cumsum(), 0.99 * shares_K.sum())]
+    custom = np.stack([codes_RC, shares_K[codes_RC], bits_RC], -1)
+    hover = (
+        "row %{y}, column %{x}<br>code %{customdata[0]}<br>%{customdata[1]:.2%} of all cells, %{customdata[2]:.1f} bits"
+    )
+    few = codes_RC.size <= _MOST_NAMED
+    figure = go.Figure(
+        go.Heatmap(
+            z=bits_RC, x=np.arange(1, columns + 1), y=np.arange(1, rows + 1), zmin=float(bits_K.min()),
+            zmax=float(most), colorscale=VEIL, hoverinfo="skip", colorbar=_BITS, text=codes_RC if few else None,
+            texttemplate="%{text}" if few else None,
+            textfont={"color": "#ffffff", "size": 13, "shadow": "0px 0px 4px rgb(0,0,0), 0px 0px 2px rgb(0,0,0)"},
+        )
+    )  # fmt: skip
+    figure.layout.images = [_laid(png(image, grey=True), 0.5, 0.5, columns, rows)]
+    clickable(figure, custom, hover + "<extra></extra>")
+    if chosen is not None:
+        row, column = np.nonzero(codes_RC == chosen)
+        _outline(figure, column + 0.5, row + 0.5, 1, 1)
+    _square(figure, rows, columns)
+    title = f"The codes of group {group + 1}, on the image"
+    subtitle = f"{rows} × {columns} cells, a code each · group {group + 1} of {groups} · 1 image"
+    subtitle += "<br>bits: -log2 of its share of the run"
+    return titled(figure, title, subtitle, height=440).update_layout(margin={"l": 10, "r": 10, "b": 10})
+
+
+def code_entropy(
+    entropy_G: np.ndarray,
+    used_G: np.ndarray,
+    size: int,
+    *,
+    n: int,
+    interval: tuple[np.ndarray, np.ndarray] | None = None,
+    chosen: int | None = None,
+) -> go.Figure:
+    """Bits of a code of each group, against those of a codebook used evenly. Bars can be clicked: `customdata` is the
+    group, from 0.
+
+    entropy_G: (G,) bits. used_G: (G,) codes that occur. size: codes that there are. n: images. interval: ends of the
+    95 % intervals, each (G,). chosen: the group that is outlined.
+    """
+    groups = np.arange(1, len(entropy_G) + 1)
+    error = None
+    if interval is not None:
+        error = {
+            "type": "data", "symmetric": False, "array": interval[1] - entropy_G, "arrayminus": entropy_G - interval[0],
+            "color": NEUTRAL,
+        }  # fmt: skip
+    figure = go.Figure(
+        go.Bar(
+            x=groups, y=entropy_G, error_y=error, name="entropy",
+            marker={"color": OF["codes"], "line": {"color": CHOSEN, "width": [3 * (g == chosen) for g in groups - 1]}},
+            customdata=np.stack([groups - 1, used_G, 2.0**entropy_G], -1),
+            hovertemplate="group %{x}: %{y:.2f} bits<br>as many as %{customdata[2]:.0f} codes used evenly<br>"
+            f"%{{customdata[1]}} of {size:,} codes occur<extra></extra>",
+            selected={"marker": {"opacity": 1}}, unselected={"marker": {"opacity": 1}},
+        )
+    )  # fmt: skip
+    most = math.log2(size) if size > 1 else 0.0
+    figure.add_scatter(
+        x=[0.5, len(groups) + 0.5], y=[most, most], mode="lines", name="used evenly",
+        line={"color": NEUTRAL, "dash": "dash", "width": 1.5},
+        hovertemplate=f"log2({size}) = {most:.2f} bits<extra></extra>",
+    )  # fmt: skip
+    figure.update_xaxes(title="group", tickmode="linear", tick0=1, dtick=step(len(groups)), showgrid=False)
+    figure.update_yaxes(title="entropy of a code, bits", range=[0, 1.06 * max(most, 1)])
+    figure.update_layout(showlegend=False)
+    ends = "" if interval is None else " · 95 % intervals"
+    subtitle = f"dashed: all {size:,} codes used evenly, {most:.1f} bits · {n:,} images{ends}"
+    return titled(figure, "How much of each codebook is used", subtitle, height=400)
+
+
+def code_usage(shares_K: np.ndarray, *, group: int, n: int, chosen: int | None = None) -> go.Figure:
+    """How often each code of a group occurs, the most frequent first. Points can be clicked: `customdata` is the code.
+
+    shares_K: (K,) of all cells of n images, sums to 1. group: from 0. chosen: the code that is marked.
+    """
+    order = np.argsort(-shares_K, kind="stable")[: int((shares_K > 0).sum())]
+    figure = go.Figure(
+        go.Scattergl(
+            x=np.arange(1, len(order) + 1), y=shares_K[order], mode="markers", name="codes", customdata=order[:, None],
+            marker={"color": OF["codes"], "size": 6},
+            hovertemplate="code %{customdata[0]}: %{y:.3%} of all cells<br>%{x}. most frequent<extra></extra>",
+            selected={"marker": {"opacity": 1}}, unselected={"marker": {"opacity": 1}},
+        )
+    )  # fmt: skip
+    figure.add_scatter(
+        x=[1, max(len(order), 2)], y=[1 / len(shares_K)] * 2, mode="lines", name="used evenly",
+        line={"color": NEUTRAL, "dash": "dash", "width": 1.5},
+        hovertemplate=f"used evenly: {1 / len(shares_K):.3%}<extra></extra>",
+    )  # fmt: skip
+    if chosen is not None and chosen in order:
+        figure.add_scatter(
+            x=[int(np.flatnonzero(order == chosen)[0]) + 1], y=[shares_K[chosen]], mode="markers", hoverinfo="skip",
+            marker={"symbol": "circle-open", "size": 16, "color": CHOSEN, "line": {"width": 3}}, name=f"code {chosen}",
+        )
+    figure.update_xaxes(title="codes, the most frequent first", showgrid=False)
+    figure.update_yaxes(title="share of all cells", type="log", tickformat=".2~%", dtick=1)
+    figure.update_layout(showlegend=False)
+    subtitle = (
+        f"{len(order):,} of {len(shares_K):,} codes occur · dashed: used evenly, {1 / len(shares_K):.2%} · {n:,} images"
+    )
+    return titled(figure, f"How often each code of group {group + 1} occurs", subtitle, height=400)
+
+
+def code_label_bits(
+    bits_TG: np.ndarray,
+    lower_TG: np.ndarray,
+    upper_TG: np.ndarray,
+    entropy_T: np.ndarray,
+    tasks: Sequence[str],
+    *,
+    n: int,
+    mark: tuple[int, int] | None = None,
+) -> go.Figure:
+    """What one code says of each label, by group of codes. Cells can be clicked.
+
+    bits_TG: (T, G) mean mutual information of one code with the label, less what shuffled labels give; below 0 is
+    noise. lower_TG, upper_TG: ends of its 95 % interval. entropy_T: (T,) bits of the label, the most that can be said.
+    tasks: names. n: images. mark: task and group that are outlined.
+    """
+    T, G = bits_TG.shape
+    custom = np.stack([bits_TG, lower_TG, upper_TG, np.broadcast_to(entropy_T[:, None], bits_TG.shape)], -1)
+    hover = (
+        "group %{x}<br>%{customdata[0]:.3f} [%{customdata[1]:.3f}, %{customdata[2]:.3f}] bits of a label's "
+        "%{customdata[3]:.2f}<extra></extra>"
+    )
+    figure = _signed(bits_TG, "bits a code")
+    if G <= _MOST_WRITTEN:
+        figure.data[0].update(texttemplate="%{z:.2f}", textfont={"size": 11})
+    clickable(figure, custom, hover)
+    if mark is not None:
+        _outline(figure, mark[1] + 0.5, mark[0] + 0.5, 1, 1)
+    figure.update_xaxes(
+        title="group of codes", tickmode="linear", tick0=1, dtick=step(G), showgrid=False, zeroline=False
+    )
+    names = [escape(name if len(name) <= 24 else name[:23] + "…") for name in tasks]
+    figure.update_yaxes(
+        range=[T + 0.5, 0.5], tickvals=list(range(1, T + 1)), ticktext=names, showgrid=False, zeroline=False,
+        automargin=True,
+    )  # fmt: skip
+    subtitle = f"mutual information of one code with the label, less chance · {n:,} images"
+    return titled(figure, "What one code says of each label", subtitle, height=min(900, 210 + 26 * T))
+
+
+def code_label_map(
+    bits_P: np.ndarray, rows: Sequence[int], columns: Sequence[int], shape: tuple[int, int], *, task: str, n: int
+) -> go.Figure:
+    """Where on the grid codes tell of a label, mean over groups.
+
+    bits_P: (places,) as in `code_label_bits`. rows, columns: their cells, from 0; cells without a value stay empty.
+    shape: R, C. task: its name. n: images.
+    """
+    grid = np.full(shape, np.nan, dtype=np.float32)
+    grid[np.asarray(rows), np.asarray(columns)] = bits_P
+    figure = _signed(grid, "bits a code")
+    figure.data[0].update(hovertemplate="row %{y}, column %{x}<br>%{z:.3f} bits<extra></extra>", hoverongaps=False)
+    _square(figure, *shape)
+    of = f"{len(bits_P):,} of {grid.size:,} cells" if len(bits_P) < grid.size else f"{grid.size:,} cells"
+    subtitle = f"mean over groups, less chance · {of} · {n:,} images"
+    figure = titled(figure, f"Where codes tell of {escape(task)}", subtitle, height=400)
+    return figure.update_layout(margin={"l": 10, "r": 10, "b": 10})
+
+
+def code_lifts(found: Associations, *, group: int, answer: str, chosen: int | None = None, most: int = 16) -> go.Figure:
+    """Codes that go with an answer: how many times as often its images hold them as others. Points can be clicked:
+    `customdata` starts with the code.
+
+    found: as `dashboards.codes.associations` gives them; the first `most` are drawn. group: from 0. answer: the label,
+    in words.
+    """
+    count = min(most, len(found.code))
+    at = np.arange(1, count + 1)
+    lift, lower, upper = (values[:count] for values in (found.lift, found.lower, found.upper))
+    custom = np.stack(
+        [found.code[:count], found.inside[:count], found.outside[:count], lower, upper, found.p[:count]], -1
+    )
+    figure = go.Figure(
+        go.Scatter(
+            x=lift, y=at, mode="markers", name="codes", customdata=custom,
+            marker={
+                "color": OF["codes"], "size": 11,
+                "line": {"color": CHOSEN, "width": [4 * int(code == chosen) for code in found.code[:count]]},
+            },
+            error_x={
+                "type": "data", "symmetric": False, "array": upper - lift, "arrayminus": lift - lower, "color": NEUTRAL
+            },
+            hovertemplate="code %{customdata[0]}: %{x:.3g}× [%{customdata[3]:.3g}, %{customdata[4]:.3g}]<br>"
+            f"held by %{{customdata[1]}} of {found.n_inside:,} such images<br>"
+            f"and %{{customdata[2]}} of {found.n_outside:,} others<br>"
+            "p %{customdata[5]:.2g}, corrected<extra></extra>",
+            selected={"marker": {"opacity": 1}}, unselected={"marker": {"opacity": 1}},
+        )
+    )  # fmt: skip
+    figure.add_vline(x=1, line={"color": NEUTRAL, "dash": "dash", "width": 1.5})
+    figure.update_xaxes(title="times as often as in other images", type="log", zeroline=False)
+    figure.update_yaxes(
+        range=[count + 0.6, 0.4], tickvals=at, ticktext=[f"code {code}" for code in found.code[:count]], showgrid=False,
+        zeroline=False, automargin=True,
+    )  # fmt: skip
+    figure.update_layout(showlegend=False)
+    shown = answer if len(answer) <= 40 else answer[:39] + "…"
+    subtitle = (
+        f"{found.n_inside:,} images against {found.n_outside:,}, one of each group of images<br>"
+        f"95 % intervals, corrected for {found.tests:,} codes and answers"
+    )
+    title = f"Codes of group {group + 1} that go with {escape(shown)}"
+    return titled(figure, title, subtitle, height=200 + 24 * count)
+
+
+def code_places(share_RC: np.ndarray, *, group: int, code: int, n: int) -> go.Figure:
+    """Where on the grid a code lies. share_RC: (R, C), the share of n images that have it in this cell."""
+    rows, columns = share_RC.shape
+    figure = go.Figure(
+        go.Heatmap(
+            z=share_RC, x=np.arange(1, columns + 1), y=np.arange(1, rows + 1), zmin=0,
+            zmax=float(share_RC.max()) or 1.0, colorscale=HEAT,
+            hovertemplate="row %{y}, column %{x}<br>%{z:.2%} of the images<extra></extra>",
+            colorbar={"title": {"text": "share of images", "side": "right"}, "tickformat": ".2~%", **_BAR},
+        )
+    )  # fmt: skip
+    _square(figure, rows, columns)
+    title = f"Where code {code} of group {group + 1} lies"
+    figure = titled(figure, title, f"share of images that have it in the cell · {n:,} images", height=400)
+    return figure.update_layout(margin={"l": 10, "r": 10, "b": 10})
+
+
+def code_examples(
+    pictures: Sequence[str], cells_XRC: np.ndarray, names: Sequence[str], *, title: str, subtitle: str, columns: int = 6
+) -> go.Figure:
+    """Images that hold a code, with its cells outlined. They can be clicked: `customdata` is the number among them.
+
+    pictures: X data URIs of square images. cells_XRC: (X, R, C) bool, where the code is. names: of the images. title,
+    subtitle: ready for plotly.
+    """
+    rows = math.ceil(len(pictures) / columns)
+    apart = 1 + _GAP
+    R, C = cells_XRC.shape[1:]
+    y, x = (apart * at for at in np.divmod(np.arange(len(pictures)), columns))
+    figure = go.Figure(layout={"images": [_laid(*one, 1, 1) for one in zip(pictures, x, y, strict=True)]})
+    image, row, column = np.nonzero(cells_XRC)
+    _outline(figure, x[image] + column / C, y[image] + row / R, 1 / C, 1 / R, thick=2)
+    figure.add_scatter(
+        x=x + 0.5, y=y + 0.5, mode="markers", marker={"size": 60, "opacity": 0, "symbol": "square"}, showlegend=False,
+        customdata=np.arange(len(pictures))[:, None], text=[escape(name) for name in names],
+        hovertemplate="%{text}<extra></extra>", selected={"marker": {"opacity": 0}},
+        unselected={"marker": {"opacity": 0}},
+    )  # fmt: skip
+    figure.update_xaxes(visible=False, range=[0, columns * apart], constrain="domain")
+    figure.update_yaxes(visible=False, range=[rows * apart, 0], scaleanchor="x", constrain="domain")
+    return titled(figure, title, subtitle, height=110 + 130 * rows).update_layout(margin={"l": 10, "r": 10, "b": 10})
+
+
+def _signed(values: np.ndarray, unit: str) -> go.Figure:
+    """A heat map with rows and columns from 1, its colours zero-centred."""
+    most = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
+    return go.Figure(
+        go.Heatmap(
+            z=values, x=np.arange(1, values.shape[1] + 1), y=np.arange(1, values.shape[0] + 1), zmin=-most, zmax=most,
+            colorscale=BELOW_ABOVE, xgap=1, ygap=1, hoverinfo="skip",
+            colorbar={"title": {"text": unit, "side": "right"}, **_BAR},
+        )
+    )  # fmt: skip
+
+
+def _square(figure: go.Figure, rows: int, columns: int) -> None:
+    """Axes of a grid with rows and columns from 1, from the top left, without numbers."""
+    figure.update_xaxes(visible=False, range=[0.5, columns + 0.5], constrain="domain")
+    figure.update_yaxes(visible=False, range=[rows + 0.5, 0.5], scaleanchor="x", constrain="domain")
+
+
+def _laid(source: str, x: float, y: float, width: float, height: float) -> dict[str, object]:
+    """A picture below what is drawn."""
+    return {"source": source, "xref": "x", "yref": "y", "x": x, "y": y, "sizex": width, "sizey": height,
+            "sizing": "stretch", "layer": "below"}  # fmt: skip
+
+
+def _outline(
+    figure: go.Figure, x: np.ndarray | float, y: np.ndarray | float, width: float, height: float, *, thick: int = 3
+) -> None:
+    """Frames from these corners on, as one line with gaps: as many shapes would take plotly seconds."""
+    left, top = np.atleast_1d(x), np.atleast_1d(y)
+    right, bottom, gap = left + width, top + height, np.full(len(left), np.nan)
+    figure.add_scatter(
+        x=np.stack([left, right, right, left, left, gap], 1).ravel(),
+        y=np.stack([top, top, bottom, bottom, top, gap], 1).ravel(), mode="lines", name="", showlegend=False,
+        line={"color": CHOSEN, "width": thick}, hoverinfo="skip",
+    )  # fmt: skip

@@ -1,0 +1,172 @@
+"""Plotly figures of latents in two dimensions. Knows arrays and plotly; not Streamlit, files or runs.
+
+Letters in names: n images, M representations.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import plotly.graph_objects as go
+
+from dashboards.figures.base import NEUTRAL, OF, SERIES, escape, titled, transparent
+
+# Inferno without its darkest and lightest parts, which are lost on dark and on light pages.
+POINTS = [[0.0, "#65156e"], [0.25, "#9f2a63"], [0.5, "#d44842"], [0.75, "#f57d15"], [1.0, "#fac127"]]
+RING = "#D55E00"
+MOST_CLASSES = len(SERIES)
+
+
+class Classes(NamedTuple):
+    """A colour for each class."""
+
+    names: Sequence[str]
+    at_n: np.ndarray
+    """(n,) int, the class of each image; -1 is unknown."""
+    front: int | None = None
+    """The class that is drawn over the others; None mixes them, so that none hides another."""
+
+    def told_apart(self) -> "Classes":
+        """The 7 most frequent classes and `other` where there are more than 8; of classes that are as frequent, the
+        first ones.
+        """
+        if len(self.names) <= MOST_CLASSES:
+            return self
+        own = MOST_CLASSES - 1
+        count = np.bincount(self.at_n[self.at_n >= 0], minlength=len(self.names))
+        kept = np.sort(np.argsort(-count, kind="stable")[:own])
+        place = np.full(len(self.names) + 1, own)
+        place[kept], place[-1] = np.arange(own), -1
+        others = f"other ({len(self.names) - own:,} classes)"
+        return Classes([*(self.names[at] for at in kept), others], place[self.at_n])
+
+
+class Amounts(NamedTuple):
+    """A colour by an amount."""
+
+    values_n: np.ndarray
+    """(n,) float, NaN is unknown."""
+    axis: str
+    """What is written at the colour bar."""
+    format: str = ".3g"
+    """Of the values: d3's."""
+
+
+def latent_map(
+    at_n2: np.ndarray,
+    rows_n: np.ndarray,
+    colour: Classes | Amounts | None,
+    *,
+    title: str,
+    subtitle: str,
+    axes: tuple[str, str] = ("", ""),
+    chosen: np.ndarray | None = None,
+    current: int | None = None,
+    current_name: str = "this image",
+) -> go.Figure:
+    """A point an image, by WebGL; its customdata is its row. One unit is as long on both axes.
+
+    at_n2: (n, 2). rows_n: (n,) int. chosen: numbers (from 0, of the n) of images that stand out; None or none for all.
+    current: number of the image with a ring. `title` and names are shown as they are, `subtitle` is HTML. Amounts are
+    coloured from their 1st to their 99th percentile.
+    """
+    figure = go.Figure()
+    n = len(rows_n)
+    chosen_n = np.ones(n, bool)
+    if chosen is not None and len(chosen):
+        chosen_n = np.isin(np.arange(n), chosen)
+    mixed = np.random.default_rng(0).permutation(n)  # points hide those drawn before them: in no order of the run
+    known_n = np.ones(n, bool)
+    marker: dict[str, Any] = {"color": SERIES[0]}
+    text = None
+    if isinstance(colour, Classes):
+        colour = colour.told_apart()
+        mixed = mixed[np.argsort(colour.at_n[mixed] == colour.front, kind="stable")]
+        known_n = colour.at_n >= 0
+        for at, name in enumerate(colour.names):  # for the legend alone
+            figure.add_scatter(
+                x=[None], y=[None], mode="markers", name=escape(name), marker={"color": SERIES[at], "size": 9}
+            )
+        shown = mixed[known_n[mixed]]
+        steps = [[end / MOST_CLASSES, SERIES[at]] for at in range(MOST_CLASSES) for end in (at, at + 1)]
+        marker = {"color": colour.at_n[shown].astype(np.uint8), "cmin": -0.5, "cmax": MOST_CLASSES - 0.5}
+        marker["colorscale"] = steps
+        text = [escape(colour.names[at]) for at in colour.at_n[shown]]
+    elif isinstance(colour, Amounts):
+        known_n = np.isfinite(colour.values_n)
+        values = colour.values_n[mixed[known_n[mixed]]]
+        low, high = np.percentile(values, [1, 99]) if len(values) else (0, 1)
+        bar = {
+            "title": {"text": escape(colour.axis), "side": "right"}, "thickness": 12, "outlinewidth": 0,
+            "tickformat": colour.format,
+        }  # fmt: skip
+        marker = {"color": values.astype(np.float32), "cmin": low, "cmax": high if high > low else low + 1}
+        marker |= {"colorscale": POINTS, "colorbar": bar}
+
+    def add(places: np.ndarray, name: str, hover: str, **more: Any) -> None:
+        if len(places):
+            figure.add_scattergl(
+                x=at_n2[places, 0].astype(np.float32), y=at_n2[places, 1].astype(np.float32), mode="markers", name=name,
+                customdata=rows_n[places].astype(np.int32), hovertemplate=hover + "<extra></extra>",
+                selectedpoints=None if chosen_n.all() else np.flatnonzero(chosen_n[places]).tolist(),
+                unselected={"marker": {"opacity": 0.12}}, **more,
+            )  # fmt: skip
+
+    size = {"size": 7 if n <= 2000 else 5, "opacity": 0.85}
+    unknown = mixed[~known_n[mixed]]
+    add(unknown, "unknown", "unknown", marker=size | {"color": NEUTRAL, "symbol": "circle-open"})
+    hover = "%{marker.color:" + colour.format + "}" if isinstance(colour, Amounts) else "%{text}" if text else ""
+    add(mixed[known_n[mixed]], "images", hover, marker=size | marker, text=text, showlegend=False)
+    if current is not None:
+        for width, ring in ((7, "#ffffff"), (3, RING)):  # one on the other reads on any colour and page
+            figure.add_scattergl(
+                x=at_n2[current : current + 1, 0], y=at_n2[current : current + 1, 1], mode="markers", hoverinfo="skip",
+                name=escape(current_name), showlegend=ring == RING,
+                selectedpoints=None if chosen_n.all() else [0],  # what is selected is drawn over what is not
+                marker={"size": 20, "symbol": "circle-open", "color": ring, "line": {"width": width}},
+            )  # fmt: skip
+    ticks = bool(axes[0])
+    figure.update_xaxes(title=axes[0], showgrid=False, zeroline=False, showticklabels=ticks)
+    figure.update_yaxes(
+        title=axes[1], showgrid=False, zeroline=False, showticklabels=ticks, scaleanchor="x", constrain="domain"
+    )
+    titled(figure, escape(title), subtitle, height=680)
+    figure.update_layout(
+        dragmode="lasso", hovermode="closest", newselection={"line": {"color": NEUTRAL}}, showlegend=True,
+        margin={"t": 110},
+        legend={"y": -0.12 if ticks else -0.04, "traceorder": "normal", "itemclick": False, "itemdoubleclick": False},
+    )  # fmt: skip
+    return figure
+
+
+def kept_bars(
+    kept: dict[str, np.ndarray], of: Sequence[str], names: Sequence[str], chance: float, *, n: int, k: int = 10
+) -> go.Figure:
+    """How many of an image's nearest a map keeps, by representation and method, with intervals.
+
+    kept: method -> (3, M), estimate, lower and upper end, 0 to 1. of: (M,) such as z_voco, for the colours; names: as
+    they are written. chance: that of points without order.
+    """
+    figure = go.Figure()
+    names = [escape(name) for name in names]
+    for number, (method, values) in enumerate(kept.items()):
+        figure.add_bar(
+            x=names, y=values[0], name=method,
+            marker={"color": [transparent(OF.get(name, NEUTRAL), 1 - 0.55 * number) for name in of]},
+            error_y={
+                "type": "data", "symmetric": False, "array": values[2] - values[0], "arrayminus": values[0] - values[1],
+                "color": NEUTRAL, "thickness": 1.5, "width": 3,
+            },
+            customdata=np.stack([values[1], values[2]], 1),
+            hovertemplate=f"{method} of %{{x}}: %{{y:.1%}}<br>95 % interval %{{customdata[0]:.1%}} to "
+            "%{customdata[1]:.1%}<extra></extra>",
+        )  # fmt: skip
+    figure.add_hline(y=chance, line={"color": NEUTRAL, "dash": "dot", "width": 1.5})
+    figure.update_yaxes(title=f"share of the {k} nearest", range=[0, 1], tickformat=".0%", zeroline=False)
+    titled(
+        figure, "How far to trust the maps",
+        f"share of an image's {k} nearest that are its {k} nearest on the map<br>mean of {n:,} images, 95 % intervals; "
+        f"dotted: chance, {chance:.2%}",
+        height=400,
+    )  # fmt: skip
+    return figure.update_layout(barmode="group", bargap=0.3, margin={"t": 120})

@@ -1,0 +1,98 @@
+"""Plotly figures of what a probe said of single images. Knows arrays and plotly; not Streamlit, files or runs. Those of
+scores are in `probes.figures`.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+
+from dashboards.figures.base import NEUTRAL, OF, clickable, escape, titled
+
+MARK = "#D55E00"
+"""What is selected."""
+SHARES = [[0.0, "#f7fbff"], [0.5, "#6baed6"], [1.0, "#08306b"]]
+NAMED = 30
+"""Classes of a confusion matrix whose names still fit."""
+_COUNTED = 12  # classes whose counts fit into the cells
+
+
+def confusion(
+    counts_KK: np.ndarray, names: Sequence[str], *, title: str, subtitle: str, mark: tuple[int, int] | None = None
+) -> go.Figure:
+    """Images by true answer (row) and by what the probe said (column); cells are clicked at (said + 1, true + 1).
+
+    counts_KK: (K, K) ints. Colour is the share of the row. mark: (true, said) of the cell to outline.
+    """
+    K = len(names)
+    share_KK = counts_KK / np.maximum(counts_KK.sum(1, keepdims=True), 1)
+    at = np.arange(1, K + 1)
+    figure = go.Figure(
+        go.Heatmap(
+            z=share_KK, x=at, y=at, zmin=0, zmax=1, colorscale=SHARES, hoverinfo="skip", xgap=1 if K <= NAMED else 0,
+            ygap=1 if K <= NAMED else 0, text=counts_KK, texttemplate="%{text:,}" if K <= _COUNTED else "",
+            colorbar={"title": {"text": "share of the row", "side": "right"}, "thickness": 12, "tickformat": ".0%"},
+            showscale=K > _COUNTED,
+        )
+    )  # fmt: skip
+    shown = np.array([escape(name) for name in names], dtype=object)
+    custom = np.empty((K, K, 4), dtype=object)
+    custom[..., 0], custom[..., 1] = shown[:, None], shown[None, :]
+    custom[..., 2], custom[..., 3] = counts_KK, share_KK
+    hover = "%{customdata[0]} called %{customdata[1]}<br>%{customdata[2]:,} images, %{customdata[3]:.1%} of the row"
+    clickable(figure, custom, hover)
+    ticks: dict = {"tickvals": at, "ticktext": [escape(_cut(name)) for name in names]}
+    if K > NAMED:
+        ticks = {"showticklabels": False}
+    figure.update_xaxes(title="said", showgrid=False, zeroline=False, range=[0.5, K + 0.5], **ticks)
+    figure.update_yaxes(title="true", showgrid=False, zeroline=False, range=[K + 0.5, 0.5], **ticks)
+    figure.update_xaxes(automargin=True, fixedrange=True)
+    figure.update_yaxes(automargin=True, fixedrange=True)
+    if mark is not None:
+        true, said = mark
+        figure.add_shape(
+            type="rect", x0=said + 0.5, x1=said + 1.5, y0=true + 0.5, y1=true + 1.5, line={"color": MARK, "width": 3}
+        )
+    # The whole cell is clicked, not only its middle.
+    figure.update_layout(hoverdistance=60)
+    return titled(figure, title, subtitle, max(360, min(620, 190 + 40 * K)))
+
+
+def said_and_true(
+    true_n: np.ndarray,
+    said_n: np.ndarray,
+    rows_n: np.ndarray,
+    *,
+    unit: str,
+    title: str,
+    subtitle: str,
+    mark: int | None = None,
+) -> go.Figure:
+    """A number as the probe said it (y) over what is true (x); a point is an image, and its row of the run its
+    customdata. mark: the row to outline.
+    """
+    figure = go.Figure()
+    ends = [float(np.nanmin(true_n)), float(np.nanmax(true_n))] if len(true_n) else [0.0, 1.0]
+    figure.add_scatter(
+        x=ends, y=ends, mode="lines", line={"color": NEUTRAL, "width": 1.5, "dash": "dash"}, name="said = true",
+        hoverinfo="skip",
+    )  # fmt: skip
+    figure.add_scattergl(
+        x=true_n.astype(np.float32), y=said_n.astype(np.float32), mode="markers", customdata=rows_n.astype(np.int32),
+        marker={"size": 5, "opacity": 0.5, "color": OF["v_pooled"]}, name="an image",
+        hovertemplate="true %{x:.4g}, said %{y:.4g}<extra></extra>",
+    )  # fmt: skip
+    at = np.flatnonzero(rows_n == mark)
+    if len(at):
+        figure.add_scatter(
+            x=true_n[at], y=said_n[at], mode="markers", name="current image", hoverinfo="skip",
+            marker={"size": 14, "symbol": "circle-open", "color": MARK, "line": {"width": 3}},
+        )  # fmt: skip
+    words = f" ({escape(unit)})" if unit else ""
+    figure.update_xaxes(title=f"true{words}", zeroline=False)
+    figure.update_yaxes(title=f"said{words}", zeroline=False)
+    return titled(figure, title, subtitle, 460)
+
+
+def _cut(name: str, most: int = 14) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"

@@ -1,0 +1,337 @@
+"""What <voco> looked at: over many images, in the paper's Figure 3, and in one image.
+
+Lays out; reads through data, draws by figures. All images are those that are selected on the map where there are some.
+"""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import streamlit as st
+
+from dashboards import attention as att
+from dashboards import data, figures
+from dashboards.controls import choose, draw, fill, go_to_cell, go_to_image, how_to_read, plain, points
+from dashboards.views.view import View
+
+MEAN, ONE = "Mean", "This image"
+PLAIN, WEIGHTED = "Attention", "Attention × value"
+FIRST, CHOSEN, HERE = "The first", "Selected", "From this one on"
+FIGURE_IMAGES, FIGURE_TOKENS = 16, 16  # of the paper's Figure 3
+
+
+def show(view: View) -> None:
+    """Draws the page."""
+    if not view.header.shape.anchors:
+        st.info("The model of this run has no anchors: what this page says of anchors is left out.")
+    rows = _rows(view)
+    average = data.average(view.key, rows)
+    section = None if view.selection.chosen else data.sections(view.path, view.header).get("attention")
+    _many(view, rows, average, section)
+    left, right = st.columns([5, 7])
+    with left:
+        _mean_map(view, rows, average, section)
+    with right:
+        _figure3(view)
+    _one(view)
+
+
+def _rows(view: View) -> np.ndarray:
+    """(n,) the images that averages are over."""
+    chosen = view.selection.chosen
+    return np.asarray(chosen) if chosen else np.arange(view.header.shape.images)
+
+
+def _pick(label: str, key: str, options: list[str]) -> str:
+    """One of the options, kept in the address; the first where what was chosen is not among them."""
+    if st.session_state.get(key, options[0]) not in options:
+        del st.session_state[key]
+    return st.segmented_control(label, options, key=key, default=options[0], required=True, bind="query-params")
+
+
+# ---- over images
+
+
+def _many(view: View, rows: np.ndarray, average: data.Average, section: data.Section | None) -> None:
+    st.header("Where the one token looks")
+    selection, shape = view.selection, view.header.shape
+    quantities = att.quantities(shape.roles)
+    many = f"the {len(rows):,} selected images" if selection.chosen else f"all {len(rows):,} images"
+    left, right = st.columns([4, 8])
+    with left:
+        of = _pick(f"Over {many}, or of image {selection.image + 1:,}", "of", [MEAN, ONE])
+    with right:
+        quantity = quantities[_pick("Heat map", "quantity", list(quantities))]
+    if of == MEAN:
+        if average.n < len(rows):
+            st.info(
+                f"An image's attention takes {4 * average.attention.size / 2**20:.1f} MB: {average.n:,} of the "
+                f"{len(rows):,} images, evenly spaced, were read for what needs all of it. Titles say what is of how "
+                "many images."
+            )
+        if section is None and not selection.chosen:
+            fill("Of each head's quantities there are no 95 % intervals.", "htc-analyze attention", view.path)
+    left, right = st.columns(2)
+    with left:
+        _heatmap(view, of, quantity, rows, average, section)
+    with right:
+        _curve(view, of, rows, average, section)
+    left, right = st.columns(2)
+    with left:
+        _roles(view, of, average, section)
+    with right:
+        _distribution(view)
+
+
+def _heatmap(
+    view: View, of: str, quantity: att.Quantity, rows: np.ndarray, average: data.Average, section: data.Section | None
+) -> None:
+    selection, shape = view.selection, view.header.shape
+    n, spread = 1, None
+    if of == ONE:
+        record = data.image_record(view.key, selection.image)
+        value_LH = quantity.of(att.measure(record.attention, shape.roles) | {"anchor_mass": record.anchor_mass})
+    elif section is not None:
+        value_LH, n = quantity.of(section), section["images"]
+        spread = "95 % interval of the mean", att.Band(quantity.of(section, "_lower"), quantity.of(section, "_upper"))
+    elif quantity.name == "anchor_mass":
+        value_LH, band = data.anchor_cells(view.key, rows)
+        n, spread = len(rows), (figures.BAND, band)
+    else:
+        value_nLH = quantity.of(average.values)
+        value_LH, n, spread = np.nanmean(value_nLH, axis=0), average.n, (figures.BAND, att.band(value_nLH))
+    mark = selection.layer, selection.head
+    figure = figures.head_heatmap(value_LH, quantity, n=n, spread=spread, mark=mark)
+    draw(figure, "heads", on_select=partial(_cell, mark))
+    how_to_read(
+        "Each cell is one head. "
+        + (
+            "Bright: it looks at everything alike; dark: at few keys. "
+            if quantity.unit == "bits"
+            else "Orange: more than if it looked at all keys alike; purple: less. "
+        )
+        + "Click a cell to select its layer and head on all pages, click it again for the mean."
+    )
+
+
+def _curve(view: View, of: str, rows: np.ndarray, average: data.Average, section: data.Section | None) -> None:
+    selection, roles = view.selection, view.header.shape.roles
+    even = {role: roles.count(role) / len(roles) for role in ("anchor", "patch") if role in roles}
+    curves: dict[str, figures.Curve] = {}
+    if of == ONE:
+        attention_LHS = data.image_record(view.key, selection.image).attention
+        for role, mass_LH in att.role_mass(attention_LHS, roles).items():
+            if role in even:
+                curves[role] = figures.Curve(att.head_mean(mass_LH, selection.head), even[role])
+    else:
+        if "anchor" in even:
+            mean_L, band = data.anchor_curve(view.key, rows, selection.head)
+            curves["anchor"] = figures.Curve(mean_L, even["anchor"], len(rows), band, len(rows))
+        patch_nL = att.head_mean(average.values["patch_mass"], selection.head)
+        mean_L, n = patch_nL.mean(axis=0), average.n
+        if section is not None:
+            mean_L, n = att.head_mean(section["patch_mass"], selection.head), section["images"]
+        curves["patch"] = figures.Curve(mean_L, even["patch"], n, att.band(patch_nL), average.n)
+    draw(figures.share_curve(curves, selection=selection.head_words, log=selection.log), "curve")
+    how_to_read(
+        "How much of its attention the token spends on anchors and on patches. Dashed: what they would get if it "
+        "looked at all keys alike."
+        + (" Shaded: the middle 80 % of images, how much they differ, not how sure the mean is." if of == MEAN else "")
+    )
+
+
+def _roles(view: View, of: str, average: data.Average, section: data.Section | None) -> None:
+    selection, n = view.selection, 1
+    if of == ONE:
+        attention_LHS = data.image_record(view.key, selection.image).attention
+    else:
+        attention_LHS, n = _mean(average, section)
+    mass = att.role_mass(att.head_mean(attention_LHS.swapaxes(1, 2), selection.head)[:, None], view.header.shape.roles)
+    mass_L = {role: mass_L1[:, 0] for role, mass_L1 in mass.items()}
+    draw(figures.role_bars(mass_L, selection=selection.head_words, n=n), "roles")
+    how_to_read("All of the token's attention by what it falls on; each bar is one layer and sums to 100 %.")
+
+
+def _distribution(view: View) -> None:
+    selection, shape = view.selection, view.header.shape
+    if not shape.anchors or shape.images < 2:
+        return
+    value_N = data.anchor_values(view.key, selection.layer, selection.head)
+    value, even = float(value_N[selection.image]), shape.anchors / shape.keys
+    figure = figures.distribution(value_N, value, even, selection=selection.words, image=selection.image + 1)
+    draw(figure, "distribution", on_select=partial(_bins, value_N))
+    how_to_read(
+        "How many images give the anchors how much; the green line is the image of the sidebar. Click a bar, or "
+        "several with Shift, to select its images on all pages."
+    )
+
+
+def _mean(average: data.Average, section: data.Section | None) -> tuple[np.ndarray, int]:
+    """(L, H, S) and the number of images that it is the mean of."""
+    return (average.attention, average.n) if section is None else (section["mean_attention"], section["images"])
+
+
+def _mean_map(view: View, rows: np.ndarray, average: data.Average, section: data.Section | None) -> None:
+    selection, shape = view.selection, view.header.shape
+    attention_LHS, n = _mean(average, section)
+    patch_RC = _map_of(att.select(attention_LHS, selection.layer, selection.head), shape)
+    if patch_RC is None:
+        st.info("This run has no patch positions, so attention cannot be drawn as a map.")
+        return
+    draw(figures.patch_overlay(patch_RC, 1 / shape.keys, selection=selection.words, n=n), "mean_map")
+    how_to_read(
+        "The same place in all images: a pattern here is a habit of the head, whatever the picture shows. Compare it "
+        "with the map of one image below."
+    )
+
+
+def _map_of(row_S: np.ndarray, shape: Any) -> np.ndarray | None:
+    return att.patch_map(row_S, shape.roles, shape.rows, shape.cols)
+
+
+# ---- the paper's Figure 3
+
+
+def _figure3(view: View) -> None:
+    selection, header = view.selection, view.header
+    shape, images = header.shape, header.shape.images
+    which = FIRST
+    if images > FIGURE_IMAGES:
+        which = _pick(f"{FIGURE_IMAGES} images", "figure3", [FIRST, *([CHOSEN] if selection.chosen else []), HERE])
+    start = 0 if which == FIRST else min(selection.image, max(0, images - FIGURE_IMAGES))
+    rows = tuple(range(start, min(start + FIGURE_IMAGES, images)))
+    if which == CHOSEN:
+        rows = selection.chosen[:FIGURE_IMAGES]
+    token_NLHF = data.first_tokens(view.key, rows, FIGURE_TOKENS)
+    share_NF = np.stack([att.select(token_LHF, selection.layer, selection.head) for token_LHF in token_NLHF])
+    names = att.token_names(shape.roles, shape.rows, shape.cols, FIGURE_TOKENS)
+    figure = figures.first_tokens(
+        share_NF, names, [row + 1 for row in rows], [header.ids[row] for row in rows], 1 / shape.keys,
+        selection=selection.words, anchors=min(shape.anchors, FIGURE_TOKENS), shown=selection.image + 1,
+    )  # fmt: skip
+    draw(figure, "first_tokens", on_select=partial(_image_at, rows))
+    largest = int((share_NF.argmax(axis=1) < shape.anchors).sum())
+    on_anchors = f" In {largest} of these {len(rows)} images the largest of the weights shown is on an anchor."
+    how_to_read(
+        "One row an image, one column a token; the brighter, the more attention. The paper shows this as the mean over "
+        "layers and heads, and reads bright anchors as use of the anchors; the first patches are a corner of the "
+        f"image, not a sample of it.{on_anchors if shape.anchors else ''} Click a row to go to its image."
+    )
+
+
+# ---- one image
+
+
+def _one(view: View) -> None:
+    header, selection = view.header, view.selection
+    image, shape = selection.image, header.shape
+    st.header(f"Image {image + 1:,} of {shape.images:,}")
+    name, group, path = (plain(of[image]) for of in (header.ids, header.groups, header.paths))
+    st.caption(f"id **{name}** · group {group} · {path}")
+    record = data.image_record(view.key, image)
+    how = _pick("What it looks at, or what each token hands over", "by", [PLAIN, WEIGHTED])
+    row_S, words = att.select(record.attention, selection.layer, selection.head), selection.words
+    weighted = _weighted(view) if how == WEIGHTED else None
+    signed = weighted is not None
+    if weighted is not None:
+        row_S = weighted
+        words = "mean over layers, all heads" if selection.layer is None else f"layer {selection.layer + 1}, all heads"
+
+    picture, overlay, bars = st.columns([3, 5, 4])
+    with picture:
+        st.image(record.thumbnail, width="stretch", alt=f"thumbnail of image {header.ids[image]}")
+        _labels(view)
+    with overlay:
+        patch_RC = _map_of(row_S, shape)
+        if patch_RC is None:
+            st.info("This run has no patch positions, so attention cannot be drawn on the image.")
+        else:
+            title, unit = ("Attention × value", "of the update") if signed else ("Attention", "of all attention")
+            figure = figures.patch_overlay(
+                patch_RC, 1 / shape.keys, selection=words, image=record.thumbnail, title=f"{title} on the patches",
+                of=unit, signed=signed,
+            )  # fmt: skip
+            draw(figure, "overlay")
+            how_to_read(_WEIGHTED_WORDS if signed else _PLAIN_WORDS)
+    with bars:
+        if shape.anchors:
+            anchors_A = row_S[att.role_mask(shape.roles, "anchor")]
+            of = "share of the update" if signed else "share of all attention"
+            draw(figures.anchor_bars(anchors_A, 1 / shape.keys, selection=words, of=of), "anchors")
+            how_to_read(
+                f"The {shape.anchors} anchors together: **{anchors_A.sum():.2%}**; all patches: "
+                f"**{row_S[att.role_mask(shape.roles, 'patch')].sum():.2%}** {of.removeprefix('share ')}."
+            )
+
+
+_PLAIN_WORDS = (
+    "Over the picture in grey: the brighter a patch, the more the token looks at it. Attention says what is read, not "
+    "what it is worth: see the page *What causes what*."
+)
+_WEIGHTED_WORDS = (
+    "What each patch adds to the token at this layer: attention times its value, projected on the whole update; all "
+    "tokens sum to 100 %. Orange adds to the update, purple works against it."
+)
+
+
+def _weighted(view: View) -> np.ndarray | None:
+    """(S,) shares of the update of <voco> in this image, at the layer or the mean over layers. None, and why, where
+    they were not measured.
+    """
+    section = data.sections(view.path, view.header).get("contributions")
+    if section is None:
+        fill("What each token hands over was not measured.", "htc-analyze contributions", view.path)
+        return None
+    rows_of = data.row_of(view.key)
+    measured = np.array([rows_of.get(name, -1) for name in section["images"]])
+    layer, image = view.selection.layer, view.selection.image
+    at = np.flatnonzero(measured == image)
+    if not len(at):
+        ahead = measured[measured > image]
+        following = int(ahead.min() if len(ahead) else measured.max())
+        st.info(
+            f"What each token hands over was measured on {len(measured):,} images, a random sample, and this is not "
+            "one of them; its attention is shown instead. `htc-analyze contributions --images` sets how many are."
+        )
+        st.button(f"Go to image {following + 1:,}, which is one", on_click=go_to_image, args=(following,))
+        return None
+    share_LS = section["share"][at[0]]
+    return share_LS.mean(axis=0) if layer is None else share_LS[layer]
+
+
+def _labels(view: View) -> None:
+    if not view.header.tasks:
+        st.caption("The data of this run came without labels.")
+        return
+    values = data.labels(view.key)
+    st.table(
+        [
+            {"task": plain(task.name), "label": plain(label)}
+            for task in view.header.tasks
+            for label in [data.label_text(task, values[task.name][view.selection.image])]
+        ],
+        border="horizontal",
+        hide_index=True,
+    )
+
+
+# ---- clicks
+
+
+def _cell(mark: tuple[int | None, int | None]) -> None:
+    for point in points("heads")[:1]:
+        cell = int(point["x"]) - 1, int(point["y"]) - 1
+        go_to_cell(*((None, None) if cell == mark else cell))
+
+
+def _image_at(rows: tuple[int, ...]) -> None:
+    for point in points("first_tokens")[:1]:
+        go_to_image(rows[int(point["y"]) - 1])
+
+
+def _bins(value_N: np.ndarray) -> None:
+    bins = [point["customdata"] for point in points("distribution") if point.get("customdata")]
+    inside = np.zeros(len(value_N), dtype=bool)
+    for low, high in bins:
+        inside |= (value_N >= low) & (value_N <= high)
+    choose(np.flatnonzero(inside).tolist())

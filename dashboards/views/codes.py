@@ -1,0 +1,317 @@
+"""What the discrete channel sees: pictures from codes, how codes are used, and which go with which label.
+
+Lays out; reads through data, computes in `dashboards.codes`, draws by figures.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import streamlit as st
+
+from dashboards import codes, controls, data, figures
+from dashboards.controls import draw, fill, how_to_read, plain, points, table
+from dashboards.figures.base import escape
+from dashboards.views.view import View
+
+_EXAMPLES = 12
+_LISTED = 200  # codes in the table
+
+
+def show(view: View) -> None:
+    """Draws the page."""
+    shape = view.header.shape
+    if shape.codes is None:
+        model = plain(str(view.header.info.model.get("name", "unknown")))
+        st.info(
+            f"This run has no codes: its model, {model}, has no MGVQ, which makes them of the pixels. Only the models "
+            "of HTC-VLM with anchors from codes have this channel; extract with one to fill this page."
+        )
+        return
+    found = data.sections(view.path, view.header)
+    group, code = _choose(view, shape.codes[2])
+    read = data.codes(view.key)
+    if len(read.rows) < shape.images:
+        st.caption(f"Counts are of {len(read.rows):,} evenly spaced images of {shape.images:,}: all would not fit.")
+
+    image = view.selection.image
+    left, right = st.columns([7, 5])
+    with left:
+        _picture(view, found.get("reconstruct"))
+    with right:
+        here_RC = data.codes_of_image(view.key, image)[..., group]
+        # Where not all images were read, this one may hold a code that no other does.
+        shares_K = np.pad(read.shares[group], (0, max(0, int(here_RC.max()) + 1 - read.size)))
+        picture = data.thumbnail(view.key, image)
+        figure = figures.code_grid(here_RC, shares_K, group=group, groups=shape.codes[2], image=picture, chosen=code)
+        draw(figure, "codes_grid", on_select=_take("codes_grid", code=0))
+        how_to_read(
+            "Bright cells hold codes that are rare in this run, dark ones codes that are common. Click a cell to "
+            "follow its code below."
+        )
+
+    _usage(view, read, found.get("reading"), group, code)
+    answer = _labels(view, read, found.get("reading"), group, code)
+    _one_code(view, read, group, code, answer)
+
+
+def _choose(view: View, groups: int) -> tuple[int, int | None]:
+    """The group of codes, from 0, and the code that is followed, None where none is."""
+    left, right, _ = st.columns([2, 2, 8])
+    names = [str(group) for group in range(1, groups + 1)]
+    if st.session_state.get("codegroup", "1") not in names:
+        st.session_state["codegroup"] = "1"
+    group = left.selectbox(
+        "Group of codes", names, key="codegroup", bind="query-params",
+        help="The latent is cut into groups of channels, each with a codebook of its own.",
+    )  # fmt: skip
+    size = data.codes(view.key).size
+    if (st.session_state.get("code") or 0) >= size:
+        st.session_state["code"] = None
+    code = right.number_input(
+        "Code", 0, size - 1, None, key="code", bind="query-params", placeholder="none chosen",
+        help="Followed through the page; click one in any figure.",
+    )  # fmt: skip
+    return int(group) - 1, None if code is None else int(code)
+
+
+def _take(key: str, **where: int) -> Callable[[], None]:
+    """A callback that chooses what was clicked in the chart `key`. where: state -> its place in `customdata`."""
+
+    def chosen() -> None:
+        for point in points(key)[:1]:
+            for state, at in where.items():
+                value = int(point["customdata"][at])
+                st.session_state[state] = str(value + 1) if state == "codegroup" else value
+
+    return chosen
+
+
+# ---- the image
+
+
+def _picture(view: View, section: data.Section | None) -> None:
+    image, name = view.selection.image, view.header.ids[view.selection.image]
+    thumbnail = data.thumbnail(view.key, image)
+    if section is None:
+        st.image(thumbnail, width=330, alt=f"thumbnail of image {name}")
+        fill("What MGVQ's decoder makes of the codes is not stored.", "htc-analyze reconstruct", view.path)
+        return
+    row_of = data.row_of(view.key)
+    rows = np.array(sorted(row_of[name] for name in section["images"] if name in row_of), dtype=int)
+    if name not in section["images"]:
+        st.image(thumbnail, width=330, alt=f"thumbnail of image {name}")
+        st.caption(
+            f"The picture from the codes is stored for {len(rows):,} of {len(view.header.ids):,} images, and not for "
+            "this one."
+        )
+        if len(rows):
+            following = [*rows[rows > image], rows[0]]
+            st.button("The next that has one", on_click=controls.go_to_image, args=(int(following[0]),))
+        return
+    at = section["images"].index(name)
+    figure = figures.code_pictures(thumbnail, section["pictures"][at], psnr=float(section["psnr_of"][at]))
+    draw(figure, "codes_pictures")
+    if view.header.info.config.get("random_weights"):
+        st.caption("The weights of this model were drawn at random, and so its pictures are noise.")
+    mean, flat = (_interval(section, name) for name in ("psnr", "psnr_flat"))
+    how_to_read(
+        "What is lost between the two pictures, the discrete channel does not hold; what is kept, the anchors may "
+        f"still lose. Mean of {len(rows):,} images: {mean} dB; of a picture in the image's mean colour alone, "
+        f"{flat} dB (larger is nearer; 95 % intervals over groups of images)."
+    )
+
+
+def _interval(section: data.Section, name: str) -> str:
+    return f"{section[name]:.1f} [{section[name + '_lower']:.1f}, {section[name + '_upper']:.1f}]"
+
+
+# ---- usage
+
+
+def _usage(view: View, read: data.Codes, section: data.Section | None, group: int, code: int | None) -> None:
+    st.subheader("How codes are used")
+    left, right = st.columns(2)
+    with left:
+        if section is not None and "code_entropy" in section:
+            ends = section["code_entropy_lower"], section["code_entropy_upper"]
+            entropy, used = section["code_entropy"], section["code_used"]
+            size, n = section["code_size"], len(view.header.ids)
+        else:
+            entropy, used = np.array([codes.entropy(one) for one in read.shares]), (read.shares > 0).sum(1)
+            ends, size, n = None, read.size, len(read.rows)
+        figure = figures.code_entropy(entropy, used, size, n=n, interval=ends, chosen=group)
+        draw(figure, "codes_entropy", on_select=_take("codes_entropy", codegroup=0))
+        how_to_read(
+            "A bar at the dashed line means that all codes of the group are used evenly; a low bar, that few codes do "
+            "most of the work. Click a bar to choose its group."
+        )
+        if ends is None:
+            fill("Counted here, without intervals.", "htc-analyze reading", view.path)
+    with right:
+        figure = figures.code_usage(read.shares[group], group=group, n=len(read.rows), chosen=code)
+        draw(figure, "codes_usage", on_select=_take("codes_usage", code=0))
+        how_to_read("A steep fall means that a few codes cover most of every image. Click a point to follow its code.")
+
+
+# ---- labels
+
+
+def _labels(
+    view: View, read: data.Codes, section: data.Section | None, group: int, code: int | None
+) -> tuple[str, int] | None:
+    """Gives the task and the number of the answer that is looked at; None without labels."""
+    st.subheader("Which codes go with which label")
+    tasks = {task.name: task for task in view.header.tasks}
+    if not tasks:
+        st.info("The data of this run came without labels, so codes cannot be compared with any.")
+        return None
+    names = list(tasks)
+    if st.session_state.get("codetask", names[0]) not in tasks:
+        del st.session_state["codetask"]
+    left, right, _ = st.columns([3, 3, 6])
+    start = names.index(_most_told(names, section))
+    task = tasks[left.selectbox("Label", names, start, key="codetask", bind="query-params")]
+    values = data.labels(view.key)[task.name][read.rows]
+    known = codes.answers(values, task.kind, task.classes, task.unit)
+    options = [str(at) for at in range(1, len(known) + 1)]
+    if st.session_state.get("answer", "1") not in options:
+        st.session_state["answer"] = "1"
+    at = int(right.selectbox("Answer", options, key="answer", format_func=lambda at: known[int(at) - 1])) - 1
+    _bits(view, section, group, task.name)
+    found = data.codes_of_answer(view.key, group, task.name, at)
+    if not found.n_inside or not found.n_outside:
+        st.info(f"{found.n_inside:,} images have this answer and {found.n_outside:,} another: nothing to compare.")
+        return task.name, at
+    kept = codes.chosen(found, found.found)
+    if not len(kept.code):
+        st.info(
+            f"No code of group {group + 1} is in images of {plain(known[at])} more often than in others beyond doubt: "
+            f"of {len(found.code):,} codes in {found.n_inside:,} such images, none has p below 0.05 once it is "
+            f"corrected for the {found.tests:,} pairs of a code and an answer that could be looked at."
+        )
+        return task.name, at
+    draw(
+        figures.code_lifts(kept, group=group, answer=f"{task.name}: {known[at]}", chosen=code), "codes_lifts",
+        on_select=_take("codes_lifts", code=0),
+    )  # fmt: skip
+    how_to_read(
+        f"Of {len(kept.code):,} codes that images with this answer hold more often than others, those that are surest "
+        "to. A point at 3 means: three times as often as in other images. Each is tested by itself (Fisher's exact "
+        "test) and corrected for all codes of all groups and all answers to this label (Bonferroni). Click a point to "
+        "follow its code."
+    )
+    with st.expander(f"As a table: {len(kept.code):,} codes"):
+        some = slice(_LISTED)
+        columns = {
+            "code": kept.code[some],
+            "images with this answer": kept.inside[some],
+            f"of {found.n_inside:,}": np.round(kept.inside[some] / found.n_inside, 4),
+            "other images": kept.outside[some],
+            f"of {found.n_outside:,} others": np.round(kept.outside[some] / found.n_outside, 4),
+            "times as often": kept.lift[some].round(3),
+            "lower": kept.lower[some].round(3),
+            "upper": kept.upper[some].round(3),
+            "p, corrected": kept.p[some],
+        }
+        table({name: column.tolist() for name, column in columns.items()}, "codes_table")
+    return task.name, at
+
+
+def _most_told(names: list[str], section: data.Section | None) -> str:
+    """The label of which a code says most, as a share of what can be said; the first where that was not measured."""
+    if section is None or not section.get("code_tasks"):
+        return names[0]
+    share_T = section["code_label_bits"].max(1) / np.maximum(section["code_label_entropy"], 1e-9)
+    best = section["code_tasks"][int(share_T.argmax())]
+    return best if best in names else names[0]
+
+
+def _bits(view: View, section: data.Section | None, group: int, task: str) -> None:
+    if section is None:
+        fill("How much codes tell of each label, and where, was not measured.", "htc-analyze reading", view.path)
+        return
+    tasks = list(section["code_tasks"]) if "code_tasks" in section else []
+    if not tasks or view.header.shape.codes is None:
+        st.info("No label of this run has two answers, so codes cannot tell of any.")
+        return
+    n = min(int(section["images"]), view.header.shape.images)
+    left, right = st.columns([7, 5])
+    with left:
+        at = tasks.index(task) if task in tasks else None
+        figure = figures.code_label_bits(
+            section["code_label_bits"], section["code_label_bits_lower"], section["code_label_bits_upper"],
+            section["code_label_entropy"], tasks, n=n, mark=None if at is None else (at, group),
+        )  # fmt: skip
+
+        def taken() -> None:
+            for point in points("codes_bits")[:1]:
+                st.session_state["codegroup"] = str(int(point["x"]))
+                st.session_state["codetask"] = tasks[int(point["y"]) - 1]
+
+        draw(figure, "codes_bits", on_select=taken)
+        how_to_read(
+            "Orange: knowing one code of the group, or rather which of at most 16 kinds of codes it is, tells some of "
+            "the label; purple is noise below zero. Bits of many codes of an image overlap and cannot be added. "
+            "Click a cell to choose its label and group."
+        )
+    with right:
+        if at is None:
+            st.info(f"All images have the same answer to {plain(task)}, or none, so codes cannot tell of it.")
+            return
+        figure = figures.code_label_map(
+            section["code_label_map"][at], section["code_rows"], section["code_cols"], view.header.shape.codes[:2],
+            task=task, n=n,
+        )  # fmt: skip
+        draw(figure, "codes_map")
+        how_to_read("Where in the image one code tells most of the label, the mean over groups.")
+
+
+# ---- one code
+
+
+def _one_code(view: View, read: data.Codes, group: int, code: int | None, answer: tuple[str, int] | None) -> None:
+    st.subheader("One code")
+    assert view.header.shape.codes is not None
+    R, C, _ = view.header.shape.codes
+    if code is None:
+        st.info("Click a code in a figure above, or type its number at the top, to see which images hold it.")
+        return
+    here_NP = read.codes[group] == code
+    holding = np.flatnonzero(here_NP.any(1))
+    if not len(holding):
+        st.info(f"No image of this run holds code {code} of group {group + 1}.")
+        return
+    left, right = st.columns([5, 7])
+    with left:
+        share_RC = here_NP.mean(0).reshape(R, C)
+        draw(figures.code_places(share_RC, group=group, code=code, n=len(read.rows)), "codes_places")
+        how_to_read(
+            f"{len(holding):,} of {len(read.rows):,} images hold it. A code that keeps to one edge goes with that "
+            "place, such as sky or ground; one that is everywhere goes with what is there."
+        )
+    with right:
+        words = "that hold most of it"
+        if answer is not None:
+            task = next(task for task in view.header.tasks if task.name == answer[0])
+            values = data.labels(view.key)[task.name][read.rows]
+            name = codes.answers(values, task.kind, task.classes, task.unit)[answer[1]]
+            if st.toggle(f"Only images of {plain(task.name)}: {plain(name)}", key="codeonly"):
+                holding = holding[codes.answering(values, task.kind, answer[1])[holding]]
+                words = f"of {escape(task.name)}: {escape(name)} {words}"
+        if not len(holding):
+            st.info("No such image holds it.")
+            return
+        some = holding[np.argsort(-here_NP[holding].sum(1), kind="stable")[:_EXAMPLES]]
+        rows = [int(row) for row in read.rows[some]]
+        figure = figures.code_examples(
+            data.pictures(view.key, rows), here_NP[some].reshape(-1, R, C), [view.header.ids[row] for row in rows],
+            title=f"Images {words}",
+            subtitle=f"outlined: cells with code {code} · {len(rows)} of {len(holding):,} images",
+        )  # fmt: skip
+
+        def taken() -> None:
+            for point in points("codes_examples")[:1]:
+                controls.go_to_image(rows[int(point["customdata"][0])])
+
+        draw(figure, "codes_examples", on_select=taken)
+        how_to_read("Click an image to show it on all pages.")

@@ -1,0 +1,127 @@
+"""Two runs: what differs between them in where <voco> looks and in what can be read from it, this run minus the other.
+
+Lays out what tells the runs apart; the rest is in compare_attention and compare_probes.
+"""
+
+import shlex
+
+import streamlit as st
+
+from dashboards import data
+from dashboards.controls import plain
+from dashboards.runs import RunFile
+from dashboards.views.compare_attention import on_average, one_image
+from dashboards.views.compare_probes import probes
+from dashboards.views.two import Two
+from dashboards.views.view import View
+
+PARTS = {"Attention": on_average, "One image": one_image, "Probes": probes}
+
+
+def show(view: View) -> None:
+    """Draws the page: this run minus another."""
+    file = _choose(view)
+    if file is None:
+        return
+    key = data.key_of(file.path)
+    header, mine = data.header(key), data.header(view.key)
+    name = next((run.name for run in view.runs if run.path == view.path), view.path.stem)
+    two = Two(view, file, key, header, (name, file.name), data.pairs(view.key, key, view.selection.chosen))
+    _what_differs(two)
+    if not len(two.pairs.rows):
+        st.info("None of the selected images is in the other run.")
+        return
+    if not mine.shape.images or not header.shape.images:
+        st.info("One of the runs has no images yet.")
+        return
+    tabs = st.tabs(list(PARTS), key="part", bind="query-params", on_change="rerun")
+    for tab, draw_part in zip(tabs, PARTS.values(), strict=True):
+        if tab.open:
+            with tab:
+                draw_part(two)
+
+
+def _choose(view: View) -> RunFile | None:
+    """The other run, by name; the first of the same images where none was chosen."""
+    others = {run.name: run for run in view.runs if run.path != view.path}
+    if not others:
+        st.info(
+            "There is one run here, and it takes two to compare: such as the same images through the same model with "
+            "random weights, or through one of another topology. Make one with:"
+        )
+        info = view.header.info
+        out = view.path.with_name(view.path.stem + "-random.h5")
+        words = ["htc-extract", "--data", info.dataset, "--split", info.split, "--random-weights", "--out", str(out)]
+        st.code(shlex.join(words), language="bash")
+        return None
+    wanted = st.session_state.get("with") or st.query_params.get("with")
+    if wanted is not None and wanted not in others:
+        st.session_state.pop("with", None)
+        if any(run.name == wanted for run in view.runs):
+            st.caption("A run beside itself has no differences; this is another one.")
+        else:
+            st.warning(plain(f"{wanted} is no longer there."))
+    alike = 0 if wanted in others else next((at for at, run in enumerate(others.values()) if _alike(view, run)), 0)
+    name = st.selectbox(
+        "Beside this run", list(others), index=alike, key="with", bind="query-params",
+        help="What is shown is this run (in the sidebar) minus the other one.",
+    )  # fmt: skip
+    return others[name]
+
+
+def _alike(view: View, run: RunFile) -> bool:
+    """Whether it is of the same images, as far as its name tells."""
+    one, other = view.header.info, data.header(data.key_of(run.path)).info
+    return (one.dataset, one.split) == (other.dataset, other.split)
+
+
+def _what_differs(two: Two) -> None:
+    """The facts that tell the runs apart, and which images are laid side by side."""
+    facts = [_facts(header) for header in two.headers]
+    differing = [name for name in facts[0] | facts[1] if facts[0].get(name) != facts[1].get(name)]
+    if differing:
+        lines = [
+            {"": plain(name)} | {plain(of): plain(facts[at].get(name, "not set")) for at, of in enumerate(two.names)}
+            for name in differing
+        ]
+        st.table(lines, border="horizontal", hide_index=True)
+    else:
+        st.caption("Model, data and settings of the two runs are the same.")
+    at, (one, other) = two.pairs, two.headers
+    if not at.paired:
+        st.warning(
+            "The runs share no image (by id). Differences are those of two averages over other images, with intervals "
+            "that take the two as independent; the images may explain them as well as the models."
+        )
+    else:
+        chosen = " among those selected" if two.view.selection.chosen else ""
+        names = [plain(name) for name in two.names]
+        beside = [
+            f"; {len(of.ids) - len(at.rows):,} more in {name}" for of, name in zip((one, other), names, strict=True)
+            if len(of.ids) > len(at.rows) and not chosen
+        ]  # fmt: skip
+        text = f"**{names[0]} minus {names[1]}**, image by image: {len(at.rows):,} images{chosen} are in both"
+        st.caption(f"{text}, paired by id{''.join(beside)}.")
+        if (one.info.dataset, one.info.split) != (other.info.dataset, other.info.split):
+            st.warning("The runs are of other data; images of one id are taken for the same picture all the same.")
+    if not two.same_cells:
+        st.info(
+            "The runs have other numbers of layers or heads, so that no layer or head of one is that of the other. "
+            "What is averaged over all of them is compared; curves are laid over relative depth, without a difference."
+        )
+
+
+def _facts(header: data.Header) -> dict[str, str]:
+    info, shape = header.info, header.shape
+    facts = {
+        "model": str(info.model.get("name", "unknown")),
+        "weights (sha256)": str(info.model.get("sha256", "unknown"))[:16],
+        "topology": info.topology,
+        "data": f"{info.dataset}, {info.split}",
+        "images": f"{len(header.ids):,}" + ("" if header.finished else f" of {header.expected:,}, unfinished"),
+        "layers × heads": f"{shape.layers} × {shape.heads}",
+        "anchors, patches, keys": f"{shape.anchors}, {shape.roles.count('patch')}, {shape.keys}",
+        "hidden width": f"{shape.width:,}",
+    }
+    left_out = ("out", "limit", "model", "data", "split")
+    return facts | {f"--{name}": str(value) for name, value in info.config.items() if name not in left_out}

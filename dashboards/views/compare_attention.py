@@ -1,0 +1,420 @@
+"""Where <voco> looks in two runs: on average over images, and in one image. Lays out."""
+
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import streamlit as st
+
+import analysis.results
+from dashboards import attention as att
+from dashboards import compare, data, figures
+from dashboards.compare import Differences
+from dashboards.controls import draw, fill, go_to_cell, go_to_image, how_to_read, plain, points, table
+from dashboards.views.two import Two, keep, number, p_value, signed
+from probes.inference import holm
+
+PERCENT = "% of all attention"
+TOKENS = 16
+"""Of the paper's Figure 3."""
+ANALYSED = {
+    "anchor_mass": ("attention on the anchors", PERCENT, 100),
+    "anchor_share": ("anchors' part of what hybrid tokens get", "%", 100),
+    "anchor_lift": ("lift of the anchors over their even share", "times even", 1),
+    "anchor_above_patch": ("an anchor gets more than a patch", "% of pairs", 100),
+    "anchor_minus_top": ("anchors minus as many most attended patches", PERCENT, 100),
+    "first_lift": ("lift of the first 4 hybrid tokens", "times even", 1),
+    "patch_mass": ("attention on the patches", PERCENT, 100),
+    "voco_mass": ("attention on <voco> itself", PERCENT, 100),
+    "text_mass": ("attention on text before <voco>", PERCENT, 100),
+    "entropy_bits": ("entropy of the attention", "bits", 1),
+    "effective_keys": ("effective number of keys", "keys", 1),
+    "top_10": ("the 10 % most attended patches, of all patches'", "%", 100),
+    "patch_gini": ("Gini coefficient over patches", "0 to 1", 1),
+}
+"""Quantities of `htc-analyze attention`: words, unit, factor."""
+
+
+def on_average(two: Two) -> None:
+    """On average over images."""
+    _overall(two)
+    selection, names = two.view.selection, two.names
+    shared = _quantities(two)
+    if shared:
+        keep("compared", list(shared))
+        name = st.selectbox(
+            "Quantity", list(shared), key="compared", bind="query-params", disabled=len(shared) == 1,
+            help="As on the Attention page.",
+        )  # fmt: skip
+        quantity = shared[name]
+        if two.same_cells:
+            cells, curve, band, words = _levels(two, quantity)
+            unit = _unit(quantity)
+            left, right = st.columns([2, 3])
+            with left:
+                figure = figures.difference_heatmap(
+                    cells, title=f"{name}: the difference", subtitle=f"{unit} · {words}", names=names,
+                    unit=unit, mark=(selection.layer, selection.head),
+                )  # fmt: skip
+                draw(figure, "compare_heatmap", on_select=_cell)
+                count = int(cells.marked.sum())
+                how_to_read(
+                    f"Orange: more in this run; purple: less. A dot: no chance finding at 5 %, corrected for all "
+                    f"{cells.p.size:,} cells (Holm): {count:,} of them. Click a cell to select its layer and head."
+                )
+            with right:
+                figure = figures.difference_curve(
+                    curve, np.arange(1, len(curve.estimate) + 1), title=f"{name}, over the layers",
+                    subtitle=f"{selection.head_words} · {words}", names=names, unit=unit, band=band,
+                )  # fmt: skip
+                draw(figure, "compare_curve")
+                how_to_read(
+                    "Left, both runs; right, their difference, with the 95 % interval of its mean over images (each "
+                    "layer by itself), not corrected for their number." + (
+                        " Grey: how the difference of single images lies." if band is not None else ""
+                    )
+                )
+        else:
+            _relative_depth(two, quantity)
+    _roles_and_images(two)
+    _patches(two)
+    _first_tokens(two)
+
+
+def _quantities(two: Two) -> dict[str, att.Quantity]:
+    one, other = (att.quantities(header.shape.roles) for header in two.headers)
+    return {name: quantity for name, quantity in one.items() if name in other}
+
+
+def _unit(quantity: att.Quantity) -> str:
+    return PERCENT if quantity.unit == "share of all attention" else quantity.unit
+
+
+def _levels(two: Two, quantity: att.Quantity) -> tuple[Differences, Differences, att.Band | None, str]:
+    """By layer and head (L, H); by layer at the selected head (L,), with how images differ; and of which images."""
+    view, head = two.view, two.view.selection.head
+    chosen, factor = view.selection.chosen, 100 if quantity.unit == "share of all attention" else 1
+    if quantity.name == "anchor_mass":
+        cells = data.mass_differences(view.key, two.key, chosen)
+        one, other = data.paired_mass(view.key, two.key, chosen, head)
+        at, words = two.pairs, two.images
+    else:
+        mine, theirs, at = data.paired_attention(view.key, two.key, chosen)
+        both = [two.view.key, two.key]
+        sections = [_section(of, key) for of, key in zip((view.path, two.other.path), both, strict=True)]
+        if len(at.rows) < len(two.pairs.rows) and not chosen and sections[0] is not None and sections[1] is not None:
+            cells, curve = (_analysed(sections[0], sections[1], two, quantity, end) for end in ("", "_by_layer"))
+            curve = curve if head is None else cells.map(lambda values: values[:, head])
+            return cells.times(factor), curve.times(factor), None, _how(curve, sections)
+        one_NLH, other_NLH = (quantity.of(sample.values) for sample in (mine, theirs))
+        cells = compare.of_images(one_NLH, other_NLH, at.groups, at.other_groups)
+        one, other = att.head_mean(one_NLH, head), att.head_mean(other_NLH, head)
+        whole = len(at.rows) == len(two.pairs.rows)
+        words = two.images if whole else f"{len(at.rows):,}, evenly spaced, of {two.images}"
+    curve = compare.of_images(one, other, at.groups, at.other_groups)
+    band = att.band((one - other) * factor) if at.paired else None
+    return cells.times(factor), curve.times(factor), band, words
+
+
+def _section(path: Any, key: data.RunKey) -> data.Section | None:
+    return data.sections(path, data.header(key)).get("attention")
+
+
+def _analysed(one: data.Section, other: data.Section, two: Two, quantity: att.Quantity, end: str) -> Differences:
+    """From what `htc-analyze attention` left of each run; paired where it was made `--against` the other one."""
+    mine, theirs = ([quantity.of(of, end + side) for side in ("", "_lower", "_upper")] for of in (one, other))
+    name = f"difference_{quantity.name}{end}"
+    for source, against, sign in ((one, two.header, 1), (other, two.view.header, -1)):
+        beside = source.settings.get("against")
+        of = {"created": against.created, "sha256": against.info.model.get("sha256")}
+        if beside and analysis.results.same_run(beside, of) and name in source:
+            ends = [sign * source[name + side] for side in ("", "_lower", "_upper")]
+            return compare.of_interval(mine[0], theirs[0], [ends[0], *sorted(ends[1:], key=lambda end: end.mean())])
+    return compare.of_estimates(mine, theirs)
+
+
+def _how(found: Differences, sections: Sequence[data.Section | None]) -> str:
+    images = " and ".join(f"{section['images']:,}" for section in sections if section is not None)
+    return f"htc-analyze, {images} images, {'paired' if found.paired else 'taken as independent'}"
+
+
+def _overall(two: Two) -> None:
+    """One line a quantity: mean over images, layers and heads."""
+    sections = [_section(path, key) for path, key in zip(two.paths, (two.view.key, two.key), strict=True)]
+    one, other = sections
+    chosen, found, how = two.view.selection.chosen, {}, {}
+    if two.anchors:
+        means = [values.mean(1) for values in data.paired_mass(two.view.key, two.key, chosen, None)]
+        at = two.pairs
+        found["anchor_mass"] = compare.of_images(means[0], means[1], at.groups, at.other_groups)
+        how["anchor_mass"] = two.images
+    if one is not None and other is not None and not chosen:
+        for name, (words, unit, _) in ANALYSED.items():
+            key = f"{name}_overall"
+            if name not in found and key in one and key in other:
+                quantity = att.Quantity(name, words, unit, 0, 0)
+                found[name] = _analysed(one, other, two, quantity, "_overall").map(lambda values: values[0])
+                how[name] = _how(found[name], sections)
+    st.markdown("**Averages over images, layers and heads**")
+    if found:
+        lines = {name: one.times(ANALYSED[name][2]) for name, one in found.items()}
+        adjusted = holm(np.array([float(one.p) for one in lines.values()]))
+        table(
+            {
+                "quantity": [ANALYSED[name][0] for name in lines],
+                "unit": [ANALYSED[name][1] for name in lines],
+                two.names[0]: [number(one.this) for one in lines.values()],
+                two.names[1]: [number(one.other) for one in lines.values()],
+                "difference": [signed(one.estimate) for one in lines.values()],
+                "95 % interval": [f"{signed(one.lower)} to {signed(one.upper)}" for one in lines.values()],
+                "p (Holm)": [p_value(p) for p in adjusted],
+                "images": [how[name] for name in lines],
+            },
+            "compare_overall",
+        )
+        how_to_read(
+            "p is corrected for the lines of this table. Differences that are taken as independent have intervals that "
+            "are too wide where the images are the same; `htc-analyze attention --against` pairs them."
+        )
+    if chosen:
+        st.caption("Entropy, lift and their like are of all images, and so left out while some are selected.")
+    for section, path, against in (
+        (one, two.view.path, two.other.path), (other, two.other.path, two.view.path)
+    ):  # fmt: skip
+        if section is None:
+            what = f"Of {plain(path.stem)}, lift, entropy and other averages over all images are not there."
+            fill(what, f"htc-analyze attention --against {shlex.quote(str(against))}", path)
+
+
+def _relative_depth(two: Two, quantity: att.Quantity) -> None:
+    """Curves of runs whose layers are not each other's."""
+    mine, theirs, at = data.paired_attention(two.view.key, two.key, two.view.selection.chosen)
+    factor = 100 if quantity.unit == "share of all attention" else 1
+    others = at.groups if at.other_groups is None else at.other_groups
+    curves = []
+    for sample, groups in ((mine, at.groups), (theirs, others)):
+        values = quantity.of(sample.values).mean(2) * factor
+        one = compare.of_images(values, np.zeros_like(values), groups)
+        curves.append((one.estimate, one.lower, one.upper))
+    figure = figures.two_curves(
+        curves[0], curves[1], title=f"{quantity.title}, over the depth", unit=_unit(quantity), names=two.names,
+        subtitle=f"mean over heads, with its 95 % interval · {len(at.rows):,} images of {two.images}",
+    )  # fmt: skip
+    draw(figure, "compare_depth")
+    how_to_read("Each run over its own layers, the last at 100 %. The same depth is not the same layer.")
+
+
+def _roles_and_images(two: Two) -> None:
+    selection = two.view.selection
+    left, right = st.columns(2)
+    mine, theirs, at = data.paired_attention(two.view.key, two.key, selection.chosen)
+    of = f"{len(at.rows):,} images" if at.paired else f"{len(at.rows):,} and {len(at.other_rows):,} images, unpaired"
+    with left:
+        if two.same_cells:
+            found = {}
+            for role in att.SHOWN_ROLES:
+                if role in mine.mass or role in theirs.mass:
+                    one, other = (
+                        att.head_mean(of_run.mass[role], selection.head) if role in of_run.mass
+                        else np.zeros(of_run.by_layer_NLS.shape[:2], np.float32)
+                        for of_run in (mine, theirs)
+                    )  # fmt: skip
+                    found[role] = compare.of_images(one, other, at.groups, at.other_groups).times(100)
+            figure = figures.role_differences(found, subtitle=f"{selection.head_words} · {of}", names=two.names)
+            draw(figure, "compare_roles")
+            how_to_read("What one kind of key gains, the others lose: the lines sum to 0. Bars are 95 % intervals.")
+    with right:
+        if two.pairs.paired and two.anchors:
+            one, other, words = _masses(two)
+            figure = figures.pairs_scatter(
+                one, other, two.pairs.rows, names=two.names, unit=PERCENT, shown=selection.image,
+                subtitle=f"attention on the anchors, {words} · {len(one):,} images",
+            )  # fmt: skip
+            draw(figure, "compare_scatter", on_select=_picked)
+            share = float((one > other).mean())
+            how_to_read(
+                f"Above the line, this run looks at the anchors more: {share:.0%} of images. Click one to see it under "
+                "*One image* and on every page."
+            )
+
+
+def _masses(two: Two) -> tuple[np.ndarray, np.ndarray, str]:
+    """(n,) of each run: attention on the anchors in %, at the selected layer and head; in words."""
+    layer, head, words = _selected(two)
+    one, other = data.paired_mass(two.view.key, two.key, two.view.selection.chosen, head)
+    if layer is None:
+        return one.mean(1) * 100, other.mean(1) * 100, words
+    return one[:, layer] * 100, other[:, layer] * 100, words
+
+
+def _selected(two: Two) -> tuple[int | None, int | None, str]:
+    """The selected layer and head, where both runs have them; otherwise the mean over all."""
+    selection = two.view.selection
+    if two.same_cells:
+        return selection.layer, selection.head, selection.words
+    return None, None, "mean over layers and heads"
+
+
+def _patches(two: Two) -> None:
+    """The average map of patches of both."""
+    layer, head, words = _selected(two)
+    mine, theirs, at = data.paired_attention(two.view.key, two.key, two.view.selection.chosen)
+    rows = [sample.select(layer, head) for sample in (mine, theirs)]
+    maps = [_map(values.mean(0), header) for values, header in zip(rows, two.headers, strict=True)]
+    if maps[0] is None or maps[1] is None or maps[0].shape != maps[1].shape:
+        st.info("The runs have no grid of patches in common, so that their maps are not compared.")
+        return
+    patches = [
+        values[:, att.role_mask(header.shape.roles, "patch")] for values, header in zip(rows, two.headers, strict=True)
+    ]
+    found = compare.of_images(patches[0], patches[1], at.groups, at.other_groups)
+    shape = two.view.header.shape
+    marked_S = np.zeros(shape.keys)
+    marked_S[att.role_mask(shape.roles, "patch")] = found.marked
+    marked = _map(marked_S, two.view.header)
+    assert marked is not None
+    of = f"{len(at.rows):,} images, paired" if at.paired else "unpaired"
+    figure = figures.two_maps(
+        maps[0] * 100, maps[1] * 100, title="Where it looks in the picture, on average", names=two.names, unit=PERCENT,
+        subtitle=f"{words} · {PERCENT}, a patch · {of}", marked=marked > 0,
+    )  # fmt: skip
+    draw(figure, "compare_patches")
+    how_to_read(
+        f"The first two share a scale. A dot: that patch's difference is no chance finding at 5 %, corrected for all "
+        f"{found.p.size:,} patches (Holm): {int(found.marked.sum()):,} of them."
+    )
+
+
+def _map(values_S: np.ndarray, header: data.Header) -> np.ndarray | None:
+    shape = header.shape
+    return att.patch_map(values_S, shape.roles, shape.rows, shape.cols)
+
+
+def _first_tokens(two: Two) -> None:
+    """The paper's Figure 3, as a difference."""
+    shapes = [header.shape for header in two.headers]
+    tokens = [att.token_names(shape.roles, shape.rows, shape.cols, TOKENS) for shape in shapes]
+    if not two.same_cells or tokens[0] != tokens[1]:
+        st.caption("The first tokens of the two runs are not each other's, so that their attention is not compared.")
+        return
+    head = two.view.selection.head
+    mine, theirs, at = data.paired_attention(two.view.key, two.key, two.view.selection.chosen)
+    ends = []
+    for sample, shape in zip((mine, theirs), shapes, strict=True):
+        keys = att.first_hybrid(shape.roles, TOKENS)
+        of = sample.by_layer_NLS if head is None else sample.rows_NLHS[:, :, head]
+        ends.append(of[..., keys].astype(np.float32))
+    found = compare.of_images(ends[0], ends[1], at.groups, at.other_groups).times(100)
+    figure = figures.difference_heatmap(
+        found.map(lambda values: values.T), title="The first tokens, over the layers (the paper's Figure 3)",
+        subtitle=f"{two.view.selection.head_words} · {len(at.rows):,} images", names=two.names, unit=PERCENT,
+        columns=tokens[0], axes=("decoder layer", "token"), mark=(None, two.view.selection.layer),
+    )  # fmt: skip
+    draw(figure, "compare_tokens")
+    how_to_read(f"The anchors and the patches after them. Dots as above, corrected for {found.p.size:,} cells.")
+
+
+def _cell() -> None:
+    for point in points("compare_heatmap")[:1]:
+        go_to_cell(int(point["x"]) - 1, int(point["y"]) - 1)
+
+
+def _picked() -> None:
+    for point in points("compare_scatter")[:1]:
+        if "customdata" in point:
+            go_to_image(int(np.ravel(point["customdata"])[0]))
+
+
+def one_image(two: Two) -> None:
+    view = two.view
+    image, header = view.selection.image, view.header
+    row = data.row_of(two.key).get(header.ids[image])
+    if row is None:
+        st.info(f"{plain(two.names[1])} does not hold {plain(header.ids[image])}; choose another image.")
+        return
+    mine, theirs = data.image_record(view.key, image), data.image_record(two.key, row)
+    layer, head, words = _selected(two)
+    picture, maps = st.columns([1, 5])
+    with picture:
+        st.image(mine.thumbnail, width="stretch", alt=f"thumbnail of image {header.ids[image]}")
+        st.caption(f"Image {image + 1:,} of {len(header.ids):,} · id **{plain(header.ids[image])}**")
+        st.caption(plain(header.paths[image]))
+        if not np.array_equal(mine.thumbnail, theirs.thumbnail):
+            st.warning("The other run has another picture under this id:")
+            st.image(theirs.thumbnail, width="stretch", alt="the other run's thumbnail")
+    with maps:
+        rows = [att.select(record.attention, layer, head) for record in (mine, theirs)]
+        grids = [_map(values, of) for values, of in zip(rows, two.headers, strict=True)]
+        if grids[0] is None or grids[1] is None or grids[0].shape != grids[1].shape:
+            st.info("The runs have no grid of patches in common, so that their maps are not compared.")
+        else:
+            figure = figures.two_maps(
+                grids[0] * 100, grids[1] * 100, title="Where both look in this picture", names=two.names, unit=PERCENT,
+                subtitle=f"{words} · {PERCENT}, a patch · 1 image, so there is no interval", image=mine.thumbnail,
+            )  # fmt: skip
+            draw(figure, "compare_overlay")
+            how_to_read("The first two share a scale. Difference: orange where this run looks more, purple where less.")
+            _handed_over(two, mine.thumbnail)
+    if not two.anchors:
+        st.info("One of the runs has no anchors, so that they are not compared.")
+        return
+    bars, cells, place = st.columns(3)
+    with bars:
+        anchors = [
+            values[att.role_mask(of.shape.roles, "anchor")] * 100 for values, of in zip(rows, two.headers, strict=True)
+        ]
+        if len(anchors[0]) == len(anchors[1]):
+            uniform = 100 / header.shape.keys
+            figure = figures.anchors_of_both(anchors[0], anchors[1], uniform, subtitle=words, names=two.names)
+            draw(figure, "compare_anchors")
+            how_to_read("Dashed: what each key would get if attention were even.")
+    with cells:
+        if two.same_cells:
+            one, other = mine.anchor_mass * 100, theirs.anchor_mass * 100
+            unknown = np.full(one.shape, np.nan)
+            figure = figures.difference_heatmap(
+                Differences(one, other, one - other, unknown, unknown, unknown, True),
+                title="Anchors, by layer and head", subtitle=f"{PERCENT} · 1 image", names=two.names, unit=PERCENT,
+                mark=(layer, head),
+            )  # fmt: skip
+            draw(figure, "compare_image_heatmap", on_select=_image_cell)
+            how_to_read("Orange: this run gives the anchors more. Click a cell to select its layer and head.")
+    with place:
+        one, other, _ = _masses(two)
+        here = np.flatnonzero(two.pairs.rows == image)
+        figure = figures.difference_histogram(
+            one - other, float((one - other)[here[0]]) if len(here) else None, title="This image among all",
+            subtitle=f"attention on the anchors, {words}<br>{len(one):,} images", unit="% points",
+        )  # fmt: skip
+        draw(figure, "compare_histogram")
+        how_to_read("How far the two runs differ in each image; at the thin line, not at all.")
+
+
+def _handed_over(two: Two, thumbnail: np.ndarray) -> None:
+    """Attention x value in this picture, where both runs have it."""
+    name, layer = two.view.header.ids[two.view.selection.image], _selected(two)[0]
+    maps = []
+    for path, header in zip(two.paths, two.headers, strict=True):
+        section = data.sections(path, header).get("contributions")
+        if section is not None and name in section["images"]:
+            share_LS = section["share"][section["images"].index(name)]
+            maps.append(_map((share_LS.mean(0) if layer is None else share_LS[layer]) * 100, header))
+    if len(maps) < 2 or maps[0] is None or maps[1] is None:
+        st.caption(
+            "What each patch hands over (attention × value) is shown of images for which both runs have it: "
+            "`htc-analyze contributions --images` sets how many."
+        )
+        return
+    words = "mean over layers" if layer is None else f"layer {layer + 1}"
+    figure = figures.two_maps(
+        maps[0], maps[1], title="What each patch hands over in this picture", names=two.names, unit="% of the update",
+        subtitle=f"attention × value · {words}, all heads · 1 image", image=thumbnail, signed=True,
+    )  # fmt: skip
+    draw(figure, "compare_handed_over")
+    how_to_read("The part of the token's update that comes from each patch; purple works against it.")
+
+
+def _image_cell() -> None:
+    for point in points("compare_image_heatmap")[:1]:
+        go_to_cell(int(point["x"]) - 1, int(point["y"]) - 1)

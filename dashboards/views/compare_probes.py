@@ -1,0 +1,422 @@
+"""What can be read from two runs, by task and representation. Lays out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import streamlit as st
+
+from dashboards import compare, data, figures, gallery
+from dashboards.compare import Differences
+from dashboards.controls import choose, draw, fill, go_to_image, how_to_read, plain, table
+from dashboards.figures.base import OF, escape
+from dashboards.views.two import Two, keep, number, p_value, signed
+from probes.inference import holm
+from probes.results import Confusion, CurvePoint, Interval, Results, Row, SuiteMean, label
+
+SHOWN = 24
+"""Images of a kind on the page."""
+
+
+class Probe(NamedTuple):
+    """One question to both runs."""
+
+    mine: Row
+    theirs: Row
+    source: str
+    """Representation; with its layer, unless that is the last."""
+
+    @property
+    def key(self) -> compare.ProbeKey:
+        return self.mine.task, self.mine.representation, self.mine.layer
+
+
+def probes(two: Two) -> None:
+    found = [_results(path, header) for path, header in zip(two.paths, two.headers, strict=True)]
+    if found[0] is None or found[1] is None:
+        return
+    probes, left_out = _matched(found[0], found[1])
+    if not probes:
+        st.info("The two runs were probed with no task and representation in common.")
+        return
+    scored = _scored(two, probes)
+    final = [source for source in dict.fromkeys(probe.source for probe in probes) if "@" not in source]
+    left, right = st.columns(2)
+    if set(st.session_state.get("compare_sources", [])) - set(final):
+        st.session_state["compare_sources"] = final[:3]
+    chosen = left.multiselect("Read from", final, default=final[:3], key="compare_sources") or final[:3]
+    measure = right.segmented_control(
+        "Measure", ["Score", "Bits", "Retention"], key="versus", default="Score", required=True, bind="query-params",
+        help="Score: top-1, accuracy of labels, R2. Bits: V-information, what the probe saves an image over knowing "
+        "how often labels occur. Retention: the part of what pooled V has over the floor.",
+    )  # fmt: skip
+    differences = [(probe, one) for probe in probes if (one := _difference(probe, measure, scored, two)) is not None]
+    for suite in dict.fromkeys(probe.mine.suite for probe in probes):
+        _forest(two, suite, measure, chosen, differences, scored, found)
+    _how_paired(two, scored, probes, measure, left_out)
+    _numbers(two, measure, differences, scored)
+    _layers(two, measure, differences)
+    _one_probe(two, probes, scored, measure, differences, found)
+
+
+def _results(path: Any, header: data.Header) -> Results | None:
+    beside = data.probes_beside(path)
+    if beside is None:
+        fill(f"No probe scores beside {plain(path.stem)}.", "htc-probe semantic detail", path)
+        return None
+    found = data.probe_results(data.key_of(beside))
+    if found.run.get("created") != header.created:
+        st.warning(plain(f"The scores beside {path.stem} come from an earlier state of it; run htc-probe again."))
+    return found
+
+
+def _matched(one: Results, other: Results) -> tuple[list[Probe], dict[str, list[str]]]:
+    """Probes of the same task, representation, metric and classes; and by representation the other tasks. The last
+    layers of two runs correspond; other layers do where the runs have as many.
+    """
+
+    def sources(results: Results) -> dict[tuple[str, str, str], Row]:
+        last = results.run.get("last_layer")
+        return {
+            (row.suite, row.task, label(row.representation, None if row.layer == last else row.layer)): row
+            for row in results.rows
+        }
+
+    mine, theirs = sources(one), sources(other)
+    deep = one.run.get("last_layer") == other.run.get("last_layer")
+    probes = []
+    left_out: dict[str, list[str]] = {}
+    for (suite, task, source), row in mine.items():
+        beside = theirs.get((suite, task, source))
+        asked = row.metric, row.classes
+        if beside is None or ("@" in source and not deep) or asked != (beside.metric, beside.classes):
+            left_out.setdefault(source, []).append(task)
+        else:
+            probes.append(Probe(row, beside, source))
+    return probes, left_out
+
+
+def _scored(two: Two, probes: Sequence[Probe]) -> dict[compare.ProbeKey, compare.Scored]:
+    """What both runs' probes said of each image they share, as far as it was kept."""
+    paths = [data.said_beside(path) for path in two.paths]
+    if paths[0] is None or paths[1] is None:
+        return {}
+    asked = tuple((probe.key, (probe.theirs.task, probe.theirs.representation, probe.theirs.layer)) for probe in probes)
+    return data.paired_probes(two.view.key, two.key, data.key_of(paths[0]), data.key_of(paths[1]), asked)
+
+
+def _difference(
+    probe: Probe, measure: str, scored: Mapping[compare.ProbeKey, compare.Scored], two: Two
+) -> Differences | None:
+    said = scored.get(probe.key)
+    if measure == "Retention":
+        return _estimates(probe.mine.retention, probe.theirs.retention)
+    if said is not None:
+        one, other = said.score if measure == "Score" else said.bits
+        return compare.of_images(one, other, data.pairs(two.view.key, two.key).groups)
+    if measure == "Score":
+        rows = (probe.mine, probe.theirs)
+        return _estimates(*(Interval(row.estimate, row.lower, row.upper) for row in rows))
+    return _estimates(*(row.metrics.get("V-information") for row in (probe.mine, probe.theirs)))
+
+
+def _estimates(one: Interval | None, other: Interval | None) -> Differences | None:
+    """Taken as independent; None where one has no interval."""
+    if one is None or other is None or None in one or None in other:
+        return None
+    return compare.of_estimates(one, other)
+
+
+def _metric(probe: Probe, measure: str, scored: Mapping[compare.ProbeKey, compare.Scored]) -> str:
+    if measure != "Score":
+        return {"Bits": "bits an image", "Retention": "part of pooled V"}[measure]
+    return "accuracy of labels" if probe.mine.kind == "multilabel" and probe.key in scored else probe.mine.metric
+
+
+def _floors(probe: Probe, measure: str, scored: Mapping[compare.ProbeKey, compare.Scored]) -> tuple[float, float]:
+    if measure != "Score":
+        return 0.0, 0.0
+    said = scored.get(probe.key)
+    return (probe.mine.floor, probe.theirs.floor) if said is None else (said.floor, said.floor)
+
+
+def _forest(
+    two: Two,
+    suite: str,
+    measure: str,
+    chosen: Sequence[str],
+    differences: Sequence[tuple[Probe, Differences]],
+    scored: Mapping[compare.ProbeKey, compare.Scored],
+    found: Sequence[Results | None],
+) -> None:
+    """Differences of a suite's tasks and of their mean, by representation."""
+    of = {(probe.mine.task, probe.source): (probe, one) for probe, one in differences if probe.mine.suite == suite}
+    tasks = list(dict.fromkeys(task for task, _ in of))
+    if not tasks:
+        return
+    series, labels = {}, []
+    for source in chosen:
+        parts = [of[task, source][1] if (task, source) in of else compare.NONE for task in tasks]
+        asked = [of[task, source][0] for task in tasks if (task, source) in of]
+        mean = _suite_mean(suite, source, measure, asked, scored, two, found)
+        series[source] = compare.joined([*parts, compare.NONE if mean is None else mean])
+    for task in tasks:
+        probe = next(probe for (name, _), (probe, _) in of.items() if name == task)
+        floors = [f"{value:.2f}" for value in _floors(probe, measure, scored)]
+        floor = floors[0] if floors[0] == floors[1] else " / ".join(floors)
+        labels.append(f"{task} ({_metric(probe, measure, scored)}, floor {floor})")
+    counts = {int(scored[one.key].asked.sum()) if one.key in scored else one.mine.n for one, _ in of.values()}
+    images = " to ".join(f"{n:,}" for n in sorted({min(counts), max(counts)}))
+    paired = all(one.paired for _, one in of.values())
+    figure = figures.differences_by_name(
+        series, [*labels, f"mean of {len(tasks)} tasks"], names=two.names, unit=measure.lower(),
+        title=f"What can be read: {suite}",
+        subtitle=f"{measure.lower()} · {images} images, {'paired' if paired else 'taken as independent'}",
+        colours={source: OF[source] for source in chosen if source in OF},
+    )  # fmt: skip
+    draw(figure, f"compare_{suite}")
+
+
+def _suite_mean(
+    suite: str,
+    source: str,
+    measure: str,
+    probes: Sequence[Probe],
+    scored: Mapping[compare.ProbeKey, compare.Scored],
+    two: Two,
+    found: Sequence[Results | None],
+) -> Differences | None:
+    """Each task counted once; paired where all of them are."""
+    if probes and measure != "Retention" and all(probe.key in scored for probe in probes):
+        of = [scored[probe.key].score if measure == "Score" else scored[probe.key].bits for probe in probes]
+        one, other = (compare.mean_of([pair[at] for pair in of]) for at in (0, 1))
+        return compare.of_images(one, other, data.pairs(two.view.key, two.key).groups)
+    means = [_mean(results, suite, source) for results in found if results is not None]
+    if len(means) < 2 or means[0] is None or means[1] is None or means[0].tasks != means[1].tasks:
+        return None
+    if measure == "Score":
+        return _estimates(*(Interval(mean.estimate, mean.lower, mean.upper) for mean in means if mean is not None))
+    if measure == "Bits":
+        return _estimates(means[0].bits, means[1].bits)
+    return _estimates(means[0].retention, means[1].retention)
+
+
+def _mean(results: Results, suite: str, source: str) -> SuiteMean | None:
+    last = results.run.get("last_layer")
+    return next(
+        (mean for mean in results.suite_means
+         if mean.suite == suite and mean.representation == source and mean.layer in (None, last)), None,
+    )  # fmt: skip
+
+
+def _how_paired(
+    two: Two,
+    scored: Mapping[compare.ProbeKey, compare.Scored],
+    probes: Sequence[Probe],
+    measure: str,
+    left_out: Mapping[str, Sequence[str]],
+) -> None:
+    how_to_read(
+        "Right of 0, more can be read from this run. Filled: no chance finding at 5 %, corrected for all dots of its "
+        "figure (Holm). Bars are 95 % intervals over groups of images, given the probes. The floor is the score "
+        "without looking."
+    )
+    if measure == "Retention":
+        how_to_read("Retention is a ratio within a run; the two are taken as independent, which makes intervals wide.")
+    elif scored:
+        how_to_read(
+            "What both runs' probes said of held-out images is compared image by image. Scores are of the images of "
+            "both: of labels, the share that is right (not mAP); R2 is against the variance of these images' labels."
+        )
+    else:
+        for path in two.paths:
+            if data.said_beside(path) is None and two.pairs.paired:
+                fill(
+                    f"Without what the probes of {plain(path.stem)} said of each image, the two scores are taken as "
+                    "independent, and intervals are wider than they need be.", "htc-probe semantic detail", path,
+                )  # fmt: skip
+    if two.view.selection.chosen:
+        st.caption("Probe scores are of all images, not of the selected ones.")
+    if left_out:
+        parts = [
+            f"{source} ({tasks[0] if len(tasks) == 1 else f'{len(tasks)} tasks'})" for source, tasks in left_out.items()
+        ]
+        st.caption(f"Not asked alike in both runs, and left out: {plain(', '.join(parts))}.")
+
+
+def _numbers(
+    two: Two,
+    measure: str,
+    lines: Sequence[tuple[Probe, Differences]],
+    scored: Mapping[compare.ProbeKey, compare.Scored],
+) -> None:
+    adjusted = holm(np.array([float(one.p) for _, one in lines]))
+    floors = [_floors(probe, measure, scored) for probe, _ in lines]
+    with st.expander("All numbers"):
+        table(
+            {
+                "suite": [probe.mine.suite for probe, _ in lines],
+                "task": [probe.mine.task for probe, _ in lines],
+                "read from": [probe.source for probe, _ in lines],
+                "measure": [_metric(probe, measure, scored) for probe, _ in lines],
+                two.names[0]: [number(one.this) for _, one in lines],
+                two.names[1]: [number(one.other) for _, one in lines],
+                "difference": [signed(one.estimate) for _, one in lines],
+                "95 % interval": [f"{signed(one.lower)} to {signed(one.upper)}" for _, one in lines],
+                "p (Holm)": [p_value(p) for p in adjusted],
+                f"floor of {two.names[0]}": [number(floor) for floor, _ in floors],
+                f"floor of {two.names[1]}": [number(floor) for _, floor in floors],
+                "compared": ["paired" if one.paired else "as independent" for _, one in lines],
+            },
+            "compare_numbers",
+        )
+
+
+def _layers(two: Two, measure: str, differences: Sequence[tuple[Probe, Differences]]) -> None:
+    """Tasks over the layers of z_voco, where more than one was probed."""
+    layers = sorted({probe.mine.layer for probe, _ in differences if probe.mine.layer is not None})
+    if len(layers) < 2:
+        return
+    of = {(probe.mine.task, probe.mine.layer): one for probe, one in differences if probe.mine.layer is not None}
+    tasks = list(dict.fromkeys(task for task, _ in of))
+    grid = compare.joined([compare.joined([of.get((task, layer), compare.NONE) for task in tasks]) for layer in layers])
+    figure = figures.difference_heatmap(
+        grid, title="Over the layers of z_voco", subtitle=f"{measure.lower()} · every task of both runs",
+        names=two.names, unit=measure.lower(), columns=[str(layer) for layer in layers], rows=tasks,
+        axes=("task", "layer"),
+    )  # fmt: skip
+    draw(figure, "compare_layers")
+    how_to_read(
+        "Layer 0 is the embedding, the same for every image. A dot: no chance finding at 5 %, corrected for all "
+        f"{grid.p.size:,} cells (Holm)."
+    )
+
+
+def _one_probe(
+    two: Two,
+    probes: Sequence[Probe],
+    scored: Mapping[compare.ProbeKey, compare.Scored],
+    measure: str,
+    differences: Sequence[tuple[Probe, Differences]],
+    found: Sequence[Results | None],
+) -> None:
+    """One task and representation: layers, training images, confusions, and images that tell the runs apart."""
+    st.subheader("One probe closely")
+    left, right = st.columns(2)
+    tasks = list(dict.fromkeys(probe.mine.task for probe in probes))
+    keep("compare_task", tasks)
+    task = left.selectbox("Task", tasks, key="compare_task")
+    sources = sorted((probe.source for probe in probes if probe.mine.task == task), key=lambda source: "@" in source)
+    keep("compare_source", sources)
+    source = right.selectbox("Read from", sources, key="compare_source")
+    probe = next(probe for probe in probes if (probe.mine.task, probe.source) == (task, source))
+    over = {
+        one.mine.layer: value for one, value in differences
+        if (one.mine.task, one.mine.representation) == (task, probe.mine.representation) and one.mine.layer is not None
+    }  # fmt: skip
+    layers = sorted(over)
+    if len(layers) > 1:
+        figure = figures.difference_curve(
+            compare.joined([over[layer] for layer in layers]), layers, axis=f"layer of {probe.mine.representation}",
+            title=f"{escape(task)}, over the layers", subtitle=f"{measure.lower()} · {probe.mine.n:,} images",
+            names=two.names, unit=measure.lower(),
+        )  # fmt: skip
+        draw(figure, "compare_task_layers")
+        how_to_read("Left, both runs; right, their difference, with its 95 % interval at each layer by itself.")
+    assert found[0] is not None and found[1] is not None
+    _learning(two, probe, measure, (found[0], found[1]))
+    _confusion(two, probe, (found[0], found[1]))
+    _telling(two, probe, scored.get(probe.key))
+
+
+def _learning(two: Two, probe: Probe, measure: str, found: tuple[Results, Results]) -> None:
+    def curve(results: Results, row: Row) -> dict[int, CurvePoint]:
+        return {
+            point.images: point for point in results.curves
+            if (point.task, point.representation, point.layer) == (row.task, row.representation, row.layer)
+        }  # fmt: skip
+
+    one, other = curve(found[0], probe.mine), curve(found[1], probe.theirs)
+    at = sorted(one.keys() & other.keys())
+    bits = measure == "Bits"
+    pairs = {n: _estimates(*((of[n].bits if bits else of[n].score) for of in (one, other))) for n in at}
+    known = {n: value for n, value in pairs.items() if value is not None}
+    if len(known) > 1:
+        figure = figures.difference_curve(
+            compare.joined(list(known.values())), list(known), axis="training images",
+            title=f"{escape(probe.mine.task)}: the learning curve",
+            subtitle=f"read from {escape(probe.source)} · {probe.mine.metric} · taken as independent",
+            names=two.names, unit="bits" if bits else "score",
+        )  # fmt: skip
+        draw(figure, "compare_learning")
+        how_to_read("From how few images the task can be learnt: where the two part, one token needs fewer.")
+
+
+def _confusion(two: Two, probe: Probe, found: tuple[Results, Results]) -> None:
+    def of(results: Results, row: Row) -> Confusion | None:
+        return next(
+            (one for one in results.confusions
+             if (one.task, one.representation, one.layer) == (row.task, row.representation, row.layer)), None,
+        )  # fmt: skip
+
+    one, other = of(found[0], probe.mine), of(found[1], probe.theirs)
+    if one is None or other is None or one.classes != other.classes:
+        return
+    counts = [np.array(confusion.counts) for confusion in (one, other)]
+    marked = compare.of_shares(counts[0], counts[1]).marked
+    shares = [compare.shares(table) * 100 for table in counts]
+    figure = figures.two_maps(
+        shares[0], shares[1], title=f"{escape(probe.mine.task)}: which classes are taken for which",
+        subtitle=f"% of the images of each true class · {counts[0].sum():,} and {counts[1].sum():,} held-out images",
+        names=two.names, unit="%", labels=(one.classes, one.classes), axes=("true class", "chosen class"), limit=100,
+        marked=marked,
+    )  # fmt: skip
+    draw(figure, "compare_confusion")
+    how_to_read(
+        "Each row sums to 100 %. Difference: orange on the diagonal is what this run gets right more often. A dot: no "
+        f"chance finding at 5 % among {marked.size:,} cells (Holm), with binomial errors that take the two runs as "
+        "independent."
+    )
+
+
+def _telling(two: Two, probe: Probe, scored: compare.Scored | None) -> None:
+    """Images by which of the runs gets them right, to look at."""
+    if scored is None:
+        return
+    known = scored.asked
+    mine, theirs = (known & ~wrong for wrong in scored.wrong)
+    kinds = {
+        f"only {two.names[0]}": mine & ~theirs,
+        f"only {two.names[1]}": theirs & ~mine,
+        "both": mine & theirs,
+        "neither": known & ~mine & ~theirs,
+    }
+    words = "within the deviation of the labels" if probe.mine.kind == "number" else "right"
+    st.markdown(f"**Images that tell the runs apart**: which probe is {words}")
+    names = list(kinds)
+    at = st.segmented_control(
+        "Which probe is right", range(4), default=0, required=True, key="compare_which", label_visibility="collapsed",
+        format_func=lambda at: plain(f"{names[at]} ({int(kinds[names[at]].sum()):,})"),
+    )  # fmt: skip
+    places = np.flatnonzero(kinds[names[at]])
+    if not len(places):
+        st.caption("There is no such image.")
+        return
+    gain = (scored.bits[0] - scored.bits[1])[places]
+    order = np.argsort(np.abs(gain))[::-1]
+    rows = data.pairs(two.view.key, two.key).rows[places[order]].tolist()
+    ids, sources = two.view.header.ids, data.pictures(two.view.key, rows[:SHOWN])
+    pictures = [
+        gallery.Picture(row, source, f"{row + 1:,} · {ids[row]}", (f"{row + 1:,}", f"{bits:+.1f} bits"),
+                        row == two.view.selection.image)
+        for row, source, bits in zip(rows, sources, gain[order], strict=False)
+    ]  # fmt: skip
+    gallery.show(pictures, "compare_gallery", go_to_image)
+    st.button(
+        f"Select all {len(rows):,} of them", key="compare_select", on_click=choose, args=(rows,),
+        help="The selection goes to the other pages; Next and Previous stay among them.",
+    )  # fmt: skip
+    how_to_read(
+        f"The first {len(pictures)}, by how much the two differ: how many more bits this run's probe gives to what is "
+        "true; below 0, the other's gives more. Click one to see it on every page."
+    )

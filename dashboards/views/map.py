@@ -1,0 +1,353 @@
+"""The images as points: which lie together, by what they show, and which are nearest to the one that is shown.
+
+Lays out; reads through data, draws by figures.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import streamlit as st
+
+from dashboards import data, figures, gallery, hover
+from dashboards.controls import choose, draw, fill, go_to_image, how_to_read, plain, points, table
+from dashboards.data import LatentMap
+from dashboards.views.view import View
+from extract.errors import UserError
+from extract.store import Task
+from probes.predictions import Predicted
+
+COMMAND = "htc-analyze map"
+AT_ONCE = 24
+"""Pictures of the selection on the page."""
+NAMES = {"z_voco": "z_voco", "v_d": "v_d (anchors)", "v_pooled": "pooled V", "codes": "codes"}
+EVERY = "all classes"
+LABEL, PROBE = "label", "probe"
+NOTHING, ANCHORS = "one colour", "attention on the anchors"
+
+
+class Coloured(NamedTuple):
+    """By what the points are coloured."""
+
+    words: str
+    """Nothing where they are not."""
+    colour: figures.Classes | figures.Amounts | None
+    task: Task | None
+    """The task whose label stands under pictures."""
+
+
+def show(view: View) -> None:
+    """Draws the page."""
+    section = data.sections(view.path, view.header).get("map")
+    if section is None:
+        what = "No map of this run." if view.header.finished else "No map of this run; it needs the run to be finished."
+        fill(what, COMMAND, view.path)
+        return
+    found = data.latent_map(section, view.header.shape.images)
+    method, of, coloured = _choices(view, found)
+    grid = st.grid(5, min_column_width=180)  # one below the other in a narrow window
+    with grid.cell(column_span=3):
+        _map(view, found, method, of, coloured)
+    with grid.cell(column_span=2):
+        _selection(view, coloured)
+        if not view.selection.chosen:
+            _trust(found)
+    _neighbours(view, found, coloured)
+    if view.selection.chosen:
+        _trust(found)
+
+
+def _choices(view: View, found: LatentMap) -> tuple[str, int, Coloured]:
+    """How the map is made, of what (a number of `found.of`), and its colours."""
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        name = _pick("Map of", found.of, "map_of")
+        method = _pick("by", list(found.at), "map_by")
+        tasks = {task.name: task for task in view.header.tasks}
+        first = next((task.name for task in tasks.values() if task.kind == "classes"), NOTHING)
+        others = [ANCHORS] * bool(view.header.shape.anchors) + [NOTHING]
+        options = sorted(tasks, key=first.__ne__) + [name for name in others if name not in tasks]
+        chosen = _select_from("coloured by", options, "map_colour")
+        task = tasks.get(chosen)
+        one = None
+        if task is not None and task.classes:
+            every = [] if task.kind == "multilabel" else [EVERY]
+            one = _select_from("class", [*every, *task.classes], "map_class")
+            one = None if one in every else one
+        said = None if task is None else _said(view, task, name)
+        surely = said is not None and _pick("show", [LABEL, PROBE], "map_score") == PROBE
+    if task is not None and said is not None and surely:
+        return method, found.of.index(name), _surely(view, found.rows, task, one, name, said)
+    return method, found.of.index(name), _coloured(view, found.rows, chosen, task, one)
+
+
+def _select_from(label: str, options: Sequence[str], key: str) -> str:
+    _keep(key, options)
+    return st.selectbox(label, options, key=key, bind="query-params", width=240)
+
+
+def _pick(label: str, options: Sequence[str], key: str) -> str:
+    _keep(key, options)
+    name = st.segmented_control(
+        label, options, default=options[0], required=True, key=key, bind="query-params",
+        format_func=lambda option: NAMES.get(option, plain(option)),
+    )  # fmt: skip
+    return name or options[0]
+
+
+def _keep(key: str, options: Sequence[str]) -> None:
+    """Lets go of what was chosen for another run and is not there in this one."""
+    if st.session_state.get(key, options[0]) not in options:
+        st.session_state[key] = options[0]
+
+
+def _coloured(view: View, rows: np.ndarray, chosen: str, task: Task | None, one: str | None) -> Coloured:
+    """`one`: the only class that is told from the others; None for all classes."""
+    if task is None and chosen == ANCHORS:
+        selection = view.selection
+        mass_N = data.anchor_values(view.key, selection.layer, selection.head)
+        uniform = view.header.shape.anchors / view.header.shape.keys
+        axis = f"share of all attention (uniform: {uniform:.2%})"
+        return Coloured(f"{ANCHORS}, {selection.words}", figures.Amounts(mass_N[rows], axis, ".2%"), None)
+    if task is None:
+        return Coloured("", None, None)
+    labels = data.labels(view.key)[task.name][rows]
+    if task.kind == "number":
+        return Coloured(task.name, figures.Amounts(labels, f"{task.name} {task.unit}".strip()), task)
+    if one is None:
+        return Coloured(task.name, figures.Classes(task.classes, labels), task)
+    place = task.classes.index(one)
+    if task.kind == "multilabel":
+        flags = labels[:, place]
+        colour = figures.Classes((one, f"no {one}"), np.where(flags == 255, -1, 1 - flags.astype(int)), 0)
+    else:
+        colour = figures.Classes((one, f"not {one}"), np.where(labels < 0, -1, (labels != place).astype(int)), 0)
+    return Coloured(f"{task.name}: {one}", colour, task)
+
+
+def _said(view: View, task: Task, representation: str) -> Predicted | None:
+    """What the probe of the task said from this representation, z_voco's last layer that was probed; None where there
+    is none of this run.
+    """
+    beside = data.said_beside(view.path)
+    if beside is None:
+        return None
+    key = data.key_of(beside)
+    try:
+        found = data.predictions(key)
+    except UserError as error:
+        st.warning(plain(str(error)))
+        return None
+    layers = [layer for name, of, layer in found if (name, of) == (task.name, representation)]
+    if not layers or found.run.get("created") != view.header.created:
+        return None
+    last = max(layers, key=lambda layer: -1 if layer is None else layer)
+    return data.predicted(key, (task.name, representation, last), view.header.shape.images)
+
+
+def _surely(
+    view: View, rows: np.ndarray, task: Task, one: str | None, representation: str, said: Predicted
+) -> Coloured:
+    """By how sure a probe is of what is true, or how far off it is. `one`: the label of a multilabel task."""
+    values = np.full(view.header.shape.images, np.nan)
+    of = f"a probe of {NAMES.get(representation, representation)}"
+    if said.kind == "number":
+        values[said.rows] = np.abs(said.said - said.y)
+        axis = f"error {task.unit}".strip()
+        return Coloured(f"how far {of} is off {task.name}", figures.Amounts(values[rows], axis), task)
+    if said.kind == "classes":
+        values[said.rows] = said.of_true
+    elif one in said.classes and said.sure is not None:
+        at = said.classes.index(one)
+        sure, true = said.sure[:, at], said.y[:, at]
+        values[said.rows] = np.where(true == 255, np.nan, np.where(true == 1, sure, 1 - sure))
+    words = f"how sure {of} is of the true {task.name}" + ("" if said.kind == "classes" else f": {one}")
+    return Coloured(words, figures.Amounts(values[rows], "probability of what is true", ".0%"), task)
+
+
+def _map(view: View, found: LatentMap, method: str, of: int, coloured: Coloured) -> None:
+    key, header, selection = view.key, view.header, view.selection
+    estimate, lower, upper = found.kept[method][:, of]
+    first, second = (f"component {at + 1} ({found.variance[of, at]:.1%} of the variance)" for at in (0, 1))
+    axes = (first, second) if method == "PCA" else ("", "")
+    total = header.shape.images
+    of_all = "" if len(found.rows) == total else f" of {total:,}"
+    by = f", coloured by {coloured.words}" if coloured.words else ""
+    figure = figures.latent_map(
+        found.at[method][of], found.rows, coloured.colour,
+        title=f"{method} of {NAMES.get(found.of[of], found.of[of])}{by}",
+        subtitle=f"{len(found.rows):,}{of_all} images; {estimate:.1%} [{lower:.1%}, {upper:.1%}] of an image's 10 "
+        f"nearest<br>are its 10 nearest on this map, by chance {found.chance:.1%}",
+        axes=axes, chosen=found.places(selection.chosen), current=found.place(selection.image),
+        current_name=f"image {selection.image + 1:,}",
+    )  # fmt: skip
+    draw(figure, "map", on_select=_select, modes=("box", "lasso"))
+
+    def picture(row: int) -> hover.Picture:
+        lines = [f"{row + 1:,} · {header.ids[row]}"]
+        if coloured.task is not None:
+            lines.append(f"{coloured.task.name}: {_label(view, coloured.task, row)}")
+        try:
+            (source,) = data.pictures(key, [row])
+        except UserError as error:  # the run went while the page was open
+            return hover.Picture("", str(error))
+        return hover.Picture(source, "\n".join(lines))
+
+    hover.pictures("map", repr((key, coloured.words)), picture, go_to_image, _clear)
+    how_to_read(
+        "A point is an image; images that are alike lie together, as far as two dimensions allow: distances between "
+        "far groups, their sizes and the empty space mean little in UMAP. Point at it to see the image, click to make "
+        "it the image of all pages (ring), draw a lasso or a box to select; a double click lets go. Classes "
+        "are drawn mixed, so that none hides another; pick one to draw it on top."
+    )
+
+
+def _select() -> None:
+    choose([point["customdata"] for point in points("map") if isinstance(point.get("customdata"), int)])
+
+
+def _clear() -> None:
+    choose(())
+
+
+def _label(view: View, task: Task, row: int) -> str:
+    return data.label_text(task, data.labels(view.key)[task.name][row])
+
+
+def _trust(found: LatentMap) -> None:
+    names = [NAMES.get(name, name) for name in found.of]
+    draw(figures.kept_bars(found.kept, found.of, names, found.chance, n=len(found.rows)), "map_kept")
+    how_to_read(
+        "A map in two dimensions must tear some neighbours apart. Where a bar is low, what lies together there need "
+        "not be alike; the nearest images are looked up in all dimensions."
+    )
+
+
+# ---- neighbours
+
+
+def _neighbours(view: View, found: LatentMap, coloured: Coloured) -> None:
+    st.subheader("Nearest to this image")
+    image = view.selection.image
+    place = found.place(image)
+    if found.near is None or found.distance is None:
+        fill("This map was made without the nearest images.", COMMAND, view.path)
+        return
+    if place is None:
+        st.info(
+            f"Image {image + 1:,} is not among the {len(found.rows):,} of {view.header.shape.images:,} images that "
+            "were drawn for the map. Click a point, or press Next, to see another one."
+        )
+        return
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.image(data.thumbnail(view.key, image), width=96, alt=f"image {image + 1}")
+        words = [f"image {image + 1:,}", view.header.ids[image]]
+        if coloured.task is not None:
+            words.append(f"{coloured.task.name}: {_label(view, coloured.task, image)}")
+        st.caption("  \n".join(map(plain, words)), width="content")
+    _rows(view, found, coloured.task, place)
+    how_to_read(
+        "Each row: the images nearest to this one in that representation's own space, all dimensions (standardised, "
+        "Euclidean; codes: most equal codes), none of its own group. The number is the distance: 1 is as far as two "
+        "images of the run are."
+    )
+
+
+def _rows(view: View, found: LatentMap, task: Task | None, place: int) -> None:
+    """The nearest images, a row a representation."""
+    assert found.near is not None and found.distance is not None
+    near = {name: found.near[of, place] for of, name in enumerate(found.of)}
+    both: set[int] = set()
+    if "z_voco" in near and "v_pooled" in near:
+        both = (set(near["z_voco"]) & set(near["v_pooled"])) - {-1}
+        k = len(near["z_voco"])
+        st.markdown(
+            f"**{len(both)} of the {k}** nearest by z_voco are among those by pooled V (by chance "
+            f"{k**2 / (len(found.rows) - 1):.2g}); they are framed in blue."
+        )
+    for of, (name, rows) in enumerate(near.items()):
+        there = rows >= 0
+        st.markdown(f"**{NAMES.get(name, plain(name))}**{_same(view, found, task, rows[there])}")
+        away = [f"{value:.2f}" for value in found.distance[of, place][there]]
+        _gallery(view, task, rows[there], f"map_near_{of}", away, both if name in ("z_voco", "v_pooled") else ())
+
+
+def _same(view: View, found: LatentMap, task: Task | None, rows: np.ndarray) -> str:
+    """How many of them have the label of the image."""
+    image = view.selection.image
+    if task is None or task.kind != "classes":
+        return ""
+    labels = data.labels(view.key)[task.name]
+    if labels[image] < 0:
+        return ""
+    same, known = int((labels[rows] == labels[image]).sum()), int((labels[rows] >= 0).sum())
+    mapped = labels[found.rows[found.rows != image]]
+    chance = known * float((mapped[mapped >= 0] == labels[image]).mean()) if (mapped >= 0).any() else 0.0
+    return f" · same {plain(task.name)}: {same} of {known}, by chance {chance:.1f}"
+
+
+def _gallery(
+    view: View,
+    task: Task | None,
+    rows: np.ndarray,
+    key: str,
+    notes: Sequence[str] | None = None,
+    marked: Collection[int] = (),
+) -> None:
+    """Thumbnails to click, with the label of the task under each."""
+    ids, pictures = view.header.ids, []
+    for at, (row, source) in enumerate(zip(map(int, rows), data.pictures(view.key, list(map(int, rows))), strict=True)):
+        label = None if task is None else _label(view, task, row)
+        name = f"{row + 1:,} · {ids[row]}" + ("" if task is None else f" · {task.name}: {label}")
+        short = ids[row] if len(ids[row]) <= 12 else "…" + ids[row][-11:]
+        lines = (*([] if label is None else [label]), short if notes is None else notes[at])
+        pictures.append(gallery.Picture(row, source, name, lines, row == view.selection.image, row in marked))
+    gallery.show(pictures, key, go_to_image)
+
+
+# ---- the selection
+
+
+def _selection(view: View, coloured: Coloured) -> None:
+    chosen = np.array(view.selection.chosen, np.int64)
+    st.subheader("Selection")
+    if not len(chosen):
+        st.caption("No images are selected: draw a lasso or a box on the map. The other pages then show these images.")
+        return
+    words, button = st.columns([3, 1], vertical_alignment="center")
+    words.markdown(f"**{len(chosen):,}** of {view.header.shape.images:,} images")
+    if most := _most(view, coloured.task, chosen):
+        st.caption(most)
+    button.button("Clear", key="map_clear", on_click=_clear, width="stretch")
+    pages = -(-len(chosen) // AT_ONCE)
+    if st.session_state.get("map_page", 1) > pages:
+        st.session_state["map_page"] = 1
+    page = st.pagination(pages, key="map_page", max_visible_pages=5) if pages > 1 else 1
+    _gallery(view, coloured.task, chosen[AT_ONCE * (page - 1) : AT_ONCE * page], "map_chosen")
+    lines = st.expander("As a table", key="map_lines", on_change="rerun")
+    if lines.open:
+        with lines:
+            _lines(view, chosen)
+
+
+def _lines(view: View, chosen: np.ndarray) -> None:
+    labels, header = data.labels(view.key), view.header
+    columns: dict[str, Sequence[object]] = {"image": (chosen + 1).tolist(), "id": [header.ids[row] for row in chosen]}
+    for task in header.tasks:
+        columns[task.name] = [data.label_text(task, value) for value in labels[task.name][chosen]]
+    table(columns, "map_table")
+
+
+def _most(view: View, task: Task | None, chosen: np.ndarray) -> str:
+    """The most frequent labels among them, beside those of the whole run."""
+    if task is None or task.kind != "classes":
+        return ""
+    labels = data.labels(view.key)[task.name]
+    here, whole = (np.bincount(part[part >= 0], minlength=len(task.classes)) for part in (labels[chosen], labels))
+    if not here.sum():
+        return ""
+    shares = [
+        f"{task.classes[at]} {here[at] / here.sum():.0%} ({whole[at] / whole.sum():.0%})"
+        for at in np.argsort(-here, kind="stable")[:3]
+        if here[at]
+    ]
+    return plain(f"{task.name}: {', '.join(shares)}; in brackets, of the whole run")

@@ -1,0 +1,224 @@
+"""The run in one look: what it is, the five sentences of its analysis, its probes in small, what made it.
+
+Lays out; reads through data.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import streamlit as st
+
+from analysis.summary import Sentence
+from dashboards import attention as att
+from dashboards import data
+from dashboards.controls import fill, how_to_read, plain, table
+from dashboards.views.view import View
+from extract.store import Task
+from probes.table import columns, suites
+
+THUMBNAILS = 12
+# What each sentence of `analysis.summary.sentences` answers, and the analysis that it is of.
+QUESTIONS = (
+    ("Does the token prefer the anchors?", "attention"),
+    ("Is a heat map of attention honest?", "knockouts"),
+    ("Do the anchors matter causally?", "knockouts"),
+    ("Whom do answers and probes follow?", "interchange"),
+    ("What survives in the one token?", "reading"),
+)
+VERDICTS = {True: ":blue-badge[agrees]", False: ":orange-badge[disagrees]", None: ":gray-badge[cannot be told]"}
+
+
+def summary(header: data.Header) -> str:
+    """A few words that tell runs apart."""
+    info, images = header.info, header.shape.images
+    so_far = "" if header.finished else f" of {header.expected:,} so far: it is not finished"
+    words = [info.dataset, info.split, str(info.model.get("name", "unknown")), _count(images, "image") + so_far]
+    return plain(" · ".join(words))
+
+
+def facts(header: data.Header) -> str:
+    """One line of Markdown that says what the run is."""
+    info, shape = header.info, header.shape
+    stand_in = "the token after the image stands in the place of &lt;voco&gt;"
+    return " · ".join(
+        [
+            f"data **{plain(info.dataset)}**, split **{plain(info.split)}**",
+            f"model **{plain(str(info.model.get('name', 'unknown')))}** ({plain(info.topology)})",
+            _count(shape.images, "image"),
+            f"{shape.layers} layers × {shape.heads} heads",
+            f"{shape.anchors or 'no'} anchors, {shape.roles.count('patch'):,} patches, {shape.keys:,} keys",
+            *([stand_in] if info.topology == "uncompressed" else []),
+        ]
+    )
+
+
+def show(view: View) -> None:
+    """Draws the page about the run."""
+    header = view.header
+    st.title(plain(view.path.stem))
+    st.markdown(facts(header))
+    if not header.finished:
+        st.warning(
+            f"This run is not finished: {header.shape.images:,} of {header.expected:,} images are there, and all pages "
+            "show these. The command that makes it continues where it stopped when it is started again."
+        )
+    if header.skipped:
+        st.warning(f"{_count(len(header.skipped), 'image')} could not be read and left out; they are listed below.")
+    some = [int(row) for row in att.evenly(range(header.shape.images), THUMBNAILS)]
+    st.image(
+        [data.thumbnail(view.key, row) for row in some], width=72, alt=[f"image {header.ids[row]}" for row in some]
+    )
+    how_to_read(
+        f"{len(some)} of the {header.shape.images:,} images, evenly spaced, as thumbnails. The model squeezes each "
+        "into the one token &lt;voco&gt;; this run holds that token at every layer and what it looked at."
+    )
+    _sentences(view)
+    _probes(view)
+    _details(view)
+
+
+def _sentences(view: View) -> None:
+    st.header("In five sentences")
+    found, sections = data.sentences(view.path, view.header), data.sections(view.path, view.header)
+    told = [(one, *of) for one, of in zip(found, QUESTIONS, strict=True) if isinstance(one, Sentence)]
+    missing: dict[str, list[str]] = {}
+    for one in found:
+        if isinstance(one, str):
+            reason, _, command = one.partition("; ")
+            missing.setdefault(command, []).append(reason.removesuffix(": not analysed yet"))
+    if told:
+        how_to_read(
+            "What was measured on this run, beside what the paper (arXiv 2512.08240) claims. In brackets: 95 % "
+            "intervals over groups of images. A sentence agrees or disagrees only where its interval leaves no doubt."
+        )
+    for one, question, name in told:
+        measured, claim = st.columns([7, 4], gap="medium", border=True)
+        with measured:
+            st.markdown(f"**{question}** {plain(one.text)}")
+            st.caption(_sample(sections[name]))
+        with claim:
+            st.markdown(_claim(one))
+    _missing(missing, view.path)
+
+
+def _claim(sentence: Sentence) -> str:
+    if not sentence.claim:
+        return "The paper makes no claim that this could be held against."
+    return f"The paper: {plain(sentence.claim)}. {VERDICTS[sentence.agrees]}"
+
+
+def _missing(missing: dict[str, list[str]], path: Path) -> None:
+    """Sentences that cannot be told, by the command that changes that; "" where none does."""
+    for reason in missing.pop("", []):
+        st.info(plain(reason))
+    if missing:
+        names = dict.fromkeys(command.removeprefix("htc-analyze ") for command in missing)
+        what = "; ".join(reason for reasons in missing.values() for reason in reasons)
+        fill(f"Not analysed yet: {plain(what)}.", f"htc-analyze {' '.join(names)}", path)
+
+
+def _sample(section: data.Section) -> str:
+    """How many images an analysis is of, and when it was made."""
+    images = section["images"]
+    count = images if isinstance(images, int) else len(images)
+    what = "pairs of images" if section.name == "interchange" else "images"
+    return f"htc-analyze {section.name} · {count:,} {what} · {plain(_time(section.created))}"
+
+
+def _probes(view: View) -> None:
+    st.header("What can be read from it")
+    beside, header = data.probes_beside(view.path), view.header
+    if beside is None:
+        fill("No probe scores beside this run.", "htc-probe semantic detail", view.path)
+        return
+    found = data.probe_results(data.key_of(beside))
+    if found.run.get("created") != header.created:
+        st.warning("These scores come from an earlier state of this run; run htc-probe again.")
+    lines = [
+        (mean, max(row.n for row in found.rows if row.suite == suite))
+        for suite in suites(found)
+        for key in columns(found, suite)
+        for mean in found.suite_means
+        if (mean.suite, mean.representation, mean.layer) == (suite, *key)
+    ]
+    table(
+        {
+            "suite": [mean.suite for mean, _ in lines],
+            "read from": [
+                mean.representation if mean.layer is None else f"{mean.representation}, layer {mean.layer}"
+                for mean, _ in lines
+            ],
+            "mean score": [f"{mean.estimate:.3f}" for mean, _ in lines],
+            "95 % interval": [f"{mean.lower:.3f} to {mean.upper:.3f}" for mean, _ in lines],
+            "floor": [f"{mean.floor:.3f}" for mean, _ in lines],
+            "bits": ["" if mean.bits.estimate is None else f"{mean.bits.estimate:.2f}" for mean, _ in lines],
+            "tasks": [mean.tasks for mean, _ in lines],
+            "images": [n for _, n in lines],
+        },
+        "overview_probes",
+    )
+    how_to_read(
+        "Linear probes, scored on held-out images: the mean of a suite's tasks, 1 is perfect. The floor is the same "
+        "without looking at the image. Bits: what the probe saves an image over knowing how often labels occur. "
+        "Images: those of the task that has most. Every task is on the page *Probes*."
+    )
+
+
+def _details(view: View) -> None:
+    header = view.header
+    info, shape = header.info, header.shape
+    st.header("What made it")
+    st.table(
+        [
+            {"": "created", " ": plain(_time(header.created))},
+            {"": "finished", " ": "yes" if header.finished else f"no: {shape.images:,} of {header.expected:,} images"},
+            {"": "weights (sha256)", " ": plain(str(info.model.get("sha256", "unknown")))},
+            {"": "hidden width", " ": f"{shape.width:,}"},
+            {"": "layers of z_voco stored", " ": _ranges(shape.stack)},
+            {"": "codes", " ": _codes(shape.codes)},
+            {"": "labelled tasks", " ": f"{len(header.tasks)}" if header.tasks else "none"},
+            {"": "images skipped", " ": f"{len(header.skipped):,}"},
+        ],
+        border="horizontal",
+        hide_index=True,
+        hide_header=True,
+    )
+    if header.skipped:
+        with st.expander(f"{_count(len(header.skipped), 'image')} that could not be read"):
+            names = {"path": [path for path, _ in header.skipped], "reason": [reason for _, reason in header.skipped]}
+            table(names, "overview_skipped")
+    if header.tasks:
+        with st.expander("What the tasks ask"):
+            noted = any(task.note for task in header.tasks)
+            st.table([_task(task, noted) for task in header.tasks], border="horizontal", hide_index=True)
+    for title, content in (
+        ("Settings of the extraction", info.config),
+        ("Model configuration", info.model.get("config", {})),
+        ("Library versions", info.environment),
+    ):
+        with st.expander(title):
+            st.json(content)
+
+
+def _task(task: Task, noted: bool) -> dict[str, str]:
+    what = {"classes": f"{len(task.classes)} classes", "multilabel": f"{len(task.classes)} labels", "number": task.unit}
+    shown = plain(what[task.kind]) or "number"
+    note = {"note": plain(task.note)} if noted else {}
+    return {"suite": task.suite, "task": plain(task.name), "answer": shown} | note
+
+
+def _time(iso: str) -> str:
+    return iso[:19].replace("T", " ") + " UTC"
+
+
+def _codes(shape: tuple[int, int, int] | None) -> str:
+    return "none" if shape is None else " × ".join(map(str, shape)) + " (rows × columns × groups)"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _ranges(layers: Sequence[int]) -> str:
+    whole = tuple(range(layers[0], layers[-1] + 1)) if layers else ()
+    return f"{layers[0]} to {layers[-1]}" if len(layers) > 2 and layers == whole else ", ".join(map(str, layers))

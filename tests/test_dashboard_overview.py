@@ -1,0 +1,60 @@
+"""The page Overview: what the run is, the sentences of its analysis, its probes in small."""
+
+from pathlib import Path
+from typing import Any
+
+from test_dashboard import L, open_app, tables, write_probes, write_run  # noqa: F401
+from test_dashboard_attention import add
+
+import analysis.attention
+from extract.store import open_run
+
+
+def test_a_bare_run_says_what_fills_the_page(tmp_path: Path, open_app: Any) -> None:  # noqa: F811
+    run = write_run(tmp_path / "run.h5")
+    app = open_app(run)
+    assert not app.exception and app.title[0].value == "run"
+    commands = [code.value for code in app.code]
+    assert commands == [
+        f"htc-analyze attention knockouts interchange reading --run {run}", f"htc-probe semantic detail --run {run}"
+    ]  # fmt: skip
+    assert "0 to 3" in tables(app)[0] and "4 images" in app.markdown[0].value
+
+
+def test_a_sentence_stands_with_its_sample_and_the_claim(tmp_path: Path, open_app: Any) -> None:  # noqa: F811
+    path = write_run(tmp_path / "run.h5", 6)
+    with open_run(path) as run:
+        section = analysis.attention.analyse(run)
+    for lift, verdict in ((2.0, "agrees"), (0.5, "disagrees")):
+        for end, by in (("", 0), ("_lower", -0.1), ("_upper", 0.1)):
+            section[f"anchor_lift_overall{end}"][:] = lift + by
+        add(path, "attention", section)
+        app = open_app(path)
+        assert not app.exception
+        text = [item.value for item in app.markdown]
+        assert any(f"{lift:.2f}".replace(".", r"\.") in line for line in text)
+        assert any(f"[{verdict}]" in line for line in text)
+        assert any("htc-analyze attention · 6 images" in line.value for line in app.caption)
+        assert app.code[0].value == f"htc-analyze knockouts interchange reading --run {path}"
+
+
+def test_probes_in_small_have_intervals_and_floors(tmp_path: Path, open_app: Any) -> None:  # noqa: F811
+    path = write_run(tmp_path / "run.h5")
+    with open_run(path) as run:
+        write_probes(path, run.created)
+    app = open_app(path)
+    assert not app.exception and not app.warning
+    line = app.dataframe[0].value.iloc[0].to_dict()
+    assert line == {
+        "suite": "semantic", "read from": f"z_voco, layer {L}", "mean score": "0.875",
+        "95 % interval": "0.750 to 0.938", "floor": "0.500", "bits": "0.50", "tasks": 1, "images": 4,
+    }  # fmt: skip
+    write_probes(path, "long ago")
+    assert "earlier state" in app.run().warning[0].value
+
+
+def test_skipped_images_are_listed_with_their_reasons(tmp_path: Path, open_app: Any) -> None:  # noqa: F811
+    app = open_app(write_run(tmp_path / "run.h5", skipped=[("val/<b>.png", "it is truncated")]))
+    assert not app.exception and "1 image could not be read" in app.warning[0].value
+    shown = next(frame.value for frame in app.dataframe if "reason" in frame.value)
+    assert shown.to_dict("records") == [{"path": "val/<b>.png", "reason": "it is truncated"}]

@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from extract.vlm.model import HTCVLM
     from probes.weights import Key, Probe
 
-Name = Literal["attention", "contributions", "knockouts", "interchange", "reading", "map"]
+Name = Literal["attention", "reconstruct", "contributions", "knockouts", "interchange", "reading", "map"]
 Progress = Callable[[int, int], object]
 """Is told how much is done, and of how much."""
 
 
 @dataclass(frozen=True)
 class AnalyzeConfig:
-    """Where <voco> looks (attention), what it takes (contributions), what causes what (knockouts, interchange), and
-    what its one token holds (reading, map).
+    """Where <voco> looks (attention), what the codes hold of an image (reconstruct), what <voco> takes
+    (contributions), what causes what (knockouts, interchange), and what its one token holds (reading, map).
 
     Results go to one file beside the run; an analysis that is there already, of this run and these settings, is not
     made again. attention and map need the run alone; the others run its model again.
@@ -52,7 +52,8 @@ class AnalyzeConfig:
     """Probes whose predictions are followed (htc-probe writes them); NAME.probes.safetensors beside the run when left
     out, where there is one."""
     images: int = 200
-    """contributions, knockouts: how many images of the run go through the model again."""
+    """contributions, knockouts: how many images of the run go through the model again; reconstruct: how many are
+    drawn from their codes."""
     reading_images: int = 1000
     """reading: the same, for the map from z_voco to the patches."""
     pairs: int = 300
@@ -160,7 +161,7 @@ def _probes(config: AnalyzeConfig, run: Path) -> tuple[Path | None, dict[Key, Pr
 
 def _jobs(config: AnalyzeConfig, against: Run | None, probes: Path | None) -> list[Job]:
     """All analyses, in the order in which they are made: first those that answer soon."""
-    from analysis import results
+    from analysis import geometry, results
 
     seed = {"seed": config.seed}
     images = {"images": config.images}
@@ -168,11 +169,13 @@ def _jobs(config: AnalyzeConfig, against: Run | None, probes: Path | None) -> li
     beside = None if against is None else results.identity(against)
     return [
         Job("attention", False, seed | {"against": beside}, _attention),
+        Job("reconstruct", True, seed | images, _reconstruct),
         Job("contributions", True, seed | images, _contributions),
         Job("knockouts", True, seed | images | fitted, _knockouts),
-        Job("interchange", True, seed | {"pairs": config.pairs} | fitted, _interchange),
+        # "readouts": files of before had none of single images, and are made anew.
+        Job("interchange", True, seed | {"pairs": config.pairs, "readouts": "of each image"} | fitted, _interchange),
         Job("reading", True, seed | {"reading_images": config.reading_images} | fitted, _reading),
-        Job("map", False, seed, _map),
+        Job("map", False, seed | {"neighbours": geometry.NEIGHBOURS}, _map),
     ]
 
 
@@ -246,6 +249,16 @@ def _attention(inputs: Inputs, progress: Progress) -> dict[str, Any]:
     from analysis import attention
 
     return attention.analyse(inputs.run, inputs.against, seed=inputs.config.seed)
+
+
+def _reconstruct(inputs: Inputs, progress: Progress) -> dict[str, Any]:
+    from analysis import reconstruction
+
+    config, run = inputs.config, inputs.run
+    total = min(config.images, len(run))
+    return reconstruction.analyse(
+        inputs.model(), run, limit=config.images, seed=config.seed, on_images=lambda done: progress(done, total)
+    )
 
 
 def _contributions(inputs: Inputs, progress: Progress) -> dict[str, Any]:

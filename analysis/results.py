@@ -29,7 +29,15 @@ SCHEMA = "htc-analysis"
 SCHEMA_VERSION = 1
 
 Value = np.ndarray | list[str] | float | int | str
-_DAMAGE = (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError)  # what h5py says of bad bytes
+_DAMAGE = (
+    OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError
+)  # fmt: skip
+"""What h5py and numpy say of bad bytes."""
+# A value of more bytes than this must be stored in at least a fiftieth of them: a claim alone takes no memory.
+_UNCHECKED = 2**28
+_MOST_PACKED = 50
+_TEXT_BYTES = 16  # of a text in its dataset: a length and where the text itself is
+_MOST_JSON = 2**24  # characters
 
 
 def default_path(run: Path) -> Path:
@@ -63,10 +71,10 @@ class Section:
     def __init__(self, path: Path, name: str, group: h5py.Group) -> None:
         attrs = group.attrs
         self.name = name
-        self.run: dict[str, Any] = dict(json.loads(attrs["run"]))
+        self.run: dict[str, Any] = _read_json(attrs["run"])
         """See `identity`."""
-        self.settings: dict[str, Any] = dict(json.loads(attrs["settings"]))
-        self.versions: dict[str, str] = dict(json.loads(attrs["versions"]))
+        self.settings: dict[str, Any] = _read_json(attrs["settings"])
+        self.versions: dict[str, str] = _read_json(attrs["versions"])
         self.created = str(attrs["created"])
         """In UTC, as ISO 8601."""
         self.seconds = float(attrs["seconds"])
@@ -145,7 +153,7 @@ def read(path: Path | str) -> Analysis:
     try:
         if file.attrs.get("schema") != SCHEMA:
             raise UserError(
-                f"{path} is HDF5 but no analysis of htc-analyze (its schema is {file.attrs.get('schema')!r})"
+                f"{path} is HDF5 but no analysis of htc-analyze (its schema is {str(file.attrs.get('schema'))[:40]!r})"
             )
         version = int(file.attrs["schema_version"])
         if version != SCHEMA_VERSION:
@@ -274,7 +282,12 @@ def _load(group: h5py.Group, key: str) -> Value:
     dataset = group[key]
     if not isinstance(dataset, h5py.Dataset) or dataset.is_virtual or dataset.external:
         raise ValueError("it is not stored in this file")
-    if h5py.check_string_dtype(dataset.dtype) is not None:
+    text, stored = h5py.check_string_dtype(dataset.dtype), dataset.id.get_storage_size()
+    if text is not None and (text.length is not None or (dataset.ndim and stored < _TEXT_BYTES * dataset.size)):
+        raise ValueError(f"it says that it has {dataset.size:,} entries, which are not stored")
+    if dataset.nbytes > max(_UNCHECKED, _MOST_PACKED * stored):
+        raise ValueError(f"it says that it holds {dataset.nbytes:,} bytes, and {stored:,} are stored")
+    if text is not None:
         found = dataset.asstr()[()]
         return found if isinstance(found, str) else found.tolist() if found.ndim == 1 else found.astype(str)
     found = dataset[()]
@@ -288,6 +301,12 @@ def _group(file: h5py.File, name: str) -> h5py.Group:
     return file[name]
 
 
+def _read_json(text: str) -> dict[str, Any]:
+    if len(text) > _MOST_JSON:
+        raise ValueError(f"a setting is {len(text):,} characters long")
+    return dict(json.loads(text))
+
+
 def _json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, allow_nan=False)
 
@@ -299,7 +318,7 @@ def _damaged(path: Path, where: str, error: BaseException) -> str:
 def _line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.splitlines()[0]
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return (str(error) or type(error).__name__).splitlines()[0][:300]
 
 
 def _sync(folder: Path) -> None:

@@ -251,7 +251,8 @@ def _survives(section: Section) -> Sentence | str:
     if "code_bits" in section:
         whole = np.mean(section["code_entropy_read"])
         text += f", and {words(_code_bits(section, z))} of the {whole:.2f} bits of a code"
-    return Sentence(text + ".", "linear probes read more from z_voco than from v_d and from the mean of the patches", _agrees(which))
+    claim = "linear probes read more from z_voco than from v_d and from the mean of the patches"
+    return Sentence(text + ".", claim, _agrees(which))
 
 
 def _code_bits(section: Section, representation: int) -> Interval:
@@ -321,6 +322,12 @@ def _attention(section: Section) -> Iterator[RenderableType]:
         "times even: of what falls on anchors and patches, the anchors' part over their even part; top patches: as "
         "many patches as anchors, chosen anew in each row; heads: those that prefer the anchors", style=_GREY,
     )  # fmt: skip
+
+
+def _reconstruct(section: Section) -> Iterator[RenderableType]:
+    names = {"psnr": "decoded codes", "psnr_flat": "mean colour alone", "psnr_gain": "difference"}
+    title = f"Pictures from the codes, {len(section['images'])} images: PSNR at 96 x 96, dB"
+    yield _table(title, [*names.values()], [[words(entry(section, name)) for name in names]])
 
 
 def _contributions(section: Section) -> Iterator[RenderableType]:
@@ -407,6 +414,7 @@ def _reading(section: Section) -> Iterator[RenderableType]:
 
 _TABLES: dict[str, Callable[[Any], Iterator[RenderableType]]] = {
     "attention": _attention,
+    "reconstruct": _reconstruct,
     "contributions": _contributions,
     "knockouts": _knockouts,
     "interchange": _interchange,

@@ -29,6 +29,7 @@ from extract.store import Batch, RunInfo, RunShape, StoreDtype, Task, estimate_b
 
 SHARD_BYTES = 128 * 10**6  # before packing: some seconds to some minutes of work
 SHARD_IMAGES = 1024  # at most, where images are small and the model is slow
+_MOST_BYTES = 2**24  # of a manifest
 _WAIT = 20  # seconds for another process to write the manifest
 _SKIPPED = "\0"  # opens the id of a stand-in; no id that can be stored holds it
 
@@ -214,21 +215,26 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 def _read(path: Path) -> Job:
     try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"{path.stat().st_size:,} bytes are more than a manifest has")
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["schema_version"] != 1:
             raise ValueError(f"schema version {content['schema_version']}, expected 1")
         sizes: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in content["shape"].items()
         }
+        shape = RunShape(**sizes)
+        if not isinstance(shape.images, int) or shape.images < 1 or int(content["shard_images"]) < 1:
+            raise ValueError(f"{shape.images!r:.40} images in shards of {content['shard_images']!r:.40}")
         return Job(
             info=RunInfo(**content["info"]),
-            shape=RunShape(**sizes),
+            shape=shape,
             tasks=tuple(Task(**task | {"classes": tuple(task["classes"])}) for task in content["tasks"]),
             store_dtype=content["store_dtype"],
             shard_images=int(content["shard_images"]),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}); remove {path.parent} and extract again") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({str(error)[:300]}); remove {path.parent} and extract again") from error
 
 
 def _sync(folder: Path) -> None:

@@ -66,6 +66,16 @@ _DIMS = {
 """Axes by dataset. `layer` are the stored ones of 0..L, `block` the L decoder layers."""
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
+# What a file may claim before anything of that size is read or allocated; far from what any run needs.
+_TEXT_BYTES = 16  # of a text in its dataset, which is not packed: a length and where the text itself is
+_MOST_PACKED = 1000  # times as many bytes as the whole file has; all zeros are packed 200 times
+_MOST_TASKS = 10_000
+_MOST_JSON = 2**24  # characters
+_DAMAGE = (
+    OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError
+)  # fmt: skip
+"""What h5py and numpy say of bad bytes."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -749,8 +759,9 @@ class Run:
             if low < high:
                 with h5py.File(self.path.parent / part.name, "r", locking="best-effort") as file:
                     dataset = _dataset(file, name)
-                    if len(dataset) != part.images:
-                        raise OSError(f"shard {part.name} holds {len(dataset)} images, expected {part.images}")
+                    wanted = (part.images, *self._file[name].shape[1:])
+                    if dataset.shape != wanted:
+                        raise OSError(f"shard {part.name} holds {name} of shape {dataset.shape}, expected {wanted}")
                     pieces.append((dataset.asstr() if text else dataset)[(slice(low, high), *rest)])
         values = np.concatenate(pieces)
         return values if isinstance(rows, slice) else values[0]
@@ -764,7 +775,9 @@ class Run:
     def _reading(self, name: str) -> Iterator[None]:
         try:
             yield
-        except (OSError, RuntimeError, ValueError) as error:
+        except UserError:
+            raise
+        except _DAMAGE as error:
             raise UserError(
                 f"{self.path} is damaged at {name}: {_reason(error)}; extract it again"
             ) from error
@@ -844,7 +857,7 @@ def open_run(path: Path | str) -> Run:
     except UserError:
         file.close()
         raise
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except _DAMAGE as error:
         file.close()
         raise UserError(f"{path} is a damaged run: {_reason(error)}; extract it again") from error
 
@@ -872,7 +885,7 @@ def _parse(path: Path, file: h5py.File) -> Run:
     attrs = file.attrs
     if _text(attrs.get("schema")) != SCHEMA:
         raise UserError(
-            f"{path} is HDF5 but not a run of htc-extract (its schema is {attrs.get('schema')!r})"
+            f"{path} is HDF5 but not a run of htc-extract (its schema is {_text(attrs.get('schema'))[:40]!r})"
         )
     version = int(attrs["schema_version"])
     if version > SCHEMA_VERSION:
@@ -883,14 +896,18 @@ def _parse(path: Path, file: h5py.File) -> Run:
     if not bool(attrs["complete"]):
         raise UserError(f"{path} is incomplete: its extraction did not finish; run htc-extract again")
     info = RunInfo(
-        config=dict(json.loads(_text(attrs["config"]))),
-        model=dict(json.loads(_text(attrs["model"]))),
+        config=_json(attrs, "config"),
+        model=_json(attrs, "model"),
         dataset=_text(attrs["dataset"]),
         split=_text(attrs["split"]),
         topology=_text(attrs["topology"]),
-        environment=dict(json.loads(_text(attrs["environment"]))),
+        environment=_json(attrs, "environment"),
     )
     parts = _parse_parts(path, file)
+    if not isinstance(file.get("labels", getlink=True), h5py.HardLink) or not isinstance(file["labels"], h5py.Group):
+        raise ValueError("labels is missing or a link")
+    if len(file["labels"]) > _MOST_TASKS:
+        raise ValueError(f"it has {len(file['labels']):,} tasks, more than {_MOST_TASKS:,}")
     tasks = tuple(_parse_task(name, _dataset(file, f"labels/{name}").attrs) for name in file["labels"])
     z_voco, attention = _dataset(file, "latents/z_voco", parts), _dataset(file, "attention/voco", parts)
     roles = tuple(str(role) for role in _dataset(file, "tokens/role").asstr()[()])
@@ -907,12 +924,15 @@ def _parse(path: Path, file: h5py.File) -> Run:
         cols=tuple(int(col) for col in _dataset(file, "tokens/col")[()]),
     )
     _dataset(file, "skipped")
+    stored = path.stat().st_size + sum(part.size for part in parts)
     for name, column in _columns(shape, tasks, str(z_voco.dtype)).items():
         dataset = _dataset(file, name, parts if name.startswith(_LINKED) else ())
         if dataset.shape != (shape.images, *column.tail):
             raise ValueError(f"{name} has shape {dataset.shape}, expected {(shape.images, *column.tail)}")
         if _is_text(dataset.dtype) != _is_text(column.dtype):
             raise ValueError(f"{name} has type {dataset.dtype}, expected {column.dtype}")
+        if dataset.nbytes > _MOST_PACKED * stored:
+            raise ValueError(f"{name} says that it holds {dataset.nbytes:,} bytes, in a file of {stored:,}")
     if parts and sum(part.images for part in parts) != shape.images:
         raise ValueError(f"its shards hold {sum(part.images for part in parts)} images, expected {shape.images}")
     return Run(path, file, info, shape, tasks, _text(attrs["created"]), parts)
@@ -969,6 +989,11 @@ def _dataset(file: h5py.File, name: str, parts: Sequence[_Part] = ()) -> h5py.Da
             return dataset
     if not isinstance(dataset, h5py.Dataset) or dataset.is_virtual or dataset.external:
         raise ValueError(f"{name} is not stored in this file")
+    if _is_text(dataset.dtype) and (
+        h5py.check_string_dtype(dataset.dtype).length is not None
+        or dataset.id.get_storage_size() < _TEXT_BYTES * dataset.size
+    ):
+        raise ValueError(f"{name} says that it has {dataset.size:,} entries, which are not stored")
     return dataset
 
 
@@ -1031,6 +1056,13 @@ def _is_text(dtype: Any) -> bool:
     return h5py.check_string_dtype(np.dtype(dtype)) is not None
 
 
+def _json(attrs: h5py.AttributeManager, name: str) -> dict[str, Any]:
+    text = _text(attrs[name])
+    if len(text) > _MOST_JSON:
+        raise ValueError(f"{name} is {len(text):,} characters long")
+    return dict(json.loads(text))
+
+
 def _text(value: Any) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8")
@@ -1047,7 +1079,7 @@ def _reason(error: BaseException) -> str:
     """One line of what went wrong."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.splitlines()[0]
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return (str(error) or type(error).__name__).splitlines()[0][:300]
 
 
 def _no_room(error: BaseException) -> bool:

@@ -310,13 +310,15 @@ def sections(folder: Path) -> dict[str, str]:
 def test_all_analyses_and_what_they_say(folder: Path, made: Path, capsys: Any) -> None:
     assert analyze(folder) == 0
     said = capsys.readouterr()
-    assert "for contributions, knockouts, interchange, reading" in said.out and not said.err
+    assert "for reconstruct, contributions, knockouts, interchange, reading" in said.out and not said.err
     assert "In five sentences" in said.out and "not analysed yet" not in said.out
     assert sorted(at.name for at in folder.iterdir()) == [
         "model", "run.analysis.h5", "run.h5", "run.probes.safetensors"
     ]  # fmt: skip
     with results.read(folder / "run.analysis.h5") as found, open_run(folder / "run.h5") as run:
-        assert found.sections() == ("attention", "contributions", "knockouts", "interchange", "reading", "map")
+        assert found.sections() == (
+            "attention", "reconstruct", "contributions", "knockouts", "interchange", "reading", "map"
+        )  # fmt: skip
         assert all(found[name].run == results.identity(run) for name in found.sections())
         assert found["attention"]["images"] == IMAGES and len(found["knockouts"]["images"]) == 6
         assert found["knockouts"]["probes"] == ["category", "texture"]
@@ -329,7 +331,7 @@ def test_all_analyses_and_what_they_say(folder: Path, made: Path, capsys: Any) -
     shutil.rmtree(made / "model")  # nothing is made again, so nothing needs it
     try:
         assert analyze(folder) == 0
-        assert sections(folder) == before and capsys.readouterr().out.count("is there already") == 6
+        assert sections(folder) == before and capsys.readouterr().out.count("is there already") == 7
     finally:
         shutil.copytree(folder / "model", made / "model")
 
@@ -471,7 +473,7 @@ def test_what_a_run_does_not_allow(made: Path, tmp_path: Path, capsys: Any) -> N
     told = capsys.readouterr().out
     assert "interchange   left out: run.h5 has no labels" in told
     assert "reading       left out: run.h5 has images of 8 groups" in told
-    assert set(sections(tmp_path)) == {"attention", "contributions", "knockouts", "map"}
+    assert set(sections(tmp_path)) == {"attention", "reconstruct", "contributions", "knockouts", "map"}
     assert "not analysed yet; htc-analyze interchange" in told
 
 

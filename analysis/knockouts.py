@@ -190,11 +190,24 @@ def shapley(joining: Coalitions, values: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Spearman's correlation along the last axis of arrays that broadcast; NaN where one is constant."""
+    """Spearman's correlation along the last axis of arrays that broadcast; NaN where one is constant or has a NaN."""
     ranks = [rankdata(values, axis=-1) for values in (one, other)]
     ranks = [values - values.mean(-1, keepdims=True) for values in ranks]
     with np.errstate(invalid="ignore", divide="ignore"):
         return (ranks[0] * ranks[1]).sum(-1) / np.sqrt((ranks[0] ** 2).sum(-1) * (ranks[1] ** 2).sum(-1))
+
+
+def ranks_of_attention(
+    attention: np.ndarray, windows: np.ndarray, effects: Mapping[str, np.ndarray]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """How well kinds of attention (B, kinds, L, T) rank the sizes of effects over an image's tokens, Spearman.
+
+    `window_rank` (B, kinds, L): each layer's attention with `windows` (B, L, T), what closing a token in that layer
+    only does. Then, by the names of `effects` (B, T, K), (B, kinds, K): the mean over layers with each of these.
+    """
+    yield "window_rank", rank_correlation(attention, np.abs(windows)[:, None])
+    for name, values in effects.items():
+        yield name, rank_correlation(attention.mean(2)[:, :, None], np.abs(np.moveaxis(values, -1, 1))[:, None])
 
 
 # ---- the section
@@ -243,7 +256,10 @@ def analyse(
     to the answers and to z_voco's cosine with itself; *_error (N, players) from the orders of one image.
     Ranks: rank_predictors (attention; attention x value x output; sizes of `Gradients`, with answers), rank_effects (z,
     answers), rank (N, predictors, effects, L+1): Spearman over the T tokens with the size of the effect, the last with
-    the mean over layers as predictor; NaN where a predictor is constant, as gradients at the last layer are.
+    the mean over layers as predictor; NaN where a predictor is constant, as gradients at the last layer are. Of the
+    first two predictors also, see `ranks_of_attention`: window_rank (N, 2, L) with window_change; question_rank
+    (N, 2, Q) with loo_answers; probe_rank (N, 2, P+1) with loo_probe_changes, the last with their mean over the probes
+    of classes and labels, NaN where all are of numbers.
     mean_X are means of X over images; all come with _lower and _upper, 95 % intervals over groups of images. What is
     about answers is missing where the data ask nothing, and what is about probes without probes.
     """
@@ -305,7 +321,7 @@ def _summaries(arrays: Mapping[str, np.ndarray], roles: list[str]) -> Iterator[t
             yield "mean_group_answers", arrays["group_answers"]
             yield "mean_group_answer", _nanmean(arrays["group_answers"])
     yield "mean_window_change", arrays["window_change"]
-    for name in ("shapley_cosine", "shapley_answers", "rank"):
+    for name in ("shapley_cosine", "shapley_answers", "rank", "window_rank", "question_rank", "probe_rank"):
         if name in arrays:
             yield f"mean_{name}", arrays[name]
 
@@ -341,12 +357,17 @@ def _of_batch(
 
         loo = effects(np.eye(places.keys, dtype=bool)[None, places.tokens])
         yield from (("loo_cosine", _numpy(loo.cosine)), ("loo_change", _numpy(loo.change)))
+        ranked: dict[str, np.ndarray] = {}
         if base_answers is not None:
+            ranked["question_rank"] = _numpy(loo.answers)
             yield from (("loo_answers", _numpy(loo.answers)), ("base_answers", _numpy(base_answers[:, 0])))
         if readers:
             z, before = _numpy(loo.z), _numpy(shared.base.hidden[:, 0, -1])
-            flips, changes = zip(*(probe_changes(probe, z, before) for _, probe in readers), strict=True)
-            yield from (("loo_probe_flips", np.stack(flips, -1)), ("loo_probe_changes", np.stack(changes, -1)))
+            told = [probe_changes(probe, z, before) for _, probe in readers]
+            flips, changes = (np.stack(parts, -1) for parts in zip(*told, strict=True))
+            among = np.where([probe.kind == "number" for _, probe in readers], np.nan, changes)
+            ranked["probe_rank"] = np.concatenate([changes, _nanmean(among)[..., None]], -1)
+            yield from (("loo_probe_flips", flips), ("loo_probe_changes", changes))
 
         layers = range(len(shared.base.rows))
         by_role = np.stack([_closed(places, part) for part in (places.anchors, places.patches)])
@@ -355,8 +376,8 @@ def _of_batch(
         change = _numpy(torch.stack(windows, 1))
         yield from (("window_change", change[..., :-2]), ("group_window_change", change[..., -2:]))
         if texts is not None:
-            told = [effects(by_role[None], start=layer, stop=layer + 1).answers for layer in layers]
-            yield "group_window_answers", _nanmean(_numpy(torch.stack(told, 1)))
+            answers = [effects(by_role[None], start=layer, stop=layer + 1).answers for layer in layers]
+            yield "group_window_answers", _nanmean(_numpy(torch.stack(answers, 1)))
 
         yield from _of_groups(shared, places, effects, _swaps(model, shared, mean, others), draws, rng)
         yield from _of_players(places, effects, base_answers, len(images), orders, rng)
@@ -364,6 +385,7 @@ def _of_batch(
         predictors = [torch.stack([row[:, 0].mean(1) for row in shared.base.rows], 1)]
         predictors += [torch.stack([contributions.decompose(model, shared, layer).token_norms for layer in layers], 1)]
     predicted = [_numpy(values)[..., places.tokens] for values in predictors]
+    yield from ranks_of_attention(np.stack(predicted, 1), change[..., :-2], ranked)
     sizes = [_numpy(loo.change[..., -1])]
     if texts is not None:
         sizes.append(np.abs(_nanmean(_numpy(loo.answers))))

@@ -23,6 +23,26 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--no-first-run",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
 
+_WRONG = '[data-testid="stException"], [data-testid="stAlertContentError"]'
+# True as soon as no script runs or is asked to, and nothing has changed on the page for a while: longer than the time
+# from an event to what it asks for, such as a picture for the pointer.
+_SETTLED = """() => new Promise((done) => {
+    const start = performance.now();
+    let last = start;
+    const watch = new MutationObserver(() => { last = performance.now(); });
+    watch.observe(document.body, { subtree: true, childList: true, attributes: true, characterData: true });
+    const timer = setInterval(() => {
+        const now = performance.now();
+        const state = document.querySelector('[data-test-script-state]')?.dataset.testScriptState;
+        const waits = '[data-testid="stStatusWidget"], [data-testid="stSkeleton"], [data-stale="true"]';
+        if (state !== 'notRunning' || document.querySelector(waits)) last = now;
+        if (now - last < 200 && now - start < 60_000) return;
+        clearInterval(timer);
+        watch.disconnect();
+        done(now - last >= 200);
+    }, 20);
+})"""
+
 
 @contextlib.contextmanager
 def serving(*roots: Path) -> Iterator[str]:
@@ -71,15 +91,9 @@ class Tab:
         return self.settle()
 
     def settle(self) -> Tab:
-        """Waits until the script has run and charts are drawn."""
-        self.page.wait_for_timeout(150)
-        self.page.wait_for_function(
-            """() => !document.querySelector(
-                '[data-testid="stStatusWidget"], [data-testid="stSkeleton"], [data-stale="true"]')
-            && document.querySelector('[data-test-script-state]')?.dataset.testScriptState !== 'running'""",
-            timeout=60_000,
-        )
-        self.page.wait_for_timeout(300)
+        """Waits until the script has run and charts are drawn; keeps what the page then says that went wrong."""
+        assert self.page.evaluate(_SETTLED), "the page did not settle within a minute"
+        self.errors += self.page.locator(_WRONG).all_inner_texts()
         return self
 
     def chart(self, key: str) -> Any:
@@ -114,10 +128,10 @@ class Tab:
         return self.page.locator('[data-testid="stMain"]').inner_text()
 
     def check(self) -> None:
-        """Nothing went wrong on the way."""
+        """Nothing went wrong on the way, nor is it wrong now."""
+        self.settle()
         assert not self.errors, self.errors
         assert not self.strangers, self.strangers
-        assert not self.page.locator('[data-testid="stException"]').count(), self.text()
 
 
 @contextlib.contextmanager

@@ -1,11 +1,13 @@
 """How long the dashboard takes to answer a click on a run of 7B size: `python -m benchmarks.dashboard`.
 
 Knows clocks, files and a browser. Makes a run of random numbers in the folder (10,000 images, 32 layers of 32 heads,
-581 keys, width 4096; some 12 GB, once), lets htc-analyze find what it can without a model (attention, map), and clicks
-through the pages in headless Chromium. A click takes from the mouse button to the last change of the page, drawing
-included; the machine serves and draws at once. Memory is the server's, at its highest.
+581 keys, width 4096; some 11 GB, once) and a link to it to compare it with, lets htc-analyze and htc-probe find what
+they can without a model (attention, map, three tasks; many minutes), and adds knock-outs of 200 images that are random
+numbers too. Then it clicks through the pages in headless Chromium. A click takes from the mouse button or the key to
+the last change of the page, drawing included; one machine serves and draws. Memory is the server's, at its highest.
 """
 
+import os
 import statistics
 import subprocess
 import sys
@@ -22,8 +24,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from analysis import results
+from analysis.stats import intervals_of_means
 from benchmarks.browser import Tab, chromium, serving, tab
-from extract.store import Batch, RunInfo, RunShape, RunWriter, Task
+from extract.store import Batch, Run, RunInfo, RunShape, RunWriter, Task, open_run
 
 LAYERS = HEADS = 32
 GRID, ANCHORS, WIDTH = 24, 4, 4096
@@ -71,21 +75,20 @@ def main(settings: Settings) -> None:
     run = settings.folder / "big.h5"
     if not run.exists():
         make(run, settings.images)
-    analysis = [sys.executable, "-m", "analysis.cli", "attention", "map", "--run", str(run)]
-    subprocess.run(analysis, check=True, stdout=subprocess.DEVNULL)
+    prepare(run)
     with serving(settings.folder) as address, chromium() as browser, tab(browser, address) as page:
         times: dict[tuple[str, str], list[float]] = {}
         started = time.perf_counter()
-        page.open()
+        page.open(run="big")
         first = time.perf_counter() - started
         page.page.evaluate(WATCH)
-        for turn in range(settings.rounds + 1):  # the first one fills the caches and is told apart
+        for turn in track(range(settings.rounds + 1), description="Clicking"):  # the first one fills the caches
             here = None
             for click in CLICKS:
                 if click.page != here:
                     here = click.page
                     took = answer(page, page.page.get_by_role("tab", name=here, exact=True).click)
-                    times.setdefault((here, "open the page"), []).append(took)
+                    times.setdefault((here, "the page"), []).append(took)
                 took = answer(page, partial(click.do, page, turn))
                 times.setdefault((click.page, click.name), []).append(took)
         page.check()
@@ -93,18 +96,56 @@ def main(settings: Settings) -> None:
     show(times, first, memory, run)
 
 
+def option(key: str) -> Callable[[Tab, int], None]:
+    """A click on another of the options of a control."""
+
+    def click(page: Tab, turn: int) -> None:
+        options = page.page.locator(f".st-key-{key} [role=radio]:not([aria-checked=true])")
+        options.nth(turn % options.count()).click()
+
+    return click
+
+
+def cell(key: str) -> Callable[[Tab, int], None]:
+    """A click on another cell of a heat map of layers and heads."""
+    return lambda page, turn: page.page.mouse.click(*page.place(key, 2 + turn, 3 + turn))
+
+
+def point(page: Tab, turn: int) -> None:
+    """A click on another point of the map."""
+    x, y = page.chart("map").evaluate("(plot, at) => [plot._fullData[0].x[at], plot._fullData[0].y[at]]", 97 * turn)
+    at = page.place("map", x, y)
+    page.page.mouse.move(*at)
+    page.page.wait_for_timeout(600)  # its picture is there
+    page.page.mouse.click(*at)
+
+
+def following(page: Tab, turn: int) -> None:
+    page.page.keyboard.press("n")
+
+
+def sampled(page: Tab, turn: int) -> None:
+    page.page.get_by_role("button", name="Next of the sample").click()
+
+
 CLICKS: tuple[Click, ...] = (
-    Click("Attention", "next image", lambda page, turn: page.page.keyboard.press("n")),
-    Click("Attention", "a cell of the heat map", lambda page, turn: press(page, "heatmap", 1 + turn, 2 + turn)),
-    Click("Probes", "next image", lambda page, turn: page.page.keyboard.press("n")),
-    Click("Map", "next image", lambda page, turn: page.page.keyboard.press("n")),
-    Click("Codes", "next image", lambda page, turn: page.page.keyboard.press("n")),
+    Click("Overview", "next image", following),
+    Click("Attention", "next image", following),
+    Click("Attention", "a cell of the heat map", cell("heads")),
+    Click("Attention", "another quantity", option("quantity")),
+    Click("Attention", "of the image, of all", option("of")),
+    Click("What causes what", "next image of the sample", sampled),
+    Click("What causes what", "another effect", option("effect")),
+    Click("Probes", "next image", following),
+    Click("Probes", "another measure", option("measure")),
+    Click("Map", "next image", following),
+    Click("Map", "another representation", option("map_of")),
+    Click("Map", "a point", point),
+    Click("Codes", "next image", following),
+    Click("Codes", "another group", option("codegroup")),
+    Click("Compare", "next image", following),
+    Click("Compare", "a cell of the heat map", cell("compare_heatmap")),
 )
-
-
-def press(page: Tab, key: str, x: float, y: float) -> None:
-    """Clicks at a place of a chart, in its own coordinates."""
-    page.page.mouse.click(*page.place(key, x, y))
 
 
 def answer(page: Tab, act: Callable[[], Any]) -> float:
@@ -142,6 +183,58 @@ def show(times: dict[tuple[str, str], list[float]], first: float, memory: float,
     console.print(table)
     size = run.stat().st_size / 1e9
     console.print(f"{run.name}: {size:.1f} GB. First page after {first:.1f} s. Memory of the server: {memory:.2f} GB.")
+
+
+def prepare(run: Path) -> None:
+    """What lies beside the run, and a second run."""
+    command = [sys.executable, "-m"]
+    subprocess.run([*command, "analysis.cli", "attention", "map", "--run", str(run)], check=True)
+    if not run.with_name("big.probes.json").exists():
+        tasks = ["category", "texture", "size", "--representations", "z_voco", "v_pooled", "--no-controls"]
+        subprocess.run([*command, "probes.cli", *tasks, "--mode", "guided", "--run", str(run)], check=True)
+    with open_run(run) as opened, results.read(results.default_path(run)) as analysis:
+        if "knockouts" not in analysis:
+            for name, section in random_knockouts(opened).items():
+                given: dict[str, Any] = {"run": results.identity(opened), "settings": {}, "versions": {}, "seconds": 0}
+                results.write(results.default_path(run), name, section, **given)
+    for name in ("big.h5", "big.analysis.h5"):
+        other = run.with_name(name.replace("big", "other"))
+        if not other.exists():
+            os.link(run.with_name(name), other)
+
+
+def random_knockouts(run: Run) -> dict[str, dict[str, Any]]:
+    """Sections as large as those of `htc-analyze knockouts contributions`, of 200 images and 10 questions."""
+    rng = np.random.default_rng(1)
+    n, T, Q, shape = 200, run.shape.keys - 1, 10, run.shape
+    rows = np.linspace(0, len(run) - 1, n).astype(int)
+    ids, groups = ([names[row] for row in rows] for names in (run.ids(), run.groups()))
+    arrays = {
+        "group_change": rng.random((n, 3, 4)), "group_window_change": rng.random((n, LAYERS, 2)),
+        "group_answers": -rng.random((n, 3, 4, Q)), "group_window_answers": -rng.random((n, LAYERS, 2)),
+        "shapley_cosine": rng.random((n, ANCHORS + 4)), "shapley_answers": rng.random((n, ANCHORS + 4)),
+        "rank": rng.uniform(-1, 1, (n, 4, 2, LAYERS + 1)), "window_rank": rng.uniform(-1, 1, (n, 2, LAYERS)),
+        "question_rank": rng.uniform(-1, 1, (n, 2, Q)),
+    }  # fmt: skip
+    corners = [f"{where} patches" for where in ("upper left", "upper right", "lower left", "lower right")]
+    knockouts: dict[str, Any] = {
+        "images": ids, "groups": groups, "token_role": list(ROLES[:T]), "token_row": np.array(shape.rows[:T]),
+        "token_col": np.array(shape.cols[:T]), "questions": [f"question {at}" for at in range(Q)], "probes": [],
+        "group_names": ["anchors", "random patches", "attended patches", "patches"],
+        "group_modes": ["zero", "mean", "resampled"], "group_size": ANCHORS,
+        "rank_predictors": ["attention", "attention x value x output", "gradient x gate", "gradient x input"],
+        "rank_effects": ["z", "answers"], "shapley_players": [f"anchor {at}" for at in range(ANCHORS)] + corners,
+        "shapley_cosine_error": np.ones((n, ANCHORS + 4)), "shapley_answers_error": np.ones((n, ANCHORS + 4)),
+        "loo_change": rng.random((n, T, LAYERS + 1), np.float32), "loo_answers": rng.normal(size=(n, T, Q)),
+        "window_change": rng.random((n, LAYERS, T), np.float32), **arrays,
+        "mean_group_answer": np.zeros((3, 4)), "mean_group_answer_lower": np.zeros((3, 4)),
+        "mean_group_answer_upper": np.zeros((3, 4)),
+    }  # fmt: skip
+    for name, values in arrays.items():
+        knockouts |= intervals_of_means(values, groups, 0).section(f"mean_{name}")
+    norm = rng.random((n, LAYERS, shape.keys), np.float32)
+    contributions = {"images": ids, "groups": groups, "norm": norm, "share": norm - 0.5}
+    return {"knockouts": knockouts, "contributions": contributions}
 
 
 def make(path: Path, images: int) -> None:

@@ -61,7 +61,7 @@ def page(roots: Sequence[Path]) -> None:
     tabs = st.tabs(list(PAGES), key="page", bind="query-params", on_change="rerun")  # computes only the open one
     for tab, show in zip(tabs, PAGES.values(), strict=True):
         if tab.open:
-            with tab:
+            with tab, controls.guarded():
                 show(View(run.path, key, header, selection, tuple(runs)))
 
 

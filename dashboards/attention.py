@@ -78,7 +78,7 @@ def quantities(roles: Sequence[str]) -> dict[str, Quantity]:
         found = {
             "Anchors": Quantity("anchor_mass", "Attention on the anchors", share, A / S, 1.0),
             "Anchors, lift": Quantity(
-                "anchor_lift", "Lift of the anchors over their even share of anchors and patches", "times even", 1.0,
+                "anchor_lift", "Lift of the anchors over their uniform share", "times uniform", 1.0,
                 (A + P) / A,
             ),
         }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Arithmetic on what causes what: maps that can be compared, ranks, whom a mixed image follows.
+"""Arithmetic on what causes what: maps that can be compared, whom a mixed image follows.
 
 Knows arrays; not files, figures or Streamlit.
 
@@ -8,7 +8,6 @@ Letters in names: N images, T hybrid tokens (anchors and patches), C columns of 
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import rankdata
 
 WHOM = ("anchors' image", "patches' image", "neither")
 
@@ -17,14 +16,6 @@ def times_even(values_T: np.ndarray) -> np.ndarray:
     """Each token's part of the sum of sizes, over 1/T; the sign stays. 1 is an even part; all 0 where nothing is."""
     total = np.abs(values_T).sum()
     return values_T * (len(values_T) / total) if total > 0 else np.zeros_like(values_T)
-
-
-def rank_correlation(one_NT: np.ndarray, other_NT: np.ndarray) -> np.ndarray:
-    """(N,) Spearman's correlation over the tokens of each image; NaN where one is constant or unknown."""
-    ranks = [rankdata(values, axis=-1, nan_policy="propagate") for values in (one_NT, other_NT)]
-    ranks = [values - values.mean(-1, keepdims=True) for values in ranks]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return (ranks[0] * ranks[1]).sum(-1) / np.sqrt((ranks[0] ** 2).sum(-1) * (ranks[1] ** 2).sum(-1))
 
 
 def mean_known(values: np.ndarray) -> np.ndarray:

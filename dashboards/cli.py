@@ -23,10 +23,11 @@ HOST = "127.0.0.1"
 
 @dataclass(frozen=True)
 class DashboardConfig:
-    """Look at runs of htc-extract in the browser: where <voco> looked, image by image and on average.
+    """Look at runs in the browser: where <voco> looked, what causes what, what probes read, maps, codes, comparisons.
 
-    Listens on this machine only (127.0.0.1), sends nothing anywhere, and opens only the runs named here.
-    Needs neither the model nor the images. Stop it with Ctrl-C.
+    Shows what htc-extract wrote and what htc-probe and htc-analyze left beside it, as it appears; needs neither the
+    model nor the images. Listens on this machine only (127.0.0.1), sends nothing, and opens only the runs named here.
+    Stop it with Ctrl-C.
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = (Path("runs"),)

@@ -5,16 +5,24 @@ far as the other run has it, so that runs can be compared; run, page, image, lay
 can be shared.
 """
 
+import contextlib
+import functools
+import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec
 
 import plotly.graph_objects as go
 import streamlit as st
 
 from dashboards.runs import RunFile
+from extract.errors import UserError
 from extract.store import RunShape
+
+_LOG = logging.getLogger(__name__)
+P = ParamSpec("P")
 
 
 class Selection(NamedTuple):
@@ -172,6 +180,55 @@ def points(key: str) -> list[dict[str, Any]]:
 # ---- what pages are made of
 
 
+@contextlib.contextmanager
+def guarded() -> Iterator[None]:
+    """Says in words what went wrong in a page or a part of one; the rest stays usable. What nobody expected has its
+    traceback in the log, which the server writes to the terminal.
+    """
+    try:
+        yield
+    except UserError as error:
+        st.error(plain(str(error)))
+    except Exception as error:  # no control flow of Streamlit, which is no Exception
+        page = st.session_state.get("page", "")
+        _LOG.exception("the page %s failed", page)
+        st.error(
+            f"A part of the page {plain(page)} cannot be shown ({plain(type(error).__name__)}). If what htc-analyze or "
+            "htc-probe left beside the run was made by another version, or changed, remove it and make it anew; "
+            "otherwise this is a fault of the dashboard. Its terminal says where it happened."
+        )
+
+
+def fragment(part: Callable[P, None]) -> Callable[P, None]:
+    """`st.fragment`, guarded: what goes wrong in one does not reach the page."""
+
+    @st.fragment
+    @functools.wraps(part)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> None:
+        with guarded():
+            part(*args, **kwargs)
+
+    return drawn
+
+
+def pick(label: str, options: Sequence[str], key: str, **more: Any) -> str:
+    """One of a few options, all in sight; in the address. `format_func` must make Markdown of names from files."""
+    _keep(key, options)
+    return st.segmented_control(label, options, key=key, default=options[0], required=True, bind="query-params", **more)
+
+
+def select(label: str, options: Sequence[str], key: str, **more: Any) -> str:
+    """One of many, in a select box; in the address."""
+    _keep(key, options)
+    return st.selectbox(label, options, key=key, bind="query-params", **more)
+
+
+def _keep(key: str, options: Sequence[str]) -> None:
+    """Lets go of what was chosen for another run or task and is not there in this one."""
+    if st.session_state.get(key, options[0]) not in options:
+        st.session_state[key] = options[0]
+
+
 def draw(
     figure: go.Figure,
     key: str,
@@ -214,7 +271,8 @@ def side_by_side(
     spec: int | Sequence[float], key: str, *, least: int = 280, align: Any = "top"
 ) -> list[Any]:
     """Columns that go under each other where they would be narrower than `least` pixels, as on a small window."""
-    st.html(f"<style>.st-key-row_{key} [data-testid='stColumn'] {{min-width: min(100%, {least}px)}}</style>")
+    columns = f".st-key-row_{key} > * > * > [data-testid='stColumn']"  # not those within these
+    st.html(f"<style>{columns} {{min-width: min(100%, {least}px)}}</style>")
     return st.container(key=f"row_{key}").columns(spec, vertical_alignment=align)
 
 
@@ -233,4 +291,4 @@ def fill(what: str, command: str, run: Path) -> None:
     `htc-analyze knockouts`.
     """
     st.info(f"{what} Fill this with:")
-    st.code(f"{command} --run {run}", language="bash")
+    st.code(f"{command} --run {shlex.quote(str(run))}", language="bash")

@@ -182,8 +182,17 @@ def _damage(key: RunKey) -> str:
 
 def probes_beside(run: Path) -> Path | None:
     """Where `htc-probe` left its results for this run, if it did; never a link that leads away."""
-    path = results.default_path(run)
-    return path if path.is_file() and inside(path, run.parent) else None
+    return _file(results.default_path(run))
+
+
+def said_beside(run: Path) -> Path | None:
+    """Where it left what the probes said of each image; the same."""
+    return _file(results.predictions_path(results.default_path(run)))
+
+
+def _file(path: Path) -> Path | None:
+    """`path`, where it is a file of its own folder."""
+    return path if path.is_file() and inside(path, path.parent) else None
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
@@ -432,12 +441,6 @@ def _attention_blocks(key: RunKey, rows: np.ndarray) -> Iterator[np.ndarray]:
                 yield np.stack([run.attention(int(row)) for row in block])
 
 
-def said_beside(run: Path) -> Path | None:
-    """Where `htc-probe` left what the probes said of each image, if it did; never a link that leads away."""
-    path = results.predictions_path(results.default_path(run))
-    return path if path.is_file() and inside(path, run.parent) else None
-
-
 @st.cache_resource(max_entries=2, show_spinner="Comparing what the probes said of each image")
 def paired_probes(
     key: RunKey, other: RunKey, said: RunKey, other_said: RunKey,
@@ -622,13 +625,6 @@ def rows_of(key: RunKey, names: Sequence[str]) -> list[int]:
     if missing := [name for name in names if name not in rows]:
         raise UserError(f"the analysis beside {Path(key.path).name} is of {missing[0]!r}, which the run does not have")
     return [rows[name] for name in names]
-
-
-@st.cache_resource(max_entries=2, show_spinner="Reading the attention of the sample")
-def attention_of(key: RunKey, images: tuple[int, ...], keys: tuple[int, ...]) -> np.ndarray:
-    """(n, L, T) float32: attention of these images on T of the keys, mean over heads."""
-    with opened(key) as run:
-        return np.stack([run.attention(image).mean(1)[:, list(keys)] for image in images])
 
 
 # ---- probes

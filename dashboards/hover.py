@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import streamlit as st
 
+from dashboards.controls import fragment
+
 
 class Picture(NamedTuple):
     """What is shown of a point."""
@@ -113,7 +115,7 @@ function follow(root) {
 _component = st.components.v2.component("htc_hover", html=_HTML, css=_CSS, js=_JS)
 
 
-@st.fragment
+@fragment
 def pictures(
     chart: str,
     run: str,

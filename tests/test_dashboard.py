@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 
-from dashboards import cli, data
+from dashboards import cli, controls, data
+from dashboards.figures.base import titled
 from dashboards.runs import RunFile, check_roots, find_runs
 from extract.errors import UserError
 from extract.store import Batch, RunInfo, RunShape, RunWriter, Task
@@ -230,12 +232,27 @@ def test_server_listens_on_loopback_only_and_stops(run_file: Path, how: signal.S
     assert "--browser.gatherUsageStats=false" in flags and "--server.address=127.0.0.1" in flags
 
 
+# ---- figures
+
+
+def test_long_titles_are_broken_and_make_room() -> None:
+    short = titled(go.Figure(), "A title", "a subtitle · 3 images", 400).layout
+    assert (short.title.text, short.title.subtitle.text, short.height) == ("A title", "a subtitle · 3 images", 400)
+    words = "how sure a probe of z_voco is of the true category, &lt;by image&gt;, and of its answers"
+    long = titled(go.Figure(), words, " · ".join(["mean of 2,000 images"] * 9), 400).layout
+    lines, under = long.title.text.split("<br>"), long.title.subtitle.text.split("<br>")
+    assert " ".join(lines) == words and max(map(len, lines)) <= 60 + len("&lt;&gt;") and len(under) == 3
+    assert long.height - 400 == long.margin.t - short.margin.t == 20 + 14
+
+
 # ---- pages
 
 
 @pytest.fixture
-def open_app(monkeypatch: pytest.MonkeyPatch):
-    """Runs the app over the given roots, as the command would, at an address with this query."""
+def open_app(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    """Runs the app over the given roots, as the command would, at an address with this query. Fails at the end where a
+    page told of a fault instead of showing it, unless the test let go of that with `caplog.clear()`.
+    """
     from streamlit.testing.v1 import AppTest
 
     def start(*roots: Path, **query: str) -> AppTest:
@@ -245,7 +262,9 @@ def open_app(monkeypatch: pytest.MonkeyPatch):
             app.query_params[name] = value
         return app.run()
 
-    return start
+    yield start
+    failed = [record for record in caplog.get_records("call") if record.name == controls.__name__]
+    assert not failed, failed[0].exc_text or failed[0].exc_info
 
 
 def charts(app) -> dict[str, dict]:

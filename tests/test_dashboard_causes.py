@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import chromium, serving, tab  # noqa: F401
-from scipy.stats import spearmanr
-from test_dashboard import COLS, ROLES, ROWS, A, G, H, L, charts, open_app, press, random_rows, write_run  # noqa: F401
+from test_dashboard import COLS, ROLES, ROWS, A, G, L, charts, open_app, press, random_rows, write_run  # noqa: F401
 
 from analysis import results
 from analysis.stats import intervals_of_means
@@ -29,18 +28,6 @@ def test_parts_are_multiples_of_an_even_one_and_keep_their_sign() -> None:
     np.testing.assert_allclose(causes.times_even(np.array([1.0, -1.0, 2.0, 0.0])), [1, -1, 2, 0])
     np.testing.assert_allclose(causes.times_even(np.full(5, 0.3)), np.ones(5))
     np.testing.assert_array_equal(causes.times_even(np.zeros(3)), np.zeros(3))
-
-
-def test_rank_correlation_is_spearmans() -> None:
-    rng = np.random.default_rng(0)
-    one, other = rng.normal(size=(2, 5, 30))
-    one[0] = other[0] ** 3
-    one[1, 3] = np.nan
-    other[2] = 1
-    found = causes.rank_correlation(one, other)
-    assert found[0] == pytest.approx(1) and np.isnan(found[[1, 2]]).all()
-    for at in (3, 4):
-        assert found[at] == pytest.approx(spearmanr(one[at], other[at]).statistic)
 
 
 def test_whom_a_mixed_image_follows() -> None:
@@ -140,8 +127,10 @@ def knockouts(ids: list[str]) -> dict[str, Any]:
         "group_change": rng.random((n, 3, 4)), "group_window_change": rng.random((n, L, 2)),
         "group_answers": -rng.random((n, 3, 4, 2)), "group_window_answers": -rng.random((n, L, 2)),
         "shapley_cosine": rng.random((n, A + 4)), "shapley_answers": rng.random((n, A + 4)),
-        "rank": rng.uniform(-1, 1, (n, 4, 2, L + 1)),
+        "rank": rng.uniform(-1, 1, (n, 4, 2, L + 1)), "window_rank": rng.uniform(-1, 1, (n, 2, L)),
+        "question_rank": rng.uniform(-1, 1, (n, 2, 2)), "probe_rank": rng.uniform(-1, 1, (n, 2, 3)),
     }  # fmt: skip
+    arrays["question_rank"][1, :, 1] = np.nan
     flips = rng.integers(0, 2, (n, T, 2)).astype(float)
     flips[..., 1] = np.nan
     keys = slice(1, 1 + T)
@@ -231,6 +220,16 @@ def numbers(values: Any) -> np.ndarray:
     return np.asarray(values, dtype=float)
 
 
+def same_ranks(app: Any, rank_NP: np.ndarray, predictors: list[str]) -> None:
+    """The dots are the means of these, with their interval, and the diamonds those of the second image, if known."""
+    dots, own = charts(app)["ranks"]["data"]
+    wanted = intervals_of_means(rank_NP, [f"group-{row}" for row in SAMPLE], 0)
+    np.testing.assert_allclose(numbers(dots["x"]), wanted.estimate, rtol=1e-5)
+    np.testing.assert_allclose(numbers(dots["customdata"]), np.stack(wanted[1:], -1), rtol=1e-5)
+    np.testing.assert_allclose(numbers(own["x"]), rank_NP[1], rtol=1e-5)
+    assert len(dots["y"]) == len(predictors) and dots["y"][0] == "attention"
+
+
 def test_without_analyses_it_says_what_fills_it(tmp_path: Path, open_app: Any) -> None:  # noqa: F811
     run = write_run(tmp_path / "run.h5", 2)
     app = open_app(run, page=PAGE)
@@ -263,9 +262,7 @@ def test_maps_of_an_image_of_the_sample_are_on_one_scale(analysed: Path, open_ap
     assert limit == pytest.approx(largest)
     assert f"with the effect {section['rank'][1, 0, 0, -1]:.2f}<br>" in subtitle(found["map_attention"])
     assert f"with the effect {section['rank'][1, 1, 0, -1]:.2f}<br>" in subtitle(found["map_norm"])
-    # Ranks of the analysis: means over the sample, and this image.
-    np.testing.assert_allclose(numbers(found["ranks"]["data"][0]["x"]), section["rank"][:, :, 0, -1].mean(0), rtol=1e-5)
-    np.testing.assert_allclose(numbers(found["ranks"]["data"][1]["x"]), section["rank"][1, :, 0, -1], rtol=1e-5)
+    same_ranks(app, section["rank"][:, :, 0, -1], PREDICTORS)
 
     app.toggle(key="own_scale").set_value(True).run()
     assert len({trace["zmax"] for name in maps for trace in charts(app)[name]["data"]}) == 3
@@ -281,14 +278,9 @@ def test_a_layer_alone_and_other_effects(analysed: Path, open_app: Any) -> None:
     np.testing.assert_allclose(
         numbers(found["map_effect"]["data"][1]["z"]).ravel(), (effect_NT[1] / effect_NT[1].mean())[:A], rtol=1e-5
     )
-    attention_NT = random_rows(6)[list(SAMPLE)].mean(2)[:, 1, 1 : 1 + T]
-    ranks = [spearmanr(one, other).statistic for one, other in zip(attention_NT, effect_NT, strict=True)]
-    shown = numbers(found["ranks"]["data"][0]["x"])
-    assert len(shown) == 2 and shown[0] == pytest.approx(np.mean(ranks), abs=2e-3)
-    norm_NT = contributions([""] * 6)["norm"][::-1, 1, 1 : 1 + T]  # of rows 1 and 3, the first two of the sample
-    ranks = [spearmanr(one, other).statistic for one, other in zip(norm_NT, effect_NT[:2], strict=True)]
-    assert shown[1] == pytest.approx(np.mean(ranks), abs=1e-5), "over the images that both analyses have"
     assert "layer 2 only" in subtitle(found["map_effect"])
+    assert f"with the effect {section['window_rank'][1, 1, 1]:.2f}<br>" in subtitle(found["map_norm"])
+    same_ranks(app, section["window_rank"][:, :, 1], PREDICTORS[:2])
 
     app.segmented_control(key="effect").set_value("the true answers").run()
     app.selectbox(key="question").set_value("what").run()
@@ -297,11 +289,16 @@ def test_a_layer_alone_and_other_effects(analysed: Path, open_app: Any) -> None:
     loss_T = -section["loo_answers"][1, :, 0]
     np.testing.assert_allclose(numbers(trace["z"]).ravel(), causes.times_even(loss_T)[:A], rtol=1e-5)
     assert trace["zmin"] == -trace["zmax"]
+    same_ranks(app, section["question_rank"][:, :, 0], PREDICTORS[:2])
     app.selectbox(key="question").set_value("where").run()
     assert "map_effect" not in charts(app) and any("has no such answer" in info.value for info in app.info)
+    same_ranks(app, section["question_rank"][:, :, 1], PREDICTORS[:2])
+    assert "2 images" in subtitle(charts(app)["ranks"])
 
     app.segmented_control(key="effect").set_value("the probes").run()
+    same_ranks(app, section["probe_rank"][:, :, 2], PREDICTORS[:2])
     app.selectbox(key="probe").set_value("width").run()
+    same_ranks(app, section["probe_rank"][:, :, 1], PREDICTORS[:2])
     trace = charts(app)["map_effect"]["data"][1]
     change_T = section["loo_probe_changes"][1, :, 1]
     np.testing.assert_allclose(numbers(trace["customdata"])[0, :, 2], change_T[:A], rtol=1e-5)
@@ -371,10 +368,19 @@ def test_files_from_before_single_readouts_show_the_rest(tmp_path: Path, open_ap
     assert "htc-analyze interchange" in app.code[-1].value
 
 
-def test_attention_of_the_sample_is_that_of_the_run(analysed: Path) -> None:
-    found = data.attention_of(data.key_of(analysed), (4, 1), (1, 2, 7))
-    np.testing.assert_allclose(found, random_rows(6)[[4, 1]].mean(2)[..., [1, 2, 7]], atol=1e-3)
-    assert found.shape == (2, L, 3) and H == 2
+def test_files_from_before_ranks_of_layers_show_the_rest(tmp_path: Path, open_app: Any) -> None:  # noqa: F811
+    run = write_run(tmp_path / "run.h5", 6)
+    old = {name: value for name, value in knockouts([f"val-{at:03d}" for at in range(6)]).items()
+           if not any(new in name for new in ("window_rank", "question_rank", "probe_rank"))}  # fmt: skip
+    write_analysis(run, knockouts=old, contributions=contributions([f"val-{at:03d}" for at in range(6)]))
+    app = open_app(run, page=PAGE, image="4")
+    assert set(charts(app)) == {"map_effect", "map_attention", "map_norm", "ranks"} and not app.code
+    app.selectbox(key="window").set_value("layer 2").run()
+    assert not app.exception and set(charts(app)) == {"map_effect", "map_attention", "map_norm"}
+    assert [code.value for code in app.code] == [f"htc-analyze knockouts --run {run}"]
+
+
+def test_an_analysis_of_other_images_is_refused(analysed: Path) -> None:
     with pytest.raises(Exception, match="which the run does not have"):
         data.rows_of(data.key_of(analysed), ["val-000", "<b>"])
 

@@ -266,6 +266,9 @@ def test_what_is_counted_from_the_run_alone(run_file: Path, open_app: Any) -> No
     app.toggle(key="codeonly").set_value(True).run()
     assert not app.exception and any("No such image" in item.value for item in app.info)
 
+    linked = open_app(run_file, page="Codes", codegroup="2", answer="room", code=f"{TOLD}", codeonly="true")
+    assert linked.selectbox(key="answer").value == "2" and linked.toggle(key="codeonly").value
+
 
 def test_with_the_analyses_beside_it(analysed: Path, open_app: Any) -> None:  # noqa: F811
     app = app_at(open_app, analysed)

@@ -2,6 +2,7 @@
 reason, nothing outside is opened, and no name becomes markup.
 """
 
+import logging
 import os
 import resource
 import shutil
@@ -14,11 +15,12 @@ import h5py
 import numpy as np
 import pytest
 from browser import chromium, serving, tab  # noqa: F401
+from streamlit.testing.v1 import AppTest
 from test_dashboard import COLS, ROLES, ROWS, A, H, L, S, open_app, random_rows, write_run  # noqa: F401
 
 from analysis import reading
 from analysis import results as analysis_results
-from dashboards import data
+from dashboards import controls, data
 from dashboards.app import PAGES
 from dashboards.runs import find_runs, open_any
 from extract.errors import UserError
@@ -233,10 +235,10 @@ def sparse(path: Path) -> None:
     os.truncate(path, 10**11)
 
 
-def analysis(path: Path, values: dict[str, Any], run: Path) -> None:
+def analysis(path: Path, values: dict[str, Any], run: Path, name: str = "reading") -> None:
     with open_run(run) as opened:
         of = analysis_results.identity(opened)
-    analysis_results.write(path, "reading", values, run=of, settings={}, versions={}, seconds=0.0)
+    analysis_results.write(path, name, values, run=of, settings={}, versions={}, seconds=0.0)
 
 
 @pytest.mark.parametrize("name", ["good.probes.json", "good.probes.predictions.safetensors", "good.analysis.h5"])
@@ -286,6 +288,60 @@ def test_an_analysis_of_another_run_is_left_out(folder: Path) -> None:
     analysis(folder / "good.analysis.h5", {"kept": np.ones(3)}, other)
     run = folder / "good.h5"
     assert data.sections(run, data.header(data.key_of(run))) == {} and data.refused_beside(run) == []
+
+
+CODE_KEYS = ("code_entropy", "code_entropy_lower", "code_entropy_upper", "code_used")
+MISSHAPEN = {
+    "Attention": ("attention", {"images": 4} | {f"anchor_mass{end}": np.ones(3) for end in ("", "_lower", "_upper")}),
+    "What causes what": ("knockouts", {"images": 7}),
+    "Map": ("map", {"rows": np.ones((2, 2)), "map_of": 3}),
+    "Codes": ("reading", {"code_size": 9} | {name: np.ones((2, 3, 4)) for name in CODE_KEYS}),
+}
+"""Page -> an analysis of the right run that is not as htc-analyze writes it."""
+
+
+def faults(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [record for record in caplog.records if record.name == controls.__name__]
+
+
+@pytest.mark.parametrize("page", MISSHAPEN)
+def test_an_analysis_that_is_misshapen_costs_its_page_alone(
+    folder: Path, open_app: Any, caplog: pytest.LogCaptureFixture, page: str  # noqa: F811
+) -> None:
+    name, values = MISSHAPEN[page]
+    analysis(folder / "good.analysis.h5", values, folder / "good.h5", name)
+    app = open_app(folder, page=page)
+    (told,) = app.error
+    assert not app.exception and ("made by another version" in told.value or "htc\\-analyze" in told.value)
+    for record in faults(caplog):
+        assert record.exc_info and page in record.getMessage()
+    caplog.clear()
+    for other in ({*PAGES} - {*MISSHAPEN}) - {"Overview"}:
+        app = open_app(folder, page=other)
+        assert not app.exception and not app.error and app.session_state["page"] == other
+
+
+def test_a_fault_is_told_where_it_is_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    def script() -> None:
+        import streamlit as st
+
+        from dashboards.controls import fragment, guarded
+
+        @fragment
+        def broken() -> None:
+            st.text(f"{1 / 0}")
+
+        broken()
+        st.text("the rest")
+        with guarded():
+            st.stop()
+        st.text("not reached")
+
+    app = AppTest.from_function(script, default_timeout=60).run()
+    assert not app.exception and [text.value for text in app.text] == ["the rest"]
+    assert "ZeroDivisionError" in app.error[0].value
+    (record,) = faults(caplog)
+    assert record.exc_info is not None and record.exc_info[0] is ZeroDivisionError
 
 
 # ---- in the browser
@@ -363,3 +419,8 @@ def test_a_hostile_folder_in_the_browser(folder: Path, good: Path, chromium: Any
             assert "4 images" in page.page.locator('[data-testid="stSidebar"]').inner_text(), "one of the runs is shown"
             assert "root:" not in page.page.content()
             untouched(page)
+
+        analysis(folder / "good.analysis.h5", MISSHAPEN["Attention"][1], folder / "good.h5", "attention")
+        page.open(run="good", page="Attention")
+        with pytest.raises(AssertionError, match="A part of the page Attention"):
+            page.check()

@@ -250,7 +250,7 @@ def shown(app: Any, title: str) -> dict[int, float]:
     """The amount of each row on the map."""
     assert not app.exception
     figure = charts(app)["map"]
-    assert title in figure["layout"]["title"]["text"]
+    assert title in figure["layout"]["title"]["text"].replace("<br>", " ")
     (trace,) = [trace for trace in figure["data"] if trace["name"] == "images"]
     rows, values = (
         np.frombuffer(base64.b64decode(packed["bdata"]), packed["dtype"]) for packed in

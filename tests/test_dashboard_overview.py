@@ -1,5 +1,6 @@
 """The page Overview: what the run is, the sentences of its analysis, its probes in small."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,12 @@ def test_a_bare_run_says_what_fills_the_page(tmp_path: Path, open_app: Any) -> N
         f"htc-analyze attention knockouts interchange reading --run {run}", f"htc-probe semantic detail --run {run}"
     ]  # fmt: skip
     assert "0 to 3" in tables(app)[0] and "4 images" in app.markdown[0].value
+
+
+def test_commands_can_be_pasted_whatever_the_folder_is_called(tmp_path: Path, open_app: Any) -> None:  # noqa: F811
+    run = write_run(tmp_path / "my runs; $(rm)" / "it's.h5")
+    for code in open_app(run).code:
+        assert shlex.split(code.value)[-2:] == ["--run", str(run)]
 
 
 def test_a_sentence_stands_with_its_sample_and_the_claim(tmp_path: Path, open_app: Any) -> None:  # noqa: F811

@@ -20,6 +20,7 @@ from analysis.knockouts import (
     knock_out,
     probe_changes,
     rank_correlation,
+    ranks_of_attention,
     shapley,
     stand_ins,
 )
@@ -330,6 +331,34 @@ def test_rank_correlation_is_spearmans() -> None:
         for j in range(3):
             np.testing.assert_allclose(found[i, j], spearmanr(one[i, j], other[i, 0]).statistic)
     assert np.isnan(rank_correlation(np.ones((1, 4)), np.arange(4.0)[None])).all()
+    assert np.isnan(rank_correlation(np.arange(4.0), np.array([0, 1, np.nan, 2])))
+
+
+def test_ranks_of_attention_that_tells_all_or_the_reverse() -> None:
+    """Of 2 images, 3 layers and 9 tokens."""
+    rng = np.random.default_rng(0)
+    attention = rng.random((2, 2, 3, 9))
+    mean = attention.mean(2)  # (2, 2, 9)
+    windows = np.stack([attention[:, 0, 0] ** 3, 1 - attention[:, 0, 1], rng.normal(size=(2, 9))], 1)
+    sign = rng.choice([-1, 1], (2, 9))  # an effect's size is what is ranked
+    effects = np.stack([np.log1p(mean[:, 0]) * sign, sign / mean[:, 1], np.ones((2, 9)), rng.normal(size=(2, 9))], -1)
+    effects[1, 4, 3] = np.nan
+    found = dict(ranks_of_attention(attention, windows, {"one_rank": effects, "other_rank": effects[..., :1]}))
+    assert {name: values.shape for name, values in found.items()} == {
+        "window_rank": (2, 2, 3), "one_rank": (2, 2, 4), "other_rank": (2, 2, 1)
+    }  # fmt: skip
+    np.testing.assert_allclose(found["window_rank"][:, 0, :2], [[1, -1]] * 2)
+    np.testing.assert_allclose(found["one_rank"][:, 0, 0], 1)
+    np.testing.assert_allclose(found["one_rank"][:, 1, 1], -1)
+    assert np.isnan(found["one_rank"][:, :, 2]).all() and np.isnan(found["one_rank"][1, :, 3]).all()
+    np.testing.assert_array_equal(found["other_rank"], found["one_rank"][..., :1])
+    for image in range(2):
+        for kind in range(2):
+            expected = [spearmanr(attention[image, kind, layer], np.abs(windows[image, layer])).statistic
+                        for layer in range(3)]  # fmt: skip
+            np.testing.assert_allclose(found["window_rank"][image, kind], expected)
+            expected = [spearmanr(mean[image, kind], np.abs(effects[image, :, at])).statistic for at in (0, 1)]
+            np.testing.assert_allclose(found["one_rank"][image, kind, :2], expected)
 
 
 # ---- the section
@@ -353,6 +382,9 @@ def test_the_section(extracted: tuple[HTCVLM, Path]) -> None:
     draw = np.random.default_rng(0)
     probe = Probe("classes", ("a", "b", "c"), draw.normal(size=(WIDTH, 3)), np.zeros(3), np.zeros(WIDTH))
     given = {("shade", "z_voco", LAYERS): probe, ("shade", "z_voco", 1): probe, ("shade", "v_d", None): probe}
+    column, none = draw.normal(size=(WIDTH, 1)), np.zeros(1)
+    given["size", "z_voco", LAYERS] = Probe("number", (), column, none, np.zeros(WIDTH))
+    given["hue", "z_voco", LAYERS] = Probe("classes", ("a", "b"), -column, none, np.zeros(WIDTH))
     told: list[int] = []
     with open_run(path) as run:
         found = knockouts.analyse(model, run, limit=4, probes=given, orders=4, on_images=told.append)
@@ -360,7 +392,7 @@ def test_the_section(extracted: tuple[HTCVLM, Path]) -> None:
         taken = take(model, run, 4, seed=0)
     assert taken.texts is not None
     assert told == [4] and found["images"] == taken.ids == [f"scenes-val-00000{row}" for row in taken.rows]
-    assert found["token_role"] == ["anchor"] * A + ["patch"] * P and found["probes"] == ["shade"]
+    assert found["token_role"] == ["anchor"] * A + ["patch"] * P and found["probes"] == ["shade", "size", "hue"]
     for name, value in found.items():
         if isinstance(value, np.ndarray):
             np.testing.assert_array_equal(value, again[name])
@@ -390,8 +422,31 @@ def test_the_section(extracted: tuple[HTCVLM, Path]) -> None:
     effect = np.abs(np.nanmean(found["loo_answers"][0], -1))
     looked = shared.base.rows[1][0, 0].mean(0)[:N].numpy()
     np.testing.assert_allclose(found["rank"][0, 0, 1, 1], spearmanr(looked, effect).statistic, atol=1e-6)
-    assert set(np.unique(found["loo_probe_flips"])) <= {0, 1}
+    assert set(np.unique(found["loo_probe_flips"][..., [0, 2]])) <= {0, 1}
+    check_ranks(found, shared.base.rows)
     assert all(isinstance(value, np.ndarray | list | float | int | str) for value in found.values())
+
+
+def check_ranks(found: dict[str, Any], rows: list[Tensor]) -> None:
+    """Those of attention in one layer, with questions and with probes are of what is stored beside them."""
+    images, questions = len(found["images"]), len(found["questions"])
+    assert found["window_rank"].shape == (images, 2, LAYERS) and found["question_rank"].shape == (images, 2, questions)
+    assert found["probe_rank"].shape == (images, 2, 4)
+    attention = np.stack([row[:, 0].mean(1)[:, :N] for row in rows], 1)  # (images, L, N)
+    probes = found["loo_probe_changes"]
+    of_classes = probes[..., [0, 2]].mean(-1, keepdims=True)
+    for at in range(images):
+        for name, looked, effects in (
+            ("window_rank", attention[at], found["window_change"][at]),
+            ("question_rank", attention[at].mean(0), found["loo_answers"][at].T),
+            ("probe_rank", attention[at].mean(0), np.concatenate([probes, of_classes], -1)[at].T),
+        ):
+            looked = np.broadcast_to(looked, effects.shape)
+            ranks = [spearmanr(one, np.abs(other)).statistic for one, other in zip(looked, effects, strict=True)]
+            np.testing.assert_allclose(found[name][at, 0], ranks, atol=5e-3)  # effects are rounded as they are stored
+    for name in ("window_rank", "question_rank", "probe_rank"):
+        np.testing.assert_allclose(found[f"mean_{name}"], np.nanmean(found[name], 0), atol=1e-6)
+        assert (found[f"mean_{name}_lower"] <= found[f"mean_{name}_upper"]).all()
 
 
 def test_a_sample_is_what_the_run_was_made_of(extracted: tuple[HTCVLM, Path]) -> None:
@@ -417,6 +472,7 @@ def test_one_image_and_a_model_without_anchors_have_their_sections(tmp_path: Pat
     with open_run(out) as run:
         found = knockouts.analyse(model, run)
     assert not found["questions"] and found["rank_effects"] == ["z"] and not any("answers" in name for name in found)
+    assert found["window_rank"].shape == (1, 2, LAYERS) and not {"question_rank", "probe_rank"} & found.keys()
     assert len(found["shapley_players"]) == 4 and found["group_size"] == 4
     assert np.isnan(found["group_change"][:, 1:]).all() and np.isnan(found["group_change"][:, 0, 0]).all()
     assert np.isfinite(found["group_change"][:, 0, 1:]).all() and found["rank"].shape[1] == 2

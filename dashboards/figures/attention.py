@@ -1,8 +1,8 @@
 """Plotly figures of what <voco> attends to. Knows arrays and plotly; not Streamlit, files or runs.
 
 Conventions: layers and heads arrive as array indices and are drawn from 1, so that layer l is the decoder
-layer that produces z_voco[l] (layer 0 is the embedding and attends to nothing). "Even" and "uniform" mean the
-attention that a softmax over equal scores would give. Colours are colour-blind safe (Okabe-Ito; purple-orange
+layer that produces z_voco[l] (layer 0 is the embedding and attends to nothing). "Uniform" is the attention
+that a softmax over equal scores would give. Colours are colour-blind safe (Okabe-Ito; purple-orange
 for above and below); text, axes and background are left to the theme, so that the figures read on light and
 dark pages.
 
@@ -63,13 +63,13 @@ def head_heatmap(
     """One number of each layer (x) and head (y).
 
     value_LH: (L, H), in the unit of `quantity`. Colours run over all that the quantity can be, so that those of two
-    images compare: of the entropy from 0 to its largest value; of the others in powers of two of their value under even
-    attention, which is in the middle. n: images averaged. spread: what the ends of a band are, in words, and the band,
-    each (L, H), for the hover text. mark: layer and head (from 0) to outline, None for all.
+    images compare: of the entropy from 0 to its largest value; of the others in powers of two of their value under
+    uniform attention, which is in the middle. n: images averaged. spread: what the ends of a band are, in words, and
+    the band, each (L, H), for the hover text. mark: layer and head (from 0) to outline, None for all.
     """
     layers, heads = value_LH.shape
     entropy = quantity.unit == "bits"
-    number = {"bits": ".2f", "times even": ".3g"}.get(quantity.unit, ".2%")
+    number = {"bits": ".2f", "times uniform": ".3g"}.get(quantity.unit, ".2%")
     hover = f"layer %{{x}}, head %{{y}}<br>%{{customdata[0]:{number}}} {quantity.unit}"
     custom = [value_LH.T]
     if entropy:
@@ -83,10 +83,10 @@ def head_heatmap(
         ticks = [apart * at for at in range(-int(limit // apart), int(limit // apart) + 1)]
         scale = {"z": ratio_LH.T, "zmin": -limit, "zmax": limit, "colorscale": BELOW_ABOVE}
         names = [times(2.0**at) for at in ticks]
-        bar = {"title": {"text": "× even", "side": "right"}, "tickvals": ticks, "ticktext": names}
+        bar = {"title": {"text": "× uniform", "side": "right"}, "tickvals": ticks, "ticktext": names}
     if quantity.unit.startswith("share"):
         custom.append(value_LH.T / quantity.uniform)
-        hover += "<br>%{customdata[1]:.3g}× even"
+        hover += "<br>%{customdata[1]:.3g}× uniform"
     if spread is not None:
         at = len(custom)
         custom += [spread[1].low.T, spread[1].high.T]
@@ -108,9 +108,9 @@ def head_heatmap(
         title="head", range=[0.5, heads + 0.5], tickmode="linear", tick0=1, dtick=step(heads), showgrid=False,
         zeroline=False,
     )  # fmt: skip
-    even = {"bits": f"{quantity.uniform:.2f}", "times even": "1"}.get(quantity.unit, f"{quantity.uniform:.2%}")
+    uniform = {"bits": f"{quantity.uniform:.2f}", "times uniform": "1"}.get(quantity.unit, f"{quantity.uniform:.2%}")
     return titled(
-        figure, quantity.title, f"{quantity.unit}, {even} if even · by layer and head · {images(n)}",
+        figure, quantity.title, f"{quantity.unit}, {uniform} if uniform · by layer and head · {images(n)}",
         height=min(640, max(400, 190 + 17 * heads)),
     )  # fmt: skip
 
@@ -121,7 +121,7 @@ class Curve(NamedTuple):
     share_L: np.ndarray
     """(L,), of all attention."""
     uniform: float
-    """The same under even attention."""
+    """The same under uniform attention."""
     n: int = 1
     """Images averaged."""
     band: Band | None = None
@@ -141,7 +141,7 @@ def share_curve(curves: Mapping[str, Curve], *, selection: str, log: bool = Fals
         colour, name = ROLE_COLOURS[role], ROLE_NAMES[role]
         layers = np.arange(1, len(share_L) + 1)
         ends = np.full((len(share_L), 0), np.nan)
-        hover = f"layer %{{x}}, {name}: %{{y:.2%}}<br>%{{customdata[0]:.3g}}× even"
+        hover = f"layer %{{x}}, {name}: %{{y:.2%}}<br>%{{customdata[0]:.3g}}× uniform"
         counts.append(f"{name}: {images(n)}")
         if band is not None:
             counts[-1] += f", shaded {BAND[:-len(' of images')]} of {of:,}"
@@ -158,9 +158,9 @@ def share_curve(curves: Mapping[str, Curve], *, selection: str, log: bool = Fals
             hovertemplate=hover + "<extra></extra>",
         )  # fmt: skip
         figure.add_scatter(
-            x=[0.5, len(share_L) + 0.5], y=[uniform, uniform], mode="lines", name=f"{name} if even: {uniform:.2%}",
+            x=[0.5, len(share_L) + 0.5], y=[uniform, uniform], mode="lines", name=f"{name} if uniform: {uniform:.2%}",
             line={"color": colour, "width": 1.5, "dash": "dash"},
-            hovertemplate=f"even share of the {name}: {uniform:.3%}<extra></extra>",
+            hovertemplate=f"uniform share of the {name}: {uniform:.3%}<extra></extra>",
         )  # fmt: skip
     layer_axis(figure, len(share_L))
     axis = {"type": "log", "dtick": 1} if log else {"range": [-0.02, 1.02]}
@@ -206,17 +206,17 @@ def anchor_bars(
         go.Bar(
             x=anchors, y=value_A, name="anchors", marker={"color": ROLE_COLOURS["anchor"]},
             customdata=value_A / uniform,
-            hovertemplate="anchor %{x}: %{y:.2%}<br>%{customdata:.3g}× even<extra></extra>",
+            hovertemplate="anchor %{x}: %{y:.2%}<br>%{customdata:.3g}× uniform<extra></extra>",
         )
     )  # fmt: skip
     figure.add_scatter(
-        x=[0.5, len(anchors) + 0.5], y=[uniform, uniform], mode="lines", name="even",
-        line={"color": NEUTRAL, "dash": "dash", "width": 1.5}, hovertemplate=f"even: {uniform:.3%}<extra></extra>",
+        x=[0.5, len(anchors) + 0.5], y=[uniform, uniform], mode="lines", name="uniform",
+        line={"color": NEUTRAL, "dash": "dash", "width": 1.5}, hovertemplate=f"uniform: {uniform:.3%}<extra></extra>",
     )  # fmt: skip
     figure.update_xaxes(title="anchor", tickmode="linear", tick0=1, dtick=step(len(anchors)), showgrid=False)
     figure.update_yaxes(title=of, tickformat=".3~%", rangemode="tozero")
     figure.update_layout(showlegend=False)
-    subtitle = f"{selection}<br>dashed: even = {uniform:.2%} · {images(n)}"
+    subtitle = f"{selection}<br>dashed: uniform = {uniform:.2%} · {images(n)}"
     return titled(figure, "The anchors, one by one", subtitle, height=430)
 
 
@@ -253,8 +253,8 @@ def patch_overlay(
             colorscale=colours[signed, image is not None],
             customdata=np.stack([row_of, col_of, patch_RC], axis=-1).astype(np.float32),
             hovertemplate="patch row %{customdata[0]}, column %{customdata[1]}<br>"
-            f"%{{customdata[2]:.3%}} {of}<br>%{{z:.3g}}× even<extra></extra>",
-            colorbar={"title": {"text": "× even", "side": "right"}, "thickness": 12, "outlinewidth": 0},
+            f"%{{customdata[2]:.3%}} {of}<br>%{{z:.3g}}× uniform<extra></extra>",
+            colorbar={"title": {"text": "× uniform", "side": "right"}, "thickness": 12, "outlinewidth": 0},
         )
     )
     if image is not None:
@@ -264,7 +264,7 @@ def patch_overlay(
         )  # fmt: skip
     figure.update_xaxes(visible=False, range=[0, width], constrain="domain")
     figure.update_yaxes(visible=False, range=[height, 0], scaleanchor="x", constrain="domain")
-    subtitle = f"{selection}<br>{rows} × {cols} patches, even = {uniform:.2%} each · {images(n)}"
+    subtitle = f"{selection}<br>{rows} × {cols} patches, uniform = {uniform:.2%} each · {images(n)}"
     titled(figure, title, subtitle, height=430)
     return figure.update_layout(margin={"l": 10, "r": 10, "b": 10})
 
@@ -293,7 +293,7 @@ def first_tokens(
         go.Heatmap(
             z=share_NF / uniform, x=x, y=y, zmin=0, zmax=float(share_NF.max()) / uniform or 1.0,
             colorscale=HEAT, xgap=1, ygap=1, hoverinfo="skip",
-            colorbar={"title": {"text": "× even", "side": "right"}, "thickness": 12, "outlinewidth": 0},
+            colorbar={"title": {"text": "× uniform", "side": "right"}, "thickness": 12, "outlinewidth": 0},
         )
     )  # fmt: skip
     hover = "image %{customdata[2]} (%{customdata[3]})<br>%{customdata[4]}: %{customdata[0]:.2%} of all attention<br>"
@@ -302,7 +302,7 @@ def first_tokens(
     custom[..., 2] = np.asarray(numbers)[:, None]
     custom[..., 3] = np.array([escape(name) for name in ids], dtype=object)[:, None]
     custom[..., 4] = np.array([escape(name) for name in names], dtype=object)
-    clickable(figure, custom, hover + "%{customdata[1]:.3g}× even<extra></extra>")
+    clickable(figure, custom, hover + "%{customdata[1]:.3g}× uniform<extra></extra>")
     if 0 < anchors < F:
         figure.add_vline(x=anchors + 0.5, line={"color": NEUTRAL, "width": 3})
     if shown is not None and shown in numbers:
@@ -320,7 +320,7 @@ def first_tokens(
     )
     return titled(
         figure, f"Attention on the first {F} tokens (the paper's Figure 3)",
-        f"{selection} · even = {uniform:.2%} each · {N} images, one a row", height=max(300, 170 + 22 * N),
+        f"{selection} · uniform = {uniform:.2%} each · {N} images, one a row", height=max(300, 170 + 22 * N),
     )  # fmt: skip
 
 
@@ -341,7 +341,7 @@ def distribution(value_N: np.ndarray, value: float, uniform: float, *, selection
     )  # fmt: skip
     top = counts.max()
     for name, x, line in (
-        (f"even: {uniform:.2%}", uniform, {"color": NEUTRAL, "dash": "dash", "width": 1.5}),
+        (f"uniform: {uniform:.2%}", uniform, {"color": NEUTRAL, "dash": "dash", "width": 1.5}),
         (f"image {image:,}: {value:.2%}", value, {"color": MARK, "width": 3}),
     ):
         figure.add_scatter(x=[x, x], y=[0, top], mode="lines", name=name, line=line, hoverinfo="name")

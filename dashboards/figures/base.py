@@ -41,14 +41,32 @@ def escape(text: str) -> str:
 
 
 def titled(figure: go.Figure, title: str, subtitle: str, height: int) -> go.Figure:
-    """With its title, what was measured on how many images under it, and its height in pixels."""
+    """With its title, what was measured on how many images under it, and its height in pixels. Plotly cuts lines that
+    are too long for a chart: they are broken to fit one of 480 pixels, and the chart is as much higher.
+    """
+    title, subtitle = _lines(title, " ", 60), _lines(subtitle, " · ", 95)
+    more = 20 * title.count("<br>") + 14 * max(0, subtitle.count("<br>") - 1)
     figure.update_layout(
         title={"text": title, "subtitle": {"text": subtitle}, "x": 0, "xanchor": "left", "yref": "container"},
-        height=height,
-        margin={"l": 60, "r": 20, "t": 96, "b": 50},
+        height=height + more,
+        margin={"l": 60, "r": 20, "t": 96 + more, "b": 50},
         legend={"orientation": "h", "x": 0, "y": -0.22, "yanchor": "top"},
     )
     return figure
+
+
+def _lines(text: str, separator: str, most: int) -> str:
+    """Broken at separators into lines of at most so many characters, where that can be."""
+    lines = [""]
+    for given in text.split("<br>"):
+        for part in given.split(separator):
+            longer = f"{lines[-1]}{separator}{part}" if lines[-1] else part
+            if len(html.unescape(longer)) <= most or not lines[-1]:
+                lines[-1] = longer
+            else:
+                lines.append(part)
+        lines.append("")
+    return "<br>".join(lines[:-1])
 
 
 def layer_axis(figure: go.Figure, layers: int) -> None:

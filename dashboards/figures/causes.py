@@ -51,7 +51,7 @@ def token_map(
 ) -> go.Figure:
     """What each token has, its patch laid on the picture and the anchors as a row of cells under it.
 
-    patch_RC: (R, C), multiples of an even part, NaN where there is no patch. anchors_A: (A,) the same, may be empty.
+    patch_RC: (R, C), multiples of a uniform part, NaN where there is no patch. anchors_A: (A,) the same, may be empty.
     limit: of the colours, from 0, or from -limit where `signed`: the same where maps are compared. lines: under the
     title. image: (h, w, 3) uint8, the square that the patches cover. raw: both before they were made multiples, in
     `unit`, for the hover text.
@@ -71,8 +71,8 @@ def token_map(
             x=np.linspace(0, width, cols + 1),
             y=np.linspace(0, height, rows + 1),
             customdata=np.stack([row_of, col_of, raw[0]], axis=-1),
-            hovertemplate="patch row %{customdata[0]}, column %{customdata[1]}<br>%{z:.3g}× even<br>" + more,
-            colorbar={"title": {"text": "× even", "side": "right"}, "thickness": 12, "outlinewidth": 0},
+            hovertemplate="patch row %{customdata[0]}, column %{customdata[1]}<br>%{z:.3g}× uniform<br>" + more,
+            colorbar={"title": {"text": "× uniform", "side": "right"}, "thickness": 12, "outlinewidth": 0},
             **scale,
         )
     )
@@ -86,7 +86,7 @@ def token_map(
             y=[top, bottom],
             xgap=2,
             customdata=np.stack([places, places, raw[1]], axis=-1)[None],
-            hovertemplate="anchor %{customdata[0]}<br>%{z:.3g}× even<br>" + more,
+            hovertemplate="anchor %{customdata[0]}<br>%{z:.3g}× uniform<br>" + more,
             showscale=False,
             **scale,
         )

@@ -10,8 +10,9 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from dashboards.attention import PERCENTILES, Band
+from dashboards.attention import Band
 from dashboards.compare import Differences
+from dashboards.figures.attention import BAND
 from dashboards.figures.base import (
     BELOW_ABOVE,
     HEAT,
@@ -31,7 +32,6 @@ from dashboards.figures.base import (
 THIS, OTHER, APART = "#0072B2", "#D55E00", "#009E73"
 """Of this run, of the other, and of what lies between them."""
 _LINES = (THIS, "solid"), (OTHER, "dash")
-_BAND = f"{PERCENTILES[0]} to {PERCENTILES[1]} % of images"
 # Over a picture: none at the middle, so that it stays visible where nothing differs.
 _SHIFT = [[0.0, "rgba(84,39,143,0.9)"], [0.5, "rgba(242,240,240,0.05)"], [1.0, "rgba(140,63,4,0.9)"]]
 
@@ -118,7 +118,7 @@ def difference_curve(
             hovertemplate=f"{axis} %{{x}}: %{{y:.4g}} {unit}", row=1, col=1,
         )  # fmt: skip
     if band is not None:
-        _ribbon(figure, at, band.low, band.high, transparent(NEUTRAL, 0.2), _BAND)
+        _ribbon(figure, at, band.low, band.high, transparent(NEUTRAL, 0.2), BAND)
     _ribbon(figure, at, found.lower, found.upper, transparent(APART, 0.35), "95 % interval of the mean")
     figure.add_scatter(
         x=at, y=found.estimate, mode="lines+markers", name="difference", line={"color": APART, "width": 2.5},

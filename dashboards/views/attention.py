@@ -11,7 +11,18 @@ import streamlit as st
 
 from dashboards import attention as att
 from dashboards import data, figures
-from dashboards.controls import choose, draw, fill, go_to_cell, go_to_image, how_to_read, plain, points
+from dashboards.controls import (
+    choose,
+    draw,
+    fill,
+    go_to_cell,
+    go_to_image,
+    how_to_read,
+    pick,
+    plain,
+    points,
+    side_by_side,
+)
 from dashboards.views.view import View
 
 MEAN, ONE = "Mean", "This image"
@@ -28,7 +39,7 @@ def show(view: View) -> None:
     average = data.average(view.key, rows)
     section = None if view.selection.chosen else data.sections(view.path, view.header).get("attention")
     _many(view, rows, average, section)
-    left, right = st.columns([5, 7])
+    left, right = side_by_side([5, 7], "means", least=380)
     with left:
         _mean_map(view, rows, average, section)
     with right:
@@ -42,13 +53,6 @@ def _rows(view: View) -> np.ndarray:
     return np.asarray(chosen) if chosen else np.arange(view.header.shape.images)
 
 
-def _pick(label: str, key: str, options: list[str]) -> str:
-    """One of the options, kept in the address; the first where what was chosen is not among them."""
-    if st.session_state.get(key, options[0]) not in options:
-        del st.session_state[key]
-    return st.segmented_control(label, options, key=key, default=options[0], required=True, bind="query-params")
-
-
 # ---- over images
 
 
@@ -57,11 +61,11 @@ def _many(view: View, rows: np.ndarray, average: data.Average, section: data.Sec
     selection, shape = view.selection, view.header.shape
     quantities = att.quantities(shape.roles)
     many = f"the {len(rows):,} selected images" if selection.chosen else f"all {len(rows):,} images"
-    left, right = st.columns([4, 8])
+    left, right = side_by_side([4, 8], "what")
     with left:
-        of = _pick(f"Over {many}, or of image {selection.image + 1:,}", "of", [MEAN, ONE])
+        of = pick(f"Over {many}, or of image {selection.image + 1:,}", [MEAN, ONE], "of")
     with right:
-        quantity = quantities[_pick("Heat map", "quantity", list(quantities))]
+        quantity = quantities[pick("Heat map", list(quantities), "quantity")]
     if of == MEAN:
         if average.n < len(rows):
             st.info(
@@ -71,12 +75,12 @@ def _many(view: View, rows: np.ndarray, average: data.Average, section: data.Sec
             )
         if section is None and not selection.chosen:
             fill("Of each head's quantities there are no 95 % intervals.", "htc-analyze attention", view.path)
-    left, right = st.columns(2)
+    left, right = side_by_side(2, "heads", least=380)
     with left:
         _heatmap(view, of, quantity, rows, average, section)
     with right:
         _curve(view, of, rows, average, section)
-    left, right = st.columns(2)
+    left, right = side_by_side(2, "shares", least=380)
     with left:
         _roles(view, of, average, section)
     with right:
@@ -116,22 +120,22 @@ def _heatmap(
 
 def _curve(view: View, of: str, rows: np.ndarray, average: data.Average, section: data.Section | None) -> None:
     selection, roles = view.selection, view.header.shape.roles
-    even = {role: roles.count(role) / len(roles) for role in ("anchor", "patch") if role in roles}
+    uniform = {role: roles.count(role) / len(roles) for role in ("anchor", "patch") if role in roles}
     curves: dict[str, figures.Curve] = {}
     if of == ONE:
         attention_LHS = data.image_record(view.key, selection.image).attention
         for role, mass_LH in att.role_mass(attention_LHS, roles).items():
-            if role in even:
-                curves[role] = figures.Curve(att.head_mean(mass_LH, selection.head), even[role])
+            if role in uniform:
+                curves[role] = figures.Curve(att.head_mean(mass_LH, selection.head), uniform[role])
     else:
-        if "anchor" in even:
+        if "anchor" in uniform:
             mean_L, band = data.anchor_curve(view.key, rows, selection.head)
-            curves["anchor"] = figures.Curve(mean_L, even["anchor"], len(rows), band, len(rows))
+            curves["anchor"] = figures.Curve(mean_L, uniform["anchor"], len(rows), band, len(rows))
         patch_nL = att.head_mean(average.values["patch_mass"], selection.head)
         mean_L, n = patch_nL.mean(axis=0), average.n
         if section is not None:
             mean_L, n = att.head_mean(section["patch_mass"], selection.head), section["images"]
-        curves["patch"] = figures.Curve(mean_L, even["patch"], n, att.band(patch_nL), average.n)
+        curves["patch"] = figures.Curve(mean_L, uniform["patch"], n, att.band(patch_nL), average.n)
     draw(figures.share_curve(curves, selection=selection.head_words, log=selection.log), "curve")
     how_to_read(
         "How much of its attention the token spends on anchors and on patches. Dashed: what they would get if it "
@@ -157,8 +161,8 @@ def _distribution(view: View) -> None:
     if not shape.anchors or shape.images < 2:
         return
     value_N = data.anchor_values(view.key, selection.layer, selection.head)
-    value, even = float(value_N[selection.image]), shape.anchors / shape.keys
-    figure = figures.distribution(value_N, value, even, selection=selection.words, image=selection.image + 1)
+    value, uniform = float(value_N[selection.image]), shape.anchors / shape.keys
+    figure = figures.distribution(value_N, value, uniform, selection=selection.words, image=selection.image + 1)
     draw(figure, "distribution", on_select=partial(_bins, value_N))
     how_to_read(
         "How many images give the anchors how much; the green line is the image of the sidebar. Click a bar, or "
@@ -197,7 +201,7 @@ def _figure3(view: View) -> None:
     shape, images = header.shape, header.shape.images
     which = FIRST
     if images > FIGURE_IMAGES:
-        which = _pick(f"{FIGURE_IMAGES} images", "figure3", [FIRST, *([CHOSEN] if selection.chosen else []), HERE])
+        which = pick(f"{FIGURE_IMAGES} images", [FIRST, *([CHOSEN] if selection.chosen else []), HERE], "figure3")
     start = 0 if which == FIRST else min(selection.image, max(0, images - FIGURE_IMAGES))
     rows = tuple(range(start, min(start + FIGURE_IMAGES, images)))
     if which == CHOSEN:
@@ -229,7 +233,7 @@ def _one(view: View) -> None:
     name, group, path = (plain(of[image]) for of in (header.ids, header.groups, header.paths))
     st.caption(f"id **{name}** · group {group} · {path}")
     record = data.image_record(view.key, image)
-    how = _pick("What it looks at, or what each token hands over", "by", [PLAIN, WEIGHTED])
+    how = pick("What it looks at, or what each token hands over", [PLAIN, WEIGHTED], "by")
     row_S, words = att.select(record.attention, selection.layer, selection.head), selection.words
     weighted = _weighted(view) if how == WEIGHTED else None
     signed = weighted is not None
@@ -237,9 +241,9 @@ def _one(view: View) -> None:
         row_S = weighted
         words = "mean over layers, all heads" if selection.layer is None else f"layer {selection.layer + 1}, all heads"
 
-    picture, overlay, bars = st.columns([3, 5, 4])
+    picture, overlay, bars = side_by_side([3, 5, 4], "image", least=250)
     with picture:
-        st.image(record.thumbnail, width="stretch", alt=f"thumbnail of image {header.ids[image]}")
+        st.image(record.thumbnail, width=270, alt=f"thumbnail of image {header.ids[image]}")
         _labels(view)
     with overlay:
         patch_RC = _map_of(row_S, shape)

@@ -11,10 +11,22 @@ import numpy as np
 import streamlit as st
 
 from analysis import summary
-from analysis.stats import Interval, interval_of_mean
+from analysis.stats import Interval
 from dashboards import attention as att
 from dashboards import causes, data, figures
-from dashboards.controls import draw, fill, go_to_image, how_to_read, plain, points, side_by_side, table
+from dashboards.controls import (
+    draw,
+    fill,
+    fragment,
+    go_to_image,
+    how_to_read,
+    pick,
+    plain,
+    points,
+    select,
+    side_by_side,
+    table,
+)
 from dashboards.views.view import View
 
 Z, ANSWERS, PROBES = "z_voco", "the true answers", "the probes"
@@ -33,8 +45,10 @@ class Effect(NamedTuple):
     """By sampled image and token; above 0 something is lost, but for numbers, which change either way."""
     unit: str
     signed: bool
-    stored: str | None
-    """Its name among the effects that `rank` is of, None where it has none."""
+    ranked: str
+    """The entry of the section that says how well attention ranks it, (N, predictors, ...)."""
+    at: tuple[int, ...]
+    """Its place in that, after the first two axes."""
 
 
 def show(view: View) -> None:
@@ -61,8 +75,7 @@ def show(view: View) -> None:
 def _single(view: View, sections: Mapping[str, data.Section]) -> None:
     section = sections["knockouts"]
     _sentence(section, "knockouts", 1)
-    rows = data.rows_of(view.key, section["images"])
-    _tokens(view, sections, rows, _within_sample(view, rows))
+    _tokens(view, sections, _within_sample(view, data.rows_of(view.key, section["images"])))
 
 
 def _together(view: View, sections: Mapping[str, data.Section]) -> None:
@@ -98,7 +111,8 @@ def _within_sample(view: View, rows: Sequence[int]) -> int | None:
     """Says whether the image was knocked out, and offers those that were. Returns its number in the sample."""
     image = view.selection.image
     here = rows.index(image) if image in rows else None
-    words, before, after = side_by_side([6, 2, 2], "sample", least=170, align="center")
+    words, steps = side_by_side([6, 4], "sample", least=340, align="center")
+    beside = steps.container(horizontal=True)
     earlier, later = [at for at in rows if at < image], [at for at in rows if at > image]
     if here is not None:
         words.caption(
@@ -112,11 +126,11 @@ def _within_sample(view: View, rows: Sequence[int]) -> int | None:
             "knocked out. Means over these are below."
         )
         words.button(f"Go to the nearest, image {nearest + 1:,}", on_click=go_to_image, args=(nearest,))
-    before.button(
+    beside.button(
         "Previous of the sample", on_click=go_to_image, args=(max(earlier, default=image),), disabled=not earlier,
         width="stretch",
     )  # fmt: skip
-    after.button(
+    beside.button(
         "Next of the sample", on_click=go_to_image, args=(min(later, default=image),), disabled=not later,
         width="stretch",
     )  # fmt: skip
@@ -126,32 +140,26 @@ def _within_sample(view: View, rows: Sequence[int]) -> int | None:
 # ---- single tokens
 
 
-@st.fragment
-def _tokens(view: View, sections: Mapping[str, data.Section], rows: Sequence[int], here: int | None) -> None:
+@fragment
+def _tokens(view: View, sections: Mapping[str, data.Section], here: int | None) -> None:
     section, shape = sections["knockouts"], view.header.shape
     effect, window = _choose_effect(view, section)
     contributions = sections.get("contributions")
     keys = np.flatnonzero(np.isin(shape.roles, ["anchor", "patch"]))
-    names, rank_PN = _ranks(view, section, contributions, effect, window, rows, keys)
-    groups = section["groups"]
-    mean = np.array([interval_of_mean(rank_N, groups, section.settings["seed"]) for rank_N in rank_PN])
-    own = None if here is None else rank_PN[:, here]
+    ranks = _ranks(section, effect)
     if here is not None:
-        told = [
-            (f"rank correlation with the effect {rank:.2f}", f"{summary.words(Interval(*among))} over the sample")
-            for rank, among in zip(rank_PN[:, here], mean, strict=True)
-        ]
+        told: list[tuple[str, ...]] = [(), ()]
+        if ranks is not None:
+            told = [
+                (f"rank correlation with the effect {rank:.2f}", f"{summary.words(Interval(*among))} over the sample")
+                for rank, among in zip(ranks[0][here], ranks[1], strict=True)
+            ]
         _maps(view, section, contributions, effect, window, here, keys, told)
-    known = int(np.isfinite(rank_PN).sum(1).max())
-    where = effect.words if window is None else f"{effect.words}, knocked out in layer {window + 1} only"
-    draw(figures.rank_dots([_NAMES.get(name, name) for name in names], mean, own_K=own, effect=where, n=known), "ranks")
-    what = "the mean over layers" if window is None else f"layer {window + 1}"
-    gradients = " Gradients are first-order estimates of the effect on the true answers." if len(names) > 2 else ""
-    how_to_read(
-        f"1: the predictor ({what}) puts an image's tokens in the order of their effects; 0: it says nothing of them."
-        f" Value-weighted: the length of attention × value × output projection.{gradients} Dots are means over the "
-        "sample, diamonds this image."
-    )
+    if ranks is None:
+        what = "How well attention ranks these effects was not kept when this was made."
+        fill(what, "htc-analyze knockouts", view.path)
+    else:
+        _dots(section, effect, window, here, *ranks)
     if contributions is None:
         fill("What each token hands over is not measured yet.", "htc-analyze contributions", view.path)
 
@@ -164,37 +172,43 @@ def _choose_effect(view: View, section: data.Section) -> tuple[Effect, int | Non
     )
     with on:
         there = [name for name, stored in _STORED.items() if stored in section]
-        chosen = _segmented("Effect on", there, "effect")
+        chosen = pick("Effect on", there, "effect")
     if chosen == Z:
         with of:
             layers = [_ALL, *(f"layer {layer}" for layer in range(1, section["window_change"].shape[1] + 1))]
-            window = _select("Knocked out in", layers, "window")
+            window = select("Knocked out in", layers, "window")
         if window == _ALL:
             change_NT = section["loo_change"][..., -1]
-            return Effect(Z, change_NT, "of the length of z_voco", False, "z"), None
+            at = section["rank_effects"].index("z"), -1
+            return Effect(Z, change_NT, "of the length of z_voco", False, "rank", at), None
         layer = layers.index(window) - 1
-        return Effect(Z, section["window_change"][:, layer], "of the length of z_voco", False, None), layer
+        change_NT = section["window_change"][:, layer]
+        return Effect(Z, change_NT, "of the length of z_voco", False, "window_rank", (layer,)), layer
     if chosen == ANSWERS:
         names = section["questions"]
         with of:
-            which = _select("Question", [_MEAN, *names], "question", format_func=_or_mean)
+            which = select("Question", [_MEAN, *names], "question", format_func=_or_mean)
         loss_NTQ = -section["loo_answers"]
         if which == _MEAN:
-            return Effect(ANSWERS, causes.mean_known(loss_NTQ), "nats lost", True, "answers"), None
-        return Effect(f"the true answer, {which}", loss_NTQ[..., names.index(which)], "nats lost", True, None), None
+            at = section["rank_effects"].index("answers"), -1
+            return Effect(ANSWERS, causes.mean_known(loss_NTQ), "nats lost", True, "rank", at), None
+        number = names.index(which)
+        words = f"the true answer, {which}"
+        return Effect(words, loss_NTQ[..., number], "nats lost", True, "question_rank", (number,)), None
     names, change_NTP = section["probes"], section["loo_probe_changes"]
     numbers = np.isnan(section["loo_probe_flips"]).all((0, 1))
     with of:
         options = [*([_MEAN] if not numbers.all() else []), *names]
-        which = _select("Probe", options, "probe", format_func=_or_mean)
+        which = select("Probe", options, "probe", format_func=_or_mean)
     if which == _MEAN:
         words = f"what {int((~numbers).sum())} probes of classes read"
-        return Effect(words, -change_NTP[..., ~numbers].mean(-1), "nats lost", True, None), None
+        return Effect(words, -change_NTP[..., ~numbers].mean(-1), "nats lost", True, "probe_rank", (-1,)), None
     number = names.index(which)
+    words, values_NT, unit = f"what the probe of {which} reads", -change_NTP[..., number], "nats lost"
     if numbers[number]:
-        unit = next((task.unit for task in view.header.tasks if task.name == which), "")
-        return Effect(f"what the probe of {which} reads", change_NTP[..., number], f"{unit} more", True, None), None
-    return Effect(f"what the probe of {which} reads", -change_NTP[..., number], "nats lost", True, None), None
+        unit = next((task.unit for task in view.header.tasks if task.name == which), "") + " more"
+        values_NT = -values_NT
+    return Effect(words, values_NT, unit, True, "probe_rank", (number,)), None
 
 
 def _or_mean(name: str) -> str:
@@ -209,7 +223,7 @@ def _maps(
     window: int | None,
     here: int,
     keys: np.ndarray,
-    ranks: Sequence[tuple[str, str]],
+    ranks: Sequence[tuple[str, ...]],
 ) -> None:
     """The knock-outs of this image, its attention, and what its tokens hand over, each on the picture; of the latter
     two, how they rank the effects, in words.
@@ -252,38 +266,46 @@ def _maps(
     if contributions is not None and len(shown) < 3:
         columns[2].info(f"This image is not among the {len(weighed):,} whose value-weighted attention was measured.")
     sign = " Orange: taking it away costs; purple: it helps (of numbers: more, less)." if effect.signed else ""
-    if effect.stored != "z" and window is None:
+    if effect.words != Z:
         sign += " Single tokens are closed in all layers; in one layer only, they are measured by z_voco alone."
     scale = "a scale each, from 0 to its largest" if own_scale else "one scale, from 0 to the largest of all"
     how_to_read(
-        f"Each map shows what part of its sum falls on a token, in multiples of an even part (1 / {len(keys)}), so "
+        f"Each map shows what part of its sum falls on a token, in multiples of a uniform part (1 / {len(keys)}), so "
         f"that an effect can be laid beside attention; colours have {scale}.{sign} Single effects do not add up to "
         "that of taking all away."
     )
 
 
-def _ranks(
-    view: View,
+def _ranks(section: data.Section, effect: Effect) -> tuple[np.ndarray, np.ndarray] | None:
+    """How well each of P predictors ranks the tokens by the size of the effect: of the sampled images (N, P), and the
+    mean with its interval (P, 3). None where the analysis was made before it kept that.
+    """
+    if effect.ranked not in section:
+        return None
+    at: tuple[Any, ...] = (slice(None), *effect.at)  # of all predictors
+    return section[effect.ranked][(slice(None), *at)], _stored(section, f"mean_{effect.ranked}", 1)[at]
+
+
+def _dots(
     section: data.Section,
-    contributions: data.Section | None,
     effect: Effect,
     window: int | None,
-    rows: Sequence[int],
-    keys: np.ndarray,
-) -> tuple[list[str], np.ndarray]:
-    """Predictors, and (P, N) how well each ranks the tokens of each sampled image by the size of the effect."""
-    if effect.stored is not None and window is None:
-        at = section["rank_effects"].index(effect.stored)
-        return list(section["rank_predictors"]), np.moveaxis(section["rank"][:, :, at, -1], 0, 1)
-    size_NT = np.abs(effect.values_NT)
-    attention_NLT = data.attention_of(view.key, tuple(rows), tuple(keys.tolist()))
-    predictors = {"attention": _of_window(attention_NLT, window)}
-    if contributions is not None:
-        place = {name: at for at, name in enumerate(contributions["images"])}
-        at = np.array([place.get(name, -1) for name in section["images"]])
-        norm_NT = _of_window(contributions["norm"], window)[at][:, keys]
-        predictors["attention x value x output"] = np.where((at >= 0)[:, None], norm_NT, np.nan)
-    return list(predictors), np.stack([causes.rank_correlation(found, size_NT) for found in predictors.values()])
+    here: int | None,
+    rank_NP: np.ndarray,
+    mean_P3: np.ndarray,
+) -> None:
+    names = [_NAMES.get(name, name) for name in section["rank_predictors"][: len(mean_P3)]]
+    own = None if here is None else rank_NP[here]
+    known = int(np.isfinite(rank_NP).sum(0).max())
+    where = effect.words if window is None else f"{effect.words}, knocked out in layer {window + 1} only"
+    draw(figures.rank_dots(names, mean_P3, own_K=own, effect=where, n=known), "ranks")
+    what = "the mean over layers" if window is None else f"layer {window + 1}"
+    gradients = " Gradients are first-order estimates of the effect on the true answers." if len(names) > 2 else ""
+    how_to_read(
+        f"1: the predictor ({what}) puts an image's tokens in the order of their effects; 0: it says nothing of them."
+        f" Value-weighted: the length of attention × value × output projection.{gradients} Dots are means over the "
+        "sample, diamonds this image."
+    )
 
 
 def _of_window(values: np.ndarray, window: int | None) -> np.ndarray:
@@ -294,17 +316,17 @@ def _of_window(values: np.ndarray, window: int | None) -> np.ndarray:
 # ---- groups
 
 
-@st.fragment
+@fragment
 def _groups(view: View, section: data.Section, here: int | None) -> None:
     chosen, question = Z, _MEAN
     if "group_answers" in section:
         left, right = side_by_side([4, 6], "group_effect")
         with left:
-            chosen = _segmented("Effect of a group on", [Z, ANSWERS], "group_effect")
+            chosen = pick("Effect of a group on", [Z, ANSWERS], "group_effect")
         if chosen == ANSWERS:
             with right:
                 options = [_MEAN, *section["questions"]]
-                question = _select("Question", options, "group_question", format_func=_or_mean)
+                question = select("Question", options, "group_question", format_func=_or_mean)
     n, modes = len(section["images"]), [_MODES.get(name, name) for name in section["group_modes"]]
     size, tokens = section["group_size"], section["token_role"]
     names = {
@@ -400,7 +422,7 @@ class Rows:
         return self._section["number_weight" if self.prefix else "share"][at]
 
 
-@st.fragment
+@fragment
 def _interchange(view: View, section: data.Section) -> None:
     shares, weights = Rows(section, ""), Rows(section, "number_")
     tasks = _tasks(section)
@@ -431,12 +453,12 @@ def _interchange(view: View, section: data.Section) -> None:
     )
     left, middle, right = side_by_side([4, 3, 3], "mixed", least=250, align="bottom")
     with left:
-        task_words = _select("Task", labels, "mixed")
+        task_words = select("Task", labels, "mixed")
     suite, task, kind = tasks[task_words]
     of = weights if kind == "number" else shares
     with middle:
         words = {"all": "as much as possible", **{name: f"in {name} alone" for name in of.factors(suite, task)[1:]}}
-        factor = _select("The two images differ", list(words), "differ", format_func=words.__getitem__)
+        factor = select("The two images differ", list(words), "differ", format_func=words.__getitem__)
     only_right = False
     if kind != "number":
         only_right = right.toggle(
@@ -557,7 +579,7 @@ def _pairs(view: View, section: data.Section, tasks: Mapping[str, tuple[str, str
     words = {"all": "all", **{whom: f"that follow {'the ' * (whom != 'neither')}{whom}" for whom in causes.WHOM}}
     left, right = side_by_side([6, 4], "pairs", least=300, align="bottom")
     with left:
-        whom = _segmented("Mixed images", which, "pairs", format_func=words.__getitem__)
+        whom = pick("Mixed images", which, "pairs", format_func=words.__getitem__)
     numbers = np.flatnonzero(partner >= 0)
     if whom != "all":
         asked = which.index(whom) - 1
@@ -650,22 +672,3 @@ def _whose(read: Read, said: np.ndarray, anchors: np.ndarray, patches: np.ndarra
         return f" ({letters[0]}: {told.count(0)}, {letters[1]}: {told.count(1)} of {len(told)})"
     whom = "neither" if told[0] == 2 else letters[told[0]]
     return f" (nearer {whom})" if read.kind == "number" else f" ({whom})"
-
-
-# ---- widgets
-
-
-def _select(label: str, options: Sequence[str], key: str, **more: Any) -> str:
-    """A select box whose choice stays only where this run has it."""
-    _keep(options, key)
-    return st.selectbox(label, options, key=key, bind="query-params", **more)
-
-
-def _segmented(label: str, options: Sequence[str], key: str, **more: Any) -> str:
-    _keep(options, key)
-    return st.segmented_control(label, options, key=key, default=options[0], required=True, bind="query-params", **more)
-
-
-def _keep(options: Sequence[str], key: str) -> None:
-    if st.session_state.get(key, options[0]) not in options:
-        st.session_state[key] = options[0]

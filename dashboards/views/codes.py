@@ -9,7 +9,7 @@ import numpy as np
 import streamlit as st
 
 from dashboards import codes, controls, data, figures
-from dashboards.controls import draw, fill, how_to_read, plain, points, table
+from dashboards.controls import draw, fill, how_to_read, plain, points, select, side_by_side, table
 from dashboards.figures.base import escape
 from dashboards.views.view import View
 
@@ -34,7 +34,7 @@ def show(view: View) -> None:
         st.caption(f"Counts are of {len(read.rows):,} evenly spaced images of {shape.images:,}: all would not fit.")
 
     image = view.selection.image
-    left, right = st.columns([7, 5])
+    left, right = side_by_side([7, 5], "codes_image", least=380)
     with left:
         _picture(view, found.get("reconstruct"))
     with right:
@@ -56,14 +56,13 @@ def show(view: View) -> None:
 
 def _choose(view: View, groups: int) -> tuple[int, int | None]:
     """The group of codes, from 0, and the code that is followed, None where none is."""
-    left, right, _ = st.columns([2, 2, 8])
+    left, right, _ = side_by_side([2, 2, 8], "codes_choice", least=150)
     names = [str(group) for group in range(1, groups + 1)]
-    if st.session_state.get("codegroup", "1") not in names:
-        st.session_state["codegroup"] = "1"
-    group = left.selectbox(
-        "Group of codes", names, key="codegroup", bind="query-params",
-        help="The latent is cut into groups of channels, each with a codebook of its own.",
-    )  # fmt: skip
+    with left:
+        group = select(
+            "Group of codes", names, "codegroup",
+            help="The latent is cut into groups of channels, each with a codebook of its own.",
+        )  # fmt: skip
     size = data.codes(view.key).size
     if (st.session_state.get("code") or 0) >= size:
         st.session_state["code"] = None
@@ -130,7 +129,7 @@ def _interval(section: data.Section, name: str) -> str:
 
 def _usage(view: View, read: data.Codes, section: data.Section | None, group: int, code: int | None) -> None:
     st.subheader("How codes are used")
-    left, right = st.columns(2)
+    left, right = side_by_side(2, "codes_usage_row", least=380)
     with left:
         if section is not None and "code_entropy" in section:
             ends = section["code_entropy_lower"], section["code_entropy_upper"]
@@ -168,15 +167,14 @@ def _labels(
     names = list(tasks)
     if st.session_state.get("codetask", names[0]) not in tasks:
         del st.session_state["codetask"]
-    left, right, _ = st.columns([3, 3, 6])
+    left, right, _ = side_by_side([3, 3, 6], "codes_label", least=200)
     start = names.index(_most_told(names, section))
     task = tasks[left.selectbox("Label", names, start, key="codetask", bind="query-params")]
     values = data.labels(view.key)[task.name][read.rows]
     known = codes.answers(values, task.kind, task.classes, task.unit)
     options = [str(at) for at in range(1, len(known) + 1)]
-    if st.session_state.get("answer", "1") not in options:
-        st.session_state["answer"] = "1"
-    at = int(right.selectbox("Answer", options, key="answer", format_func=lambda at: known[int(at) - 1])) - 1
+    with right:
+        at = int(select("Answer", options, "answer", format_func=lambda at: known[int(at) - 1])) - 1
     _bits(view, section, group, task.name)
     found = data.codes_of_answer(view.key, group, task.name, at)
     if not found.n_inside or not found.n_outside:
@@ -235,7 +233,7 @@ def _bits(view: View, section: data.Section | None, group: int, task: str) -> No
         st.info("No label of this run has two answers, so codes cannot tell of any.")
         return
     n = min(int(section["images"]), view.header.shape.images)
-    left, right = st.columns([7, 5])
+    left, right = side_by_side([7, 5], "codes_told", least=380)
     with left:
         at = tasks.index(task) if task in tasks else None
         figure = figures.code_label_bits(
@@ -281,7 +279,7 @@ def _one_code(view: View, read: data.Codes, group: int, code: int | None, answer
     if not len(holding):
         st.info(f"No image of this run holds code {code} of group {group + 1}.")
         return
-    left, right = st.columns([5, 7])
+    left, right = side_by_side([5, 7], "codes_one", least=380)
     with left:
         share_RC = here_NP.mean(0).reshape(R, C)
         draw(figures.code_places(share_RC, group=group, code=code, n=len(read.rows)), "codes_places")
@@ -295,7 +293,7 @@ def _one_code(view: View, read: data.Codes, group: int, code: int | None, answer
             task = next(task for task in view.header.tasks if task.name == answer[0])
             values = data.labels(view.key)[task.name][read.rows]
             name = codes.answers(values, task.kind, task.classes, task.unit)[answer[1]]
-            if st.toggle(f"Only images of {plain(task.name)}: {plain(name)}", key="codeonly"):
+            if st.toggle(f"Only images of {plain(task.name)}: {plain(name)}", key="codeonly", bind="query-params"):
                 holding = holding[codes.answering(values, task.kind, answer[1])[holding]]
                 words = f"of {escape(task.name)}: {escape(name)} {words}"
         if not len(holding):

@@ -11,8 +11,19 @@ import analysis.results
 from dashboards import attention as att
 from dashboards import compare, data, figures
 from dashboards.compare import Differences
-from dashboards.controls import draw, fill, go_to_cell, go_to_image, how_to_read, plain, points, table
-from dashboards.views.two import Two, keep, number, p_value, signed
+from dashboards.controls import (
+    draw,
+    fill,
+    go_to_cell,
+    go_to_image,
+    how_to_read,
+    plain,
+    points,
+    select,
+    side_by_side,
+    table,
+)
+from dashboards.views.two import Two, number, p_value, signed
 from probes.inference import holm
 
 PERCENT = "% of all attention"
@@ -21,10 +32,10 @@ TOKENS = 16
 ANALYSED = {
     "anchor_mass": ("attention on the anchors", PERCENT, 100),
     "anchor_share": ("anchors' part of what hybrid tokens get", "%", 100),
-    "anchor_lift": ("lift of the anchors over their even share", "times even", 1),
+    "anchor_lift": ("lift of the anchors over their uniform share", "times uniform", 1),
     "anchor_above_patch": ("an anchor gets more than a patch", "% of pairs", 100),
     "anchor_minus_top": ("anchors minus as many most attended patches", PERCENT, 100),
-    "first_lift": ("lift of the first 4 hybrid tokens", "times even", 1),
+    "first_lift": ("lift of the first 4 hybrid tokens", "times uniform", 1),
     "patch_mass": ("attention on the patches", PERCENT, 100),
     "voco_mass": ("attention on <voco> itself", PERCENT, 100),
     "text_mass": ("attention on text before <voco>", PERCENT, 100),
@@ -42,16 +53,12 @@ def on_average(two: Two) -> None:
     selection, names = two.view.selection, two.names
     shared = _quantities(two)
     if shared:
-        keep("compared", list(shared))
-        name = st.selectbox(
-            "Quantity", list(shared), key="compared", bind="query-params", disabled=len(shared) == 1,
-            help="As on the Attention page.",
-        )  # fmt: skip
+        name = select("Quantity", list(shared), "compared", disabled=len(shared) == 1, help="As on the Attention page.")
         quantity = shared[name]
         if two.same_cells:
             cells, curve, band, words = _levels(two, quantity)
             unit = _unit(quantity)
-            left, right = st.columns([2, 3])
+            left, right = side_by_side([2, 3], "compare_levels", least=380)
             with left:
                 figure = figures.difference_heatmap(
                     cells, title=f"{name}: the difference", subtitle=f"{unit} · {words}", names=names,
@@ -207,7 +214,7 @@ def _relative_depth(two: Two, quantity: att.Quantity) -> None:
 
 def _roles_and_images(two: Two) -> None:
     selection = two.view.selection
-    left, right = st.columns(2)
+    left, right = side_by_side(2, "compare_roles", least=380)
     mine, theirs, at = data.paired_attention(two.view.key, two.key, selection.chosen)
     of = f"{len(at.rows):,} images" if at.paired else f"{len(at.rows):,} and {len(at.other_rows):,} images, unpaired"
     with left:
@@ -335,14 +342,14 @@ def one_image(two: Two) -> None:
         return
     mine, theirs = data.image_record(view.key, image), data.image_record(two.key, row)
     layer, head, words = _selected(two)
-    picture, maps = st.columns([1, 5])
+    picture, maps = side_by_side([1, 5], "compare_picture", least=150)
     with picture:
-        st.image(mine.thumbnail, width="stretch", alt=f"thumbnail of image {header.ids[image]}")
+        st.image(mine.thumbnail, width=180, alt=f"thumbnail of image {header.ids[image]}")
         st.caption(f"Image {image + 1:,} of {len(header.ids):,} · id **{plain(header.ids[image])}**")
         st.caption(plain(header.paths[image]))
         if not np.array_equal(mine.thumbnail, theirs.thumbnail):
             st.warning("The other run has another picture under this id:")
-            st.image(theirs.thumbnail, width="stretch", alt="the other run's thumbnail")
+            st.image(theirs.thumbnail, width=180, alt="the other run's thumbnail")
     with maps:
         rows = [att.select(record.attention, layer, head) for record in (mine, theirs)]
         grids = [_map(values, of) for values, of in zip(rows, two.headers, strict=True)]
@@ -359,7 +366,7 @@ def one_image(two: Two) -> None:
     if not two.anchors:
         st.info("One of the runs has no anchors, so that they are not compared.")
         return
-    bars, cells, place = st.columns(3)
+    bars, cells, place = side_by_side(3, "compare_anchors", least=300)
     with bars:
         anchors = [
             values[att.role_mask(of.shape.roles, "anchor")] * 100 for values, of in zip(rows, two.headers, strict=True)
@@ -368,7 +375,7 @@ def one_image(two: Two) -> None:
             uniform = 100 / header.shape.keys
             figure = figures.anchors_of_both(anchors[0], anchors[1], uniform, subtitle=words, names=two.names)
             draw(figure, "compare_anchors")
-            how_to_read("Dashed: what each key would get if attention were even.")
+            how_to_read("Dashed: what each key would get if attention were uniform.")
     with cells:
         if two.same_cells:
             one, other = mine.anchor_mass * 100, theirs.anchor_mass * 100

@@ -1,16 +1,17 @@
 """What can be read from two runs, by task and representation. Lays out."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import streamlit as st
 
 from dashboards import compare, data, figures, gallery
 from dashboards.compare import Differences
-from dashboards.controls import choose, draw, fill, go_to_image, how_to_read, plain, table
+from dashboards.controls import choose, draw, fill, go_to_image, how_to_read, plain, select, side_by_side, table
 from dashboards.figures.base import OF, escape
-from dashboards.views.two import Two, keep, number, p_value, signed
+from dashboards.views.two import Two, number, p_value, signed
+from dashboards.views.view import scores
 from probes.inference import holm
 from probes.results import Confusion, CurvePoint, Interval, Results, Row, SuiteMean, label
 
@@ -32,7 +33,7 @@ class Probe(NamedTuple):
 
 
 def probes(two: Two) -> None:
-    found = [_results(path, header) for path, header in zip(two.paths, two.headers, strict=True)]
+    found = [scores(path, header) for path, header in zip(two.paths, two.headers, strict=True)]
     if found[0] is None or found[1] is None:
         return
     probes, left_out = _matched(found[0], found[1])
@@ -41,7 +42,7 @@ def probes(two: Two) -> None:
         return
     scored = _scored(two, probes)
     final = [source for source in dict.fromkeys(probe.source for probe in probes) if "@" not in source]
-    left, right = st.columns(2)
+    left, right = side_by_side(2, "compare_read")
     if set(st.session_state.get("compare_sources", [])) - set(final):
         st.session_state["compare_sources"] = final[:3]
     chosen = left.multiselect("Read from", final, default=final[:3], key="compare_sources") or final[:3]
@@ -57,17 +58,6 @@ def probes(two: Two) -> None:
     _numbers(two, measure, differences, scored)
     _layers(two, measure, differences)
     _one_probe(two, probes, scored, measure, differences, found)
-
-
-def _results(path: Any, header: data.Header) -> Results | None:
-    beside = data.probes_beside(path)
-    if beside is None:
-        fill(f"No probe scores beside {plain(path.stem)}.", "htc-probe semantic detail", path)
-        return None
-    found = data.probe_results(data.key_of(beside))
-    if found.run.get("created") != header.created:
-        st.warning(plain(f"The scores beside {path.stem} come from an earlier state of it; run htc-probe again."))
-    return found
 
 
 def _matched(one: Results, other: Results) -> tuple[list[Probe], dict[str, list[str]]]:
@@ -304,11 +294,11 @@ def _one_probe(
     st.subheader("One probe closely")
     left, right = st.columns(2)
     tasks = list(dict.fromkeys(probe.mine.task for probe in probes))
-    keep("compare_task", tasks)
-    task = left.selectbox("Task", tasks, key="compare_task")
+    with left:
+        task = select("Task", tasks, "compare_task")
     sources = sorted((probe.source for probe in probes if probe.mine.task == task), key=lambda source: "@" in source)
-    keep("compare_source", sources)
-    source = right.selectbox("Read from", sources, key="compare_source")
+    with right:
+        source = select("Read from", sources, "compare_source")
     probe = next(probe for probe in probes if (probe.mine.task, probe.source) == (task, source))
     over = {
         one.mine.layer: value for one, value in differences

@@ -10,7 +10,7 @@ import numpy as np
 import streamlit as st
 
 from dashboards import data, figures, gallery, hover
-from dashboards.controls import choose, draw, fill, go_to_image, how_to_read, plain, points, table
+from dashboards.controls import choose, draw, fill, go_to_image, how_to_read, pick, plain, points, select, table
 from dashboards.data import LatentMap
 from dashboards.views.view import View
 from extract.errors import UserError
@@ -61,43 +61,27 @@ def _choices(view: View, found: LatentMap) -> tuple[str, int, Coloured]:
     """How the map is made, of what (a number of `found.of`), and its colours."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         name = _pick("Map of", found.of, "map_of")
-        method = _pick("by", list(found.at), "map_by")
+        method = _pick("By", list(found.at), "map_by")
         tasks = {task.name: task for task in view.header.tasks}
         first = next((task.name for task in tasks.values() if task.kind == "classes"), NOTHING)
         others = [ANCHORS] * bool(view.header.shape.anchors) + [NOTHING]
         options = sorted(tasks, key=first.__ne__) + [name for name in others if name not in tasks]
-        chosen = _select_from("coloured by", options, "map_colour")
+        chosen = select("Coloured by", options, "map_colour", width=240)
         task = tasks.get(chosen)
         one = None
         if task is not None and task.classes:
             every = [] if task.kind == "multilabel" else [EVERY]
-            one = _select_from("class", [*every, *task.classes], "map_class")
+            one = select("Class", [*every, *task.classes], "map_class", width=240)
             one = None if one in every else one
         said = None if task is None else _said(view, task, name)
-        surely = said is not None and _pick("show", [LABEL, PROBE], "map_score") == PROBE
+        surely = said is not None and _pick("Show", [LABEL, PROBE], "map_score") == PROBE
     if task is not None and said is not None and surely:
         return method, found.of.index(name), _surely(view, found.rows, task, one, name, said)
     return method, found.of.index(name), _coloured(view, found.rows, chosen, task, one)
 
 
-def _select_from(label: str, options: Sequence[str], key: str) -> str:
-    _keep(key, options)
-    return st.selectbox(label, options, key=key, bind="query-params", width=240)
-
-
 def _pick(label: str, options: Sequence[str], key: str) -> str:
-    _keep(key, options)
-    name = st.segmented_control(
-        label, options, default=options[0], required=True, key=key, bind="query-params",
-        format_func=lambda option: NAMES.get(option, plain(option)),
-    )  # fmt: skip
-    return name or options[0]
-
-
-def _keep(key: str, options: Sequence[str]) -> None:
-    """Lets go of what was chosen for another run and is not there in this one."""
-    if st.session_state.get(key, options[0]) not in options:
-        st.session_state[key] = options[0]
+    return pick(label, options, key, format_func=lambda option: NAMES.get(option, plain(option)))
 
 
 def _coloured(view: View, rows: np.ndarray, chosen: str, task: Task | None, one: str | None) -> Coloured:

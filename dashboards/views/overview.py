@@ -12,7 +12,7 @@ from analysis.summary import Sentence
 from dashboards import attention as att
 from dashboards import data
 from dashboards.controls import fill, how_to_read, plain, table
-from dashboards.views.view import View
+from dashboards.views.view import View, scores
 from extract.store import Task
 from probes.table import columns, suites
 
@@ -127,13 +127,9 @@ def _sample(section: data.Section) -> str:
 
 def _probes(view: View) -> None:
     st.header("What can be read from it")
-    beside, header = data.probes_beside(view.path), view.header
-    if beside is None:
-        fill("No probe scores beside this run.", "htc-probe semantic detail", view.path)
+    found = scores(view.path, view.header)
+    if found is None:
         return
-    found = data.probe_results(data.key_of(beside))
-    if found.run.get("created") != header.created:
-        st.warning("These scores come from an earlier state of this run; run htc-probe again.")
     lines = [
         (mean, max(row.n for row in found.rows if row.suite == suite))
         for suite in suites(found)

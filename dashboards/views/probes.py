@@ -12,9 +12,22 @@ import streamlit as st
 
 from dashboards import answers, data, figures, gallery, hover
 from dashboards.answers import Answers
-from dashboards.controls import choose, draw, fill, go_to_image, how_to_read, plain, points, table
+from dashboards.controls import (
+    choose,
+    draw,
+    fill,
+    fragment,
+    go_to_image,
+    how_to_read,
+    pick,
+    plain,
+    points,
+    select,
+    side_by_side,
+    table,
+)
 from dashboards.figures.base import escape
-from dashboards.views.view import View
+from dashboards.views.view import View, scores
 from probes import table as of_tables
 from probes.figures import CAPTIONS
 from probes.predictions import Predicted
@@ -27,13 +40,9 @@ AT_ONCE = 24
 
 def show(view: View) -> None:
     """Draws the page."""
-    beside = data.probes_beside(view.path)
-    if beside is None:
-        fill("No probe scores beside this run.", "htc-probe semantic detail", view.path)
+    found = scores(view.path, view.header)
+    if found is None:
         return
-    found = data.probe_results(data.key_of(beside))
-    if found.run.get("created") != view.header.created:
-        st.warning("These scores come from an earlier state of this run; run htc-probe again.")
     if doubts := of_tables.doubts(found):
         with st.expander(f"{len(doubts)} warnings" if len(doubts) > 1 else "1 warning"):
             for doubt in doubts:
@@ -49,15 +58,15 @@ def show(view: View) -> None:
 # ---- scores
 
 
-@st.fragment
+@fragment
 def _scores(view: View, found: Results) -> None:
     left, right = st.columns(2)
     with left:
-        suite = _pick("Suite", of_tables.suites(found), "suite")
+        suite = pick("Suite", of_tables.suites(found), "suite", format_func=plain)
     kinds = {"scores": figures.probe_scores, "bits": figures.probe_bits, "retention": figures.probe_retention}
     drawn = {kind: figure(found, suite) for kind, figure in kinds.items()}
     with right:
-        kind = _pick("Show", [kind for kind, figure in drawn.items() if figure is not None], "measure")
+        kind = pick("Show", [kind for kind, figure in drawn.items() if figure is not None], "measure")
     figure = drawn[kind]
     assert figure is not None
     draw(figure, "probe_scores")
@@ -106,9 +115,9 @@ def _compare(found: Results, suite: str) -> None:
     names = list(keys)
     left, right = st.columns(2)
     with left:
-        a = _select("First", names, "a")
+        a = select("First", names, "a")
     with right:
-        b = _select("minus", [name for name in names if name != a], "b")
+        b = select("Minus", [name for name in names if name != a], "b")
     figure = figures.probe_differences(found, suite, keys[a], keys[b])
     if figure is None:
         st.info("These two were not compared.")
@@ -136,9 +145,9 @@ def _compare(found: Results, suite: str) -> None:
 # ---- curves
 
 
-@st.fragment
+@fragment
 def _curves(view: View, found: Results) -> None:
-    suite = _pick("Suite", of_tables.suites(found), "suite")
+    suite = pick("Suite", of_tables.suites(found), "suite", format_func=plain)
     layers, learning = figures.probe_layers(found, suite), figures.probe_learning(found, suite)
     if layers is None:
         fill("z_voco was probed at one layer.", _command(found, "--layers all"), view.path)
@@ -169,15 +178,15 @@ def _command(found: Results, *more: str) -> str:
 
 
 def _images(view: View, found: Results) -> None:
-    left, middle, right = st.columns(3)
+    left, middle, right = side_by_side(3, "probe", least=200)
     of = {row.task: row for row in found.rows}
     with left:
-        task = _select("Task", list(of), "task")
+        task = select("Task", list(of), "task")
     rows = [row for row in found.rows if row.task == task]
     first = of_tables.columns(found, rows[0].suite)
     keys = {label(*key): key for key in [*first, *((row.representation, row.layer) for row in rows)]}
     with middle:
-        key = keys[_select("Read from", list(keys), "read")]
+        key = keys[select("Read from", list(keys), "read")]
     place = _predictions(view, found)
     predicted = None if place is None else _predicted(view, place, (task, *key))
     if predicted is None:
@@ -189,14 +198,14 @@ def _images(view: View, found: Results) -> None:
     number = 0
     if predicted.kind == "multilabel":
         with right:
-            number = predicted.classes.index(_select("Label", list(predicted.classes), "label"))
+            number = predicted.classes.index(select("Label", list(predicted.classes), "label"))
     said = answers.of(predicted, number)
     if view.selection.chosen:
         said = said.among(np.array(view.selection.chosen))
     question = f"{task}: {predicted.classes[number]}" if predicted.kind == "multilabel" else task
     name = f"{escape(question)} from {escape(label(*key))}"
     selected = " selected" if view.selection.chosen else ""
-    left, right = st.columns([6, 5])
+    left, right = side_by_side([6, 5], "answers", least=380)
     with left:
         which, what = _overview(view, said, name, f"{len(said.rows):,}{selected} held-out images", rows[0].unit)
     with right:
@@ -307,8 +316,7 @@ def _current(view: View, found: Results, place: data.RunKey) -> None:
     """What every probe says of the image that all pages show."""
     image, header = view.selection.image, view.header
     st.markdown(f"**Image {image + 1:,}**: {plain(header.ids[image])}")
-    picture, _ = st.columns([1, 2])
-    picture.image(data.thumbnail(view.key, image), width="stretch", alt=f"thumbnail of image {header.ids[image]}")
+    st.image(data.thumbnail(view.key, image), width=150, alt=f"thumbnail of image {header.ids[image]}")
     units = {row.task: row.unit for row in found.rows}
     names: dict[str, Key] = {}
     for suite in of_tables.suites(found):
@@ -342,7 +350,7 @@ def _gallery(view: View, said: Answers, which: np.ndarray, what: str) -> None:
         lists += 1
     st.session_state["probe_list"] = list_of, lists
     pages = -(-len(which) // AT_ONCE)
-    title, middle, button = st.columns([5, 4, 3], vertical_alignment="center")
+    title, middle, button = side_by_side([5, 4, 3], "probe_list", least=190, align="center")
     title.markdown(f"**{len(which):,} images** {plain(what)}")
     with middle:
         page = st.pagination(pages, key=f"probe_page_{lists}") if pages > 1 else 1
@@ -371,24 +379,3 @@ def _gallery(view: View, said: Answers, which: np.ndarray, what: str) -> None:
 def _end(name: str, most: int = 13) -> str:
     """Ids differ in how they end."""
     return name if len(name) <= most else f"…{name[1 - most:]}"
-
-
-# ---- choices
-
-
-def _pick(name: str, options: Sequence[str], key: str) -> str:
-    _keep(key, options)
-    return st.segmented_control(
-        name, options, default=options[0], required=True, key=key, bind="query-params", format_func=plain
-    ) or options[0]  # fmt: skip
-
-
-def _select(name: str, options: Sequence[str], key: str) -> str:
-    _keep(key, options)
-    return st.selectbox(name, options, key=key, bind="query-params")
-
-
-def _keep(key: str, options: Sequence[str]) -> None:
-    """Lets go of what was chosen for another run or task and is not there in this one."""
-    if st.session_state.get(key, options[0]) not in options:
-        st.session_state[key] = options[0]

@@ -1,11 +1,9 @@
 """The two runs of the page Compare, and how its numbers are written."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import streamlit as st
 
 from dashboards import data
 from dashboards.runs import RunFile
@@ -48,12 +46,6 @@ class Two(NamedTuple):
         if at.paired:
             return f"{len(at.rows):,} images of both, paired"
         return f"{len(at.rows):,} and {len(at.other_rows):,} other images, unpaired"
-
-
-def keep(key: str, options: Sequence[str]) -> None:
-    """Lets go of what was chosen for other runs and is not there in these."""
-    if st.session_state.get(key, options[0]) not in options:
-        st.session_state[key] = options[0]
 
 
 def number(value: Any) -> str:

@@ -1,11 +1,14 @@
-"""What a page is given."""
+"""What a page is given, and what several begin with."""
 
 from pathlib import Path
 from typing import NamedTuple
 
+import streamlit as st
+
 from dashboards import data
-from dashboards.controls import Selection
+from dashboards.controls import Selection, fill, plain
 from dashboards.runs import RunFile
+from probes.results import Results
 
 
 class View(NamedTuple):
@@ -18,3 +21,15 @@ class View(NamedTuple):
     selection: Selection
     runs: tuple[RunFile, ...]
     """All that may be opened, this one among them."""
+
+
+def scores(path: Path, header: data.Header) -> Results | None:
+    """What htc-probe found of a run; None, and what fills it, where it left nothing."""
+    beside, name = data.probes_beside(path), plain(path.stem)
+    if beside is None:
+        fill(f"No probe scores beside {name}.", "htc-probe semantic detail", path)
+        return None
+    found = data.probe_results(data.key_of(beside))
+    if found.run.get("created") != header.created:
+        st.warning(f"The scores beside {name} come from an earlier state of it; run htc-probe again.")
+    return found

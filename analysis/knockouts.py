@@ -491,7 +491,7 @@ def _places(model: HTCVLM) -> _Places:
     roles, rows, cols = (np.array(part) for part in model.config.keys_of_voco())
     anchors, patches = np.flatnonzero(roles == "anchor"), np.flatnonzero(roles == "patch")
     middle = model.config.grid / 2
-    players = {f"anchor {i}": anchors[i : i + 1] for i in range(len(anchors))}
+    players = {f"anchor {i + 1}": anchors[i : i + 1] for i in range(len(anchors))}
     for name, low, left in (("upper left", 0, 1), ("upper right", 0, 0), ("lower left", 1, 1), ("lower right", 1, 0)):
         inside = ((rows[patches] >= middle) == low) & ((cols[patches] < middle) == left)
         if inside.any():

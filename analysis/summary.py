@@ -121,7 +121,7 @@ def _looks(section: Section) -> Sentence | str:
         "row.",
         0: f"; the difference to as many patches, the most attended ones of each row, is {words(above)}.",
     }[sign(above)]
-    return Sentence(text, "the anchors get the largest weights, beside the first 12 patches (Figure 3)", _agrees(which))
+    return Sentence(text, "the anchors get more than the patches (Figure 3 shows the first 12)", _agrees(which))
 
 
 def _honest(section: Section) -> Sentence | str:
@@ -144,7 +144,8 @@ def _honest(section: Section) -> Sentence | str:
     for at in range(1, len(predictors)):
         gain = interval_of_mean(ranks_NPE[:, at, effect] - ranks_NPE[:, 0, effect], section["groups"], _SEED)
         how = {1: "better", -1: "worse", 0: "not told apart from it"}[sign(gain)]
-        text += f"; {predictors[at]} has {words(of[at])}, {how}"
+        name = _WEIGHTED if predictors[at] == "attention x value x output" else predictors[at]
+        text += f"; {name} has {words(of[at])}, {how}"
     return Sentence(text + ". The paper shows attention and tests no causes.", "", None)
 
 
@@ -191,6 +192,7 @@ def _matters(section: Section) -> Sentence | str:
     return Sentence(text + ".", _MATTER, agrees)
 
 
+_WEIGHTED = "attention weighted by what it carries (value x output projection)"
 _MATTER = "the anchors carry the semantics that the answers need"
 
 
@@ -303,7 +305,7 @@ _SENTENCES: tuple[tuple[str, str, Callable[[Any], Sentence | str]], ...] = (
 
 def _attention(section: Section) -> Iterator[RenderableType]:
     names = {
-        "anchor_mass": "anchors", "anchor_lift": "times even", "top_patches_mass": "top patches",
+        "anchor_mass": "anchors", "anchor_lift": "times uniform", "top_patches_mass": "top patches",
         "entropy_bits": "entropy, bits",
     }  # fmt: skip
     names = {name: head for name, head in names.items() if name in section}
@@ -319,7 +321,7 @@ def _attention(section: Section) -> Iterator[RenderableType]:
         f"Attention of <voco>, {section['images']} images, mean over heads", ["layer", *names.values(), *heads], rows
     )
     yield Text(
-        "times even: of what falls on anchors and patches, the anchors' part over their even part; top patches: as "
+        "times uniform: of what falls on anchors and patches, the anchors' part over a uniform look's; top patches: as "
         "many patches as anchors, chosen anew in each row; heads: those that prefer the anchors", style=_GREY,
     )  # fmt: skip
 

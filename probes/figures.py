@@ -243,7 +243,7 @@ def confusions(results: Results, task: str) -> go.Figure:
             figure.update_yaxes(title="true", **at.axes)
         else:  # the same classes
             figure.update_yaxes(showticklabels=False, **at.axes)
-    subtitle = f"n = {n} images, {len(of[0].classes)} classes"
+    subtitle = f"n = {n:,} images, {len(of[0].classes)} classes"
     return _titled(figure, f"{_plain(task)}: confusions", subtitle, legend=False)
 
 

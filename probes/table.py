@@ -336,7 +336,7 @@ def paper_reference(suite: str) -> str:
 
 
 def sample(results: Results, suite: str) -> str:
-    """How many images its scores stand on, such as `1601 to 2000 images in 2000 groups, 5 folds`."""
+    """How many images its scores stand on, such as `1,601 to 2,000 images in 2,000 groups, 5 folds`."""
     rows = [row for row in results.rows if row.suite == suite]
     images, groups = ({getattr(row, name) for row in rows} for name in ("n", "n_groups"))
     held_out = "none trained on" if "train" in results.run else f"{len(rows[0].fold_scores)} folds"
@@ -345,7 +345,7 @@ def sample(results: Results, suite: str) -> str:
 
 def _range(numbers: set[int]) -> str:
     low, high = min(numbers), max(numbers)
-    return str(low) if low == high else f"{low} to {high}"
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _score(item: Row | SuiteMean, key: Key, marked: bool) -> Text:

@@ -85,7 +85,7 @@ def test_dots_and_bars_hold_estimates_intervals_and_the_image() -> None:
     lines = figures.window_lines(by_role, own_by=None, unit="u", what="z", n=3).data
     assert [line.y[0] for line in lines] == [1, 2] and list(lines[0].x) == [1, 2, 3, 4]
     assert [line.name for line in lines] == ["all anchors", "all patches"]
-    shapley = figures.shapley_bars(["anchor 0", "lower left patches"], rank_K3, own_P2=None, unit="u", what="z", n=3)
+    shapley = figures.shapley_bars(["anchor 1", "lower left patches"], rank_K3, own_P2=None, unit="u", what="z", n=3)
     assert len(set(shapley.data[0].marker.color)) == 2
 
 
@@ -140,7 +140,7 @@ def knockouts(ids: list[str]) -> dict[str, Any]:
         "questions": ["what", "where"], "probes": ["object", "width"], "group_size": A,
         "group_names": ["anchors", "random patches", "attended patches", "patches"],
         "group_modes": ["zero", "mean", "resampled"], "rank_predictors": PREDICTORS, "rank_effects": ["z", "answers"],
-        "shapley_players": [f"anchor {at}" for at in range(A)]
+        "shapley_players": [f"anchor {at + 1}" for at in range(A)]
         + [f"{where} patches" for where in ("upper left", "upper right", "lower left", "lower right")],
         "loo_change": rng.random((n, T, L + 1)), "loo_answers": rng.normal(size=(n, T, 2)),
         "loo_probe_flips": flips, "loo_probe_changes": rng.normal(size=(n, T, 2)),

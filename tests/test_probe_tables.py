@@ -158,8 +158,8 @@ def test_eight_representations_stand_side_by_side_in_a_hundred_columns() -> None
 
 def test_scores_stand_beside_their_floor_control_and_sample_size() -> None:
     text = shown(made())
-    assert "semantic: what a linear probe reads (2000 images in 2000 groups, 5 folds)" in text
-    assert "detail: what a linear probe reads (1601 to 2000 images in 1601 to 2000 groups, 5 folds)" in text
+    assert "semantic: what a linear probe reads (2,000 images in 2,000 groups, 5 folds)" in text
+    assert "detail: what a linear probe reads (1,601 to 2,000 images in 1,601 to 2,000 groups, 5 folds)" in text
     assert line_of(text, "category").split() == ["category", "0.80", "0.30", "0.82", "0.25", "0.20"]
     below = line_of(text, "top-1 K=4 n=2000")
     assert below.split()[3:] == [".78-.82", ".28-.32", ".80-.84", ".23-.27"]

@@ -41,7 +41,7 @@ def test_bars_have_the_estimates_and_reach_to_the_ends_of_the_intervals() -> Non
     np.testing.assert_allclose(floor[::2], [row.floor for row in rows] + [mean.floor])
     np.testing.assert_allclose(named(figure, "category alone").x, [0.22, 0.22])
     np.testing.assert_allclose(named(figure, "control labels").x, [0.15, 0.15])
-    assert "2000 images in 2000 groups, 5 folds" in figure.layout.title.subtitle.text
+    assert "2,000 images in 2,000 groups, 5 folds" in figure.layout.title.subtitle.text
     assert "n 2,000" in figure.layout.yaxis.ticktext[0] and "K 4" in figure.layout.yaxis.ticktext[0]
 
 

@@ -261,7 +261,11 @@ def code_lifts(found: Associations, *, group: int, answer: str, chosen: int | No
         )
     )  # fmt: skip
     figure.add_vline(x=1, line={"color": NEUTRAL, "dash": "dash", "width": 1.5})
-    figure.update_xaxes(title="times as often as in other images", type="log", zeroline=False)
+    ticks = [digit * 10**power for power in range(-1, 5) for digit in (1, 2, 5)]
+    figure.update_xaxes(
+        title="times as often as in other images", type="log", zeroline=False, tickvals=ticks,
+        ticktext=[f"{tick:,.3g}" for tick in ticks],
+    )  # fmt: skip
     figure.update_yaxes(
         range=[count + 0.6, 0.4], tickvals=at, ticktext=[f"code {code}" for code in found.code[:count]], showgrid=False,
         zeroline=False, automargin=True,

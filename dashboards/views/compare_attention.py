@@ -204,9 +204,10 @@ def _relative_depth(two: Two, quantity: att.Quantity) -> None:
         values = quantity.of(sample.values).mean(2) * factor
         one = compare.of_images(values, np.zeros_like(values), groups)
         curves.append((one.estimate, one.lower, one.upper))
+    read = "" if len(at.rows) == len(two.pairs.rows) else f"{len(at.rows):,} of "
     figure = figures.two_curves(
         curves[0], curves[1], title=f"{quantity.title}, over the depth", unit=_unit(quantity), names=two.names,
-        subtitle=f"mean over heads, with its 95 % interval · {len(at.rows):,} images of {two.images}",
+        subtitle=f"mean over heads, with its 95 % interval · {read}{two.images}",
     )  # fmt: skip
     draw(figure, "compare_depth")
     how_to_read("Each run over its own layers, the last at 100 %. The same depth is not the same layer.")
@@ -373,7 +374,8 @@ def one_image(two: Two) -> None:
         ]
         if len(anchors[0]) == len(anchors[1]):
             uniform = 100 / header.shape.keys
-            figure = figures.anchors_of_both(anchors[0], anchors[1], uniform, subtitle=words, names=two.names)
+            subtitle = f"{words} · 1 image"
+            figure = figures.anchors_of_both(anchors[0], anchors[1], uniform, subtitle=subtitle, names=two.names)
             draw(figure, "compare_anchors")
             how_to_read("Dashed: what each key would get if attention were uniform.")
     with cells:

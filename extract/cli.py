@@ -107,6 +107,11 @@ class Plan(NamedTuple):
 class Terminated(KeyboardInterrupt):
     """SIGTERM, as a batch system sends it before it kills; answered like Ctrl-C."""
 
+    asked = False
+    """Since the command began. Python drops what a signal raises while a destructor or a callback runs, so that the
+    next batch asks again.
+    """
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; gives its exit status: 0, 2 for what the user can mend, 130 on Ctrl-C, 143 on SIGTERM."""
@@ -126,7 +131,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
     def stop(*_: object) -> None:
+        Terminated.asked = True
         raise Terminated
+
+    Terminated.asked = False
 
     try:
         before = signal.signal(signal.SIGTERM, stop)
@@ -523,6 +531,8 @@ def _progress(total: int, before: int) -> Iterator[Callable[[int], None]]:
 
         def move(images: int) -> None:
             nonlocal done
+            if Terminated.asked:
+                raise Terminated
             done += images
             bar.update(at, advance=images, rate=done / (time.monotonic() - started))
 

@@ -157,7 +157,7 @@ def test_two_representations_are_compared_in_either_order() -> None:
     assert list(one.data[0].x) == [0.5, 0.5, 0.5] and list(other.data[0].x) == [-0.5, -0.5, -0.5]
     np.testing.assert_allclose(other.data[0].error_x.array, one.data[0].error_x.arrayminus)
     assert list(one.layout.yaxis.ticktext) == ["category", "present", "mean of the suite"]
-    assert "z_voco@4 minus v_d" in one.layout.title.text and "n = 2000" in one.layout.title.subtitle.text
+    assert "z_voco@4 minus v_d" in one.layout.title.text and "n = 2,000" in one.layout.title.subtitle.text
     assert figures.probe_differences(found, "semantic", ("v_d", None), ("pixels", None)) is None
 
 

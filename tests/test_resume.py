@@ -282,6 +282,29 @@ def test_sigterm_stops_like_ctrl_c(model: Path, whole: Path, tmp_path: Path) -> 
     assert not list((tmp_path / "run.h5.shards").glob("*/*"))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_sigterm_that_a_destructor_swallowed_is_answered_at_the_next_batch(
+    model: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    class Late:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)  # in which the signal arrives, whose exception nobody can catch
+
+    drawn = 0
+
+    def render(*args: Any) -> Any:
+        nonlocal drawn
+        drawn += 1
+        if drawn == 11:
+            Late()
+        return honest_render(*args)
+
+    monkeypatch.setattr(scenes, "render", render)
+    assert main(command(model, tmp_path / "run.h5")) == 143
+    assert drawn < 16 and "the same command continues" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("room", [18_000_000, 25_150_000])
 def test_a_full_disk_keeps_what_is_finished(model: Path, whole: Path, tmp_path: Path, room: int) -> None:
     """A small file system fills up before the first shard is finished, and after some are."""

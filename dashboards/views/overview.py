@@ -149,7 +149,7 @@ def _probes(view: View) -> None:
             "floor": [f"{mean.floor:.3f}" for mean, _ in lines],
             "bits": ["" if mean.bits.estimate is None else f"{mean.bits.estimate:.2f}" for mean, _ in lines],
             "tasks": [mean.tasks for mean, _ in lines],
-            "images": [f"{n:,}" for _, n in lines],
+            "images": [n for _, n in lines],
         },
         "overview_probes",
     )

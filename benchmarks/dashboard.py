@@ -141,7 +141,9 @@ def answer(page: Tab, act: Callable[[], Any]) -> float:
     page.page.evaluate("() => { window.lastClick = undefined; }")
     act()
     page.page.wait_for_function(
-        f"() => window.lastClick !== undefined && performance.now() - window.lastChange > {QUIET}", timeout=60_000
+        f"""() => window.lastClick !== undefined && performance.now() - window.lastChange > {QUIET}
+        && document.querySelector('[data-test-script-state]').dataset.testScriptState === 'notRunning'""",
+        timeout=60_000,
     )
     return float(page.page.evaluate("() => window.lastChange - window.lastClick"))
 

@@ -108,8 +108,8 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, as a batch system sends it before it kills; answered like Ctrl-C."""
 
     asked = False
-    """Since the command began. Python drops what a signal raises while a destructor or a callback runs, so that the
-    next batch asks again.
+    """Since the command began. Python drops what a signal raises while a destructor or a callback runs, and prints a
+    traceback: there is none of this one, and the next batch asks again.
     """
 
 
@@ -141,9 +141,12 @@ def _terminable() -> Iterator[None]:
     except ValueError:  # not in the main thread, where signals arrive
         yield
         return
+    dropped = sys.unraisablehook
+    sys.unraisablehook = lambda found: None if isinstance(found.exc_value, Terminated) else dropped(found)
     try:
         yield
     finally:
+        sys.unraisablehook = dropped
         signal.signal(signal.SIGTERM, before)
 
 

@@ -282,7 +282,7 @@ def test_sigterm_stops_like_ctrl_c(model: Path, whole: Path, tmp_path: Path) -> 
     assert not list((tmp_path / "run.h5.shards").glob("*/*"))
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")  # which would be a traceback
 def test_a_sigterm_that_a_destructor_swallowed_is_answered_at_the_next_batch(
     model: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:

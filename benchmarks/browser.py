@@ -34,7 +34,8 @@ _SETTLED = """() => new Promise((done) => {
     const timer = setInterval(() => {
         const now = performance.now();
         const state = document.querySelector('[data-test-script-state]')?.dataset.testScriptState;
-        const waits = '[data-testid="stStatusWidget"], [data-testid="stSkeleton"], [data-stale="true"]';
+        const waits = ['[data-testid="stStatusWidget"]', '[data-testid="stSkeleton"]', '[data-stale="true"]',
+            '.chart[aria-busy]'].join();
         if (state !== 'notRunning' || document.querySelector(waits)) last = now;
         if (now - last < 200 && now - start < 60_000) return;
         clearInterval(timer);
@@ -101,12 +102,15 @@ class Tab:
         return self.page.locator(f".st-key-{key} .js-plotly-plot")
 
     def values(self, key: str) -> Any:
-        """What the chart holds now: plotly's `data` and `layout`."""
+        """What the chart holds now: plotly's `data` and `layout`. Scrolls to it, as it is drawn when it comes near."""
+        self.page.locator(f".st-key-{key}").scroll_into_view_if_needed()
+        self.settle()
         return self.chart(key).evaluate("plot => JSON.parse(JSON.stringify({data: plot.data, layout: plot.layout}))")
 
     def place(self, key: str, x: float, y: float) -> tuple[float, float]:
         """Where a point of a chart, in the chart's own coordinates, is on the screen."""
-        self.chart(key).scroll_into_view_if_needed()
+        self.page.locator(f".st-key-{key}").scroll_into_view_if_needed()
+        self.settle()
         left, top = self.chart(key).evaluate(
             """(plot, [x, y]) => {
                 const box = plot.getBoundingClientRect(), {xaxis, yaxis} = plot._fullLayout;

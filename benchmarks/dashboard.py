@@ -2,10 +2,10 @@
 
 Knows clocks, files and a browser. Makes a run of random numbers in the folder (10,000 images, 32 layers of 32 heads,
 581 keys, width 4096; some 11 GB, once) and a link to it to compare it with, lets htc-analyze find what it can without
-a model (attention, map; many minutes), and adds knock-outs of 200 images that are random numbers too. Then it clicks
-through the pages in headless Chromium; not through Probes, as probes of such a run take long. A click takes from the
-mouse button or the key to the last change of the page, drawing included; one machine serves and draws. Memory is the
-server's, at its highest.
+a model (attention, map; many minutes), and adds knock-outs of 200 images and probes' results that are random numbers
+too. Then it clicks through the pages in headless Chromium, in a window as large as a laptop's. A click takes from the
+mouse button or the key to the last change of the page, drawing of what is in the window included; one machine serves
+and draws. Memory is the server's, at its highest.
 """
 
 import os
@@ -25,10 +25,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from analysis import results
+import analysis.results
 from analysis.stats import intervals_of_means
 from benchmarks.browser import Tab, chromium, serving, tab
 from extract.store import Batch, Run, RunInfo, RunShape, RunWriter, Task, open_run
+from probes import results
+from probes.metrics import Gaussian
+from probes.predictions import Asked, Writer
 
 LAYERS = HEADS = 32
 GRID, ANCHORS, WIDTH = 24, 4, 4096
@@ -50,6 +53,7 @@ WATCH = """() => {
     document.addEventListener('mousedown', () => { window.lastClick = performance.now(); }, true);
     document.addEventListener('keydown', () => { window.lastClick = performance.now(); }, true);
 }"""
+WINDOW = {"width": 1440, "height": 900}  # of a laptop
 QUIET = 500  # ms without a change after which an answer is taken to be complete
 
 
@@ -77,7 +81,7 @@ def main(settings: Settings) -> None:
     if not run.exists():
         make(run, settings.images)
     prepare(run)
-    with serving(settings.folder) as address, chromium() as browser, tab(browser, address) as page:
+    with serving(settings.folder) as address, chromium() as browser, tab(browser, address, **WINDOW) as page:
         times: dict[tuple[str, str], list[float]] = {}
         started = time.perf_counter()
         page.open(run="big")
@@ -120,6 +124,24 @@ def sampled(page: Tab, turn: int) -> None:
     page.page.get_by_role("button", name="Next of the sample").click()
 
 
+def point(page: Tab, turn: int) -> None:
+    """A click on the map, on the point of an image."""
+    x, y = page.chart("map").evaluate(
+        """(plot, turn) => { const {x, y} = plot._fullData.find((trace) => trace.customdata && trace.x.length > turn);
+            return [x[turn], y[turn]]; }""",
+        turn,
+    )
+    at = page.place("map", x, y)
+    page.page.mouse.move(*at)
+    page.page.wait_for_timeout(100)  # plotly looks up what is under the pointer
+    page.page.mouse.click(*at)
+
+
+def grouped(page: Tab, turn: int) -> None:
+    page.page.locator(".st-key-codegroup input").click()
+    page.page.get_by_role("option").nth(1 + turn % 6).click()
+
+
 CLICKS: tuple[Click, ...] = (
     Click("Overview", "next image", following),
     Click("Attention", "next image", following),
@@ -128,9 +150,14 @@ CLICKS: tuple[Click, ...] = (
     Click("Attention", "of the image, of all", option("of")),
     Click("What causes what", "next image of the sample", sampled),
     Click("What causes what", "another effect", option("effect")),
+    Click("Probes", "next image", following),
+    Click("Probes", "scores, bits or retention", option("measure")),
+    Click("Probes", "another part of the page", option("probes")),
     Click("Map", "next image", following),
     Click("Map", "another representation", option("map_of")),
+    Click("Map", "a point", point),
     Click("Codes", "next image", following),
+    Click("Codes", "another group", grouped),
     Click("Compare", "next image", following),
     Click("Compare", "a cell of the heat map", cell("compare_heatmap")),
 )
@@ -141,7 +168,7 @@ def answer(page: Tab, act: Callable[[], Any]) -> float:
     page.page.evaluate("() => { window.lastClick = undefined; }")
     act()
     page.page.wait_for_function(
-        f"""() => window.lastClick !== undefined && performance.now() - window.lastChange > {QUIET}
+        f"""() => window.lastChange > window.lastClick && performance.now() - window.lastChange > {QUIET}
         && document.querySelector('[data-test-script-state]').dataset.testScriptState === 'notRunning'""",
         timeout=60_000,
     )
@@ -177,19 +204,67 @@ def show(times: dict[tuple[str, str], list[float]], first: float, memory: float,
 
 def prepare(run: Path) -> None:
     """What lies beside the run, and a second run."""
-    beside = results.default_path(run)
+    beside = analysis.results.default_path(run)
     if not beside.exists():
         subprocess.run([sys.executable, "-m", "analysis.cli", "attention", "map", "--run", str(run)], check=True)
-    with open_run(run) as opened, results.read(beside) as analysis:
-        missing = "knockouts" not in analysis
-        given: dict[str, Any] = {"run": results.identity(opened), "settings": {}, "versions": {}, "seconds": 0}
-        sections = random_knockouts(opened) if missing else {}
+    with open_run(run) as opened, analysis.results.read(beside) as found:
+        given: dict[str, Any] = {"run": analysis.results.identity(opened), "settings": {}, "versions": {}, "seconds": 0}
+        sections = random_knockouts(opened) if "knockouts" not in found else {}
+        scores = results.default_path(run)
+        if not scores.exists():
+            random_probes(opened, scores)
     for name, section in sections.items():
-        results.write(beside, name, section, **given)
-    for name in ("big.h5", "big.analysis.h5"):
-        other = run.with_name(name.replace("big", "other"))
+        analysis.results.write(beside, name, section, **given)
+    for path in (run, beside, scores, results.predictions_path(scores)):
+        other = path.with_name(path.name.replace("big", "other"))
         if not other.exists():
-            os.link(run.with_name(name), other)
+            os.link(path, other)
+
+
+def random_probes(run: Run, path: Path) -> None:
+    """What htc-probe leaves for four tasks and three representations."""
+    rng, n, keys = np.random.default_rng(2), len(run), (("z_voco", LAYERS), ("v_d", None), ("v_pooled", None))
+    some = results.Interval(0.5, 0.4, 0.6)
+    rows, asked = [], []
+    for task in run.tasks:
+        metric = {"classes": "top-1", "multilabel": "mAP", "number": "R2"}[task.kind]
+        y = run.labels(task.name)
+        asked.append(Asked(task.name, task.kind, task.classes, np.arange(n), np.arange(n) % 5, y))
+        rows += [
+            results.Row(
+                task.suite, task.name, task.kind, task.unit, at, layer, WIDTH, metric, *some, n, n, 0.1,
+                {metric: some, "V-information": some}, 0.5, None, None, None, None, some, 0.1, False, 1e-6, (0.5,) * 5,
+                task.classes,
+            )
+            for at, layer in keys
+        ]  # fmt: skip
+    means = [
+        results.SuiteMean(suite, at, layer, *some, 0.1, some, some, 2)
+        for suite in ("semantic", "detail") for at, layer in keys
+    ]  # fmt: skip
+    confusions = [
+        results.Confusion(
+            task.name, at, layer, task.classes,
+            tuple(map(tuple, rng.integers(0, 9, 2 * (len(task.classes),)).tolist())),
+        )
+        for task in run.tasks if task.kind == "classes" for at, layer in keys
+    ]  # fmt: skip
+    found = results.Results(
+        {"suites": ["semantic", "detail"]}, analysis.results.identity(run), {}, (), tuple(rows), tuple(means),
+        confusions=tuple(confusions),
+    )  # fmt: skip
+    results.write(found, path)
+    with Writer(results.predictions_path(path), path.with_suffix(".keep"), found.run, asked, keys) as writer:
+        for _ in keys:
+            writer.add(
+                [
+                    Gaussian(rng.normal(100, 20, n), np.full(n, 20.0))
+                    if task.kind == "number"
+                    else rng.normal(size=(n, len(task.classes)))
+                    for task in run.tasks
+                ]
+            )
+        writer.finish()
 
 
 def random_knockouts(run: Run) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec
 
-import plotly.graph_objects as go
 import streamlit as st
 
 from dashboards.runs import RunFile
@@ -165,18 +164,6 @@ def go_to_cell(layer: int | None, head: int | None) -> None:
     st.session_state["head"] = "mean" if head is None else str(head + 1)
 
 
-def points(key: str) -> list[dict[str, Any]]:
-    """The points that are selected in the chart `key`, each with `x`, `y` and, where the figure has it, `customdata`;
-    for its `on_select` callback.
-    """
-    state = st.session_state.get(key)
-    found = [dict(point) for point in state.selection.points] if state else []
-    for point in found:  # a row of a two-dimensional array comes back as {"0": ..., "1": ...}
-        if isinstance(row := point.get("customdata"), dict):
-            point["customdata"] = list(row.values())
-    return found
-
-
 # ---- what pages are made of
 
 
@@ -187,16 +174,22 @@ def guarded() -> Iterator[None]:
     """
     try:
         yield
-    except UserError as error:
-        st.error(plain(str(error)))
     except Exception as error:  # no control flow of Streamlit, which is no Exception
-        page = st.session_state.get("page", "")
-        _LOG.exception("the page %s failed", page)
-        st.error(
-            f"A part of the page {plain(page)} cannot be shown ({plain(type(error).__name__)}). If what htc-analyze or "
-            "htc-probe left beside the run was made by another version, or changed, remove it and make it anew; "
-            "otherwise this is a fault of the dashboard. Its terminal says where it happened."
-        )
+        tell(error)
+
+
+def tell(error: Exception) -> None:
+    """The same of one error."""
+    if isinstance(error, UserError):
+        st.error(plain(str(error)))
+        return
+    page = st.session_state.get("page", "")
+    _LOG.error("the page %s failed", page, exc_info=error)
+    st.error(
+        f"A part of the page {plain(page)} cannot be shown ({plain(type(error).__name__)}). If what htc-analyze or "
+        "htc-probe left beside the run was made by another version, or changed, remove it and make it anew; "
+        "otherwise this is a fault of the dashboard. Its terminal says where it happened."
+    )
 
 
 def fragment(part: Callable[P, None]) -> Callable[P, None]:
@@ -227,44 +220,6 @@ def _keep(key: str, options: Sequence[str]) -> None:
     """Lets go of what was chosen for another run or task and is not there in this one."""
     if st.session_state.get(key, options[0]) not in options:
         st.session_state[key] = options[0]
-
-
-def draw(
-    figure: go.Figure,
-    key: str,
-    *,
-    on_select: Callable[[], None] | None = None,
-    modes: Sequence[str] = ("points",),
-) -> None:
-    """One chart over the width of its column, described for screen readers by its own title. Its camera button saves it
-    in the chosen format. `on_select` is called when points are clicked or, with those `modes`, in a box or a lasso.
-    """
-    title = figure.layout.title
-    words = re.sub(r"<[^>]*>", " ", f"{title.text}; {title.subtitle.text}")
-    kept = {"box": {"select2d"}, "lasso": {"lasso2d"}}
-    removed = {"zoom", "pan", "zoomIn", "zoomOut", "autoScale", "select2d", "lasso2d"}
-    for mode in modes if on_select else ():
-        removed -= kept.get(mode, set())
-    config = {
-        "displaylogo": False,
-        "displayModeBar": True,
-        "modeBarButtonsToRemove": sorted(removed),
-        "toImageButtonOptions": {
-            "format": st.session_state.get("format", "PNG").lower(), "filename": key, "scale": 2,
-        },
-    }  # fmt: skip
-    selecting: dict[str, Any] = {}
-    if on_select:
-        # A click that selects what the chart's last click selected is not reported, unless something tells them apart.
-        clicks = st.session_state.get(f"{key}_clicks", 0)
-        figure.update_traces(legendgroup=f"{clicks}", selector={"showlegend": False})
-
-        def selected() -> None:
-            st.session_state[f"{key}_clicks"] = clicks + 1
-            on_select()
-
-        selecting = {"on_select": selected, "selection_mode": tuple(modes)}
-    st.plotly_chart(figure, width="stretch", key=key, alt=words, config=config, **selecting)
 
 
 def side_by_side(

@@ -78,7 +78,7 @@ class Average(NamedTuple):
 
 
 def available(roots: Sequence[Path]) -> Found:
-    """`find_runs`, which opens every file, at most every 5 seconds; runs that vanished since are left out."""
+    """`find_runs` at most every 5 seconds; runs that vanished since are left out."""
     found = _found(tuple(roots))
     return Found([run for run in found.runs if not run.finished or run.path.is_file()], found.refused)
 
@@ -99,36 +99,34 @@ def key_of(path: Path) -> RunKey:
     return RunKey(str(path), stat.st_mtime_ns, stat.st_size)
 
 
-@contextlib.contextmanager
-def opened(key: RunKey) -> Iterator[Run]:
-    """The run, finished or not, for one look at it."""
-    with open_any(Path(key.path)) as run:
-        yield run
+@st.cache_resource(max_entries=8, show_spinner=False)
+def opened(key: RunKey) -> Run:
+    """The run, finished or not. Kept open, as opening one and checking what it says of itself takes 10 ms."""
+    return open_any(Path(key.path))
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
 def header(key: RunKey) -> Header:
-    with opened(key) as run:
-        expected = len(run)
-        if not run.finished and (shards := unfinished(Path(key.path))) is not None:
-            expected = shards.job.shape.images
-        return Header(
-            run.info, run.shape, run.tasks, run.created, run.skipped, run.ids(), run.paths(), run.groups(),
-            run.finished, expected,
-        )  # fmt: skip
+    run = opened(key)
+    expected = len(run)
+    if not run.finished and (shards := unfinished(Path(key.path))) is not None:
+        expected = shards.job.shape.images
+    return Header(
+        run.info, run.shape, run.tasks, run.created, run.skipped, run.ids(), run.paths(), run.groups(),
+        run.finished, expected,
+    )  # fmt: skip
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
 def image_record(key: RunKey, image: int) -> ImageRecord:
-    with opened(key) as run:
-        return ImageRecord(run.thumbnail(image), run.attention(image), run.anchor_mass_of(image))
+    run = opened(key)
+    return ImageRecord(run.thumbnail(image), run.attention(image), run.anchor_mass_of(image))
 
 
 @st.cache_resource(max_entries=256, show_spinner=False)
 def thumbnail(key: RunKey, image: int) -> np.ndarray:
     """(96, 96, 3) uint8 of one image."""
-    with opened(key) as run:
-        return run.thumbnail(image)
+    return opened(key).thumbnail(image)
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
@@ -140,15 +138,14 @@ def row_of(key: RunKey) -> dict[str, int]:
 @st.cache_resource(max_entries=16, show_spinner=False)
 def labels(key: RunKey) -> dict[str, np.ndarray]:
     """Task -> the labels of all images, as stored."""
-    with opened(key) as run:
-        return {task.name: run.labels(task.name) for task in run.tasks}
+    run = opened(key)
+    return {task.name: run.labels(task.name) for task in run.tasks}
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
 def anchor_mass(key: RunKey) -> np.ndarray:
     """(N, L, H) float32 of all images."""
-    with opened(key) as run:
-        return run.anchor_mass()
+    return opened(key).anchor_mass()
 
 
 def refused_beside(run: Path) -> list[Refused]:
@@ -279,21 +276,21 @@ def average(key: RunKey, rows: Sequence[int] | np.ndarray, most_bytes: int = AVE
 
 @st.cache_resource(max_entries=4, show_spinner="Averaging the attention")
 def _average(key: RunKey, rows: np.ndarray) -> Average:
-    with opened(key) as run:
-        shape = run.shape
-        total_LHS = np.zeros((shape.layers, shape.heads, shape.keys))
-        parts: list[dict[str, np.ndarray]] = []
-        step = max(1, 2**21 // total_LHS.size)
-        for start in range(0, len(rows), step):
-            block = rows[start : start + step]
-            whole = block[-1] - block[0] + 1 == len(block)
-            attention_BLHS = (
-                run.rows("attention/voco", block[0], block[-1] + 1).astype(np.float32)
-                if whole
-                else np.stack([run.attention(int(row)) for row in block])
-            )
-            total_LHS += attention_BLHS.sum(axis=0, dtype=np.float64)
-            parts.append(att.measure(attention_BLHS, shape.roles))
+    run = opened(key)
+    shape = run.shape
+    total_LHS = np.zeros((shape.layers, shape.heads, shape.keys))
+    parts: list[dict[str, np.ndarray]] = []
+    step = max(1, 2**21 // total_LHS.size)
+    for start in range(0, len(rows), step):
+        block = rows[start : start + step]
+        whole = block[-1] - block[0] + 1 == len(block)
+        attention_BLHS = (
+            run.rows("attention/voco", block[0], block[-1] + 1).astype(np.float32)
+            if whole
+            else np.stack([run.attention(int(row)) for row in block])
+        )
+        total_LHS += attention_BLHS.sum(axis=0, dtype=np.float64)
+        parts.append(att.measure(attention_BLHS, shape.roles))
     values = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return Average(len(rows), (total_LHS / len(rows)).astype(np.float32), values)
 
@@ -326,8 +323,8 @@ def first_tokens(key: RunKey, rows: Sequence[int], count: int) -> np.ndarray:
 
 @st.cache_resource(max_entries=128, show_spinner=False)
 def _first_tokens(key: RunKey, image: int, count: int) -> np.ndarray:
-    with opened(key) as run:
-        return run.attention(image)[..., att.first_hybrid(run.shape.roles, count)]
+    run = opened(key)
+    return run.attention(image)[..., att.first_hybrid(run.shape.roles, count)]
 
 
 def sentences(run: Path, header: Header) -> list[analysis.summary.Sentence | str]:
@@ -431,14 +428,14 @@ def paired_attention(
 
 def _attention_blocks(key: RunKey, rows: np.ndarray) -> Iterator[np.ndarray]:
     """(B, L, H, S) of some images, some 8 MB at a time."""
-    with opened(key) as run:
-        step = max(1, 2**21 // (run.shape.layers * run.shape.heads * run.shape.keys))
-        for start in range(0, len(rows), step):
-            block = rows[start : start + step]
-            if (np.diff(block) == 1).all():
-                yield run.rows("attention/voco", int(block[0]), int(block[-1]) + 1).astype(np.float32)
-            else:
-                yield np.stack([run.attention(int(row)) for row in block])
+    run = opened(key)
+    step = max(1, 2**21 // (run.shape.layers * run.shape.heads * run.shape.keys))
+    for start in range(0, len(rows), step):
+        block = rows[start : start + step]
+        if (np.diff(block) == 1).all():
+            yield run.rows("attention/voco", int(block[0]), int(block[-1]) + 1).astype(np.float32)
+        else:
+            yield np.stack([run.attention(int(row)) for row in block])
 
 
 @st.cache_resource(max_entries=2, show_spinner="Comparing what the probes said of each image")
@@ -529,11 +526,11 @@ def pictures(key: RunKey, rows: Sequence[int]) -> list[str]:
     """Thumbnails of these images as data URIs (JPEG, 3 to 5 kB); the run is opened once for those not seen before."""
     seen = _pictures(key)
     if missing := [row for row in rows if row not in seen]:
-        with opened(key) as run:
-            for row in missing:
-                buffer = io.BytesIO()
-                Image.fromarray(run.thumbnail(row)).save(buffer, "JPEG", quality=90)
-                seen[row] = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+        run = opened(key)
+        for row in missing:
+            buffer = io.BytesIO()
+            Image.fromarray(run.thumbnail(row)).save(buffer, "JPEG", quality=90)
+            seen[row] = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
     return [seen[row] for row in rows]
 
 
@@ -559,20 +556,20 @@ class Codes(NamedTuple):
 
 @st.cache_resource(max_entries=2, show_spinner="Reading the codes")
 def codes(key: RunKey, most_bytes: int = CODES_BYTES) -> Codes:
-    with opened(key) as run:
-        assert run.shape.codes is not None
-        total, (h, w, G) = len(run), run.shape.codes
-        n = min(total, max(1, most_bytes // (2 * h * w * G)))
-        together = min(n, _CODES_TOGETHER if n < total else 4096)
-        starts = np.linspace(0, total - together, n // together).astype(int) if n < total else range(0, n, together)
-        blocks = [np.arange(start, min(start + together, total)) for start in starts]
-        rows = np.concatenate(blocks)
-        found = np.empty((G, len(rows), h * w), dtype=np.uint16)
-        at = 0
-        for block in blocks:
-            read = run.rows("codes", int(block[0]), int(block[-1]) + 1)
-            found[:, at : at + len(block)] = np.moveaxis(read, -1, 0).reshape(G, len(block), h * w)
-            at += len(block)
+    run = opened(key)
+    assert run.shape.codes is not None
+    total, (h, w, G) = len(run), run.shape.codes
+    n = min(total, max(1, most_bytes // (2 * h * w * G)))
+    together = min(n, _CODES_TOGETHER if n < total else 4096)
+    starts = np.linspace(0, total - together, n // together).astype(int) if n < total else range(0, n, together)
+    blocks = [np.arange(start, min(start + together, total)) for start in starts]
+    rows = np.concatenate(blocks)
+    found = np.empty((G, len(rows), h * w), dtype=np.uint16)
+    at = 0
+    for block in blocks:
+        read = run.rows("codes", int(block[0]), int(block[-1]) + 1)
+        found[:, at : at + len(block)] = np.moveaxis(read, -1, 0).reshape(G, len(block), h * w)
+        at += len(block)
     size = _code_size(header(key), int(found.max()) + 1)
     return Codes(rows, found, size, np.stack([of_codes.shares(group, size) for group in found]))
 
@@ -591,8 +588,8 @@ def _code_size(header: Header, least: int) -> int:
 @st.cache_resource(max_entries=16, show_spinner=False)
 def codes_of_image(key: RunKey, image: int) -> np.ndarray:
     """(rows, columns, groups) uint16 of one image."""
-    with opened(key) as run:
-        return run.rows("codes", image, image + 1)[0]
+    run = opened(key)
+    return run.rows("codes", image, image + 1)[0]
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)

@@ -215,15 +215,14 @@ def fit(page: Tab) -> None:
     """A window as high as the page, which scrolls within it and draws what is seen; waits for all that is drawn."""
     for _ in range(3):
         page.settle()
-        page.page.wait_for_function(
-            """() => [...document.querySelectorAll('[data-testid="stPlotlyChart"]')].every(
-                chart => chart.querySelector('.js-plotly-plot .main-svg .infolayer .gtitle'))
-            && [...document.images].every(image => image.complete)"""
-        )
         size = {"width": WIDTH, "height": max(1000, height(page))}
         if page.page.viewport_size == size:
             break
         page.page.set_viewport_size(size)
+    page.page.wait_for_function(
+        """() => [...document.querySelectorAll('.chart')].every(chart => chart.querySelector('.infolayer .gtitle'))
+        && [...document.images].every(image => image.complete)"""
+    )
     page.page.mouse.move(WIDTH - 5, 5)
     page.page.wait_for_timeout(700)
 

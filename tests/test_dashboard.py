@@ -174,6 +174,7 @@ def test_bad_paths_and_ports_are_refused(
     (tmp_path / "text.h5").write_text("no run")
     assert "text.h5" in failing(capsys, str(tmp_path / "text.h5"), "--port", port)
     assert "--port 70000" in failing(capsys, str(run_file), "--port", "70000")
+    assert "--host 203.0.113.7 is no" in failing(capsys, str(run_file), "--port", port, "--host", "203.0.113.7")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -228,8 +229,8 @@ def test_server_listens_on_loopback_only_and_stops(run_file: Path, how: signal.S
     finally:
         server.kill()
         server.communicate()
-    flags = cli.server_arguments(cli.DashboardConfig(port=port))
-    assert "--browser.gatherUsageStats=false" in flags and "--server.address=127.0.0.1" in flags
+    settings = cli.settings(cli.DashboardConfig(port=port))
+    assert not settings["browser.gatherUsageStats"] and settings["server.address"] == "127.0.0.1"
 
 
 # ---- figures
@@ -269,7 +270,8 @@ def open_app(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
 
 def charts(app) -> dict[str, dict]:
     """Key of the chart -> its plotly figure."""
-    return {item.proto.id.rsplit("-", 1)[1]: json.loads(item.proto.spec) for item in app.get("plotly_chart")}
+    sent = [item.proto for item in app.get("bidi_component") if item.proto.component_name == "htc_chart"]
+    return {data["name"]: json.loads(data["figure"]) for data in (json.loads(proto.json) for proto in sent)}
 
 
 def tables(app) -> list[str]:

@@ -123,12 +123,12 @@ def test_evenly_spaced_rows_hold_the_first_and_the_last() -> None:
 
 def test_heatmap_holds_the_masses_and_a_fixed_scale() -> None:
     mass_LH = random_rows(1)[0, :, :, :A].sum(-1)
-    heat, points = figures.head_heatmap(mass_LH, att.quantities(ROLES)["Anchors"]).data
+    (heat,) = figures.head_heatmap(mass_LH, att.quantities(ROLES)["Anchors"]).data
     np.testing.assert_allclose(2.0**heat.z * A / S, mass_LH.T, rtol=1e-5)
     np.testing.assert_allclose(heat.zmax, np.log2(S / A))
     assert heat.zmin == -heat.zmax
-    at = list(zip(points.x, points.y, strict=True)).index((3, 1))  # layer 3, head 1
-    np.testing.assert_allclose(points.customdata[at], [mass_LH[2, 0], mass_LH[2, 0] * S / A], rtol=1e-5)
+    assert (heat.x[2], heat.y[0]) == (3, 1)  # layer 3, head 1
+    np.testing.assert_allclose(heat.customdata[0, 2], [mass_LH[2, 0], mass_LH[2, 0] * S / A], rtol=1e-5)
 
 
 def test_heatmap_of_even_attention_is_the_middle_colour_and_zero_mass_the_lowest() -> None:
@@ -147,8 +147,8 @@ def test_heatmap_outlines_the_selected_layer_and_head_and_tells_the_interval() -
     figure = figures.head_heatmap(value_LH, att.quantities(ROLES)["Anchors"], n=7, spread=spread, mark=(1, None))
     (shape,) = figure.layout.shapes
     assert (shape.x0, shape.x1, shape.y0, shape.y1) == (1.5, 2.5, 0.5, H + 0.5)
-    np.testing.assert_allclose(figure.data[1].customdata[0, 2:], [0.09, 0.11], rtol=1e-5)
-    assert "95 % interval of the mean" in figure.data[1].hovertemplate
+    np.testing.assert_allclose(figure.data[0].customdata[0, 0, 2:], [0.09, 0.11], rtol=1e-5)
+    assert "95 % interval of the mean" in figure.data[0].hovertemplate
     assert "mean of 7 images" in figure.layout.title.subtitle.text
 
 
@@ -213,7 +213,7 @@ def test_first_tokens_outline_the_image_and_part_the_anchors() -> None:
     np.testing.assert_allclose(figure.data[0].z, share_NF * S)
     line, outline = figure.layout.shapes
     assert line.x0 == A + 0.5 and (outline.y0, outline.y1) == (1.5, 2.5)
-    assert figure.data[1].customdata[0][3] == "&lt;b&gt;"
+    assert figure.data[0].customdata[0][0][3] == "&lt;b&gt;"
     assert list(figure.layout.xaxis.ticktext) == ["A1", "A2", "A3", "A4", "1,1", "1,2"]
 
 
@@ -306,9 +306,9 @@ def test_the_heat_map_is_of_the_run_or_of_the_image(
 
     def holds(value_NLH: np.ndarray, *, interval: bool) -> None:
         assert not app.exception
-        points = charts(app)["heads"]["data"][1]
-        np.testing.assert_allclose(array(points["customdata"])[:, 0], value_NLH.mean(0).T.ravel(), atol=2e-3)
-        assert (words in points["hovertemplate"]) == interval
+        (heat,) = charts(app)["heads"]["data"]
+        np.testing.assert_allclose(array(heat["customdata"])[..., 0], value_NLH.mean(0).T, atol=2e-3)
+        assert (words in heat["hovertemplate"]) == interval
 
     for name, quantity in att.quantities(ROLES).items():
         if name not in ("Anchor 1", "Anchor 3", "Anchor 4"):
@@ -392,6 +392,7 @@ def test_clicks_select_everywhere(analysed: Path, chromium: Any) -> None:  # noq
     with serving(analysed) as address, tab(chromium, address) as here:
 
         def says(key: str, words: str) -> None:
+            here.page.locator(f".st-key-{key}").scroll_into_view_if_needed()
             here.page.wait_for_function(
                 """([key, words]) => [...document.querySelectorAll(`.st-key-${key} .js-plotly-plot`)].every(
                     plot => plot.layout?.title.subtitle.text.includes(words))""",

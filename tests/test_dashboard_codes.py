@@ -198,8 +198,8 @@ def test_the_grid_holds_codes_and_their_rarity() -> None:
     figure = figures.code_grid(codes_RC, shares_K, group=1, groups=8, image=picture, chosen=3)
     np.testing.assert_allclose(figure.data[0].z, [[1, 2], [1, 3]])
     assert (figure.data[0].zmin, figure.data[0].zmax) == (1, 4)
-    np.testing.assert_array_equal(figure.data[1].customdata[:, 0], [3, 4, 3, 9])
-    assert list(zip(figure.data[2].x, figure.data[2].y, strict=True))[::6] == [(0.5, 0.5), (0.5, 1.5)]
+    np.testing.assert_array_equal(figure.data[0].customdata[..., 0], codes_RC)
+    assert list(zip(figure.data[1].x, figure.data[1].y, strict=True))[::6] == [(0.5, 0.5), (0.5, 1.5)]
     assert tuple(figure.layout.yaxis.range) == (2.5, 0.5)
 
 
@@ -218,7 +218,7 @@ def test_bits_are_centred_on_zero_and_places_without_a_value_stay_empty() -> Non
     bits = np.array([[0.2, -0.1]])
     figure = figures.code_label_bits(bits, bits - 0.1, bits + 0.1, np.array([1.0]), ["<b>x"], n=9, mark=(0, 1))
     assert (figure.data[0].zmin, figure.data[0].zmax) == (-0.2, 0.2)
-    assert figure.layout.yaxis.ticktext == ("&lt;b&gt;x",) and figure.data[2].x[0] == 1.5
+    assert figure.layout.yaxis.ticktext == ("&lt;b&gt;x",) and figure.data[1].x[0] == 1.5
     figure = figures.code_label_map(np.array([0.3]), [1], [0], (2, 2), task="scene", n=9)
     np.testing.assert_array_equal(figure.data[0].z, np.array([[np.nan, np.nan], [0.3, np.nan]], np.float32))
     assert "1 of 4 cells" in figure.layout.title.subtitle.text

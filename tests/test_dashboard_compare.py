@@ -289,14 +289,14 @@ def some(shape: tuple[int, ...], seed: int = 0) -> compare.Differences:
 def test_heat_map_holds_the_differences_around_0_and_marks_findings() -> None:
     found = some((L, H))
     figure = figures.difference_heatmap(found, title="t", subtitle="s", names=NAMES, unit="%", mark=(1, None))
-    heat, dots, cells = figure.data
+    heat, dots = figure.data
     np.testing.assert_allclose(heat.z, found.estimate.T)
     assert heat.zmin == -heat.zmax == -np.abs(found.estimate).max()
     assert (list(dots.x), list(dots.y)) == ([1], [1])
-    np.testing.assert_allclose([row[0] for row in cells.customdata], found.this.T.ravel())
+    np.testing.assert_allclose(heat.customdata[..., 0].astype(float), found.this.T)
     (outline,) = figure.layout.shapes
     assert (outline.x0, outline.x1, outline.y0, outline.y1) == (1.5, 2.5, 0.5, H + 0.5)
-    assert "<b>" not in cells.hovertemplate.replace("<br>", "") and "other %{" not in cells.hovertemplate
+    assert "<b>" not in heat.hovertemplate.replace("<br>", "") and "other %{" not in heat.hovertemplate
 
 
 def test_curves_show_both_runs_and_the_interval_of_their_difference() -> None:

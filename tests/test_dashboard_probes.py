@@ -130,12 +130,12 @@ def test_an_image_in_words(run_file: Path) -> None:
 def test_a_confusion_holds_shares_and_its_cells_are_clicked() -> None:
     counts = np.array([[3, 1], [0, 0]])
     figure = figures.confusion(counts, ("<b>", "bar"), title="t", subtitle="s", mark=(0, 1))
-    heat, cells = figure.data
+    (heat,) = figure.data
     np.testing.assert_allclose(heat.z, [[0.75, 0.25], [0, 0]])
     np.testing.assert_array_equal(heat.text, counts)
     assert (heat.zmin, heat.zmax) == (0, 1)
-    assert list(zip(cells.x, cells.y, strict=True)) == [(1, 1), (2, 1), (1, 2), (2, 2)]
-    assert list(cells.customdata[1]) == ["&lt;b&gt;", "bar", 1, 0.25]
+    assert list(heat.x) == list(heat.y) == [1, 2]
+    assert list(heat.customdata[0][1]) == ["&lt;b&gt;", "bar", 1, 0.25]
     assert figure.layout.yaxis.range == (2.5, 0.5) and list(figure.layout.yaxis.ticktext) == ["&lt;b&gt;", "bar"]
     (box,) = figure.layout.shapes
     assert (box.x0, box.x1, box.y0, box.y1) == (1.5, 2.5, 0.5, 1.5)

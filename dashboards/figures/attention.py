@@ -24,7 +24,7 @@ from dashboards.figures.base import (
     ROLE_COLOURS,
     ROLE_NAMES,
     VEIL,
-    clickable,
+    Figure,
     escape,
     images,
     layer_axis,
@@ -91,13 +91,13 @@ def head_heatmap(
         at = len(custom)
         custom += [spread[1].low.T, spread[1].high.T]
         hover += f"<br>{spread[0]}: %{{customdata[{at}]:{number}}} to %{{customdata[{at + 1}]:{number}}}"
-    figure = go.Figure(
+    figure = Figure(
         go.Heatmap(
-            **scale, x=np.arange(1, layers + 1), y=np.arange(1, heads + 1), xgap=1, ygap=1, hoverinfo="skip",
+            **scale, x=np.arange(1, layers + 1), y=np.arange(1, heads + 1), xgap=1, ygap=1,
+            customdata=np.stack(custom, axis=-1).astype(np.float32), hovertemplate=hover + "<extra></extra>",
             colorbar={"thickness": 12, "outlinewidth": 0, **bar},
         )
     )  # fmt: skip
-    clickable(figure, np.stack(custom, axis=-1).astype(np.float32), hover + "<extra></extra>")
     layer, head = mark
     if layer is not None or head is not None:
         x = (0.5, layers + 0.5) if layer is None else (layer + 0.5, layer + 1.5)
@@ -135,7 +135,7 @@ def share_curve(curves: Mapping[str, Curve], *, selection: str, log: bool = Fals
 
     curves: by role. selection: which heads, in words. log: a logarithmic share axis.
     """
-    figure = go.Figure()
+    figure = Figure()
     counts = []
     for role, (share_L, uniform, n, band, of) in curves.items():
         colour, name = ROLE_COLOURS[role], ROLE_NAMES[role]
@@ -177,7 +177,7 @@ def role_bars(mass: Mapping[str, np.ndarray], *, selection: str, n: int = 1) -> 
     mass: role -> (L,), each the share of all attention (the roles of `ROLE_NAMES`). selection: which heads,
     in words. n: images averaged.
     """
-    figure = go.Figure()
+    figure = Figure()
     for role, share_L in mass.items():
         figure.add_bar(
             x=np.arange(1, len(share_L) + 1),
@@ -202,7 +202,7 @@ def anchor_bars(
     selection: which layer and head, in words. n: images averaged.
     """
     anchors = np.arange(1, len(value_A) + 1)
-    figure = go.Figure(
+    figure = Figure(
         go.Bar(
             x=anchors, y=value_A, name="anchors", marker={"color": ROLE_COLOURS["anchor"]},
             customdata=value_A / uniform,
@@ -243,7 +243,7 @@ def patch_overlay(
     row_of, col_of = np.meshgrid(np.arange(1, rows + 1), np.arange(1, cols + 1), indexing="ij")
     most = float(np.nanmax(np.abs(patch_RC))) / uniform or 1.0
     colours = {(False, False): HEAT, (False, True): VEIL, (True, False): BELOW_ABOVE, (True, True): _SIGNED_VEIL}
-    figure = go.Figure(
+    figure = Figure(
         go.Heatmap(
             z=patch_RC / uniform,
             x=x,
@@ -284,25 +284,24 @@ def first_tokens(
 
     share_NF: (N, F), shares of all attention. names: of the F tokens. numbers, ids: of the N images. uniform: 1 / keys;
     colours are multiples of it, from 0 to the largest. anchors: how many of the tokens are anchors; a line parts them
-    from the patches. shown: the number of the image to outline. The points that can be clicked have y = 1 for the first
-    of the images.
+    from the patches. shown: the number of the image to outline. The first of the images is at y = 1.
     """
     N, F = share_NF.shape
     x, y = np.arange(1, F + 1), np.arange(1, N + 1)
-    figure = go.Figure(
-        go.Heatmap(
-            z=share_NF / uniform, x=x, y=y, zmin=0, zmax=float(share_NF.max()) / uniform or 1.0,
-            colorscale=HEAT, xgap=1, ygap=1, hoverinfo="skip",
-            colorbar={"title": {"text": "× uniform", "side": "right"}, "thickness": 12, "outlinewidth": 0},
-        )
-    )  # fmt: skip
     hover = "image %{customdata[2]} (%{customdata[3]})<br>%{customdata[4]}: %{customdata[0]:.2%} of all attention<br>"
     custom = np.empty((N, F, 5), dtype=object)
     custom[..., 0], custom[..., 1] = share_NF, share_NF / uniform
     custom[..., 2] = np.asarray(numbers)[:, None]
     custom[..., 3] = np.array([escape(name) for name in ids], dtype=object)[:, None]
     custom[..., 4] = np.array([escape(name) for name in names], dtype=object)
-    clickable(figure, custom, hover + "%{customdata[1]:.3g}× uniform<extra></extra>")
+    figure = Figure(
+        go.Heatmap(
+            z=share_NF / uniform, x=x, y=y, zmin=0, zmax=float(share_NF.max()) / uniform or 1.0,
+            colorscale=HEAT, xgap=1, ygap=1, customdata=custom,
+            hovertemplate=hover + "%{customdata[1]:.3g}× uniform<extra></extra>",
+            colorbar={"title": {"text": "× uniform", "side": "right"}, "thickness": 12, "outlinewidth": 0},
+        )
+    )  # fmt: skip
     if 0 < anchors < F:
         figure.add_vline(x=anchors + 0.5, line={"color": NEUTRAL, "width": 3})
     if shown is not None and shown in numbers:
@@ -332,7 +331,7 @@ def distribution(value_N: np.ndarray, value: float, uniform: float, *, selection
     """
     counts, edges = np.histogram(np.asarray(value_N, dtype=np.float64), bins=min(40, max(5, len(value_N) // 4)))
     ends = np.stack([edges[:-1], edges[1:]], axis=-1)
-    figure = go.Figure(
+    figure = Figure(
         go.Bar(
             x=ends.mean(axis=-1), y=counts, width=np.diff(edges), customdata=ends, name="images",
             marker={"color": ROLE_COLOURS["anchor"]}, showlegend=False,

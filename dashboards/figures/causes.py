@@ -20,6 +20,7 @@ from dashboards.figures.base import (
     ROLE_NAMES,
     SERIES,
     VEIL,
+    Figure,
     escape,
     layer_axis,
     png,
@@ -65,7 +66,7 @@ def token_map(
     raw = (patch_RC, anchors_A) if raw is None else raw
     row_of, col_of = np.meshgrid(np.arange(1, rows + 1), np.arange(1, cols + 1), indexing="ij")
     more = f"%{{customdata[2]:.3~g}} {escape(unit)}<extra></extra>" if unit else "<extra></extra>"
-    figure = go.Figure(
+    figure = Figure(
         go.Heatmap(
             z=patch_RC,
             x=np.linspace(0, width, cols + 1),
@@ -117,7 +118,7 @@ def rank_dots(
     looked at. effect: on what, in words.
     """
     names = [escape(name) for name in predictors]
-    figure = go.Figure()
+    figure = Figure()
     figure.add_scatter(
         x=rank_K3[:, 0], y=names, mode="markers", name=f"mean of {n:,} images, 95 % interval",
         marker={"color": SERIES[0], "size": 10}, error_x=_error(rank_K3) | {"color": SERIES[0]},
@@ -148,7 +149,7 @@ def group_bars(
     """
     names = ["<br>".join(escape(name).rsplit(" ", 1)) for name in groups]
     widths = [max(1, len(names) - 1), 1.0]
-    figure = make_subplots(1, 2, column_widths=widths, horizontal_spacing=0.1)
+    figure = make_subplots(1, 2, figure=Figure(), column_widths=widths, horizontal_spacing=0.1)
     for panel, (first, last) in enumerate(((0, len(names) - 1), (len(names) - 1, len(names))), 1):
         for at, (mode, colour) in enumerate(zip(modes, _MODES, strict=False)):
             values = effect_MG3[at, first:last]
@@ -185,7 +186,7 @@ def window_lines(
     is looked at.
     """
     layers = np.arange(1, len(next(iter(effect_by.values()))) + 1)
-    figure = make_subplots(len(effect_by), 1, shared_xaxes=True, vertical_spacing=0.08)
+    figure = make_subplots(len(effect_by), 1, figure=Figure(), shared_xaxes=True, vertical_spacing=0.08)
     for at, (role, values) in enumerate(effect_by.items()):
         name = f"all {ROLE_NAMES[role]}"
         figure.add_scatter(
@@ -220,7 +221,7 @@ def shapley_bars(
     """
     names = [escape(name) for name in players]
     colours = [ROLE_COLOURS["anchor" if name.startswith("anchor") else "patch"] for name in players]
-    figure = go.Figure(
+    figure = Figure(
         go.Bar(
             x=value_P3[:, 0], y=names, orientation="h", marker={"color": colours}, name="mean", showlegend=False,
             error_x=_error(value_P3) | {"color": NEUTRAL}, customdata=value_P3[:, 1:],
@@ -267,7 +268,7 @@ def two_by_two(
         [line("A", patches) + "<br>" + line("B", anchors) + rest(anchors, patches),
          line("B", own_3) + rest(own_3).replace("neither", "not B")],
     ]  # fmt: skip
-    figure = go.Figure(
+    figure = Figure(
         go.Heatmap(
             z=z, x=["patches of A", "patches of B"], y=["anchors of A", "anchors of B"], zmin=-1, zmax=1, xgap=3,
             ygap=3, colorscale=BELOW_ABOVE, hoverinfo="skip",
@@ -306,7 +307,7 @@ def follow_dots(
     names = [escape(name) for name in tasks]
     number = np.arange(len(names))
     figure = make_subplots(
-        1, len(share_by), shared_yaxes=True, subplot_titles=[escape(name) for name in share_by],
+        1, len(share_by), figure=Figure(), shared_yaxes=True, subplot_titles=[escape(name) for name in share_by],
         horizontal_spacing=0.04,
     )  # fmt: skip
     for col, (readout, share_K23) in enumerate(share_by.items(), 1):

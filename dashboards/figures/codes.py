@@ -11,7 +11,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from dashboards.codes import Associations
-from dashboards.figures.base import BELOW_ABOVE, HEAT, NEUTRAL, OF, VEIL, clickable, escape, png, step, titled
+from dashboards.figures.base import BELOW_ABOVE, HEAT, NEUTRAL, OF, VEIL, Figure, escape, png, step, titled
 
 CHOSEN = "#009E73"
 _MOST_NAMED = 64  # cells whose codes are written into them
@@ -30,7 +30,7 @@ def code_pictures(image: np.ndarray, picture: np.ndarray, *, psnr: float) -> go.
     height, width = image.shape[:2]
     apart = width * (1 + _GAP)
     off = (picture.astype(np.float32).mean(-1) - image.astype(np.float32).mean(-1)) / 255
-    figure = go.Figure(
+    figure = Figure(
         go.Heatmap(
             z=off, x=2 * apart + np.arange(width) + 0.5, y=np.arange(height) + 0.5, zmin=-0.5, zmax=0.5,
             colorscale=BELOW_ABOVE, hovertemplate="%{z:+.2f} of the range<extra></extra>",
@@ -72,16 +72,16 @@ def code_grid(
         "row %{y}, column %{x}<br>code %{customdata[0]}<br>%{customdata[1]:.2%} of all cells, %{customdata[2]:.1f} bits"
     )
     few = codes_RC.size <= _MOST_NAMED
-    figure = go.Figure(
+    figure = Figure(
         go.Heatmap(
             z=bits_RC, x=np.arange(1, columns + 1), y=np.arange(1, rows + 1), zmin=float(bits_K.min()),
-            zmax=float(most), colorscale=VEIL, hoverinfo="skip", colorbar=_BITS, text=codes_RC if few else None,
+            zmax=float(most), colorscale=VEIL, colorbar=_BITS, text=codes_RC if few else None,
+            customdata=custom, hovertemplate=hover + "<extra></extra>",
             texttemplate="%{text}" if few else None,
             textfont={"color": "#ffffff", "size": 13, "shadow": "0px 0px 4px rgb(0,0,0), 0px 0px 2px rgb(0,0,0)"},
         )
     )  # fmt: skip
     figure.layout.images = [_laid(png(image, grey=True), 0.5, 0.5, columns, rows)]
-    clickable(figure, custom, hover + "<extra></extra>")
     if chosen is not None:
         row, column = np.nonzero(codes_RC == chosen)
         _outline(figure, column + 0.5, row + 0.5, 1, 1)
@@ -114,7 +114,7 @@ def code_entropy(
             "type": "data", "symmetric": False, "array": interval[1] - entropy_G, "arrayminus": entropy_G - interval[0],
             "color": NEUTRAL,
         }  # fmt: skip
-    figure = go.Figure(
+    figure = Figure(
         go.Bar(
             x=groups, y=entropy_G, error_y=error, name="entropy",
             marker={"color": OF["codes"], "line": {"color": CHOSEN, "width": [3 * (g == chosen) for g in groups - 1]}},
@@ -144,7 +144,7 @@ def code_usage(shares_K: np.ndarray, *, group: int, n: int, chosen: int | None =
     shares_K: (K,) of all cells of n images, sums to 1. group: from 0. chosen: the code that is marked.
     """
     order = np.argsort(-shares_K, kind="stable")[: int((shares_K > 0).sum())]
-    figure = go.Figure(
+    figure = Figure(
         go.Scattergl(
             x=np.arange(1, len(order) + 1), y=shares_K[order], mode="markers", name="codes", customdata=order[:, None],
             marker={"color": OF["codes"], "size": 6},
@@ -196,7 +196,7 @@ def code_label_bits(
     figure = _signed(bits_TG, "bits a code")
     if G <= _MOST_WRITTEN:
         figure.data[0].update(texttemplate="%{z:.2f}", textfont={"size": 11})
-    clickable(figure, custom, hover)
+    figure.data[0].update(customdata=custom, hovertemplate=hover)
     if mark is not None:
         _outline(figure, mark[1] + 0.5, mark[0] + 0.5, 1, 1)
     figure.update_xaxes(
@@ -243,7 +243,7 @@ def code_lifts(found: Associations, *, group: int, answer: str, chosen: int | No
     custom = np.stack(
         [found.code[:count], found.inside[:count], found.outside[:count], lower, upper, found.p[:count]], -1
     )
-    figure = go.Figure(
+    figure = Figure(
         go.Scatter(
             x=lift, y=at, mode="markers", name="codes", customdata=custom,
             marker={
@@ -283,7 +283,7 @@ def code_lifts(found: Associations, *, group: int, answer: str, chosen: int | No
 def code_places(share_RC: np.ndarray, *, group: int, code: int, n: int) -> go.Figure:
     """Where on the grid a code lies. share_RC: (R, C), the share of n images that have it in this cell."""
     rows, columns = share_RC.shape
-    figure = go.Figure(
+    figure = Figure(
         go.Heatmap(
             z=share_RC, x=np.arange(1, columns + 1), y=np.arange(1, rows + 1), zmin=0,
             zmax=float(share_RC.max()) or 1.0, colorscale=HEAT,
@@ -309,7 +309,7 @@ def code_examples(
     apart = 1 + _GAP
     R, C = cells_XRC.shape[1:]
     y, x = (apart * at for at in np.divmod(np.arange(len(pictures)), columns))
-    figure = go.Figure(layout={"images": [_laid(*one, 1, 1) for one in zip(pictures, x, y, strict=True)]})
+    figure = Figure(layout={"images": [_laid(*one, 1, 1) for one in zip(pictures, x, y, strict=True)]})
     image, row, column = np.nonzero(cells_XRC)
     _outline(figure, x[image] + column / C, y[image] + row / R, 1 / C, 1 / R, thick=2)
     figure.add_scatter(
@@ -326,10 +326,10 @@ def code_examples(
 def _signed(values: np.ndarray, unit: str) -> go.Figure:
     """A heat map with rows and columns from 1, its colours zero-centred."""
     most = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
-    return go.Figure(
+    return Figure(
         go.Heatmap(
             z=values, x=np.arange(1, values.shape[1] + 1), y=np.arange(1, values.shape[0] + 1), zmin=-most, zmax=most,
-            colorscale=BELOW_ABOVE, xgap=1, ygap=1, hoverinfo="skip",
+            colorscale=BELOW_ABOVE, xgap=1, ygap=1,
             colorbar={"title": {"text": unit, "side": "right"}, **_BAR},
         )
     )  # fmt: skip

@@ -5,6 +5,7 @@ its middle. Names of runs and labels are escaped here. Letters in names: L layer
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -21,7 +22,7 @@ from dashboards.figures.base import (
     ROLE_NAMES,
     SERIES,
     VEIL,
-    clickable,
+    Figure,
     escape,
     png,
     step,
@@ -64,10 +65,10 @@ def difference_heatmap(
     custom = np.stack([*np.moveaxis(_custom(found), -1, 0).swapaxes(1, 2), labels[0], labels[1].T], axis=-1)
     known = bool(np.isfinite(found.lower).any())
     hover = f"{axes[1]} %{{customdata[5]}}, {axes[0]} %{{customdata[6]}}<br>{_hover(names, unit, known)}<extra></extra>"
-    figure = go.Figure(
+    figure = Figure(
         go.Heatmap(
             z=found.estimate.T, x=np.arange(1, columns_ + 1), y=np.arange(1, rows_ + 1), zmin=-limit, zmax=limit,
-            colorscale=BELOW_ABOVE, xgap=1, ygap=1, hoverinfo="skip", colorbar=_bar(unit),
+            colorscale=BELOW_ABOVE, xgap=1, ygap=1, colorbar=_bar(unit), customdata=custom, hovertemplate=hover,
         )
     )  # fmt: skip
     x, y = np.nonzero(found.marked)
@@ -75,7 +76,6 @@ def difference_heatmap(
         x=x + 1, y=y + 1, mode="markers", hoverinfo="skip", showlegend=False, name="no chance finding",
         marker={"size": 7, "color": "#ffffff", "line": {"color": "#333333", "width": 1.5}},
     )  # fmt: skip
-    clickable(figure, custom, hover)
     column, row = mark
     if column is not None or row is not None:
         left, right = (0.5, columns_ + 0.5) if column is None else (column + 0.5, column + 1.5)
@@ -86,7 +86,7 @@ def difference_heatmap(
         # Names are read from the top down.
         (figure.update_yaxes, rows, rows_, axes[0], (rows_ + 0.5, 0.5) if rows else (0.5, rows_ + 0.5)),
     ):
-        ticks = (
+        ticks: dict[str, Any] = (
             {"tickvals": np.arange(1, count + 1), "ticktext": [escape(text) for text in of]}
             if of
             else {"tickmode": "linear", "tick0": 1, "dtick": step(count)}
@@ -111,7 +111,7 @@ def difference_curve(
     difference of one image lies, (L,).
     """
     at = np.asarray(x)
-    figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.16)
+    figure = make_subplots(figure=Figure(), rows=1, cols=2, horizontal_spacing=0.16)
     for name, values, (colour, dash) in zip(names, (found.this, found.other), _LINES, strict=True):
         figure.add_scatter(
             x=at, y=values, mode="lines+markers", name=escape(name), line={"color": colour, "width": 2.5, "dash": dash},
@@ -140,7 +140,7 @@ def two_curves(
     """Runs with other numbers of layers, over relative depth: nothing is subtracted. this, other: estimate, lower and
     upper, each (L,) with the run's own L.
     """
-    figure = go.Figure()
+    figure = Figure()
     for (estimate, lower, upper), name, (colour, dash) in zip((this, other), names, _LINES, strict=True):
         depth = np.arange(1, len(estimate) + 1) / len(estimate)
         _ribbon(figure, depth, lower, upper, transparent(colour, 0.25), "", panel=False)
@@ -156,7 +156,7 @@ def two_curves(
 
 def role_differences(found: Mapping[str, Differences], *, subtitle: str, names: Names) -> go.Figure:
     """Differences of the share of all attention by role, over layers: role -> (L,), in % points. They sum to 0."""
-    figure = go.Figure()
+    figure = Figure()
     for number, (role, one) in enumerate(found.items()):
         layers = np.arange(1, len(one.estimate) + 1)
         figure.add_scatter(
@@ -187,7 +187,7 @@ def differences_by_name(
     """Dots with intervals: series -> differences (n,) of n `labels`, from the top down; NaN where a series has none.
     Filled where no chance finding (`Differences.marked`, over all series), hollow otherwise.
     """
-    figure = go.Figure()
+    figure = Figure()
     height = np.arange(len(labels), 0, -1)
     p = np.concatenate([np.ravel(one.p) for one in found.values()])
     first = next(iter(found.values()))
@@ -224,7 +224,7 @@ def pairs_scatter(
     ends = [float(min(this_N.min(), other_N.min())), float(max(this_N.max(), other_N.max()))]
     room = (ends[1] - ends[0]) * 0.03 or 0.5
     ends = [ends[0] - room, ends[1] + room]
-    figure = go.Figure()
+    figure = Figure()
     figure.add_scatter(
         x=ends, y=ends, mode="lines", line={"color": NEUTRAL, "width": 1.5, "dash": "dash"}, name="no difference",
         hoverinfo="skip",
@@ -274,7 +274,9 @@ def two_maps(
     apart = _limit(difference)
     titles = [escape(name) for name in names] + ["difference"]
     named = labels is not None
-    figure = make_subplots(rows=1, cols=3, horizontal_spacing=0.05, subplot_titles=titles, shared_yaxes=named)
+    figure = make_subplots(
+        figure=Figure(), rows=1, cols=3, horizontal_spacing=0.05, subplot_titles=titles, shared_yaxes=named
+    )
     names_R, names_C = labels or ([str(at + 1) for at in range(rows)], [str(at + 1) for at in range(columns)])
     where = np.empty((rows, columns), dtype=object)
     where[:] = [[f"{axes[0]} {escape(row)}, {axes[1]} {escape(column)}" for column in names_C] for row in names_R]
@@ -330,7 +332,7 @@ def anchors_of_both(
     of each key, in %, drawn dashed.
     """
     anchors = np.arange(1, len(this_A) + 1)
-    figure = go.Figure()
+    figure = Figure()
     for name, values, colour in zip(names, (this_A, other_A), (THIS, OTHER), strict=True):
         figure.add_bar(
             x=anchors, y=values, name=escape(name), marker={"color": colour},
@@ -351,7 +353,7 @@ def difference_histogram(
 ) -> go.Figure:
     """Differences of all images as a histogram, and where one of them lies."""
     counts, edges = np.histogram(values_N[np.isfinite(values_N)], bins=40)
-    figure = go.Figure(
+    figure = Figure(
         go.Bar(
             x=(edges[1:] + edges[:-1]) / 2, y=counts, width=np.diff(edges), marker={"color": APART}, name="images",
             hovertemplate="%{x:.3g} " + unit + ": %{y} images<extra></extra>",

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import plotly.graph_objects as go
 
-from dashboards.figures.base import NEUTRAL, OF, SERIES, escape, titled, transparent
+from dashboards.figures.base import NEUTRAL, OF, SERIES, Figure, escape, titled, transparent
 
 # Inferno without its darkest and lightest parts, which are lost on dark and on light pages.
 POINTS = [[0.0, "#65156e"], [0.25, "#9f2a63"], [0.5, "#d44842"], [0.75, "#f57d15"], [1.0, "#fac127"]]
@@ -70,7 +70,7 @@ def latent_map(
     current: number of the image with a ring. `title` and names are shown as they are, `subtitle` is HTML. Amounts are
     coloured from their 1st to their 99th percentile.
     """
-    figure = go.Figure()
+    figure = Figure()
     n = len(rows_n)
     chosen_n = np.ones(n, bool)
     if chosen is not None and len(chosen):
@@ -147,7 +147,7 @@ def kept_bars(
     kept: method -> (3, M), estimate, lower and upper end, 0 to 1. of: (M,) such as z_voco, for the colours; names: as
     they are written. chance: that of points without order.
     """
-    figure = go.Figure()
+    figure = Figure()
     names = [escape(name) for name in names]
     for number, (method, values) in enumerate(kept.items()):
         figure.add_bar(

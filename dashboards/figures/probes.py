@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from dashboards.figures.base import NEUTRAL, OF, clickable, escape, titled
+from dashboards.figures.base import NEUTRAL, OF, Figure, escape, titled
 
 MARK = "#D55E00"
 """What is selected."""
@@ -27,20 +27,20 @@ def confusion(
     K = len(names)
     share_KK = counts_KK / np.maximum(counts_KK.sum(1, keepdims=True), 1)
     at = np.arange(1, K + 1)
-    figure = go.Figure(
-        go.Heatmap(
-            z=share_KK, x=at, y=at, zmin=0, zmax=1, colorscale=SHARES, hoverinfo="skip", xgap=1 if K <= NAMED else 0,
-            ygap=1 if K <= NAMED else 0, text=counts_KK, texttemplate="%{text:,}" if K <= _COUNTED else "",
-            colorbar={"title": {"text": "share of the row", "side": "right"}, "thickness": 12, "tickformat": ".0%"},
-            showscale=K > _COUNTED,
-        )
-    )  # fmt: skip
     shown = np.array([escape(name) for name in names], dtype=object)
     custom = np.empty((K, K, 4), dtype=object)
     custom[..., 0], custom[..., 1] = shown[:, None], shown[None, :]
     custom[..., 2], custom[..., 3] = counts_KK, share_KK
     hover = "%{customdata[0]} called %{customdata[1]}<br>%{customdata[2]:,} images, %{customdata[3]:.1%} of the row"
-    clickable(figure, custom, hover)
+    figure = Figure(
+        go.Heatmap(
+            z=share_KK, x=at, y=at, zmin=0, zmax=1, colorscale=SHARES, customdata=custom,
+            hovertemplate=hover + "<extra></extra>", xgap=1 if K <= NAMED else 0, ygap=1 if K <= NAMED else 0,
+            text=counts_KK, texttemplate="%{text:,}" if K <= _COUNTED else "",
+            colorbar={"title": {"text": "share of the row", "side": "right"}, "thickness": 12, "tickformat": ".0%"},
+            showscale=K > _COUNTED,
+        )
+    )  # fmt: skip
     ticks: dict = {"tickvals": at, "ticktext": [escape(_cut(name)) for name in names]}
     if K > NAMED:
         ticks = {"showticklabels": False}
@@ -53,8 +53,6 @@ def confusion(
         figure.add_shape(
             type="rect", x0=said + 0.5, x1=said + 1.5, y0=true + 0.5, y1=true + 1.5, line={"color": MARK, "width": 3}
         )
-    # The whole cell is clicked, not only its middle.
-    figure.update_layout(hoverdistance=60)
     return titled(figure, title, subtitle, max(360, min(620, 190 + 40 * K)))
 
 
@@ -71,7 +69,7 @@ def said_and_true(
     """A number as the probe said it (y) over what is true (x); a point is an image, and its row of the run its
     customdata. mark: the row to outline.
     """
-    figure = go.Figure()
+    figure = Figure()
     ends = [float(np.nanmin(true_n)), float(np.nanmax(true_n))] if len(true_n) else [0.0, 1.0]
     figure.add_scatter(
         x=ends, y=ends, mode="lines", line={"color": NEUTRAL, "width": 1.5, "dash": "dash"}, name="said = true",

@@ -11,18 +11,8 @@ import streamlit as st
 
 from dashboards import attention as att
 from dashboards import data, figures
-from dashboards.controls import (
-    choose,
-    draw,
-    fill,
-    go_to_cell,
-    go_to_image,
-    how_to_read,
-    pick,
-    plain,
-    points,
-    side_by_side,
-)
+from dashboards.chart import draw, made, points
+from dashboards.controls import choose, fill, go_to_cell, go_to_image, how_to_read, pick, plain, side_by_side
 from dashboards.views.view import View
 
 MEAN, ONE = "Mean", "This image"
@@ -66,14 +56,14 @@ def _many(view: View, rows: np.ndarray, average: data.Average, section: data.Sec
         of = pick(f"Over {many}, or of image {selection.image + 1:,}", [MEAN, ONE], "of")
     with right:
         quantity = quantities[pick("Heat map", list(quantities), "quantity")]
-    if of == MEAN:
-        if average.n < len(rows):
+    with st.container():  # there also when it is empty, so that the charts below keep their place
+        if of == MEAN and average.n < len(rows):
             st.info(
                 f"An image's attention takes {4 * average.attention.size / 2**20:.1f} MB: {average.n:,} of the "
                 f"{len(rows):,} images, evenly spaced, were read for what needs all of it. Titles say what is of how "
                 "many images."
             )
-        if section is None and not selection.chosen:
+        if of == MEAN and section is None and not selection.chosen:
             fill("Of each head's quantities there are no 95 % intervals.", "htc-analyze attention", view.path)
     left, right = side_by_side(2, "heads", least=380)
     with left:
@@ -105,7 +95,7 @@ def _heatmap(
         value_nLH = quantity.of(average.values)
         value_LH, n, spread = np.nanmean(value_nLH, axis=0), average.n, (figures.BAND, att.band(value_nLH))
     mark = selection.layer, selection.head
-    figure = figures.head_heatmap(value_LH, quantity, n=n, spread=spread, mark=mark)
+    figure = made(figures.head_heatmap, value_LH, quantity, n=n, spread=spread, mark=mark)
     draw(figure, "heads", on_select=partial(_cell, mark))
     how_to_read(
         "Each cell is one head. "
@@ -136,7 +126,7 @@ def _curve(view: View, of: str, rows: np.ndarray, average: data.Average, section
         if section is not None:
             mean_L, n = att.head_mean(section["patch_mass"], selection.head), section["images"]
         curves["patch"] = figures.Curve(mean_L, uniform["patch"], n, att.band(patch_nL), average.n)
-    draw(figures.share_curve(curves, selection=selection.head_words, log=selection.log), "curve")
+    draw(made(figures.share_curve, curves, selection=selection.head_words, log=selection.log), "curve")
     how_to_read(
         "How much of its attention the token spends on anchors and on patches. Dashed: what they would get if it "
         "looked at all keys alike."
@@ -152,7 +142,7 @@ def _roles(view: View, of: str, average: data.Average, section: data.Section | N
         attention_LHS, n = _mean(average, section)
     mass = att.role_mass(att.head_mean(attention_LHS.swapaxes(1, 2), selection.head)[:, None], view.header.shape.roles)
     mass_L = {role: mass_L1[:, 0] for role, mass_L1 in mass.items()}
-    draw(figures.role_bars(mass_L, selection=selection.head_words, n=n), "roles")
+    draw(made(figures.role_bars, mass_L, selection=selection.head_words, n=n), "roles")
     how_to_read("All of the token's attention by what it falls on; each bar is one layer and sums to 100 %.")
 
 
@@ -162,7 +152,7 @@ def _distribution(view: View) -> None:
         return
     value_N = data.anchor_values(view.key, selection.layer, selection.head)
     value, uniform = float(value_N[selection.image]), shape.anchors / shape.keys
-    figure = figures.distribution(value_N, value, uniform, selection=selection.words, image=selection.image + 1)
+    figure = made(figures.distribution, value_N, value, uniform, selection=selection.words, image=selection.image + 1)
     draw(figure, "distribution", on_select=partial(_bins, value_N))
     how_to_read(
         "How many images give the anchors how much; the green line is the image of the sidebar. Click a bar, or "
@@ -182,7 +172,7 @@ def _mean_map(view: View, rows: np.ndarray, average: data.Average, section: data
     if patch_RC is None:
         st.info("This run has no patch positions, so attention cannot be drawn as a map.")
         return
-    draw(figures.patch_overlay(patch_RC, 1 / shape.keys, selection=selection.words, n=n), "mean_map")
+    draw(made(figures.patch_overlay, patch_RC, 1 / shape.keys, selection=selection.words, n=n), "mean_map")
     how_to_read(
         "The same place in all images: a pattern here is a habit of the head, whatever the picture shows. Compare it "
         "with the map of one image below."
@@ -209,7 +199,8 @@ def _figure3(view: View) -> None:
     token_NLHF = data.first_tokens(view.key, rows, FIGURE_TOKENS)
     share_NF = np.stack([att.select(token_LHF, selection.layer, selection.head) for token_LHF in token_NLHF])
     names = att.token_names(shape.roles, shape.rows, shape.cols, FIGURE_TOKENS)
-    figure = figures.first_tokens(
+    figure = made(
+        figures.first_tokens,
         share_NF, names, [row + 1 for row in rows], [header.ids[row] for row in rows], 1 / shape.keys,
         selection=selection.words, anchors=min(shape.anchors, FIGURE_TOKENS), shown=selection.image + 1,
     )  # fmt: skip
@@ -251,7 +242,8 @@ def _one(view: View) -> None:
             st.info("This run has no patch positions, so attention cannot be drawn on the image.")
         else:
             title, unit = ("Attention × value", "of the update") if signed else ("Attention", "of all attention")
-            figure = figures.patch_overlay(
+            figure = made(
+                figures.patch_overlay,
                 patch_RC, 1 / shape.keys, selection=words, image=record.thumbnail, title=f"{title} on the patches",
                 of=unit, signed=signed,
             )  # fmt: skip
@@ -261,7 +253,7 @@ def _one(view: View) -> None:
         if shape.anchors:
             anchors_A = row_S[att.role_mask(shape.roles, "anchor")]
             of = "share of the update" if signed else "share of all attention"
-            draw(figures.anchor_bars(anchors_A, 1 / shape.keys, selection=words, of=of), "anchors")
+            draw(made(figures.anchor_bars, anchors_A, 1 / shape.keys, selection=words, of=of), "anchors")
             how_to_read(
                 f"The {shape.anchors} anchors together: **{anchors_A.sum():.2%}**; all patches: "
                 f"**{row_S[att.role_mask(shape.roles, 'patch')].sum():.2%}** {of.removeprefix('share ')}."
@@ -335,6 +327,8 @@ def _image_at(rows: tuple[int, ...]) -> None:
 
 def _bins(value_N: np.ndarray) -> None:
     bins = [point["customdata"] for point in points("distribution") if point.get("customdata")]
+    if not bins:  # a line
+        return
     inside = np.zeros(len(value_N), dtype=bool)
     for low, high in bins:
         inside |= (value_N >= low) & (value_N <= high)

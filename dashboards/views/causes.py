@@ -14,19 +14,8 @@ from analysis import summary
 from analysis.stats import Interval
 from dashboards import attention as att
 from dashboards import causes, data, figures
-from dashboards.controls import (
-    draw,
-    fill,
-    fragment,
-    go_to_image,
-    how_to_read,
-    pick,
-    plain,
-    points,
-    select,
-    side_by_side,
-    table,
-)
+from dashboards.chart import draw, made, points
+from dashboards.controls import fill, fragment, go_to_image, how_to_read, pick, plain, select, side_by_side, table
 from dashboards.views.view import View
 
 Z, ANSWERS, PROBES = "z_voco", "the true answers", "the probes"
@@ -256,7 +245,8 @@ def _maps(
             column.info("This run has no patch positions, so maps cannot be drawn on the image.")
             return
         limit = largest[key] if own_scale else max(largest.values())
-        figure = figures.token_map(
+        figure = made(
+            figures.token_map,
             even_RC, even[key][anchors], limit, title=title, image=record.thumbnail, signed=effect.signed,
             lines=[f"{how} · 1 image", *words],
             raw=(raw_RC, values_T[anchors]), unit=unit,
@@ -298,7 +288,7 @@ def _dots(
     own = None if here is None else rank_NP[here]
     known = int(np.isfinite(rank_NP).sum(0).max())
     where = effect.words if window is None else f"{effect.words}, knocked out in layer {window + 1} only"
-    draw(figures.rank_dots(names, mean_P3, own_K=own, effect=where, n=known), "ranks")
+    draw(made(figures.rank_dots, names, mean_P3, own_K=own, effect=where, n=known), "ranks")
     what = "the mean over layers" if window is None else f"layer {window + 1}"
     gradients = " Gradients are first-order estimates of the effect on the true answers." if len(names) > 2 else ""
     how_to_read(
@@ -348,7 +338,8 @@ def _groups(view: View, section: data.Section, here: int | None) -> None:
         known = np.isfinite(effect_MG3[..., 0]).any(0)  # a model may have no anchors
         groups = [name for name, has in zip(groups, known, strict=True) if has]
         own = None if here is None else effect_NMG[here][:, known]
-        draw(figures.group_bars(groups, modes, effect_MG3[:, known], own_MG=own, unit=unit, what=what, n=n), "groups")
+        effect_MG3 = effect_MG3[:, known]
+        draw(made(figures.group_bars, groups, modes, effect_MG3, own_MG=own, unit=unit, what=what, n=n), "groups")
         how_to_read(
             "Bars: what is lost when a group cannot be read, when its tokens are replaced by the sample's mean at "
             "their place, or by those of another image. Compare the anchors with as many patches; all patches have "
@@ -361,7 +352,7 @@ def _groups(view: View, section: data.Section, here: int | None) -> None:
             present = [(at, role) for at, role in enumerate(("anchor", "patch")) if role in tokens]
             lines = {role: lines_L23[:, at] for at, role in present}
             own_by = None if here is None else {role: sign * section[window][here][:, at] for at, role in present}
-            draw(figures.window_lines(lines, own_by=own_by, unit=unit, what=mean, n=n), "windows")
+            draw(made(figures.window_lines, lines, own_by=own_by, unit=unit, what=mean, n=n), "windows")
             how_to_read(
                 "Closed to &lt;voco&gt; in one decoder layer and open in all others. "
                 + ("Text reads &lt;voco&gt; as it enters the last layer: that one costs no answer." if sign < 0 else "")
@@ -374,7 +365,7 @@ def _groups(view: View, section: data.Section, here: int | None) -> None:
             own = np.stack([section[shapley][here], section[f"{shapley}_error"][here]], -1)
         unit = "cosine with the whole z_voco" if chosen == Z else "nats gained"
         players = section["shapley_players"]
-        draw(figures.shapley_bars(players, value_P3, own_P2=own, unit=unit, what=mean, n=n), "shapley")
+        draw(made(figures.shapley_bars, players, value_P3, own_P2=own, unit=unit, what=mean, n=n), "shapley")
         how_to_read(
             "What each adds when anchors and quarters of the patches join one by one, averaged over orders; the bars "
             "sum to what all are worth more than none. It shares out what tokens can only do together, which no "
@@ -444,7 +435,7 @@ def _interchange(view: View, section: data.Section) -> None:
             st.session_state["mixed"] = labels[int(np.ravel(point["customdata"])[0])]
 
     n = int((section["partner"] >= 0).sum())
-    draw(figures.follow_dots(labels, share_by, chance_by, n=n), "follow", on_select=clicked)
+    draw(made(figures.follow_dots, labels, share_by, chance_by, n=n), "follow", on_select=clicked)
     missing = "".join(f" No {name}: {section[name]}." for name in ("answers", "probes") if section[name] != "yes")
     how_to_read(
         "Among mixed images whose two donors differ in the label: how often what is read is the label of the image "
@@ -511,8 +502,8 @@ def _two_by_two(
         st.info(f"No {readout} tells {plain(task or suite)} of images that differ {plain(differ)}.")
         return
     number = kind == "number"
-    figure = figures.two_by_two(
-        of.value(own)[0],
+    figure = made(
+        figures.two_by_two, of.value(own)[0],
         of.value(mixed)[:2],
         readout=f"Read by {readout}s",
         what=f"{task or 'mean, ' + suite}, images differ {differ}",

@@ -9,7 +9,8 @@ import numpy as np
 import streamlit as st
 
 from dashboards import codes, controls, data, figures
-from dashboards.controls import draw, fill, how_to_read, plain, points, select, side_by_side, table
+from dashboards.chart import draw, made, points
+from dashboards.controls import fill, how_to_read, plain, select, side_by_side, table
 from dashboards.figures.base import escape
 from dashboards.views.view import View
 
@@ -42,7 +43,8 @@ def show(view: View) -> None:
         # Where not all images were read, this one may hold a code that no other does.
         shares_K = np.pad(read.shares[group], (0, max(0, int(here_RC.max()) + 1 - read.size)))
         picture = data.thumbnail(view.key, image)
-        figure = figures.code_grid(here_RC, shares_K, group=group, groups=shape.codes[2], image=picture, chosen=code)
+        groups = shape.codes[2]
+        figure = made(figures.code_grid, here_RC, shares_K, group=group, groups=groups, image=picture, chosen=code)
         draw(figure, "codes_grid", on_select=_take("codes_grid", code=0))
         how_to_read(
             "Bright cells hold codes that are rare in this run, dark ones codes that are common. Click a cell to "
@@ -108,7 +110,7 @@ def _picture(view: View, section: data.Section | None) -> None:
             st.button("The next that has one", on_click=controls.go_to_image, args=(int(following[0]),))
         return
     at = section["images"].index(name)
-    figure = figures.code_pictures(thumbnail, section["pictures"][at], psnr=float(section["psnr_of"][at]))
+    figure = made(figures.code_pictures, thumbnail, section["pictures"][at], psnr=float(section["psnr_of"][at]))
     draw(figure, "codes_pictures")
     if view.header.info.config.get("random_weights"):
         st.caption("The weights of this model were drawn at random, and so its pictures are noise.")
@@ -138,7 +140,7 @@ def _usage(view: View, read: data.Codes, section: data.Section | None, group: in
         else:
             entropy, used = np.array([codes.entropy(one) for one in read.shares]), (read.shares > 0).sum(1)
             ends, size, n = None, read.size, len(read.rows)
-        figure = figures.code_entropy(entropy, used, size, n=n, interval=ends, chosen=group)
+        figure = made(figures.code_entropy, entropy, used, size, n=n, interval=ends, chosen=group)
         draw(figure, "codes_entropy", on_select=_take("codes_entropy", codegroup=0))
         how_to_read(
             "A bar at the dashed line means that all codes of the group are used evenly; a low bar, that few codes do "
@@ -147,7 +149,7 @@ def _usage(view: View, read: data.Codes, section: data.Section | None, group: in
         if ends is None:
             fill("Counted here, without intervals.", "htc-analyze reading", view.path)
     with right:
-        figure = figures.code_usage(read.shares[group], group=group, n=len(read.rows), chosen=code)
+        figure = made(figures.code_usage, read.shares[group], group=group, n=len(read.rows), chosen=code)
         draw(figure, "codes_usage", on_select=_take("codes_usage", code=0))
         how_to_read("A steep fall means that a few codes cover most of every image. Click a point to follow its code.")
 
@@ -189,7 +191,7 @@ def _labels(
         )
         return task.name, at
     draw(
-        figures.code_lifts(kept, group=group, answer=f"{task.name}: {known[at]}", chosen=code), "codes_lifts",
+        made(figures.code_lifts, kept, group=group, answer=f"{task.name}: {known[at]}", chosen=code), "codes_lifts",
         on_select=_take("codes_lifts", code=0),
     )  # fmt: skip
     how_to_read(
@@ -236,7 +238,8 @@ def _bits(view: View, section: data.Section | None, group: int, task: str) -> No
     left, right = side_by_side([7, 5], "codes_told", least=380)
     with left:
         at = tasks.index(task) if task in tasks else None
-        figure = figures.code_label_bits(
+        figure = made(
+            figures.code_label_bits,
             section["code_label_bits"], section["code_label_bits_lower"], section["code_label_bits_upper"],
             section["code_label_entropy"], tasks, n=n, mark=None if at is None else (at, group),
         )  # fmt: skip
@@ -256,7 +259,8 @@ def _bits(view: View, section: data.Section | None, group: int, task: str) -> No
         if at is None:
             st.info(f"All images have the same answer to {plain(task)}, or none, so codes cannot tell of it.")
             return
-        figure = figures.code_label_map(
+        figure = made(
+            figures.code_label_map,
             section["code_label_map"][at], section["code_rows"], section["code_cols"], view.header.shape.codes[:2],
             task=task, n=n,
         )  # fmt: skip
@@ -282,7 +286,7 @@ def _one_code(view: View, read: data.Codes, group: int, code: int | None, answer
     left, right = side_by_side([5, 7], "codes_one", least=380)
     with left:
         share_RC = here_NP.mean(0).reshape(R, C)
-        draw(figures.code_places(share_RC, group=group, code=code, n=len(read.rows)), "codes_places")
+        draw(made(figures.code_places, share_RC, group=group, code=code, n=len(read.rows)), "codes_places")
         how_to_read(
             f"{len(holding):,} of {len(read.rows):,} images hold it. A code that keeps to one edge goes with that "
             "place, such as sky or ground; one that is everywhere goes with what is there."
@@ -301,7 +305,8 @@ def _one_code(view: View, read: data.Codes, group: int, code: int | None, answer
             return
         some = holding[np.argsort(-here_NP[holding].sum(1), kind="stable")[:_EXAMPLES]]
         rows = [int(row) for row in read.rows[some]]
-        figure = figures.code_examples(
+        figure = made(
+            figures.code_examples,
             data.pictures(view.key, rows), here_NP[some].reshape(-1, R, C), [view.header.ids[row] for row in rows],
             title=f"Images {words}",
             subtitle=f"outlined: cells with code {code} · {len(rows)} of {len(holding):,} images",

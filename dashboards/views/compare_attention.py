@@ -10,19 +10,9 @@ import streamlit as st
 import analysis.results
 from dashboards import attention as att
 from dashboards import compare, data, figures
+from dashboards.chart import draw, made, points
 from dashboards.compare import Differences
-from dashboards.controls import (
-    draw,
-    fill,
-    go_to_cell,
-    go_to_image,
-    how_to_read,
-    plain,
-    points,
-    select,
-    side_by_side,
-    table,
-)
+from dashboards.controls import fill, go_to_cell, go_to_image, how_to_read, plain, select, side_by_side, table
 from dashboards.views.two import Two, number, p_value, signed
 from probes.inference import holm
 
@@ -60,7 +50,8 @@ def on_average(two: Two) -> None:
             unit = _unit(quantity)
             left, right = side_by_side([2, 3], "compare_levels", least=380)
             with left:
-                figure = figures.difference_heatmap(
+                figure = made(
+                    figures.difference_heatmap,
                     cells, title=f"{name}: the difference", subtitle=f"{unit} · {words}", names=names,
                     unit=unit, mark=(selection.layer, selection.head),
                 )  # fmt: skip
@@ -71,7 +62,8 @@ def on_average(two: Two) -> None:
                     f"{cells.p.size:,} cells (Holm): {count:,} of them. Click a cell to select its layer and head."
                 )
             with right:
-                figure = figures.difference_curve(
+                figure = made(
+                    figures.difference_curve,
                     curve, np.arange(1, len(curve.estimate) + 1), title=f"{name}, over the layers",
                     subtitle=f"{selection.head_words} · {words}", names=names, unit=unit, band=band,
                 )  # fmt: skip
@@ -205,7 +197,8 @@ def _relative_depth(two: Two, quantity: att.Quantity) -> None:
         one = compare.of_images(values, np.zeros_like(values), groups)
         curves.append((one.estimate, one.lower, one.upper))
     read = "" if len(at.rows) == len(two.pairs.rows) else f"{len(at.rows):,} of "
-    figure = figures.two_curves(
+    figure = made(
+        figures.two_curves,
         curves[0], curves[1], title=f"{quantity.title}, over the depth", unit=_unit(quantity), names=two.names,
         subtitle=f"mean over heads, with its 95 % interval · {read}{two.images}",
     )  # fmt: skip
@@ -229,14 +222,14 @@ def _roles_and_images(two: Two) -> None:
                         for of_run in (mine, theirs)
                     )  # fmt: skip
                     found[role] = compare.of_images(one, other, at.groups, at.other_groups).times(100)
-            figure = figures.role_differences(found, subtitle=f"{selection.head_words} · {of}", names=two.names)
+            figure = made(figures.role_differences, found, subtitle=f"{selection.head_words} · {of}", names=two.names)
             draw(figure, "compare_roles")
             how_to_read("What one kind of key gains, the others lose: the lines sum to 0. Bars are 95 % intervals.")
     with right:
         if two.pairs.paired and two.anchors:
             one, other, words = _masses(two)
-            figure = figures.pairs_scatter(
-                one, other, two.pairs.rows, names=two.names, unit=PERCENT, shown=selection.image,
+            figure = made(
+                figures.pairs_scatter, one, other, two.pairs.rows, names=two.names, unit=PERCENT, shown=selection.image,
                 subtitle=f"attention on the anchors, {words} · {len(one):,} images",
             )  # fmt: skip
             draw(figure, "compare_scatter", on_select=_picked)
@@ -283,7 +276,8 @@ def _patches(two: Two) -> None:
     marked = _map(marked_S, two.view.header)
     assert marked is not None
     of = f"{len(at.rows):,} images, paired" if at.paired else "unpaired"
-    figure = figures.two_maps(
+    figure = made(
+        figures.two_maps,
         maps[0] * 100, maps[1] * 100, title="Where it looks in the picture, on average", names=two.names, unit=PERCENT,
         subtitle=f"{words} · {PERCENT}, a patch · {of}", marked=marked > 0,
     )  # fmt: skip
@@ -314,7 +308,8 @@ def _first_tokens(two: Two) -> None:
         of = sample.by_layer_NLS if head is None else sample.rows_NLHS[:, :, head]
         ends.append(of[..., keys].astype(np.float32))
     found = compare.of_images(ends[0], ends[1], at.groups, at.other_groups).times(100)
-    figure = figures.difference_heatmap(
+    figure = made(
+        figures.difference_heatmap,
         found.map(lambda values: values.T), title="The first tokens, over the layers (the paper's Figure 3)",
         subtitle=f"{two.view.selection.head_words} · {len(at.rows):,} images", names=two.names, unit=PERCENT,
         columns=tokens[0], axes=("decoder layer", "token"), mark=(None, two.view.selection.layer),
@@ -357,7 +352,8 @@ def one_image(two: Two) -> None:
         if grids[0] is None or grids[1] is None or grids[0].shape != grids[1].shape:
             st.info("The runs have no grid of patches in common, so that their maps are not compared.")
         else:
-            figure = figures.two_maps(
+            figure = made(
+                figures.two_maps,
                 grids[0] * 100, grids[1] * 100, title="Where both look in this picture", names=two.names, unit=PERCENT,
                 subtitle=f"{words} · {PERCENT}, a patch · 1 image, so there is no interval", image=mine.thumbnail,
             )  # fmt: skip
@@ -375,15 +371,15 @@ def one_image(two: Two) -> None:
         if len(anchors[0]) == len(anchors[1]):
             uniform = 100 / header.shape.keys
             subtitle = f"{words} · 1 image"
-            figure = figures.anchors_of_both(anchors[0], anchors[1], uniform, subtitle=subtitle, names=two.names)
+            figure = made(figures.anchors_of_both, anchors[0], anchors[1], uniform, subtitle=subtitle, names=two.names)
             draw(figure, "compare_anchors")
             how_to_read("Dashed: what each key would get if attention were uniform.")
     with cells:
         if two.same_cells:
             one, other = mine.anchor_mass * 100, theirs.anchor_mass * 100
             unknown = np.full(one.shape, np.nan)
-            figure = figures.difference_heatmap(
-                Differences(one, other, one - other, unknown, unknown, unknown, True),
+            figure = made(
+                figures.difference_heatmap, Differences(one, other, one - other, unknown, unknown, unknown, True),
                 title="Anchors, by layer and head", subtitle=f"{PERCENT} · 1 image", names=two.names, unit=PERCENT,
                 mark=(layer, head),
             )  # fmt: skip
@@ -392,7 +388,8 @@ def one_image(two: Two) -> None:
     with place:
         one, other, _ = _masses(two)
         here = np.flatnonzero(two.pairs.rows == image)
-        figure = figures.difference_histogram(
+        figure = made(
+            figures.difference_histogram,
             one - other, float((one - other)[here[0]]) if len(here) else None, title="This image among all",
             subtitle=f"attention on the anchors, {words}<br>{len(one):,} images", unit="% points",
         )  # fmt: skip
@@ -416,7 +413,8 @@ def _handed_over(two: Two, thumbnail: np.ndarray) -> None:
         )
         return
     words = "mean over layers" if layer is None else f"layer {layer + 1}"
-    figure = figures.two_maps(
+    figure = made(
+        figures.two_maps,
         maps[0], maps[1], title="What each patch hands over in this picture", names=two.names, unit="% of the update",
         subtitle=f"attention × value · {words}, all heads · 1 image", image=thumbnail, signed=True,
     )  # fmt: skip

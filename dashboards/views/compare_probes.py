@@ -7,8 +7,9 @@ import numpy as np
 import streamlit as st
 
 from dashboards import compare, data, figures, gallery
+from dashboards.chart import draw, made
 from dashboards.compare import Differences
-from dashboards.controls import choose, draw, fill, go_to_image, how_to_read, plain, select, side_by_side, table
+from dashboards.controls import choose, fill, go_to_image, how_to_read, plain, select, side_by_side, table
 from dashboards.figures.base import OF, escape
 from dashboards.views.two import Two, number, p_value, signed
 from dashboards.views.view import scores
@@ -158,7 +159,8 @@ def _forest(
     counts = {int(scored[one.key].asked.sum()) if one.key in scored else one.mine.n for one, _ in of.values()}
     images = " to ".join(f"{n:,}" for n in sorted({min(counts), max(counts)}))
     paired = all(one.paired for _, one in of.values())
-    figure = figures.differences_by_name(
+    figure = made(
+        figures.differences_by_name,
         series, [*labels, f"mean of {len(tasks)} tasks"], names=two.names, unit=measure.lower(),
         title=f"What can be read: {suite}",
         subtitle=f"{measure.lower()} · {images} images, {'paired' if paired else 'taken as independent'}",
@@ -270,7 +272,8 @@ def _layers(two: Two, measure: str, differences: Sequence[tuple[Probe, Differenc
     of = {(probe.mine.task, probe.mine.layer): one for probe, one in differences if probe.mine.layer is not None}
     tasks = list(dict.fromkeys(task for task, _ in of))
     grid = compare.joined([compare.joined([of.get((task, layer), compare.NONE) for task in tasks]) for layer in layers])
-    figure = figures.difference_heatmap(
+    figure = made(
+        figures.difference_heatmap,
         grid, title="Over the layers of z_voco", subtitle=f"{measure.lower()} · every task of both runs",
         names=two.names, unit=measure.lower(), columns=[str(layer) for layer in layers], rows=tasks,
         axes=("task", "layer"),
@@ -306,7 +309,8 @@ def _one_probe(
     }  # fmt: skip
     layers = sorted(over)
     if len(layers) > 1:
-        figure = figures.difference_curve(
+        figure = made(
+            figures.difference_curve,
             compare.joined([over[layer] for layer in layers]), layers, axis=f"layer of {probe.mine.representation}",
             title=f"{escape(task)}, over the layers", subtitle=f"{measure.lower()} · {probe.mine.n:,} images",
             names=two.names, unit=measure.lower(),
@@ -332,8 +336,8 @@ def _learning(two: Two, probe: Probe, measure: str, found: tuple[Results, Result
     pairs = {n: _estimates(*((of[n].bits if bits else of[n].score) for of in (one, other))) for n in at}
     known = {n: value for n, value in pairs.items() if value is not None}
     if len(known) > 1:
-        figure = figures.difference_curve(
-            compare.joined(list(known.values())), list(known), axis="training images",
+        figure = made(
+            figures.difference_curve, compare.joined(list(known.values())), list(known), axis="training images",
             title=f"{escape(probe.mine.task)}: the learning curve",
             subtitle=f"read from {escape(probe.source)} · {probe.mine.metric} · taken as independent",
             names=two.names, unit="bits" if bits else "score",
@@ -355,8 +359,8 @@ def _confusion(two: Two, probe: Probe, found: tuple[Results, Results]) -> None:
     counts = [np.array(confusion.counts) for confusion in (one, other)]
     marked = compare.of_shares(counts[0], counts[1]).marked
     shares = [compare.shares(table) * 100 for table in counts]
-    figure = figures.two_maps(
-        shares[0], shares[1], title=f"{escape(probe.mine.task)}: which classes are taken for which",
+    figure = made(
+        figures.two_maps, shares[0], shares[1], title=f"{escape(probe.mine.task)}: which classes are taken for which",
         subtitle=f"% of the images of each true class · {counts[0].sum():,} and {counts[1].sum():,} held-out images",
         names=two.names, unit="%", labels=(one.classes, one.classes), axes=("true class", "chosen class"), limit=100,
         marked=marked,

@@ -10,7 +10,8 @@ import numpy as np
 import streamlit as st
 
 from dashboards import data, figures, gallery, hover
-from dashboards.controls import choose, draw, fill, go_to_image, how_to_read, pick, plain, points, select, table
+from dashboards.chart import draw, made, points
+from dashboards.controls import choose, fill, go_to_image, how_to_read, pick, plain, select, table
 from dashboards.data import LatentMap
 from dashboards.views.view import View
 from extract.errors import UserError
@@ -156,8 +157,8 @@ def _map(view: View, found: LatentMap, method: str, of: int, coloured: Coloured)
     total = header.shape.images
     of_all = "" if len(found.rows) == total else f" of {total:,}"
     by = f", coloured by {coloured.words}" if coloured.words else ""
-    figure = figures.latent_map(
-        found.at[method][of], found.rows, coloured.colour,
+    figure = made(
+        figures.latent_map, found.at[method][of], found.rows, coloured.colour,
         title=f"{method} of {NAMES.get(found.of[of], found.of[of])}{by}",
         subtitle=f"{len(found.rows):,}{of_all} images; {estimate:.1%} [{lower:.1%}, {upper:.1%}] of an image's 10 "
         f"nearest<br>are its 10 nearest on this map, by chance {found.chance:.1%}",
@@ -199,7 +200,7 @@ def _label(view: View, task: Task, row: int) -> str:
 
 def _trust(found: LatentMap) -> None:
     names = [NAMES.get(name, name) for name in found.of]
-    draw(figures.kept_bars(found.kept, found.of, names, found.chance, n=len(found.rows)), "map_kept")
+    draw(made(figures.kept_bars, found.kept, found.of, names, found.chance, n=len(found.rows)), "map_kept")
     how_to_read(
         "A map in two dimensions must tear some neighbours apart. Where a bar is low, what lies together there need "
         "not be alike; the nearest images are looked up in all dimensions."

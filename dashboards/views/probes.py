@@ -12,16 +12,15 @@ import streamlit as st
 
 from dashboards import answers, data, figures, gallery, hover
 from dashboards.answers import Answers
+from dashboards.chart import draw, made, points
 from dashboards.controls import (
     choose,
-    draw,
     fill,
     fragment,
     go_to_image,
     how_to_read,
     pick,
     plain,
-    points,
     select,
     side_by_side,
     table,
@@ -64,7 +63,7 @@ def _scores(view: View, found: Results) -> None:
     with left:
         suite = pick("Suite", of_tables.suites(found), "suite", format_func=plain)
     kinds = {"scores": figures.probe_scores, "bits": figures.probe_bits, "retention": figures.probe_retention}
-    drawn = {kind: figure(found, suite) for kind, figure in kinds.items()}
+    drawn = {kind: made(make, found, suite) for kind, make in kinds.items()}
     with right:
         kind = pick("Show", [kind for kind, figure in drawn.items() if figure is not None], "measure")
     figure = drawn[kind]
@@ -118,7 +117,7 @@ def _compare(found: Results, suite: str) -> None:
         a = select("First", names, "a")
     with right:
         b = select("Minus", [name for name in names if name != a], "b")
-    figure = figures.probe_differences(found, suite, keys[a], keys[b])
+    figure = made(figures.probe_differences, found, suite, keys[a], keys[b])
     if figure is None:
         st.info("These two were not compared.")
         return
@@ -148,7 +147,7 @@ def _compare(found: Results, suite: str) -> None:
 @fragment
 def _curves(view: View, found: Results) -> None:
     suite = pick("Suite", of_tables.suites(found), "suite", format_func=plain)
-    layers, learning = figures.probe_layers(found, suite), figures.probe_learning(found, suite)
+    layers, learning = made(figures.probe_layers, found, suite), made(figures.probe_learning, found, suite)
     if layers is None:
         fill("z_voco was probed at one layer.", _command(found, "--layers all"), view.path)
     else:
@@ -238,8 +237,8 @@ def _counts_alone(found: Results, task: str, key: Key) -> None:
     for one in found.confusions:
         if (one.task, one.representation, one.layer) == (task, *key):
             counts_KK = np.array(one.counts)
-            figure = figures.confusion(
-                counts_KK, one.classes, title=f"{escape(task)} from {escape(label(*key))}",
+            figure = made(
+                figures.confusion, counts_KK, one.classes, title=f"{escape(task)} from {escape(label(*key))}",
                 subtitle=f"held-out images by true class and chosen class · n = {counts_KK.sum():,}",
             )  # fmt: skip
             draw(figure, "probe_counts")
@@ -250,7 +249,8 @@ def _overview(view: View, said: Answers, name: str, sample: str, unit: str) -> t
     """All answers in one figure. Returns which of them to look at, and what these are."""
     if said.sure is None:
         error = f"{np.abs(said.said - said.true).mean():.3g} {escape(unit)}".strip() if len(said.rows) else "unknown"
-        figure = figures.said_and_true(
+        figure = made(
+            figures.said_and_true,
             said.true, said.said, said.rows, unit=unit, title=name, subtitle=f"{sample} · mean error {error}",
             mark=view.selection.image,
         )  # fmt: skip
@@ -272,8 +272,8 @@ def _overview(view: View, said: Answers, name: str, sample: str, unit: str) -> t
             st.session_state["probe_cell"] = cell._replace(marked=(int(point["y"]) - 1, int(point["x"]) - 1))
 
     right = float((said.true == said.said).mean()) if len(said.rows) else float("nan")
-    figure = figures.confusion(
-        said.counts(), said.names, title=name, subtitle=f"{sample} · {right:.1%} right",
+    figure = made(
+        figures.confusion, said.counts(), said.names, title=name, subtitle=f"{sample} · {right:.1%} right",
         mark=cell.marked,
     )  # fmt: skip
     draw(figure, key, on_select=click)

@@ -1,0 +1,162 @@
+// One chart, on an element that stays: a figure is drawn over the one before it, once, when it differs from that and is
+// in sight. See chart.py, which sends the figures.
+
+const DRAWN_BY = new URL("plotly.min.js", document.baseURI); // served by server.py
+
+const plotly = new Promise((done, failed) => {
+    const script = document.createElement("script");
+    script.src = DRAWN_BY;
+    script.onload = () => done(window.Plotly);
+    script.onerror = () => failed(new Error(`${DRAWN_BY} cannot be loaded`));
+    document.head.append(script);
+});
+
+const picked = {};  // chart -> its points that were clicked with Shift; a chart may move on the page, and be a new one
+
+export default function ({ data, parentElement, setTriggerValue }) {
+    const chart = (parentElement.chart ??= new Chart(parentElement));
+    chart.tell = (points) => setTriggerValue("picked", points);
+    chart.show(data);
+    const turn = ++chart.turn;
+    return () => { if (turn === chart.turn) chart.end(); };  // an older one's end may come after a newer one's start
+}
+
+class Chart {
+    turn = 0;
+    shown = "";  // what is drawn, or will be when it is in sight
+    due = null;  // draws it
+
+    constructor(parent) {
+        this.parent = parent;
+        this.element = parent.querySelector(".chart");
+        this.sizes = new ResizeObserver(() => this.fit());
+        this.sizes.observe(this.element);
+        // A page's charts below the window would take as long as those in it.
+        const near = { rootMargin: "200px", scrollMargin: "200px" };
+        this.sight = new IntersectionObserver((entries) => this.see(entries.at(-1).isIntersecting), near);
+        this.sight.observe(this.element);
+        this.fill = () => this.fit();
+        document.addEventListener("fullscreenchange", this.fill);
+    }
+
+    show(data) {
+        const theme = themed(this.parent);
+        const shown = JSON.stringify([data, theme]);
+        if (shown === this.shown) return;
+        this.shown = shown;
+        const figure = JSON.parse(data.figure);
+        this.height = figure.layout.height;
+        this.element.style.height = `${this.height}px`;
+        this.element.setAttribute("role", "figure");
+        this.element.setAttribute("aria-label", data.alt);
+        this.due = () => plotly.then((Plotly) => this.draw(Plotly, figure, data, theme)).catch((error) => {
+            this.element.textContent = String(error);
+            this.element.removeAttribute("aria-busy");
+        });
+        this.see(this.seen);
+    }
+
+    see(seen) {
+        this.seen = seen;
+        if (!seen || !this.due) return;
+        this.element.setAttribute("aria-busy", "true");
+        this.due();
+        this.due = null;
+    }
+
+    async draw(Plotly, { data: traces, layout }, data, theme) {
+        this.Plotly = Plotly;
+        this.name = data.name;
+        this.clicks = data.selects.includes("points");
+        layout = { ...layout, ...this.size(), template: { layout: theme } };
+        if (data.selects.length) {
+            layout.dragmode ??= this.clicks ? "pan" : "select";
+            layout.hovermode ??= "closest";
+        }
+        const away = Object.entries(MODES).filter(([mode]) => !data.selects.includes(mode)).map(([, button]) => button);
+        const config = {
+            displaylogo: false,
+            displayModeBar: true,
+            showSendToCloud: false,
+            modeBarButtonsToRemove: [...AWAY, ...away],
+            modeBarButtonsToAdd: [{ name: "Fullscreen", title: "Fullscreen", icon: LARGER, click: () => this.enlarge() }],
+            toImageButtonOptions: { format: data.format, filename: data.name, scale: 2 },
+        };
+        await Plotly.react(this.element, traces, layout, config);
+        this.element.removeAttribute("aria-busy");
+        if (this.listens) return;
+        this.listens = true;
+        this.element.on("plotly_click", (event) => this.click(event));
+        this.element.on("plotly_selected", (event) => this.select(event));
+    }
+
+    click({ points, event }) {
+        if (!this.clicks) return;
+        const before = event.shiftKey ? (picked[this.name] ?? []) : [];
+        this.tell((picked[this.name] = [...before, ...points.map(told)]));
+    }
+
+    select(event) {
+        if (!event?.range && !event?.lassoPoints) return;
+        this.shown = "";  // the outline goes with the next figure, also where that is the same
+        this.tell(event.points.map(told));
+    }
+
+    size() {
+        const full = document.fullscreenElement === this.element;
+        return { width: Math.max(150, this.element.clientWidth), height: full ? innerHeight : this.height };
+    }
+
+    fit() {
+        const drawn = this.element._fullLayout, { width, height } = this.size();
+        if (!drawn || !this.element.clientWidth || (drawn.width === width && drawn.height === height)) return;
+        this.Plotly.relayout(this.element, { width, height });
+    }
+
+    enlarge() {
+        if (document.fullscreenElement) document.exitFullscreen();
+        else this.element.requestFullscreen();
+    }
+
+    end() {
+        this.sizes.disconnect();
+        this.sight.disconnect();
+        document.removeEventListener("fullscreenchange", this.fill);
+        this.Plotly?.purge(this.element);
+        delete this.parent.chart;
+    }
+}
+
+/** What the server is told of a point. */
+function told({ x, y, customdata }) {
+    return { x, y, customdata: ArrayBuffer.isView(customdata) ? [...customdata] : customdata };
+}
+
+/** Fonts and colours of the page, light or dark, as a template for plotly. */
+function themed(element) {
+    const style = getComputedStyle(element), of = (name) => style.getPropertyValue(`--st-${name}`);
+    const family = of("font"), text = of("text-color"), quiet = of("gray-text-color"), paper = of("background-color");
+    const lines = of("border-color-light");
+    const axis = (standoff) => ({
+        title: { font: { color: quiet, size: 14 }, standoff }, tickfont: { color: quiet, size: 12 }, tickcolor: lines,
+        gridcolor: lines, zerolinecolor: lines, automargin: true,
+    });
+    const subtitle = { font: { color: quiet, size: 13 } };
+    return {
+        font: { family, color: quiet, size: 12 },
+        title: { font: { family, size: 16, color: text, weight: 700 }, subtitle, pad: { l: 4 } },
+        paper_bgcolor: paper, plot_bgcolor: paper,
+        colorway: of("chart-categorical-colors").split(","),
+        legend: { font: { size: 12, color: text } },
+        xaxis: { ...axis(20), showgrid: false, zeroline: false },
+        yaxis: axis(24),
+        hoverlabel: { bgcolor: paper, bordercolor: of("border-color"), font: { family, color: text, size: 12 } },
+        modebar: { bgcolor: "rgba(0,0,0,0)", color: quiet, activecolor: text },
+        margin: { pad: 8 },
+    };
+}
+
+// Buttons of plotly's bar: those that no chart has, and those of ways to select.
+const AWAY = ["sendChartToCloud", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "autoScale2d"];
+const MODES = { box: "select2d", lasso: "lasso2d" };
+const LARGER = { width: 24, height: 24, path: "M7 14H5v5h5v-2H7v-3zm-2-4h2V7h3V5H5v5zm12 7h-3v2h5v-5h-2v3zM14 5v2h3v3h2V5h-5z" };

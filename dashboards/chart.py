@@ -1,0 +1,83 @@
+"""Charts on a page. Knows Streamlit and plotly; not what a figure shows.
+
+`st.plotly_chart` builds a chart anew whenever its figure changes, and draws it several times until it has its size and
+colours: with a page of them, most of what a click costs. Here a chart stays, and a new figure is drawn over it once
+(chart.js, a Streamlit component without a frame). Clicks arrive as events, so that the same point can be clicked twice.
+plotly.js is that of the plotly package.
+"""
+
+import pickle
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, ParamSpec, overload
+
+import plotly.graph_objects as go
+import streamlit as st
+
+_component = st.components.v2.component(
+    "htc_chart",
+    html='<div class="chart"></div>',
+    css="#js-plotly-tester, .chart { contain: strict; } .chart:fullscreen { background: var(--st-background-color); }",
+    js=Path(__file__).with_name("chart.js").read_text(),
+    isolate_styles=False,  # plotly puts its own style sheet into the page
+)
+
+
+P = ParamSpec("P")
+
+
+class Made(NamedTuple):
+    """A figure as it is sent to the browser."""
+
+    figure: str
+    """JSON."""
+    words: str
+    """Its title and what is under it."""
+
+
+@overload
+def made(make: Callable[P, go.Figure], *args: P.args, **kwargs: P.kwargs) -> Made: ...
+@overload
+def made(make: Callable[P, go.Figure | None], *args: P.args, **kwargs: P.kwargs) -> Made | None: ...
+def made(make: Callable[P, go.Figure | None], *args: P.args, **kwargs: P.kwargs) -> Made | None:
+    """`make(*args, **kwargs)`, kept: to make a figure takes some 10 ms, and most clicks change few of a page's."""
+    return _made(make, pickle.dumps((args, kwargs)))
+
+
+@lru_cache(maxsize=200)
+def _made(make: Callable[..., go.Figure | None], arguments: bytes) -> Made | None:
+    args, kwargs = pickle.loads(arguments)  # what `made` was given, in this process
+    figure = make(*args, **kwargs)
+    if figure is None:
+        return None
+    figure.layout.template = None  # the page's is put in its place
+    title = figure.layout.title
+    return Made(figure.to_json(), re.sub(r"<[^>]*>", " ", f"{title.text}; {title.subtitle.text}"))
+
+
+def draw(
+    figure: Made,
+    key: str,
+    *,
+    on_select: Callable[[], None] | None = None,
+    modes: Sequence[str] = ("points",),
+) -> None:
+    """One chart over the width of its column, described for screen readers by its own title. Its camera button saves it
+    in the chosen format. `on_select` is called when points are clicked (`points`; with Shift, several) or, with those
+    `modes`, in a box or a lasso; `picked` then has them.
+    """
+    selects = [] if on_select is None else list(modes)
+    data = {
+        "figure": figure.figure, "alt": figure.words, "name": key, "selects": selects,
+        "format": st.session_state.get("format", "PNG").lower(),
+    }  # fmt: skip
+    _component(key=key, data=data, on_picked_change=on_select or (lambda: None))
+
+
+def points(key: str) -> list[dict[str, Any]]:
+    """The points that were picked in the chart `key`, each with `x`, `y` and, where the figure has it, `customdata`;
+    for its `on_select` callback.
+    """
+    return list(st.session_state[key]["picked"] or ())

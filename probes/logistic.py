@@ -5,10 +5,10 @@ as scikit-learn's LogisticRegression with C = 1 / (strength * rows). A task of t
 of more a softmax; each label of a multi-label task is a sigmoid column and a problem of its own.
 
 The method is Newton's, its steps found by conjugate gradients. The features come in the eigenbasis of their Gram
-matrix, where the Hessian is nearly diagonal, so a diagonal preconditioner does. All problems lie side by side in one
-matrix product, which they leave as they converge. Gradients and steps are computed in the precision of the features;
-Hessian products may take bfloat16 copies of them, which changes the number of steps and not where they lead. A line
-search costs no product, because logits are affine in the step.
+matrix, where the Hessian nearly falls apart into one small matrix over the classes a direction, whose inverse is the
+preconditioner. All problems lie side by side in one matrix product, which they leave as they converge. Gradients and
+steps are computed in the precision of the features; Hessian products may take bfloat16 copies of them, which changes
+the number of steps and not where they lead. A line search costs no product, because logits are affine in the step.
 
 Where a class has no training row, or a label one value only, the minimum lies at infinity and is taken there: weights
 of 0 and an intercept of minus or plus infinity, a probability of exactly 0 or 1. What has no known row at all gets
@@ -41,7 +41,9 @@ _MAX_PRODUCTS = 60
 """Hessian products of one step."""
 _MAX_TRIALS = 12
 """Lengths of one step."""
-_FORCING = 0.1
+_SLOPE = 0.1
+"""Where a whole step goes too far, the slope at the end of the step is less than this share of that at its start."""
+_FORCING = 0.07
 """A step near the optimum reduces the preconditioned gradient to this."""
 
 
@@ -231,6 +233,72 @@ class _Live:
         return _Live(block, w, z, p, y, known, weight, self.objective[stay], self.close[stay]), columns
 
 
+def _mean_curvature(live: _Live) -> list[Tensor]:
+    """(problems, k, k) float64 of every group: the mean of diag p - p p', the Hessian of the intercepts; invertible."""
+    found = []
+    for group in live.block.groups:
+        p, weight = group.of(live.p), group.of(live.weight.double())
+        if group.k == 1:
+            found.append((_newton_weights(p[:, 0]).double()[:, None, None] * weight).clamp_min(1e-12))
+            continue
+        between = (p @ p.mT).double().mul_(weight)
+        between.diagonal(dim1=1, dim2=2).zero_()
+        scale = between.sum((1, 2))[:, None, None] / group.k
+        # The rows of the Hessian sum to 0; a constant in its null space makes it invertible, and the rest
+        # where every row is predicted with certainty, so that it is 0.
+        found.append(
+            torch.diag_embed(between.sum(2))
+            - between
+            + scale / group.k
+            + (1e-12 * scale + 1e-12) * torch.eye(group.k, dtype=torch.float64, device=p.device)
+        )
+    return found
+
+
+@dataclass
+class _Preconditioner:
+    """The inverse of what the Hessian would be if features and probabilities were independent.
+
+    Of a direction of the basis that is the mean of diag p - p p' times the direction's mean square, plus the penalty:
+    diagonal in the eigenvectors of the mean.
+    """
+
+    groups: tuple[_Group, ...]
+    turns: list[Tensor | None]
+    """(problems, k, k) eigenvectors of every group; None where k is 1."""
+    diagonal: Tensor
+    """(C, r + 1)"""
+
+    @classmethod
+    def of(cls, live: _Live, scale: Tensor, penalty: Tensor) -> _Preconditioner:
+        turns: list[Tensor | None] = []
+        values = []
+        for group, mean in zip(live.block.groups, _mean_curvature(live), strict=True):
+            value, turn = torch.linalg.eigh(mean.cpu()) if group.k > 1 else (mean, None)  # a GPU is slow at small ones
+            values.append(value.flatten().to(scale))
+            turns.append(None if turn is None else turn.to(scale))
+        diagonal = torch.cat(values)[:, None].clamp_min_(1e-10) * scale + penalty
+        return cls(live.block.groups, turns, diagonal)
+
+    def __call__(self, r: Tensor) -> Tensor:
+        """(C, r + 1) -> the same."""
+        out = torch.empty_like(r)
+        for group, turn in zip(self.groups, self.turns, strict=True):
+            part, diagonal = group.of(r), group.of(self.diagonal)
+            if turn is None:
+                torch.div(part, diagonal, out=group.of(out))
+            else:
+                torch.matmul(turn, (turn.mT @ part).div_(diagonal), out=group.of(out))
+        return out
+
+    def keep(self, block: _Block, stay: Tensor, columns: Tensor) -> _Preconditioner:
+        """That of `block`: the problems where `stay` (P,) holds and their `columns`."""
+        parts = stay.split([group.problems for group in self.groups])
+        pairs = zip(self.turns, parts, strict=True)
+        turns = [None if turn is None else turn[part] for turn, part in pairs if part.any()]
+        return _Preconditioner(block.groups, turns, self.diagonal[columns])
+
+
 class Path:
     """Tasks on the same rows, solved at one strength after another.
 
@@ -331,9 +399,8 @@ class Path:
         for step in range(_MAX_STEPS + 1):
             residual = live.p - live.y
             g = self._rows.pull(residual).mul_(live.weight).addcmul_(live.w, penalty)
-            h = _newton_weights(live.p)[:, None].mul_(live.weight).clamp_min_(1e-10)
-            diagonal = h * self._scale + penalty
-            energy = live.block.sums((g.square() / diagonal).sum(1))
+            inverse = _Preconditioner.of(live, self._scale, penalty)
+            energy = live.block.sums(_dot(g, inverse(g)))
             if curvature is not None:
                 near = energy <= 2 * self._tolerance * live.objective * torch.where(live.close, 5, 0.2)
                 done = near | (step == _MAX_STEPS)
@@ -342,10 +409,10 @@ class Path:
                     objective[problems], gap[problems] = self._certify(live, residual, g, strength, curvature)
                     self._settle(live.keep(done)[0])
                     live, columns = live.keep(~done)
-                    g, diagonal, energy = g[columns], diagonal[columns], energy[~done]
                     if done.all():
                         break
-            s, forcing = self._newton_step(live, g, diagonal, energy, penalty)
+                    g, energy, inverse = g[columns], energy[~done], inverse.keep(live.block, ~done, columns)
+            s, forcing = self._newton_step(live, g, inverse, energy, penalty)
             self._move(live, g, s, forcing, strength)
             curvature = self._centre(live) if live.close.any() or step == _MAX_STEPS - 1 else None
 
@@ -394,7 +461,7 @@ class Path:
         live.w, live.z = (w0 * c0).addcmul_(w1, c1), (z0 * c0).addcmul_(z1, c1)
 
     def _newton_step(
-        self, live: _Live, g: Tensor, diagonal: Tensor, energy: Tensor, penalty: Tensor
+        self, live: _Live, g: Tensor, inverse: _Preconditioner, energy: Tensor, penalty: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The step (C, r + 1) by conjugate gradients, and how much of the energy is left (P,)."""
         block, p, weight = live.block, live.p, live.weight
@@ -405,7 +472,7 @@ class Path:
         s = torch.zeros_like(g)
         at: Tensor | None = None  # columns of this block that are still in the product; None: all
         r = -g
-        direction = r / diagonal
+        direction = inverse(r)
         rho, going = energy.clone(), energy > 0
         for _ in range(_MAX_PRODUCTS):
             v = _jacobian_(block.groups, p, self._rows.coarse_logits(direction))
@@ -418,7 +485,7 @@ class Path:
             else:
                 s.index_add_(0, at, direction * alpha)
             r.addcmul_(product, alpha, value=-1)
-            z = r / diagonal
+            z = inverse(r)
             rho, last = block.sums(_dot(r, z)), rho
             going &= rho > goal
             if not going.any():
@@ -426,14 +493,20 @@ class Path:
             if going[block.owner].float().mean() < 0.8:
                 block, columns = block.keep(going)
                 at = columns if at is None else at[columns]
-                r, z, direction, diagonal, p, weight = (t[columns] for t in (r, z, direction, diagonal, p, weight))
+                inverse = inverse.keep(block, going, columns)
+                r, z, direction, p, weight = (t[columns] for t in (r, z, direction, p, weight))
                 rho, last, goal, going = rho[going], last[going], goal[going], going[going]
             beta = block.spread(torch.where(going, rho / last, 0), g.dtype)
             direction = z.addcmul_(direction, beta)
         return s, forcing
 
     def _move(self, live: _Live, g: Tensor, s: Tensor, forcing: Tensor, strength: float) -> None:
-        """Moves along s as far as the objective falls."""
+        """Moves along s to about where the objective is least, by a whole step at most.
+
+        A row of large norm that a step throws from one side to the other is flat at both, so that the next step does
+        not see what bends it and throws it back. To stop anywhere lower would leave it at one; near the least along
+        the step it lies between them, where it bends.
+        """
         block, dtype = live.block, live.z.dtype
         z, w = live.z, live.w
         u = self._rows.logits(w + s).sub_(z)  # a whole step then lands on logits without earlier rounding
@@ -441,6 +514,8 @@ class Path:
         labels = _dot(live.y, u)
         ws, ss = (strength * block.sums(_dot(a[:, :-1], s[:, :-1])) for a in (w, s))
         before, t = live.objective, (start > 0).double()
+        low, high, slope_low, slope_high = torch.zeros_like(t), torch.ones_like(t), -start, start
+        level = torch.maximum(_SLOPE * start, self._tolerance * before)
         for _ in range(_MAX_TRIALS):
             far = block.spread(t, dtype)
             live.z, live.w = torch.addcmul(z, u, far), torch.addcmul(w, s, far)
@@ -449,35 +524,22 @@ class Path:
             # Near the optimum the fall drowns in rounding, and the slope does not: it is convex.
             slope = block.sums((_dot(live.p, u) - labels) * live.weight[:, 0]) + ws + t * ss
             falls = (live.objective <= before - 1e-4 * t * start) | (slope <= self._tolerance * before)
-            if falls.all():
+            found = falls & (slope <= level) & ((slope >= -level) | (t == 1)) | (start <= 0)
+            if found.all():
                 break
-            t = torch.where(falls, t, t * (start / (start + slope)).clamp(0.4, 0.7))
+            over = slope > 0
+            low, slope_low = torch.where(over, low, t), torch.where(over, slope_low, slope)
+            high, slope_high = torch.where(over, t, high), torch.where(over, slope, slope_high)
+            share = (slope_low / (slope_low - slope_high)).clamp(0.2, 0.8)
+            t = torch.where(found, t, low + share * (high - low))
         relative = start / 2 / live.objective
         left = torch.where(t == 1, torch.maximum(forcing, (8 * relative).clamp(max=1.0)), 1.0)
         live.close = relative * left <= self._tolerance
 
     def _centre(self, live: _Live) -> list[Tensor]:
         """Brings the intercepts to their optimum; the inverse (problems, k, k) of their Hessian, of every group."""
-        block, inverses = live.block, []
-        for group in block.groups:
-            weight = group.of(live.weight.double())
-            if group.k == 1:
-                h = group.of(_newton_weights(live.p).double())[..., None] * weight
-                inverses.append(1 / h.clamp_min(1e-12))
-                continue
-            p = group.of(live.p)
-            between = (p @ p.mT).double().mul_(weight)
-            between.diagonal(dim1=1, dim2=2).zero_()
-            scale = between.sum((1, 2))[:, None, None] / group.k
-            # The rows of the Hessian sum to 0; a constant in its null space makes it invertible, and the rest
-            # where every row is predicted with certainty, so that it is 0.
-            full = (
-                torch.diag_embed(between.sum(2))
-                - between
-                + scale / group.k
-                + (1e-12 * scale + 1e-12) * torch.eye(group.k, dtype=torch.float64, device=p.device)
-            )
-            inverses.append(torch.linalg.inv(full))
+        block = live.block
+        inverses = [torch.linalg.inv(mean) for mean in _mean_curvature(live)]
         for _ in range(2):
             g = (live.p - live.y).sum(1, dtype=torch.float64).mul_(live.weight[:, 0])
             pairs = zip(block.groups, inverses, strict=True)

@@ -15,7 +15,7 @@ const picked = {};  // chart -> its points that were clicked with Shift; a chart
 
 export default function ({ data, parentElement, setTriggerValue }) {
     const chart = (parentElement.chart ??= new Chart(parentElement));
-    chart.tell = (points) => setTriggerValue("picked", points);
+    chart.tell = setTriggerValue;
     chart.show(data);
     const turn = ++chart.turn;
     return () => { if (turn === chart.turn) chart.end(); };  // an older one's end may come after a newer one's start
@@ -67,18 +67,17 @@ class Chart {
     async draw(Plotly, { data: traces, layout }, data, theme) {
         this.Plotly = Plotly;
         this.name = data.name;
-        this.clicks = data.selects.includes("points");
+        this.clicks = data.clicks;
         layout = { ...layout, ...this.size(), template: { layout: theme } };
-        if (data.selects.length) {
-            layout.dragmode ??= this.clicks ? "pan" : "select";
+        if (data.areas || data.clicks) {
+            layout.dragmode ??= data.areas ? "lasso" : "pan";
             layout.hovermode ??= "closest";
         }
-        const away = Object.entries(MODES).filter(([mode]) => !data.selects.includes(mode)).map(([, button]) => button);
         const config = {
             displaylogo: false,
             displayModeBar: true,
             showSendToCloud: false,
-            modeBarButtonsToRemove: [...AWAY, ...away],
+            modeBarButtonsToRemove: data.areas ? AWAY : [...AWAY, "select2d", "lasso2d"],
             modeBarButtonsToAdd: [{ name: "Fullscreen", title: "Fullscreen", icon: LARGER, click: () => this.enlarge() }],
             toImageButtonOptions: { format: data.format, filename: data.name, scale: 2 },
         };
@@ -88,18 +87,19 @@ class Chart {
         this.listens = true;
         this.element.on("plotly_click", (event) => this.click(event));
         this.element.on("plotly_selected", (event) => this.select(event));
+        this.element.on("plotly_deselect", () => this.tell("area", []));
     }
 
     click({ points, event }) {
         if (!this.clicks) return;
         const before = event.shiftKey ? (picked[this.name] ?? []) : [];
-        this.tell((picked[this.name] = [...before, ...points.map(told)]));
+        this.tell("clicked", (picked[this.name] = [...before, ...points.map(told)]));
     }
 
     select(event) {
         if (!event?.range && !event?.lassoPoints) return;
         this.shown = "";  // the outline goes with the next figure, also where that is the same
-        this.tell(event.points.map(told));
+        this.tell("area", event.points.map(told));
     }
 
     size() {
@@ -156,7 +156,6 @@ function themed(element) {
     };
 }
 
-// Buttons of plotly's bar: those that no chart has, and those of ways to select.
+// Buttons of plotly's bar that no chart has.
 const AWAY = ["sendChartToCloud", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "autoScale2d"];
-const MODES = { box: "select2d", lasso: "lasso2d" };
 const LARGER = { width: 24, height: 24, path: "M7 14H5v5h5v-2H7v-3zm-2-4h2V7h3V5H5v5zm12 7h-3v2h5v-5h-2v3zM14 5v2h3v3h2V5h-5z" };

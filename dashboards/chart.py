@@ -8,7 +8,7 @@ plotly.js is that of the plotly package.
 
 import pickle
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, overload
@@ -61,23 +61,28 @@ def draw(
     figure: Made,
     key: str,
     *,
-    on_select: Callable[[], None] | None = None,
-    modes: Sequence[str] = ("points",),
+    on_click: Callable[[], None] | None = None,
+    on_area: Callable[[], None] | None = None,
 ) -> None:
     """One chart over the width of its column, described for screen readers by its own title. Its camera button saves it
-    in the chosen format. `on_select` is called when points are clicked (`points`; with Shift, several) or, with those
-    `modes`, in a box or a lasso; `picked` then has them.
+    in the chosen format. `on_click` is called when a point, bar or cell is clicked, `on_area` when a box or a lasso is
+    drawn, or undone by a double click; `points` then says what is in it.
     """
-    selects = [] if on_select is None else list(modes)
     data = {
-        "figure": figure.figure, "alt": figure.words, "name": key, "selects": selects,
-        "format": st.session_state.get("format", "PNG").lower(),
+        "figure": figure.figure, "alt": figure.words, "name": key, "clicks": on_click is not None,
+        "areas": on_area is not None, "format": st.session_state.get("format", "PNG").lower(),
     }  # fmt: skip
-    _component(key=key, data=data, on_picked_change=on_select or (lambda: None))
+    on_click, on_area = on_click or _nothing, on_area or _nothing
+    _component(key=key, data=data, on_clicked_change=on_click, on_area_change=on_area)
+
+
+def _nothing() -> None:
+    pass
 
 
 def points(key: str) -> list[dict[str, Any]]:
-    """The points that were picked in the chart `key`, each with `x`, `y` and, where the figure has it, `customdata`;
-    for its `on_select` callback.
+    """What was clicked in the chart `key` (with Shift, all that were), or is in the area, each with `x`, `y` and, where
+    the figure has it, `customdata`; for what `draw` calls.
     """
-    return list(st.session_state[key]["picked"] or ())
+    told = st.session_state[key]
+    return list(told.get("clicked") or told.get("area") or ())

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, ParamSpec
 
 import streamlit as st
 
+from dashboards.chart import points
 from dashboards.runs import RunFile
 from extract.errors import UserError
 from extract.store import RunShape
@@ -156,6 +157,13 @@ def chosen(images: int) -> tuple[int, ...]:
 def go_to_image(row: int) -> None:
     """Shows another image on all pages. To be called from a callback."""
     st.session_state["image"] = row + 1
+
+
+def go_to_point(key: str) -> None:
+    """Shows the image of the point that was clicked in the chart `key`, whose customdata is the row. For `draw`."""
+    for point in points(key)[:1]:
+        if isinstance(row := point.get("customdata"), int):
+            go_to_image(row)
 
 
 def go_to_cell(layer: int | None, head: int | None) -> None:

@@ -79,12 +79,7 @@ function follow(root) {
             else if (row !== null) timer = setTimeout(() => state.tell("row", row), 50);
         },
         plotly_unhover: hide,
-        plotly_click: (event) => {
-            const clicked = row_of(event);
-            hide();
-            if (clicked !== undefined) state.tell("clicked", clicked);
-        },
-        plotly_deselect: () => state.tell("cleared", true),
+        plotly_click: hide,
     };
     const detach = () => {
         for (const [name, listener] of Object.entries(listeners)) plot?.removeListener?.(name, listener);
@@ -116,34 +111,16 @@ _component = st.components.v2.component("htc_hover", html=_HTML, css=_CSS, js=_J
 
 
 @fragment
-def pictures(
-    chart: str,
-    run: str,
-    picture: Callable[[int], Picture],
-    on_click: Callable[[int], None],
-    on_clear: Callable[[], None],
-) -> None:
+def pictures(chart: str, run: str, picture: Callable[[int], Picture]) -> None:
     """Shows `picture` of the point under the pointer, by the number that is its customdata, over the chart with the key
-    `chart`. `run` names what the numbers count. `on_click` is called with the number of a point that is clicked,
-    `on_clear` at a double click, and the page drawn after it.
+    `chart`. `run` names what the numbers count.
     """
     key = f"{chart}_hover"
 
-    def told(name: str) -> int | None:
-        return st.session_state[key][name]
-
     def ask() -> None:
-        st.session_state[f"{key}_row"] = told("row")
-
-    def click() -> None:
-        if (row := told("clicked")) is not None:
-            on_click(row)
+        st.session_state[f"{key}_row"] = st.session_state[key]["row"]
 
     row = st.session_state.pop(f"{key}_row", None)
     shown = {} if row is None else picture(row)._asdict()
     data = {"chart": chart, "run": run, "row": row, **shown}
-    said = _component(
-        key=key, data=data, on_row_change=ask, on_clicked_change=click, on_cleared_change=on_clear
-    )
-    if said.clicked is not None or said.cleared:
-        st.rerun()  # all of the page: what was clicked is shown everywhere
+    _component(key=key, data=data, on_row_change=ask)

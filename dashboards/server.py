@@ -29,6 +29,7 @@ async def _plotly(request: Request) -> FileResponse:
 
 
 def _tell(error: Exception) -> bool:
-    """What goes wrong where no page could say it, as in what a click calls."""
+    """What goes wrong where no page could say it, as in what a click calls; nothing else is on the page then."""
     controls.tell(error)
+    st.button("Look again")
     return True

@@ -48,22 +48,19 @@ def test_a_figure_is_made_once_for_the_same_arguments() -> None:
     assert calls == ["a", "a", "b"]
 
 
-def test_what_fails_in_a_click_is_told() -> None:
+@pytest.mark.parametrize(("error", "words"), [("UserError", "no <b>such</b> image"), ("KeyError", "A part of the page")])
+def test_what_fails_in_a_click_is_told(error: str, words: str) -> None:
     from streamlit.testing.v1 import AppTest
 
-    def page() -> None:
-        import streamlit as st
-
+    def page(error: str) -> None:
         from dashboards import server
         from extract.errors import UserError
 
-        st.text("still here")
-        for error in (UserError("no <b>such</b> image"), KeyError("z")):
-            assert server._tell(error)
+        assert server._tell({"UserError": UserError, "KeyError": KeyError}[error]("no <b>such</b> image"))
 
-    app = AppTest.from_function(page).run()
-    assert app.text[0].value == "still here" and not app.exception
-    assert [text.value.replace("\\", "")[:20] for text in app.error] == ["no <b>such</b> image", "A part of the page  "]
+    app = AppTest.from_function(page, args=(error,)).run()
+    assert not app.exception and app.error[0].value.replace("\\", "").startswith(words)
+    assert [button.label for button in app.button] == ["Look again"]
     assert server._PLOTLY.is_file()
 
 

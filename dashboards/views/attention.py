@@ -96,7 +96,7 @@ def _heatmap(
         value_LH, n, spread = np.nanmean(value_nLH, axis=0), average.n, (figures.BAND, att.band(value_nLH))
     mark = selection.layer, selection.head
     figure = made(figures.head_heatmap, value_LH, quantity, n=n, spread=spread, mark=mark)
-    draw(figure, "heads", on_select=partial(_cell, mark))
+    draw(figure, "heads", on_click=partial(_cell, mark))
     how_to_read(
         "Each cell is one head. "
         + (
@@ -153,7 +153,7 @@ def _distribution(view: View) -> None:
     value_N = data.anchor_values(view.key, selection.layer, selection.head)
     value, uniform = float(value_N[selection.image]), shape.anchors / shape.keys
     figure = made(figures.distribution, value_N, value, uniform, selection=selection.words, image=selection.image + 1)
-    draw(figure, "distribution", on_select=partial(_bins, value_N))
+    draw(figure, "distribution", on_click=partial(_bins, value_N))
     how_to_read(
         "How many images give the anchors how much; the green line is the image of the sidebar. Click a bar, or "
         "several with Shift, to select its images on all pages."
@@ -204,7 +204,7 @@ def _figure3(view: View) -> None:
         share_NF, names, [row + 1 for row in rows], [header.ids[row] for row in rows], 1 / shape.keys,
         selection=selection.words, anchors=min(shape.anchors, FIGURE_TOKENS), shown=selection.image + 1,
     )  # fmt: skip
-    draw(figure, "first_tokens", on_select=partial(_image_at, rows))
+    draw(figure, "first_tokens", on_click=partial(_image_at, rows))
     largest = int((share_NF.argmax(axis=1) < shape.anchors).sum())
     on_anchors = f" In {largest} of these {len(rows)} images the largest of the weights shown is on an anchor."
     how_to_read(

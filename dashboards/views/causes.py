@@ -435,7 +435,7 @@ def _interchange(view: View, section: data.Section) -> None:
             st.session_state["mixed"] = labels[int(np.ravel(point["customdata"])[0])]
 
     n = int((section["partner"] >= 0).sum())
-    draw(made(figures.follow_dots, labels, share_by, chance_by, n=n), "follow", on_select=clicked)
+    draw(made(figures.follow_dots, labels, share_by, chance_by, n=n), "follow", on_click=clicked)
     missing = "".join(f" No {name}: {section[name]}." for name in ("answers", "probes") if section[name] != "yes")
     how_to_read(
         "Among mixed images whose two donors differ in the label: how often what is read is the label of the image "

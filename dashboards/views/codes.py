@@ -45,7 +45,7 @@ def show(view: View) -> None:
         picture = data.thumbnail(view.key, image)
         groups = shape.codes[2]
         figure = made(figures.code_grid, here_RC, shares_K, group=group, groups=groups, image=picture, chosen=code)
-        draw(figure, "codes_grid", on_select=_take("codes_grid", code=0))
+        draw(figure, "codes_grid", on_click=_take("codes_grid", code=0))
         how_to_read(
             "Bright cells hold codes that are rare in this run, dark ones codes that are common. Click a cell to "
             "follow its code below."
@@ -141,7 +141,7 @@ def _usage(view: View, read: data.Codes, section: data.Section | None, group: in
             entropy, used = np.array([codes.entropy(one) for one in read.shares]), (read.shares > 0).sum(1)
             ends, size, n = None, read.size, len(read.rows)
         figure = made(figures.code_entropy, entropy, used, size, n=n, interval=ends, chosen=group)
-        draw(figure, "codes_entropy", on_select=_take("codes_entropy", codegroup=0))
+        draw(figure, "codes_entropy", on_click=_take("codes_entropy", codegroup=0))
         how_to_read(
             "A bar at the dashed line means that all codes of the group are used evenly; a low bar, that few codes do "
             "most of the work. Click a bar to choose its group."
@@ -150,7 +150,7 @@ def _usage(view: View, read: data.Codes, section: data.Section | None, group: in
             fill("Counted here, without intervals.", "htc-analyze reading", view.path)
     with right:
         figure = made(figures.code_usage, read.shares[group], group=group, n=len(read.rows), chosen=code)
-        draw(figure, "codes_usage", on_select=_take("codes_usage", code=0))
+        draw(figure, "codes_usage", on_click=_take("codes_usage", code=0))
         how_to_read("A steep fall means that a few codes cover most of every image. Click a point to follow its code.")
 
 
@@ -192,7 +192,7 @@ def _labels(
         return task.name, at
     draw(
         made(figures.code_lifts, kept, group=group, answer=f"{task.name}: {known[at]}", chosen=code), "codes_lifts",
-        on_select=_take("codes_lifts", code=0),
+        on_click=_take("codes_lifts", code=0),
     )  # fmt: skip
     how_to_read(
         f"Of {len(kept.code):,} codes that images with this answer hold more often than others, those that are surest "
@@ -249,7 +249,7 @@ def _bits(view: View, section: data.Section | None, group: int, task: str) -> No
                 st.session_state["codegroup"] = str(int(point["x"]))
                 st.session_state["codetask"] = tasks[int(point["y"]) - 1]
 
-        draw(figure, "codes_bits", on_select=taken)
+        draw(figure, "codes_bits", on_click=taken)
         how_to_read(
             "Orange: knowing one code of the group, or rather which of at most 16 kinds of codes it is, tells some of "
             "the label; purple is noise below zero. Bits of many codes of an image overlap and cannot be added. "
@@ -316,5 +316,5 @@ def _one_code(view: View, read: data.Codes, group: int, code: int | None, answer
             for point in points("codes_examples")[:1]:
                 controls.go_to_image(rows[int(point["customdata"][0])])
 
-        draw(figure, "codes_examples", on_select=taken)
+        draw(figure, "codes_examples", on_click=taken)
         how_to_read("Click an image to show it on all pages.")

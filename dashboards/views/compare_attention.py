@@ -55,7 +55,7 @@ def on_average(two: Two) -> None:
                     cells, title=f"{name}: the difference", subtitle=f"{unit} · {words}", names=names,
                     unit=unit, mark=(selection.layer, selection.head),
                 )  # fmt: skip
-                draw(figure, "compare_heatmap", on_select=_cell)
+                draw(figure, "compare_heatmap", on_click=_cell)
                 count = int(cells.marked.sum())
                 how_to_read(
                     f"Orange: more in this run; purple: less. A dot: no chance finding at 5 %, corrected for all "
@@ -232,7 +232,7 @@ def _roles_and_images(two: Two) -> None:
                 figures.pairs_scatter, one, other, two.pairs.rows, names=two.names, unit=PERCENT, shown=selection.image,
                 subtitle=f"attention on the anchors, {words} · {len(one):,} images",
             )  # fmt: skip
-            draw(figure, "compare_scatter", on_select=_picked)
+            draw(figure, "compare_scatter", on_click=_picked)
             share = float((one > other).mean())
             how_to_read(
                 f"Above the line, this run looks at the anchors more: {share:.0%} of images. Click one to see it under "
@@ -383,7 +383,7 @@ def one_image(two: Two) -> None:
                 title="Anchors, by layer and head", subtitle=f"{PERCENT} · 1 image", names=two.names, unit=PERCENT,
                 mark=(layer, head),
             )  # fmt: skip
-            draw(figure, "compare_image_heatmap", on_select=_image_cell)
+            draw(figure, "compare_image_heatmap", on_click=_image_cell)
             how_to_read("Orange: this run gives the anchors more. Click a cell to select its layer and head.")
     with place:
         one, other, _ = _masses(two)

@@ -4,6 +4,7 @@ Lays out; reads through data, draws by figures.
 """
 
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ import streamlit as st
 
 from dashboards import data, figures, gallery, hover
 from dashboards.chart import draw, made, points
-from dashboards.controls import choose, fill, go_to_image, how_to_read, pick, plain, select, table
+from dashboards.controls import choose, fill, go_to_image, go_to_point, how_to_read, pick, plain, select, table
 from dashboards.data import LatentMap
 from dashboards.views.view import View
 from extract.errors import UserError
@@ -165,7 +166,7 @@ def _map(view: View, found: LatentMap, method: str, of: int, coloured: Coloured)
         axes=axes, chosen=found.places(selection.chosen), current=found.place(selection.image),
         current_name=f"image {selection.image + 1:,}",
     )  # fmt: skip
-    draw(figure, "map", on_select=_select, modes=("box", "lasso"))
+    draw(figure, "map", on_click=partial(go_to_point, "map"), on_area=_select)
 
     def picture(row: int) -> hover.Picture:
         lines = [f"{row + 1:,} · {header.ids[row]}"]
@@ -177,7 +178,7 @@ def _map(view: View, found: LatentMap, method: str, of: int, coloured: Coloured)
             return hover.Picture("", str(error))
         return hover.Picture(source, "\n".join(lines))
 
-    hover.pictures("map", repr((key, coloured.words)), picture, go_to_image, _clear)
+    hover.pictures("map", repr((key, coloured.words)), picture)
     how_to_read(
         "A point is an image; images that are alike lie together, as far as two dimensions allow: distances between "
         "far groups, their sizes and the empty space mean little in UMAP. Point at it to see the image, click to make "

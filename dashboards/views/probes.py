@@ -5,6 +5,7 @@ Lays out; reads through data, draws by figures.
 
 import shlex
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from dashboards.controls import (
     fill,
     fragment,
     go_to_image,
+    go_to_point,
     how_to_read,
     pick,
     plain,
@@ -254,13 +256,13 @@ def _overview(view: View, said: Answers, name: str, sample: str, unit: str) -> t
             said.true, said.said, said.rows, unit=unit, title=name, subtitle=f"{sample} · mean error {error}",
             mark=view.selection.image,
         )  # fmt: skip
-        draw(figure, "probe_values")
+        draw(figure, "probe_values", on_click=partial(go_to_point, "probe_values"))
 
         def picture(row: int) -> hover.Picture:
             (source,) = data.pictures(view.key, [row])
             return hover.Picture(source, f"{row + 1:,} · {view.header.ids[row]}")
 
-        hover.pictures("probe_values", repr(view.key), picture, go_to_image, lambda: None)
+        hover.pictures("probe_values", repr(view.key), picture)
         how_to_read("A point is an image that the probe was not trained on; on the dashed line it is right. Click one "
                     "to make it the image of all pages.")  # fmt: skip
         return said.wrong(), "by their error, the largest first"
@@ -276,7 +278,7 @@ def _overview(view: View, said: Answers, name: str, sample: str, unit: str) -> t
         figures.confusion, said.counts(), said.names, title=name, subtitle=f"{sample} · {right:.1%} right",
         mark=cell.marked,
     )  # fmt: skip
-    draw(figure, key, on_select=click)
+    draw(figure, key, on_click=click)
     how_to_read(
         "Rows: what is true. Columns: what the probe chose for images that it was not trained on. Colour: the share of "
         "the row; numbers: images. Click a cell to see its images below."

@@ -21,6 +21,17 @@ export default function ({ data, parentElement, setTriggerValue }) {
     return () => { if (turn === chart.turn) chart.end(); };  // an older one's end may come after a newer one's start
 }
 
+// Charts that are due at the same time are drawn in one go: after each by itself the browser would lay out the page.
+let due = [];
+function together(draw) {
+    if (due.push(draw) > 1) return;
+    requestAnimationFrame(() => {
+        const all = due;
+        due = [];
+        for (const one of all) one();
+    });
+}
+
 class Chart {
     turn = 0;
     shown = "";  // what is drawn, or will be when it is in sight
@@ -60,7 +71,7 @@ class Chart {
         this.seen = seen;
         if (!seen || !this.due) return;
         this.element.setAttribute("aria-busy", "true");
-        this.due();
+        together(this.due);
         this.due = null;
     }
 

@@ -48,7 +48,9 @@ def test_a_figure_is_made_once_for_the_same_arguments() -> None:
     assert calls == ["a", "a", "b"]
 
 
-@pytest.mark.parametrize(("error", "words"), [("UserError", "no <b>such</b> image"), ("KeyError", "A part of the page")])
+@pytest.mark.parametrize(
+    ("error", "words"), [("UserError", "no <b>such</b> image"), ("KeyError", "A part of the page")]
+)
 def test_what_fails_in_a_click_is_told(error: str, words: str) -> None:
     from streamlit.testing.v1 import AppTest
 

@@ -35,6 +35,7 @@ def main(roots: Sequence[Path]) -> None:
     except UserError as error:
         st.error(controls.plain(str(error)))
         st.button("Look again")
+        _watch(roots, None, _state(roots, None))
 
 
 def page(roots: Sequence[Path]) -> None:
@@ -56,6 +57,7 @@ def page(roots: Sequence[Path]) -> None:
         log = st.toggle("Logarithmic shares", key="log", help="For many patches, where uniform is near 0.")
         controls.choose_format()
         _tell([*refused, *data.refused_beside(run.path)])
+        _watch(roots, run.path, _state(roots, run.path))
     selection = controls.Selection(image, layer, head, log, chosen)
 
     tabs = st.tabs(list(PAGES), key="page", bind="query-params", on_change="rerun")  # computes only the open one
@@ -63,6 +65,20 @@ def page(roots: Sequence[Path]) -> None:
         if tab.open:
             with tab, controls.guarded():
                 show(View(run.path, key, header, selection, tuple(runs)))
+
+
+@st.fragment(run_every=10)
+def _watch(roots: Sequence[Path], shown: Path | None, drawn: object) -> None:
+    """Draws the page anew when runs came or went, or the one that is shown grew."""
+    if _state(roots, shown) != drawn:
+        st.rerun()
+
+
+def _state(roots: Sequence[Path], shown: Path | None) -> object:
+    try:
+        return data.available(roots).runs, None if shown is None else data.key_of(shown)
+    except UserError:  # it went
+        return None
 
 
 def _tell(refused: Sequence[Refused]) -> None:

@@ -274,7 +274,7 @@ class _Preconditioner:
         turns: list[Tensor | None] = []
         values = []
         for group, mean in zip(live.block.groups, _mean_curvature(live), strict=True):
-            value, turn = torch.linalg.eigh(mean.cpu()) if group.k > 1 else (mean, None)  # a GPU is slow at small ones
+            value, turn = torch.linalg.eigh(mean.cpu()) if group.k > 1 else (mean, None)  # small
             values.append(value.flatten().to(scale))
             turns.append(None if turn is None else turn.to(scale))
         diagonal = torch.cat(values)[:, None].clamp_min_(1e-10) * scale + penalty

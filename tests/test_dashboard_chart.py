@@ -1,4 +1,5 @@
 """Charts: figures as plotly makes them, kept, drawn over one another, and what clicks in them tell."""
+# ruff: noqa: F811  (fixtures are asked for by the names they are imported as)
 
 import json
 from pathlib import Path
@@ -7,12 +8,12 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+from browser import chromium, serving, tab  # noqa: F401
 from plotly.subplots import make_subplots
+from test_dashboard import write_run
 
 from dashboards import chart, server
 from dashboards.figures.base import Figure
-from tests.browser import chromium, serving, tab  # noqa: F401
-from tests.test_dashboard import write_run
 
 N = 12
 
@@ -67,7 +68,7 @@ def test_what_fails_in_a_click_is_told(error: str, words: str) -> None:
 
 
 @pytest.mark.slow
-def test_charts_stay_and_only_those_that_differ_and_are_in_sight_are_drawn(tmp_path: Path, chromium: Any) -> None:  # noqa: F811
+def test_charts_stay_and_only_those_that_differ_and_are_in_sight_are_drawn(tmp_path: Path, chromium: Any) -> None:
     run = write_run(tmp_path / "run.h5", N)
     with serving(run) as address, tab(chromium, address, height=900) as shown:
         page = shown.open(page="Attention").page
@@ -112,7 +113,7 @@ def test_charts_stay_and_only_those_that_differ_and_are_in_sight_are_drawn(tmp_p
 
 
 @pytest.mark.slow
-def test_clicks_are_told_each_time_and_with_shift_together(tmp_path: Path, chromium: Any) -> None:  # noqa: F811
+def test_clicks_are_told_each_time_and_with_shift_together(tmp_path: Path, chromium: Any) -> None:
     run = write_run(tmp_path / "run.h5", 4 * N)
     with serving(run) as address, tab(chromium, address) as shown:
         page = shown.open(page="Attention").page

@@ -1,11 +1,14 @@
 """A run that is being made is shown as far as it goes, and as a whole once it is finished."""
+# ruff: noqa: F811  (fixtures are asked for by the names they are imported as)
 
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import chromium, serving, tab  # noqa: F401
 from streamlit.testing.v1 import AppTest
+from test_dashboard import write_run
 from test_extract import small_model
 
 from dashboards import cli, data
@@ -56,3 +59,14 @@ def test_shards_that_are_links_are_not_followed(command: list[str], tmp_path: Pa
     (folder / "run.h5.shards").symlink_to(tmp_path / "elsewhere" / "run.h5.shards")
     found = find_runs([folder])
     assert not found.runs and "leads out of the folder" in found.refused[0].reason
+
+
+@pytest.mark.slow
+def test_runs_appear_without_a_click(tmp_path: Path, chromium: Any) -> None:
+    write_run(tmp_path / "first.h5")
+    with serving(tmp_path) as address, tab(chromium, address) as shown:
+        page = shown.open(page="Compare").page
+        page.get_by_text("There is one run here").wait_for()
+        write_run(tmp_path / "second.h5")
+        page.get_by_text("Beside this run").wait_for(timeout=60_000)
+        shown.check()

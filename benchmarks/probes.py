@@ -8,6 +8,8 @@ cells       the cells (task x strength) of one layer and one fold, against sciki
             Gaps and agreement are against a fit in float64 whose own certificate is printed. All of scikit-learn's
             cells take a quarter of an hour: `--peer-tasks` and `--peer-strengths` choose some
 layer       one layer end to end: float16 in, standardised, basis, all folds and strengths, choice, refit, test
+probekit    those of two classes, which are all that it has, against its batched Newton-CG (float32, its own tolerance);
+            only where `pip install --no-deps probekit` has been done, and not by default
 """
 
 import resource
@@ -29,7 +31,7 @@ from threadpoolctl import threadpool_limits
 from probes.basis import Basis
 from probes.logistic import Fit, Path, Target, half_copy, log_probabilities
 
-Part = Literal["cells", "layer"]
+Part = Literal["cells", "layer", "probekit"]
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def main(settings: Settings) -> None:
             f"{settings.threads} threads, {settings.device}"
         )
         for part in settings.parts:
-            for table in cells(settings, work) if part == "cells" else [layer(settings, work)]:
+            for table in {"cells": cells, "layer": layer, "probekit": probekit}[part](settings, work):
                 console.print(table)
 
 
@@ -239,7 +241,7 @@ def agreement(ours: list[list[np.ndarray]], best: list[list[np.ndarray]]) -> str
 # ---- layer
 
 
-def layer(settings: Settings, work: Work) -> Table:
+def layer(settings: Settings, work: Work) -> list[Table]:
     """One layer, once."""
     marks = [("", time.perf_counter())]
 
@@ -282,7 +284,48 @@ def layer(settings: Settings, work: Work) -> Table:
     for (_, before), (name, after) in zip(marks[:-1], marks[1:], strict=True):
         table.add_row(name, f"{after - before:.2f}")
     table.add_row("all", f"{marks[-1][1] - marks[0][1]:.2f}")
-    return table
+    return [table]
+
+
+# ---- probekit
+
+
+def probekit(settings: Settings, work: Work) -> list[Table]:
+    """Both engines on the cells of two classes of the last fold, strength by strength."""
+    from probekit.fitters.batch.logistic import fit_logistic_batch
+
+    basis = Basis.fit(work.x, device=settings.device)
+    pieces, _ = fold_pieces(settings)[-1]
+    mine = [target for target in targets_of(settings, work) if target.classes == 2]
+    half = half_copy(basis.train, len(mine))
+    mean, factor = (part.astype("float32") for part in basis.scaler)
+    train = np.concatenate([(work.x[piece].astype("float32") - mean) * factor for piece in pieces])
+    ys = [np.concatenate([target.y[piece] for piece in pieces]) for target in mine]
+    x, y = torch.tensor(train).expand(len(mine), -1, -1), torch.tensor(np.array(ys))
+    exact = Path(basis.train.double(), basis.eigenvalues.double(), mine, segments=pieces, tolerance=1e-11)
+    path = Path(basis.train, basis.eigenvalues, mine, segments=pieces, half=half)
+    table = Table(
+        "strength", "probekit s", "this engine s", "ratio", "gap, probekit", "gap, this engine",
+        title=f"{len(mine)} tasks of two classes, one fold, {len(train)} x {settings.width}",
+    )  # fmt: skip
+    for strength in settings.peer_strengths or settings.strengths:
+        started = time.perf_counter()
+        fitted = fit_logistic_batch(x, y, c_param=1 / (strength * len(train)), normalize=False)
+        seconds = time.perf_counter() - started
+        weights, biases = (part.double().numpy() for part in fitted.to_tensor())
+        started = time.perf_counter()
+        fit = path.advance(strength)
+        own = time.perf_counter() - started
+        best = exact.advance(strength).objective
+        theirs = []
+        for w, bias, truth in zip(weights, biases, ys, strict=True):
+            z = train @ w + bias
+            theirs.append((np.logaddexp(0, z) - truth * z).mean() + strength / 2 * (w**2).sum())
+        table.add_row(
+            f"{strength:g}", f"{seconds:.2f}", f"{own:.3f}", f"{seconds / own:.1f} x",
+            *(f"{(found / best - 1).max():.1e}" for found in (np.array(theirs), fit.objective)),
+        )  # fmt: skip
+    return [table]
 
 
 if __name__ == "__main__":

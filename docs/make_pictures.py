@@ -63,7 +63,7 @@ def lasso(page: Tab) -> None:
 
 def cell(page: Tab) -> None:
     """Ringed textures that the probe calls striped."""
-    page.click_at("probe_confusion_0", 6, 5)
+    page.click_at("probe_confusion", 6, 5)
 
 
 def code(page: Tab) -> None:
@@ -110,7 +110,7 @@ STATES = [
         {"probe_layers": "probe_layers", "probe_learning": "probe_learning"},
     ),
     State(
-        "Probes", ONE | {"probes": "Image by image", "task": "texture"}, {"confusion": "probe_confusion_0"}, cell,
+        "Probes", ONE | {"probes": "Image by image", "task": "texture"}, {"confusion": "probe_confusion"}, cell,
     ),
     State("Probes", ONE | {"probes": "Image by image", "task": "size"}, {"said_and_true": "probe_values"}),
     State("Map", ONE | {"map_colour": "count"}, {"latent_map": "map"}, lasso, picture=True),

@@ -231,7 +231,7 @@ IMAGES = {"page": "Probes", "probes": "Image by image"}
 def test_images_that_a_probe_gets_wrong(run_file: Path, open_app) -> None:  # noqa: F811
     app = open_app(run_file, **IMAGES, image="21")
     assert not app.exception and not app.info
-    heat = charts(app)["probe_confusion_0"]
+    heat = charts(app)["probe_confusion"]
     assert "object from z_voco@4" in heat["layout"]["title"]["text"]
     assert "40 held-out images" in heat["layout"]["title"]["subtitle"]["text"]
     assert "90.0% right" in heat["layout"]["title"]["subtitle"]["text"]
@@ -276,7 +276,7 @@ def test_a_selection_narrows_the_images_and_is_made_of_them(run_file: Path, open
     app = open_app(run_file, **IMAGES)
     app.session_state["chosen"] = (4, 5, 7, 8)
     app.run()
-    assert "4 selected held-out images" in charts(app)["probe_confusion_0"]["layout"]["title"]["subtitle"]["text"]
+    assert "4 selected held-out images" in charts(app)["probe_confusion"]["layout"]["title"]["subtitle"]["text"]
     assert [picture["row"] for picture in pictures(app)] == [4, 5]
     next(button for button in app.button if button.label.startswith("Select these 2")).click().run()
     assert app.session_state["chosen"] == (4, 5)
@@ -284,7 +284,7 @@ def test_a_selection_narrows_the_images_and_is_made_of_them(run_file: Path, open
 
 def test_predictions_that_are_missing_stale_or_damaged_are_told(run_file: Path, open_app) -> None:  # noqa: F811
     place = results.predictions_path(results.default_path(run_file))
-    whole = charts(open_app(run_file, **IMAGES))["probe_confusion_0"]
+    whole = charts(open_app(run_file, **IMAGES))["probe_confusion"]
     place.unlink()
     app = open_app(run_file, **IMAGES)
     assert not app.exception and set(charts(app)) == {"probe_counts"} and not pictures(app)
@@ -332,12 +332,12 @@ def test_a_click_shows_the_images_of_a_cell_and_then_the_image(run_file: Path, c
         page.open(**IMAGES)
         gallery = page.page.locator(".st-key-probe_gallery button")
         expect(gallery).to_have_count(4)
-        page.click_at("probe_confusion_0", 2, 1)
+        page.click_at("probe_confusion", 2, 1)
         expect(gallery).to_have_count(2)
         assert [text.split("\n")[0] for text in gallery.all_inner_texts()] == ["val-004", "val-010"]
         page.page.get_by_role("button", name="All that the probe gets wrong").click()
         expect(gallery).to_have_count(4)
-        page.settle().click_at("probe_confusion_1", 2, 1)
+        page.settle().click_at("probe_confusion", 2, 1)
         expect(gallery).to_have_count(2)
         gallery.first.click()
         expect(page.page.get_by_text("Image 5: val-004")).to_be_visible()

@@ -267,10 +267,9 @@ def _overview(view: View, said: Answers, name: str, sample: str, unit: str) -> t
                     "to make it the image of all pages.")  # fmt: skip
         return said.wrong(), "by their error, the largest first"
     cell = _cell((view.path.name, *said.names))
-    key = f"probe_confusion_{cell.chart}"
 
     def click() -> None:
-        for point in points(key)[:1]:
+        for point in points("probe_confusion")[:1]:
             st.session_state["probe_cell"] = cell._replace(marked=(int(point["y"]) - 1, int(point["x"]) - 1))
 
     right = float((said.true == said.said).mean()) if len(said.rows) else float("nan")
@@ -278,7 +277,7 @@ def _overview(view: View, said: Answers, name: str, sample: str, unit: str) -> t
         figures.confusion, said.counts(), said.names, title=name, subtitle=f"{sample} · {right:.1%} right",
         mark=cell.marked,
     )  # fmt: skip
-    draw(figure, key, on_click=click)
+    draw(figure, "probe_confusion", on_click=click)
     how_to_read(
         "Rows: what is true. Columns: what the probe chose for images that it was not trained on. Colour: the share of "
         "the row; numbers: images. Click a cell to see its images below."
@@ -294,24 +293,19 @@ class _Cell(NamedTuple):
 
     of: tuple[str, ...]
     """The run and the classes: a cell stays while another representation is chosen."""
-    chart: int
-    """Counts up when the cell is let go of. A chart keeps what was clicked in it and does not tell of a second click
-    there, so that a new one is needed.
-    """
     marked: tuple[int, int] | None = None
     """True and chosen class."""
 
 
 def _cell(of: tuple[str, ...]) -> _Cell:
-    cell = st.session_state.setdefault("probe_cell", _Cell(of, 0))
+    cell = st.session_state.setdefault("probe_cell", _Cell(of))
     if cell.of != of:
-        cell = st.session_state["probe_cell"] = _Cell(of, cell.chart + 1)
+        cell = st.session_state["probe_cell"] = _Cell(of)
     return cell
 
 
 def _let_go() -> None:
-    cell = st.session_state["probe_cell"]
-    st.session_state["probe_cell"] = _Cell(cell.of, cell.chart + 1)
+    st.session_state["probe_cell"] = _Cell(st.session_state["probe_cell"].of)
 
 
 def _current(view: View, found: Results, place: data.RunKey) -> None:

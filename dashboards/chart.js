@@ -98,7 +98,7 @@ class Chart {
         this.listens = true;
         this.element.on("plotly_click", (event) => this.click(event));
         this.element.on("plotly_selected", (event) => this.select(event));
-        this.element.on("plotly_deselect", () => this.tell("area", []));
+        if (data.areas) this.element.on("plotly_deselect", () => this.tell("area", []));
     }
 
     click({ points, event }) {

@@ -6,7 +6,6 @@ stale handle. Arrays are kept once for all visitors, and cannot be written to.
 """
 
 import base64
-import contextlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,9 +21,9 @@ import probes.predictions
 from dashboards import attention as att
 from dashboards import codes as of_codes
 from dashboards import compare
-from dashboards.runs import Found, Refused, find_runs, inside, open_any
+from dashboards.runs import Found, Refused, find_runs, inside, open_any, state_of
 from extract.errors import UserError
-from extract.shards import folder_of, unfinished
+from extract.shards import unfinished
 from extract.store import Run, RunInfo, RunShape, Task
 from probes import results
 
@@ -91,12 +90,9 @@ def _found(roots: tuple[Path, ...]) -> Found:
 def key_of(path: Path) -> RunKey:
     """The file as it is now, or the shards of the run that will be there. Raises UserError when neither is there."""
     try:
-        stat = path.stat()
+        return RunKey(str(path), *state_of(path))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            return RunKey(str(path), folder_of(path).stat().st_mtime_ns, -1)
         raise UserError(f"{path.name} cannot be read any more ({error.strerror}); pick another run") from error
-    return RunKey(str(path), stat.st_mtime_ns, stat.st_size)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)

@@ -64,8 +64,7 @@ def find_runs(roots: Sequence[Path]) -> Found:
                 refused.append(Refused(path, "it is a link that leads out of the folder"))
                 continue
             try:
-                stat = path.stat()
-                here.append((_created(out, stat.st_mtime_ns, stat.st_size), out, finished))
+                here.append((_created(out, state_of(out)), out, finished))
             except UserError as error:
                 refused.append(Refused(path, str(error)))
             except OSError as error:  # vanished while it was looked at, or not ours to read
@@ -82,8 +81,25 @@ def find_runs(roots: Sequence[Path]) -> Found:
     return Found(named, list(dict.fromkeys(refused)))
 
 
+def state_of(out: Path) -> tuple[int, int]:
+    """When the run at `out` changed last, in ns, and its size, -1 while it is being made. That a shard of a virtual run
+    went is a change of it: what was read from it would be zeros. Raises OSError where there is no run.
+    """
+    try:
+        shards = folder_of(out).stat().st_mtime_ns
+    except OSError:
+        shards = 0
+    try:
+        stat = out.stat()
+    except OSError:
+        if not shards:
+            raise
+        return shards, -1
+    return max(shards, stat.st_mtime_ns), stat.st_size
+
+
 @lru_cache(maxsize=1024)
-def _created(out: Path, modified: int, size: int) -> str:
+def _created(out: Path, state: tuple[int, int]) -> str:
     """When a run was made that can be opened; opening one takes 10 ms, so that it is done once for each state of it.
     Raises UserError for any other file.
     """

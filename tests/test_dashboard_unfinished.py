@@ -14,6 +14,7 @@ from test_extract import small_model
 from dashboards import cli, data
 from dashboards.runs import RunFile, check_roots, find_runs
 from extract.cli import main
+from extract.errors import UserError
 
 APP = str(Path(cli.__file__).with_name("app.py"))
 
@@ -59,6 +60,18 @@ def test_shards_that_are_links_are_not_followed(command: list[str], tmp_path: Pa
     (folder / "run.h5.shards").symlink_to(tmp_path / "elsewhere" / "run.h5.shards")
     found = find_runs([folder])
     assert not found.runs and "leads out of the folder" in found.refused[0].reason
+
+
+def test_a_virtual_run_whose_shard_goes_while_it_is_open_is_refused(command: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "run.h5"
+    assert main([*command, "--out", str(out), "--virtual"]) == 0
+    assert [run.name for run in find_runs([tmp_path]).runs] == ["run"]
+    assert data.image_record(data.key_of(out), 0).attention.sum() > 0
+    (tmp_path / "run.h5.shards" / "00001.h5").unlink()
+    with pytest.raises(UserError, match="missing"):
+        data.image_record(data.key_of(out), 5)  # which would be zeros
+    found = find_runs([tmp_path])
+    assert not found.runs and "missing" in found.refused[0].reason
 
 
 @pytest.mark.slow

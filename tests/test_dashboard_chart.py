@@ -29,6 +29,9 @@ def test_a_layout_is_set_as_plotly_sets_it(columns: int) -> None:
         figure.update_layout(margin={"t": 2}, title={"subtitle": {"text": "s"}}, barmode="group")
         figure.update_layout({"coloraxis2": {"cmin": 0}})
         figure.update_xaxes(title="x", range=[0, 1], showgrid=False)
+        figure.update_layout(xaxis={"title": {"font": {"size": 9}}}, title_font_size=20)  # as in a notebook
+        figure.update_layout({"legend": {"x": 1}}, overwrite=True)
+        figure.update_xaxes({"ticks": "inside"}, selector={"showgrid": False})
         return figure.update_yaxes(tickvals=np.arange(3), ticktext=["a", "b", "c"], title={"standoff": 5})
 
     assert json.loads(filled(Figure()).to_json()) == json.loads(filled(go.Figure()).to_json())

@@ -40,31 +40,44 @@ VEIL = [[at, f"rgba{(*colour, 0.35 + 0.5 * at)}"] for at, colour in INFERNO.item
 
 
 class Figure(go.Figure):
-    """A plotly figure whose layout is set in a tenth of the time that plotly takes, which was most of what it took to
-    make one. Parts are merged one level deep.
-    """
+    """A plotly figure whose layout is updated as plotly does it, only faster: figures are made in a third of the time."""
 
-    def update_layout(self, given: Any = None, **parts: Any) -> Figure:
+    def update_layout(self, *args: Any, **parts: Any) -> Figure:
+        if "overwrite" in parts or len(args) > 1:
+            return super().update_layout(*args, **parts)
+        given = args[0] if args else {}
         if isinstance(given, go.Layout):  # of make_subplots
             given = given.to_plotly_json()
         return _merge(self, self.layout, {**(given or {}), **parts})
 
-    def update_xaxes(self, *, row: int | None = None, col: int | None = None, **parts: Any) -> Figure:
-        for axis in self.select_xaxes(row=row, col=col):
+    def update_xaxes(self, *args: Any, **parts: Any) -> Figure:
+        if args or _RARE & parts.keys():
+            return super().update_xaxes(*args, **parts)
+        for axis in self.select_xaxes(row=parts.pop("row", None), col=parts.pop("col", None)):
             _merge(self, axis, parts)
         return self
 
-    def update_yaxes(self, *, row: int | None = None, col: int | None = None, **parts: Any) -> Figure:
-        for axis in self.select_yaxes(row=row, col=col):
+    def update_yaxes(self, *args: Any, **parts: Any) -> Figure:
+        if args or _RARE & parts.keys():
+            return super().update_yaxes(*args, **parts)
+        for axis in self.select_yaxes(row=parts.pop("row", None), col=parts.pop("col", None)):
             _merge(self, axis, parts)
         return self
+
+
+_RARE = {"patch", "selector", "overwrite", "secondary_y"}
 
 
 def _merge(figure: Figure, into: Any, parts: Mapping[str, Any]) -> Figure:
     for name, part in parts.items():
         old = into[name] if isinstance(part, dict) and name in into else None
-        into[name] = part if old is None else {**old.to_plotly_json(), **part}
+        into[name] = part if old is None else _joined(old.to_plotly_json(), part)
     return figure
+
+
+def _joined(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    both = {name: part for name, part in new.items() if isinstance(part, dict) and isinstance(old.get(name), dict)}
+    return {**old, **new, **{name: _joined(old[name], part) for name, part in both.items()}}
 
 
 def escape(text: str) -> str:

@@ -40,7 +40,7 @@ VEIL = [[at, f"rgba{(*colour, 0.35 + 0.5 * at)}"] for at, colour in INFERNO.item
 
 
 class Figure(go.Figure):
-    """A plotly figure whose layout is updated as plotly does it, only faster: figures are made in a third of the time."""
+    """A plotly figure whose layout is updated as plotly does it, only faster: figures take a third of the time."""
 
     def update_layout(self, *args: Any, **parts: Any) -> Figure:
         if "overwrite" in parts or len(args) > 1:

@@ -26,7 +26,7 @@ from torch import Tensor
 from extract.errors import UserError
 from probes import ridge
 from probes.basis import Scaler
-from probes.logistic import Fit, Target, half_copy
+from probes.logistic import Fit, Target, multiplies_bfloat16
 
 BUDGET = 4 * 2**30
 """Bytes."""
@@ -462,7 +462,7 @@ def _rotated(survey: Survey, kept: list[np.ndarray]) -> Tensor:
     while kept:
         x = survey.standardise(torch.from_numpy(kept.pop(0))) @ rotation
         if out is None:
-            dtype = x.dtype if half_copy(x) is None else torch.bfloat16
+            dtype = torch.bfloat16 if multiplies_bfloat16(x.device) else x.dtype
             out = rotation.new_empty(len(survey.rows), rotation.shape[1], dtype=dtype)
         out[first : (first := first + len(x))] = x
     assert out is not None

@@ -8,9 +8,11 @@ train (Voita & Titov, EMNLP 2020; Blier & Ollivier, NeurIPS 2018):
 
 with p_i trained on the first t_i rows. A representation from which little data is enough to read a label gets a
 shorter code than one that needs much, though both may end at the same accuracy. Fractions and formula are the
-paper's. Ours: blocks are whole groups in random order; the strength of p_i is the one with the shortest code for
-the blocks so far (of equals the strongest), so that nothing is chosen with labels not yet sent; and bits
-throughout (the authors' notebook adds the probes' losses, in nats, to the first block's bits).
+paper's. Ours: blocks are whole groups in random order; the strength of p_i is the one that would have coded the block
+before best (of equals, and for the first, the strongest), so that nothing is chosen with labels not yet sent; and bits
+throughout (the authors' notebook adds the probes' losses, in nats, to the first block's bits). Not the one with the
+shortest code of all blocks so far: few rows want a strong penalty and many a weak one, and what a weak one lost early
+would keep it from the later, larger blocks.
 
 What is sent for a row: a class, log2 K bits if every one is as likely; one bit for every known label of a multi-label
 task; a number as one of its distinct values if these are no more than LEVELS, else to 1 / LEVELS of its range
@@ -32,9 +34,14 @@ from probes import ridge
 from probes.basis import Basis
 from probes.logistic import Path, Target, log_probabilities
 from probes.metrics import UNKNOWN, Gaussian, Prediction
+from probes.strengths import FIRST, LADDER
 
 FRACTIONS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5, 1.0)
 LEVELS = 256
+STRENGTHS = LADDER[FIRST.start : LADDER.index(1e-5) + 1 : 2]
+"""Of logistic probes: the decades from 10^2 to 10^-5."""
+_TOLERANCE = 1e-5
+"""Of the share by which a fit's objective may exceed its minimum: less than a thousandth of the code."""
 
 
 class Labels(NamedTuple):
@@ -54,6 +61,8 @@ class Codelength(NamedTuple):
     """The code to which every label is as likely as any other."""
     row_bits: np.ndarray
     """(n,) what each row costs, 0 where nothing is known: pairs up with another representation's on the same seed."""
+    row_uniform: np.ndarray
+    """(n,) what each row costs in the uniform code."""
     choices: tuple[int, ...]
     """The index of the strength chosen for each block after the first."""
 
@@ -97,18 +106,19 @@ def online(
     row_bits = [np.zeros(len(groups)) for _ in tasks]
     for bits, sender in zip(row_bits, senders, strict=True):
         bits[sent] = sender.uniform[sent]
-    so_far: list[np.ndarray | float] = [0.0] * len(tasks)
+    before: list[np.ndarray | float] = [0.0] * len(tasks)
+    """(S,) what each strength took for the block before."""
     choices: list[list[int]] = [[] for _ in tasks]
     for block in later:
         for number, (sender, candidates) in enumerate(zip(senders, predict(sent, block), strict=True)):
             bits_Sm = np.stack([sender.bits(prediction, sent, block) for prediction in candidates])
-            choice = int(np.argmin(np.broadcast_to(so_far[number], len(bits_Sm))))
+            choice = int(np.argmin(np.broadcast_to(before[number], len(bits_Sm))))
             row_bits[number][block] = bits_Sm[choice]
             choices[number].append(choice)
-            so_far[number] = so_far[number] + bits_Sm.sum(1)
+            before[number] = bits_Sm.sum(1)
         sent = np.concatenate([sent, block])
     return [
-        Codelength(float(bits.sum()), float(sender.uniform.sum()), bits, tuple(chosen))
+        Codelength(float(bits.sum()), float(sender.uniform.sum()), bits, sender.uniform, tuple(chosen))
         for sender, bits, chosen in zip(senders, row_bits, choices, strict=True)
     ]
 
@@ -156,7 +166,11 @@ class _Sender:
 
 
 def probes_of(
-    x_nD: np.ndarray, tasks: Sequence[Labels], groups: np.ndarray, strengths: Sequence[float], device: str = "cpu"
+    x_nD: np.ndarray,
+    tasks: Sequence[Labels],
+    groups: np.ndarray,
+    strengths: Sequence[float] = STRENGTHS,
+    device: str = "cpu",
 ) -> Predict:
     """Linear probes trained on the rows sent: logistic ones side by side along `strengths` (strong to weak), numbers by
     ridge, whose one strength and deviation come from leaving out groups of the rows sent.
@@ -171,7 +185,7 @@ def probes_of(
             basis = Basis.fit(x_nD[train], device=device)
             test_mr = basis.rotate(x_nD[test])
             targets = [Target(tasks[i].y[train], tasks[i].n_classes) for i in logistic]
-            path = Path(basis.train, basis.eigenvalues, targets)
+            path = Path(basis.train, basis.eigenvalues, targets, tolerance=_TOLERANCE)
             for strength in strengths:
                 for i, values in zip(logistic, log_probabilities(path.advance(strength), test_mr), strict=True):
                     made[i].append(values)

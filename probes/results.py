@@ -1,4 +1,4 @@
-"""What `htc-probe` found, as JSON and CSV (schema version 2). The only reader and writer of this format.
+"""What `htc-probe` found, as JSON and CSV (schema version 3). The only reader and writer of this format.
 
 Knows files and plain numbers; not runs, probes or tables, and imports no numpy.
 """
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 from extract.errors import UserError
 
 SCHEMA = "htc-probes"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MOST_BYTES = 2**26
 """A file that is larger is not read: some kB are usual."""
 
@@ -73,9 +73,11 @@ class Row:
     retention: Interval | None
     """(estimate - floor) / (pooled V's - floor); bounds None where the ratio is not bounded."""
     strength: float
-    """L2 strength relative to the mean loss: the median of those that the folds chose."""
+    """L2 strength relative to the mean loss: the median of those that the folds chose by the metric."""
+    coded_strength: float
+    """The same of those chosen by cross-entropy, with which bits are counted."""
     at_edge: bool
-    """Most folds chose the end of the grid where its neighbour was worse."""
+    """Most folds chose an end of all strengths there are, and its neighbour was worse."""
     gap: float | None
     """Certified: no fit's objective exceeds its minimum by more than this share; None for ridge, which is exact."""
     fold_scores: tuple[float | None, ...]

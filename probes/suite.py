@@ -41,6 +41,7 @@ from probes.results import (
     finite,
     label,
 )
+from probes.strengths import FIRST, LADDER
 from probes.tasks import ProbeTask
 from probes.weights import Key, Probe
 
@@ -49,6 +50,7 @@ CURVE = (0.05, 0.1, 0.2, 0.4)
 CONTROL_DRAWS = 3
 _MOST_CONFUSED = 60  # classes of a confusion matrix that is kept
 _SMALL = 2**25  # numbers of a representation below which folds run side by side, each with one thread
+_NO_BETTER = 0.01  # than what the category alone tells
 LOOSE = 1e-5  # a certified gap above it is told
 
 
@@ -335,7 +337,9 @@ def _look(
     held_out: list[list[HeldOut]] = answers[:n_own]
     on_predictions(
         [
-            metrics.take(_assembled(plan, one.labels, [fold[t] for fold in held_out]), _scored(plan, one.labels))
+            metrics.take(
+                _assembled(plan, one.labels, [fold[t].prediction for fold in held_out]), _scored(plan, one.labels)
+            )
             for t, one in enumerate(plan.tasks)
         ]
     )
@@ -441,7 +445,7 @@ def _score(
         drawn = _control_tasks(plan)
         for t, one in enumerate(plan.tasks):
             of = [
-                _scores(plan, drawn[at], [fold[at + len(plan.tasks)] for fold in held_out], draws_RG)
+                _scored_by(plan, drawn[at], [fold[at + len(plan.tasks)].prediction for fold in held_out], draws_RG)
                 for at in range(t, len(drawn), len(plan.tasks))
                 if _varies(plan, drawn[at])
             ]
@@ -461,13 +465,13 @@ def _score(
     return Found(
         width=width,
         scores=scores,
-        held_out=[[one._replace(prediction=np.empty(0)) for one in fold] for fold in held_out],
+        held_out=[[one._replace(prediction=np.empty(0), coded=np.empty(0)) for one in fold] for fold in held_out],
         fold_scores=[_fold_scores(plan, one, [fold[t] for fold in held_out]) for t, one in enumerate(plan.tasks)],
         control=control,
         codes=answers[-1] if compared and plan.settings.match_dim is None else None,
         curve=curve,
         confusion=[
-            _confusion(plan, one.labels, [fold[t] for fold in held_out]) if compared else None
+            _confusion(plan, one.labels, [fold[t].prediction for fold in held_out]) if compared else None
             for t, one in enumerate(plan.tasks)
         ],
     )
@@ -482,7 +486,7 @@ def _scored(plan: Plan, labels: Labels) -> np.ndarray:
     return metrics.labelled(labels.kind, labels.y[plan.fold >= 0])
 
 
-def _assembled(plan: Plan, labels: Labels, parts: Sequence[HeldOut]) -> Prediction:
+def _assembled(plan: Plan, labels: Labels, parts: Sequence[Prediction]) -> Prediction:
     """Predictions of all scored images, those with a fold, in their order."""
     at = plan.fold[plan.fold >= 0]
 
@@ -493,12 +497,21 @@ def _assembled(plan: Plan, labels: Labels, parts: Sequence[HeldOut]) -> Predicti
         return out
 
     if labels.kind == "number":
-        gaussians = [one.prediction for one in parts if isinstance(one.prediction, Gaussian)]
+        gaussians = [one for one in parts if isinstance(one, Gaussian)]
         return Gaussian(whole([g.mean for g in gaussians]), whole([g.scale for g in gaussians]))
-    return whole([np.asarray(one.prediction) for one in parts])
+    return whole([np.asarray(one) for one in parts])
 
 
 def _scores(plan: Plan, labels: Labels, parts: Sequence[HeldOut], draws_RG: np.ndarray) -> Scores:
+    """All metrics; cross-entropy and V-information of the probes that were chosen by it."""
+    scores = _scored_by(plan, labels, [one.prediction for one in parts], draws_RG)
+    if all(one.coded is one.prediction for one in parts):
+        return scores
+    coded = _scored_by(plan, labels, [one.coded for one in parts], draws_RG)
+    return scores._replace(of=scores.of | {name: coded.of[name] for name in (protocol.BITS, "V-information")})
+
+
+def _scored_by(plan: Plan, labels: Labels, parts: Sequence[Prediction], draws_RG: np.ndarray) -> Scores:
     scored = plan.fold >= 0
     floor = _without_features(plan, labels)
     prediction = _assembled(plan, labels, parts)
@@ -529,7 +542,7 @@ def _fold_scores(plan: Plan, one: ProbeTask, parts: Sequence[HeldOut]) -> tuple[
     return tuple(found)
 
 
-def _confusion(plan: Plan, labels: Labels, parts: Sequence[HeldOut]) -> np.ndarray | None:
+def _confusion(plan: Plan, labels: Labels, parts: Sequence[Prediction]) -> np.ndarray | None:
     if labels.kind != "classes" or labels.n_classes > _MOST_CONFUSED:
         return None
     y = labels.y[plan.fold >= 0]
@@ -552,6 +565,12 @@ def _results(plan: Plan, found: dict[Representation, Found], config: dict[str, A
         for at in plan.representations:
             rows.append(_row(one, t, at, found[at], whole))
             warnings += _doubts(rows[-1], shortcuts.get(one.task.name))
+            if inference.folds_disagree(found[at].fold_scores[t], found[at].scores[t].of[rows[-1].metric]):
+                told = ", ".join(f"{score:.2f}" for score in found[at].fold_scores[t])
+                warnings.append(
+                    f"{one.task.name} from {label(*at)}: folds disagree ({told}), more than their images explain; look "
+                    "for outliers, or groups of another kind"
+                )
     suites = list(dict.fromkeys(one.task.suite for one in plan.tasks))
     return Results(
         config=config | {"protocol": _protocol(plan)},
@@ -606,6 +625,7 @@ def _row(one: ProbeTask, t: int, at: Representation, found: Found, whole: Found 
         selectivity=None if control is None else _difference(scores.of[metric], control, groups)[0],
         retention=None if whole is None else _retention(scores.of[metric], whole.scores[t], metric, groups),
         strength=float(np.median([part.strength for part in parts])),
+        coded_strength=float(np.median([part.coded_strength for part in parts])),
         at_edge=2 * sum(part.at_edge for part in parts) > len(parts),
         gap=max(gaps) if gaps else None,
         fold_scores=finite(found.fold_scores[t]),
@@ -618,15 +638,14 @@ def _doubts(row: Row, shortcut: Baseline | None) -> list[str]:
     """Why this row should not be trusted."""
     name = f"{row.task} from {label(row.representation, row.layer)}"
     notes = []
-    # Stronger than strong is the floor itself, so a score at the floor has nothing to gain outside the grid.
-    grid = ridge.STRENGTHS if row.kind == "number" else protocol.STRENGTHS
+    # Stronger than strong is the floor itself, so a score at the floor has nothing to gain outside the ladder.
     if row.at_edge and row.lower > row.floor and row.estimate < 0.995:
-        end = "weakest" if row.strength <= grid[len(grid) // 2] else "strongest"
+        end = "weakest" if row.strength < 1 else "strongest"
         notes.append(f"{name}: most folds chose the {end} strength that was tried; the score may be too low")
     if row.gap is not None and row.gap > LOOSE and row.estimate < 0.995:
         notes.append(f"{name}: the solver proves its objective only to {row.gap:.0e} of the minimum")
     known = None if shortcut is None else shortcut.score.estimate
-    if known is not None and row.lower > row.floor and row.estimate <= known:
+    if known is not None and row.lower > row.floor and row.lower <= known + _NO_BETTER:
         notes.append(f"{name}: no better than knowing the category alone ({known:.2f}); it may read no more")
     return notes
 
@@ -738,7 +757,8 @@ def _curve_points(plan: Plan, found: dict[Representation, Found]) -> Iterator[Cu
 def _protocol(plan: Plan) -> dict[str, Any]:
     return asdict(plan.settings) | {
         "inner_folds": protocol.INNER_FOLDS,
-        "strengths": list(protocol.STRENGTHS),
+        "strengths": [LADDER[rung] for rung in FIRST],
+        "ladder": list(LADDER),
         "ridge_strengths": list(ridge.STRENGTHS),
         "resamples": inference.RESAMPLES,
         "control_draws": CONTROL_DRAWS if plan.types is not None else 0,

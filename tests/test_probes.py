@@ -435,9 +435,10 @@ def test_no_flipped_bit_of_a_kept_cell_changes_what_it_says(tmp_path: Path) -> N
     half = np.arange(8) < 4
     log_p = np.log(np.full((4, 2), 0.5, np.float32))
     fold, code = Fold(half, ~half), Code(half | True)
+    number, eight = Gaussian(np.arange(4.0), np.ones(4)), np.arange(8.0)
     cells = [
-        (fold, [HeldOut(log_p, 0.1, True, 1e-8), HeldOut(Gaussian(np.arange(4.0), np.ones(4)), 1.0, False, None)]),
-        (code, [Codelength(8.0, 9.0, np.arange(8.0), (0, 3)), Codelength(5.0, 6.0, np.ones(8), ())]),
+        (fold, [HeldOut(log_p, log_p / 2, 0.1, 1.0, True, 1e-8), HeldOut(number, number, 1.0, 1.0, False, None)]),
+        (code, [Codelength(8.0, 9.0, eight, eight, (0, 3)), Codelength(5.0, 6.0, np.ones(8), eight, ())]),
     ]
     kept = Kept(tmp_path)
     for number, (cell, answers) in enumerate(cells):

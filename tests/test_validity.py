@@ -39,10 +39,10 @@ def held_out(
     return [protocol.hold_out(x, tasks, groups, fold != k, fold == k, settings) for k in range(fold.max() + 1)]
 
 
-def joined(parts: list[HeldOut], fold: np.ndarray) -> Prediction:
-    """The predictions of all rows, each by the probe that did not see it."""
+def joined(parts: list[HeldOut], fold: np.ndarray, *, coded: bool = False) -> Prediction:
+    """The predictions of all rows, each by the probe that did not see it; `coded`: those that bits are counted with."""
     order = np.argsort(np.argsort(fold, kind="stable"))
-    pieces = [one.prediction for one in parts]
+    pieces = [one.coded if coded else one.prediction for one in parts]
     if isinstance(pieces[0], Gaussian):
         return Gaussian(*(np.concatenate(values)[order] for values in zip(*pieces, strict=True)))
     return np.concatenate(pieces)[order]
@@ -58,8 +58,14 @@ def cross_validate(
     found = []
     for t, task in enumerate(tasks):
         floor = controls.floor(task.kind, task.y, fold, task.n_classes)
-        prediction = joined([one[t] for one in parts], fold)
-        found.append(metrics.score(task.kind, task.y, prediction, floor, fold, groups, draws))
+        scores, bits = (
+            metrics.score(
+                task.kind, task.y, joined([one[t] for one in parts], fold, coded=coded), floor, fold, groups, draws
+            )
+            for coded in (False, True)
+        )
+        of_bits = {name: bits.of[name] for name in ("cross-entropy", "V-information")}
+        found.append(scores._replace(of=scores.of | of_bits))
     return found
 
 

@@ -14,8 +14,16 @@ cross-entropy is that of a density: it moves by log2 when the unit changes and m
 does neither. It is the number of times that the value's uncertainty was halved, with normal errors
 -log2(1 - R2) / 2.
 
-Resampling is exact and works on sums by group: a metric made of sums costs one matrix product for all
-resamples. Legend: n rows, K classes, C labels, G groups of the whole run, R resamples, S sums.
+Average precision is taken over all orders of rows with equal scores, as ranks are by middle ranks. So a score that
+is the same for all, such as the floor's, has that of a random ranking, which in few rows is far above the share of
+positives: (P - 1) / (n - 1) + (1 - (P - 1) / (n - 1)) H_n / n of n rows with P positives, H_n = 1 + 1/2 + ... + 1/n.
+
+Resampling is exact and works on sums by group: a metric made of sums costs one matrix product for all resamples.
+Draws of what is no mean over rows are then moved so that their own mean is the estimate. Copies of rows make them lie
+elsewhere: a positive drawn twice helps itself up (mAP 0.1 to 0.7 of their deviation above the estimate), copies rank
+as equals (Spearman up to 0.5 below it), a mean is fitted to every draw (R2 at its floor 0.5 below). In simulations
+intervals of draws that were not moved missed the truth in up to 12 % (mAP, R2) or 60 % (Spearman) of data sets.
+Legend: n rows, K classes, C labels, G groups of the whole run, R resamples, S sums.
 """
 
 from collections.abc import Callable
@@ -29,6 +37,7 @@ from extract.store import Kind
 METRIC: dict[Kind, str] = {"classes": "top-1", "multilabel": "mAP", "number": "R2"}
 """The one that stands for a task where there is room for one. Larger is better, 1 is perfect."""
 UNKNOWN = 255  # of a multi-label entry
+_BIASED = ("balanced accuracy", "mAP", "R2", "Spearman")  # their draws are moved
 
 
 class Gaussian(NamedTuple):
@@ -48,7 +57,9 @@ class Sampled(NamedTuple):
 
     estimate: float
     draws: np.ndarray
-    """(R,) NaN where a resample leaves it undefined. Draws of the same resamples pair up entry by entry."""
+    """(R,) around the estimate; NaN where a resample leaves it undefined. Draws of the same resamples pair up entry by
+    entry.
+    """
 
 
 class Scores(NamedTuple):
@@ -172,9 +183,12 @@ def _measure_multilabel(
         for label in range(y.shape[1])
     ]
 
+    sizes_G = membership.sum(1)
+
     def measure(weights_GR: np.ndarray) -> Metrics:
+        harmonic = np.append(0, np.cumsum(1 / np.arange(1, 1 + (sizes_G @ weights_GR).max())))
         precision_CR = [
-            _mean_known(np.stack([ranking.average_precision(weights_GR) for ranking in folds]))
+            _mean_known(np.stack([ranking.average_precision(weights_GR, harmonic) for ranking in folds]))
             for folds in rankings
             if folds
         ]
@@ -221,36 +235,42 @@ def _label_bits(y: np.ndarray, logits_nC: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 class _Ranking(NamedTuple):
-    """Rows from the highest score down, cut where precision is read: below every block of equal scores that holds
-    a positive.
-    """
+    """Rows from the highest score down, cut above and below every block of equal scores that holds a positive."""
 
+    skipped: sparse.csr_array
+    """(B, G) how many rows of each group lie between the block before and this one."""
     rows: sparse.csr_array
-    """(B, G) how many rows of each group lie between one cut and the next."""
+    """(B, G) how many lie in the block."""
     positives: sparse.csr_array
-    """(B, G) how many of them are positive."""
+    """(B, G) how many of these are positive."""
 
     @classmethod
     def of(cls, positive: np.ndarray, scores: np.ndarray, groups: np.ndarray, n_groups: int) -> "_Ranking":
         order = np.argsort(-scores, kind="stable")
-        ranked, hit = scores[order], positive[order]
-        ends = np.unique(np.searchsorted(-ranked, -ranked[hit], side="right"))
-        hits = np.cumsum(hit)[ends - 1]
+        ranked, hit, of_rows = scores[order], positive[order], groups[order]
+        values = -np.unique(-ranked[hit])
+        starts, ends = (np.searchsorted(-ranked, -values, side=side) for side in ("left", "right"))
+        place = np.arange(ends[-1])
+        block = np.searchsorted(ends, place, side="right")
+        inside = place >= starts[block]
 
-        def counts(of_rows: np.ndarray, cuts: np.ndarray) -> sparse.csr_array:
-            pointers = np.concatenate([[0], cuts])
-            return sparse.csr_array((np.ones(cuts[-1]), of_rows[: cuts[-1]], pointers), shape=(len(cuts), n_groups))
+        def counts(chosen: np.ndarray) -> sparse.csr_array:
+            at = block[chosen], of_rows[: ends[-1]][chosen]
+            return sparse.csr_array((np.ones(len(at[0])), at), shape=(len(ends), n_groups))
 
-        return cls(counts(groups[order], ends), counts(groups[order[hit]], hits))
+        return cls(counts(~inside), counts(inside), counts(inside & hit[: ends[-1]]))
 
-    def average_precision(self, weights_GR: np.ndarray) -> np.ndarray:
-        """(R,) precision averaged over the positives; equal scores are counted together, as in scikit-learn, so
-        that a constant score gives the share of positives. NaN without a positive.
+    def average_precision(self, weights_GR: np.ndarray, harmonic: np.ndarray) -> np.ndarray:
+        """(R,) precision averaged over the positives, and over all orders of rows with equal scores; NaN without a
+        positive. harmonic: 1 + 1/2 + ... + 1/n for n = 0 up to the number of rows.
         """
-        above = np.cumsum(self.rows @ weights_GR, 0)
-        hits = self.positives @ weights_GR
-        precision = np.cumsum(hits, 0)
-        precision /= np.maximum(above, 1)  # nothing above means no hits either
+        rows, hits = self.rows @ weights_GR, self.positives @ weights_GR
+        end = np.cumsum(rows + self.skipped @ weights_GR, 0)
+        above, hits_above = end - rows, np.cumsum(hits, 0) - hits
+        # Of the others in a positive's block this share is positive, wherever in the block it stands.
+        share = (hits - 1) / np.maximum(rows - 1, 1)
+        mean_inverse = (harmonic[end.astype(int)] - harmonic[above.astype(int)]) / np.maximum(rows, 1)
+        precision = share + (hits_above + 1 - share * (above + 1)) * mean_inverse
         return _ratio(np.einsum("br,br->r", hits, precision), hits.sum(0))
 
 
@@ -293,7 +313,14 @@ def _rank_correlation(weights_nR: np.ndarray, a: _Ties, b: _Ties) -> np.ndarray:
 
 def _sampled(metrics: Metrics) -> dict[str, Sampled]:
     """The first entry is the estimate."""
-    return {name: Sampled(float(values[0]), values[1:]) for name, values in metrics.items()}
+    found = {}
+    for name, values in metrics.items():
+        estimate, draws = values[0], values[1:]
+        known = draws[np.isfinite(draws)]
+        if name in _BIASED and len(known):
+            draws = draws + (estimate - known.mean())
+        found[name] = Sampled(float(estimate), draws)
+    return found
 
 
 def labelled(kind: Kind, y: np.ndarray) -> np.ndarray:

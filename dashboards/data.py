@@ -24,7 +24,7 @@ from dashboards import compare
 from dashboards.runs import Found, Refused, find_runs, inside, open_any, state_of
 from extract.errors import UserError
 from extract.shards import unfinished
-from extract.store import Run, RunInfo, RunShape, Task
+from extract.store import NUMERIC, Run, RunInfo, RunShape, Task
 from probes import results
 
 AVERAGE_BYTES = 64 * 2**20
@@ -256,7 +256,7 @@ def label_text(task: Task, value: np.ndarray | float) -> str:
         if (flags == 255).all():
             return "unknown"
         return ", ".join(name for name, flag in zip(task.classes, flags, strict=True) if flag == 1) or "none"
-    if task.kind == "number":
+    if task.kind in NUMERIC:
         return "unknown" if np.isnan(value) else f"{float(value):.4g} {task.unit}".strip()
     return "unknown" if int(value) < 0 else task.classes[int(value)]
 

@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from extract.store import NUMERIC
 from probes import codelength, protocol, stream, streamed
 from probes.codelength import Codelength, Labels
-from probes.metrics import Gaussian
+from probes.metrics import Gaussian, Prediction, VonMises
 from probes.protocol import HeldOut
 
 VERSION = 2  # of what a cell computes and of its file
@@ -39,9 +40,9 @@ class Fold(NamedTuple):
     def pack(self, found: Sequence[HeldOut]) -> dict[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = {}
         for number, one in enumerate(found):
-            # Of a number both are one.
-            if isinstance(one.prediction, Gaussian):
-                arrays[f"p{number}"] = np.stack(one.prediction)
+            # Of numbers and angles both are one.
+            if isinstance(one.prediction, tuple):
+                arrays[f"p{number}"] = np.stack(one.prediction[:2])
             else:
                 arrays |= {f"p{number}": one.prediction, f"q{number}": np.asarray(one.coded)}
             gap = np.nan if one.gap is None else one.gap
@@ -53,8 +54,12 @@ class Fold(NamedTuple):
         for number, task in enumerate(tasks):
             strength, coded_strength, at_edge, gap = arrays[f"c{number}"].tolist()
             values = arrays[f"p{number}"]
-            prediction = Gaussian(*values) if task.kind == "number" else values
-            coded = prediction if task.kind == "number" else arrays[f"q{number}"]
+            prediction: Prediction = values
+            if task.kind == "number":
+                prediction = Gaussian(*values)
+            elif task.kind == "circular":
+                prediction = VonMises(values[0], values[1], task.period)
+            coded = prediction if task.kind in NUMERIC else arrays[f"q{number}"]
             gap = None if np.isnan(gap) else gap
             found.append(HeldOut(prediction, coded, strength, coded_strength, bool(at_edge), gap))
         return found
@@ -112,7 +117,7 @@ class Kept:
     ) -> Path:
         """Where the cell is kept; `features` says where its array comes from, which is cheaper than its digest."""
         digest = hashlib.blake2b(digest_size=16)
-        said = (VERSION, type(cell).__name__, features, astuple(settings), [(t.kind, t.n_classes) for t in tasks])
+        said = (VERSION, type(cell).__name__, features, astuple(settings), [t[:1] + t[2:] for t in tasks])
         digest.update(repr(said).encode())
         for array in (*cell, groups, *(task.y for task in tasks)):
             digest.update(np.ascontiguousarray(array).tobytes())

@@ -16,7 +16,8 @@ would keep it from the later, larger blocks.
 
 What is sent for a row: a class, log2 K bits if every one is as likely; one bit for every known label of a multi-label
 task; a number as one of its distinct values if these are no more than LEVELS, else to 1 / LEVELS of its range
-(both known to the receiver, as K is), by the Gaussian around the probe's prediction. The compression of a number
+(both known to the receiver, as K is), by the Gaussian around the probe's prediction. A circular value is sent so too,
+its range the whole circle, by von Mises' distribution. The compression of a number
 depends on that resolution: compare it between representations, not with classes.
 
 Legend: n rows, t of them sent before, m of the next block, K classes, C labels, S strengths.
@@ -29,11 +30,11 @@ import numpy as np
 import torch
 from scipy import special
 
-from extract.store import Kind
-from probes import ridge
+from extract.store import NUMERIC, Kind
+from probes import angles, circular, ridge
 from probes.basis import Basis
 from probes.logistic import Path, Target, log_probabilities
-from probes.metrics import UNKNOWN, Gaussian, Prediction
+from probes.metrics import UNKNOWN, Gaussian, Prediction, VonMises
 from probes.strengths import FIRST, LADDER
 
 FRACTIONS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5, 1.0)
@@ -49,9 +50,11 @@ class Labels(NamedTuple):
 
     kind: Kind
     y: np.ndarray
-    """(n,) int, -1 unknown; (n, C) uint8, 255 unknown; or (n,) float, NaN unknown."""
+    """(n,) int, -1 unknown; (n, C) uint8, 255 unknown; or (n,) float, NaN unknown, from 0 to below a period."""
     n_classes: int = 0
     """K, of a task of classes."""
+    period: float = 0.0
+    """Of a circular task."""
 
 
 class Codelength(NamedTuple):
@@ -139,6 +142,14 @@ class _Sender:
             self.known = np.isfinite(task.y)
             values = np.unique(task.y[self.known])
             few = len(values) <= LEVELS
+            if task.kind == "circular":
+                # Arcs, each of which ends where the next one begins.
+                before = np.append(values[-1] - task.period, values[:-1])
+                starts = (before + values) / 2 if few else np.linspace(0, task.period, LEVELS, endpoint=False)
+                self.edges = np.append(starts, starts[0] + task.period)
+                self.options = len(starts)
+                self.uniform = self.known * np.log2(self.options)
+                return
             # Cells of the line, the outer ones open, so that a Gaussian's shares of them add up to 1.
             inner = (values[1:] + values[:-1]) / 2 if few else np.linspace(values[0], values[-1], LEVELS + 1)[1:-1]
             self.edges = np.concatenate([[-np.inf], inner, [np.inf]])
@@ -153,6 +164,11 @@ class _Sender:
             ends = np.stack([self.edges[cell], self.edges[cell + 1]])
             low, high = special.ndtr((ends - prediction.mean) / prediction.scale)
             chance = high - low
+        elif isinstance(prediction, VonMises):
+            cell = np.searchsorted(self.edges, np.where(known, y, 0), side="right") - 1
+            cell %= self.options
+            low, high = self.edges[cell], self.edges[cell + 1]
+            chance = circular.share(low, high, prediction.mean, prediction.concentration, prediction.period)
         elif self.kind == "multilabel":
             chance = special.expit(np.where(y == 1, 1.0, -1.0) * prediction)
         else:
@@ -176,7 +192,7 @@ def probes_of(
     ridge, whose one strength and deviation come from leaving out groups of the rows sent.
     """
 
-    logistic = [i for i, task in enumerate(tasks) if task.kind != "number"]
+    logistic = [i for i, task in enumerate(tasks) if task.kind not in NUMERIC]
     numbers = [i for i, task in enumerate(tasks) if task.kind == "number"]
 
     def predict(train: np.ndarray, test: np.ndarray) -> list[list[Prediction]]:
@@ -193,6 +209,9 @@ def probes_of(
             y_nT = np.stack([tasks[i].y for i in numbers], 1)
             for i, gaussian in zip(numbers, _gaussians(x_nD, y_nT, groups, train, test, device), strict=True):
                 made[i].append(gaussian)
+        for i, task in enumerate(tasks):
+            if task.kind == "circular":
+                made[i].append(_von_mises(x_nD, task, groups, train, test, device))
         return made
 
     return predict
@@ -217,3 +236,15 @@ def _gaussians(
         mean_mT[:, enough] = ridge.predict(fit, basis.rotate(x_nD[test].astype(np.float64)))
         scale_T[enough] = np.maximum(np.sqrt(variance_ST.min(0)), 1e-6 * scale_T[enough])
     return [Gaussian(mean_mT[:, t], np.full(len(test), scale_T[t])) for t in range(y_nT.shape[1])]
+
+
+def _von_mises(
+    x_nD: np.ndarray, task: Labels, groups: np.ndarray, train: np.ndarray, test: np.ndarray, device: str
+) -> VonMises:
+    """What is predicted of a circular task: anything alike where it is known for fewer than two groups yet."""
+    known = np.isfinite(task.y[train])
+    if len(np.unique(groups[train][known])) < 2:
+        return VonMises(np.zeros(len(test)), np.zeros(len(test)), task.period)
+    basis = Basis.fit(x_nD[train].astype(np.float64), device=device, dtype=torch.float64)
+    probe = angles.fit(basis, task.y[train], task.period, groups[train])
+    return probe.predict(basis.rotate(x_nD[test].astype(np.float64)))

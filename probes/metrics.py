@@ -1,10 +1,11 @@
 """How good held-out predictions are, for every resample of groups at once: shares, ranks, errors, and bits.
 
-Knows arrays; not probes, runs, names or files. A prediction is held out, one per row, in one of three forms:
+Knows arrays; not probes, runs, names or files. A prediction is held out, one per row, in one of four forms:
 
 * classes: log probabilities (n, K) in nats;
 * multilabel: logits (n, C), each label a question of its own;
-* number: a `Gaussian`, mean and deviation of every row.
+* number: a `Gaussian`, mean and deviation of every row;
+* circular: a `VonMises`, centre and concentration of every row.
 
 Bits put all kinds on one scale. The cross-entropy H(Y | X) is the mean over rows of -log2 of what the prediction
 gave to the label (multilabel: summed over labels, each label's mean over the rows where it is known). The
@@ -17,6 +18,10 @@ does neither. It is the number of times that the value's uncertainty was halved,
 Average precision is taken over all orders of rows with equal scores, as ranks are by middle ranks. So a score that
 is the same for all, such as the floor's, has that of a random ranking, which in few rows is far above the share of
 positives: (P - 1) / (n - 1) + (1 - (P - 1) / (n - 1)) H_n / n of n rows with P positives, H_n = 1 + 1/2 + ... + 1/n.
+
+A circular value is scored by the cosine of its error. Circular R2 is 1 - mean(1 - cosine) / the same of the floor's
+prediction, so that 0 is the floor and 1 perfect. Its bits are those of a density too, and log2(period) of one that is
+the same all round.
 
 Resampling is exact and works on sums by group: a metric made of sums costs one matrix product for all resamples.
 Draws of what is no mean over rows are then moved so that their own mean is the estimate. Copies of rows make them lie
@@ -32,12 +37,13 @@ from typing import NamedTuple
 import numpy as np
 from scipy import sparse
 
-from extract.store import Kind
+from extract.store import NUMERIC, Kind
+from probes import circular
 
-METRIC: dict[Kind, str] = {"classes": "top-1", "multilabel": "mAP", "number": "R2"}
+METRIC: dict[Kind, str] = {"classes": "top-1", "multilabel": "mAP", "number": "R2", "circular": "circular R2"}
 """The one that stands for a task where there is room for one. Larger is better, 1 is perfect."""
 UNKNOWN = 255  # of a multi-label entry
-_BIASED = ("balanced accuracy", "mAP", "R2", "Spearman")  # their draws are moved
+_BIASED = ("balanced accuracy", "mAP", "R2", "Spearman", "circular R2")  # their draws are moved
 
 
 class Gaussian(NamedTuple):
@@ -49,7 +55,17 @@ class Gaussian(NamedTuple):
     """(n,) the standard deviation, above 0."""
 
 
-Prediction = np.ndarray | Gaussian
+class VonMises(NamedTuple):
+    """The predicted distribution of a circular value, in the task's unit."""
+
+    mean: np.ndarray
+    """(n,)"""
+    concentration: np.ndarray
+    """(n,) from 0, where nothing is known, up."""
+    period: float
+
+
+Prediction = np.ndarray | Gaussian | VonMises
 
 
 class Sampled(NamedTuple):
@@ -63,8 +79,8 @@ class Sampled(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """classes: top-1, balanced accuracy. multilabel: mAP. number: R2, Spearman, MAE. All: cross-entropy and
-    V-information, in bits an image.
+    """classes: top-1, balanced accuracy. multilabel: mAP. number: R2, Spearman, MAE. circular: circular R2, mean cosine
+    (of the error), MAE (the short way round). All: cross-entropy and V-information, in bits an image.
     """
 
     of: dict[str, Sampled]
@@ -106,16 +122,32 @@ def score(
         for part, measure in zip(parts, measures, strict=True):
             part.append(measure(weights_GR))
     of, without = ({name: np.concatenate([p[name] for p in part]) for name in part[0]} for part in parts)
-    of["V-information"] = without["cross-entropy"] - of["cross-entropy"]
-    without["V-information"] = np.zeros_like(of["V-information"])
+    of, without = _related(of, without), _related(without, without)
     return Scores(_sampled(of), _sampled(without), len(y), len(used))
 
 
-def evaluate(kind: Kind, y: np.ndarray, prediction: Prediction, fold: np.ndarray) -> dict[str, float]:
-    """The metrics of `score` that need no floor, every row counted once."""
+def evaluate(
+    kind: Kind, y: np.ndarray, prediction: Prediction, fold: np.ndarray, floor: Prediction | None = None
+) -> dict[str, float]:
+    """The metrics of `score`, every row counted once; those that need no floor where it is not given."""
     rows = labelled(kind, y)
-    measure = _measure(kind, y[rows], take(prediction, rows), fold[rows], np.arange(len(rows)), len(rows))
-    return {name: float(value[0]) for name, value in measure(np.ones((len(rows), 1))).items()}
+
+    def metrics(of: Prediction) -> Metrics:
+        measure = _measure(kind, y[rows], take(of, rows), fold[rows], np.arange(len(rows)), len(rows))
+        return measure(np.ones((len(rows), 1)))
+
+    found = metrics(prediction)
+    if floor is not None:
+        found = _related(found, metrics(floor))
+    return {name: float(value[0]) for name, value in found.items()}
+
+
+def _related(of: Metrics, floor: Metrics) -> Metrics:
+    """With what is measured against the floor."""
+    found = of | {"V-information": floor["cross-entropy"] - of["cross-entropy"]}
+    if "mean cosine" in of:
+        found["circular R2"] = 1 - _ratio(1 - of["mean cosine"], 1 - floor["mean cosine"])
+    return found
 
 
 def row_bits(kind: Kind, y: np.ndarray, prediction: Prediction) -> np.ndarray:
@@ -128,6 +160,8 @@ def row_bits(kind: Kind, y: np.ndarray, prediction: Prediction) -> np.ndarray:
     if isinstance(prediction, Gaussian):
         error = (y - prediction.mean) / prediction.scale
         return np.log2(prediction.scale) + (np.log(2 * np.pi) + error**2) / (2 * np.log(2))
+    if isinstance(prediction, VonMises):
+        return circular.bits(y - prediction.mean, prediction.concentration, prediction.period)
     return -np.take_along_axis(prediction, y[:, None], 1)[:, 0].astype(np.float64) / np.log(2)
 
 
@@ -143,6 +177,8 @@ def _measure(
         return _measure_classes(y, _array(prediction), membership)
     if kind == "multilabel":
         return _measure_multilabel(y, _array(prediction), fold, groups, membership)
+    if isinstance(prediction, VonMises):
+        return _measure_circular(y, prediction, membership)
     assert isinstance(prediction, Gaussian), f"a {type(prediction).__name__} for a number"
     return _measure_number(y, prediction, fold, groups, membership)
 
@@ -220,6 +256,18 @@ def _measure_number(
             "MAE": _ratio(absolute, n),
             "cross-entropy": _ratio(code, n),
         }
+
+    return measure
+
+
+def _measure_circular(y: np.ndarray, prediction: VonMises, membership: sparse.csr_array) -> Measure:
+    error = circular.difference(prediction.mean, y, prediction.period)
+    cosine, bits = circular.cosine(prediction.mean, y, prediction.period), row_bits("circular", y, prediction)
+    sums_SG = (membership @ np.stack([np.ones(len(y)), cosine, np.abs(error), bits], 1)).T
+
+    def measure(weights_GR: np.ndarray) -> Metrics:
+        n, *sums = sums_SG @ weights_GR
+        return {name: _ratio(of, n) for name, of in zip(("mean cosine", "MAE", "cross-entropy"), sums, strict=True)}
 
     return measure
 
@@ -327,17 +375,19 @@ def labelled(kind: Kind, y: np.ndarray) -> np.ndarray:
     """The rows that have a label."""
     if kind == "classes":
         return np.flatnonzero(y >= 0)
-    return np.flatnonzero(np.isfinite(y) if kind == "number" else (y != UNKNOWN).any(1))
+    return np.flatnonzero(np.isfinite(y) if kind in NUMERIC else (y != UNKNOWN).any(1))
 
 
 def take(prediction: Prediction, rows: np.ndarray) -> Prediction:
     if isinstance(prediction, Gaussian):
         return Gaussian(prediction.mean[rows], prediction.scale[rows])
+    if isinstance(prediction, VonMises):
+        return VonMises(prediction.mean[rows], prediction.concentration[rows], prediction.period)
     return prediction[rows]
 
 
 def _array(prediction: Prediction) -> np.ndarray:
-    assert not isinstance(prediction, Gaussian), "a Gaussian for classes or labels"
+    assert isinstance(prediction, np.ndarray), f"a {type(prediction).__name__} for classes or labels"
     return prediction
 
 

@@ -19,12 +19,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from extract.store import Kind
-from probes import folds, ridge
+from extract.store import NUMERIC, Kind
+from probes import angles, folds, ridge
 from probes.basis import Basis
 from probes.codelength import Labels
 from probes.logistic import Path, Target, half_copy, log_probabilities
-from probes.metrics import METRIC, UNKNOWN, Gaussian, Prediction, row_bits
+from probes.metrics import METRIC, UNKNOWN, Gaussian, Prediction, VonMises, row_bits
 from probes.strengths import FIRST, LADDER, Search
 
 INNER_FOLDS = 3
@@ -80,8 +80,8 @@ def hold_out(
 ) -> list[HeldOut]:
     """Probes of all tasks, fitted on the rows `train` and used on the rows `test`, (N,) bool each.
 
-    A number that is known on no row of `train` is predicted as NaN; one that does not vary there has a scale of NaN.
-    Raises UserError for features that are not finite.
+    A number or circular value that is known on no row of `train` is predicted as NaN; a number that does not vary there
+    has a scale of NaN. Raises UserError for features that are not finite.
     """
     # Rows of an inner fold lie together, so that folds are views.
     rows = np.flatnonzero(train)
@@ -90,8 +90,9 @@ def hold_out(
     bounds = np.searchsorted(np.sort(inner), np.arange(INNER_FOLDS + 1))
     parts = [slice(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
     labels = [_part(task, rows) for task in tasks]
-    logistic = [i for i, task in enumerate(tasks) if task.kind != "number"]
+    logistic = [i for i, task in enumerate(tasks) if task.kind not in NUMERIC]
     numbers = [i for i, task in enumerate(labels) if task.kind == "number" and np.isfinite(task.y).any()]
+    turning = [i for i, task in enumerate(labels) if task.kind == "circular" and np.isfinite(task.y).any()]
     found: dict[int, HeldOut] = {}
     if logistic:
         basis = _basis(x_ND[rows], settings, torch.float32)
@@ -110,14 +111,25 @@ def hold_out(
             # At least a thousandth of the values' own deviation, so that no density is infinite; of equal values none.
             scale = max(np.sqrt(choice.residual_variance[at]), 1e-3 * np.nanstd(y_nT[:, at])) or np.nan
             gaussian = Gaussian(mean_mT[:, at], np.full(len(mean_mT), scale))
-            found[i] = number_held_out(gaussian, choice.strengths[at], choice.at_edge[at])
-    nothing = np.full(int(test.sum()), np.nan)
-    unknown = number_held_out(Gaussian(nothing, nothing), ridge.STRENGTHS[0], False)
-    return [found.get(i, unknown) for i in range(len(tasks))]
+            found[i] = exact(gaussian, choice.strengths[at], choice.at_edge[at])
+    if turning:
+        basis = _basis(x_ND[rows].astype(np.float64), settings, torch.float64)
+        test_mr = basis.rotate(x_ND[test].astype(np.float64))
+        for i in turning:
+            probe = angles.fit(basis, labels[i].y, labels[i].period, np.sort(inner))
+            found[i] = exact(probe.predict(test_mr), probe.strength, probe.at_edge)
+    return [found.get(i) or _of_unknown(task, int(test.sum())) for i, task in enumerate(tasks)]
 
 
-def number_held_out(prediction: Gaussian, strength: float, at_edge: bool) -> HeldOut:
-    """Least squares is what both a number's score and its bits want; ridge is exact."""
+def _of_unknown(task: Labels, m: int) -> HeldOut:
+    """For a task without a label to learn from."""
+    nothing = np.full(m, np.nan)
+    said = VonMises(nothing, nothing, task.period) if task.kind == "circular" else Gaussian(nothing, nothing)
+    return exact(said, ridge.STRENGTHS[0], False)
+
+
+def exact(prediction: Gaussian | VonMises, strength: float, at_edge: bool) -> HeldOut:
+    """Of a number or an angle: one strength serves its score and its bits, and least squares are solved exactly."""
     return HeldOut(prediction, prediction, float(strength), float(strength), bool(at_edge), None)
 
 
@@ -125,8 +137,9 @@ def refit(
     x_ND: np.ndarray, tasks: Sequence[Labels], strengths: Sequence[float], settings: Settings = Settings()  # noqa: B008
 ) -> list[Weights]:
     """Probes of all rows, each task's at its own strength: to be applied elsewhere, not to be scored."""
-    logistic = [i for i, task in enumerate(tasks) if task.kind != "number"]
+    logistic = [i for i, task in enumerate(tasks) if task.kind not in NUMERIC]
     numbers = [i for i, task in enumerate(tasks) if task.kind == "number"]
+    turning = [i for i, task in enumerate(tasks) if task.kind == "circular"]
     found: dict[int, Weights] = {}
     if logistic:
         basis = _basis(x_ND, settings, torch.float32)
@@ -141,6 +154,11 @@ def refit(
         solved = ridge.fit(basis, np.stack([tasks[i].y for i in numbers], 1), [strengths[i] for i in numbers])
         for at, i in enumerate(numbers):
             found[i] = _on_features(basis, solved.weights[:, [at]], solved.intercepts[[at]])
+    if turning:
+        basis = _basis(x_ND.astype(np.float64), settings, torch.float64)
+        for i in turning:
+            solved = angles.at_strength(basis, tasks[i].y, tasks[i].period, strengths[i])
+            found[i] = _on_features(basis, solved.weights, solved.intercepts)
     return [found[i] for i in range(len(tasks))]
 
 

@@ -38,9 +38,9 @@ class Row:
     suite: str
     task: str
     kind: str
-    """classes, multilabel or number."""
+    """classes, multilabel, number or circular."""
     unit: str
-    """Of a number, and of its MAE."""
+    """Of a number or circular value, and of its MAE."""
     representation: str
     """z_voco, v_d, v_pooled, or any other that was asked for."""
     layer: int | None
@@ -48,7 +48,7 @@ class Row:
     width: int
     """Features."""
     metric: str
-    """top-1, mAP or R2: larger is better, 1 is perfect."""
+    """top-1, mAP, R2 or circular R2: larger is better, 1 is perfect."""
     estimate: float
     lower: float
     upper: float
@@ -57,7 +57,7 @@ class Row:
     """Held-out images scored: each once."""
     n_groups: int
     floor: float
-    """The same metric on the same images without features: majority class, share of positives, or mean."""
+    """The same metric on the same images without features: majority class, random ranking, mean, or mean direction."""
     metrics: dict[str, Interval]
     """Every metric of the kind, cross-entropy and V-information included."""
     bits: float
@@ -83,7 +83,7 @@ class Row:
     fold_scores: tuple[float | None, ...]
     """One an outer fold; None where the metric is undefined."""
     classes: tuple[str, ...]
-    """Classes or labels scored; () for numbers."""
+    """Classes or labels scored; () for numbers and circular values."""
 
 
 @dataclass(frozen=True)

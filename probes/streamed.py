@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from probes import folds, ridge, stream
+from extract.store import NUMERIC
+from probes import circular, folds, ridge, stream
 from probes.codelength import Labels
 from probes.logistic import Fit, Target, log_probabilities
-from probes.metrics import Gaussian
-from probes.protocol import INNER_FOLDS, HeldOut, Settings, by_rung, costs, criteria, number_held_out, smoothed
+from probes.metrics import Gaussian, VonMises
+from probes.protocol import INNER_FOLDS, HeldOut, Settings, by_rung, costs, criteria, exact, smoothed
 from probes.stream_path import StreamedPath
 from probes.strengths import LADDER, Search
 
@@ -30,31 +31,43 @@ def hold_out(
 ) -> list[HeldOut]:
     """`protocol.hold_out` with memory of `budget` bytes, labels aside, whatever the number of rows.
 
-    Numbers are probed as there, exactly. Logistic probes begin with the strengths within a decade of the one that
-    ridge on the labels prefers and go on from there as `strengths` says, each on one inner fold in place of three: a
-    pass over the rows costs minutes. Raises UserError for features that are not finite and a budget that is too small.
+    Numbers are probed as there, exactly. Of circular values the strength is that of the least squared error of cosine
+    and sine, which gives the concentration too. Logistic probes begin with the strengths within a decade of the one
+    that ridge on the labels prefers and go on from there as `strengths` says, each on one inner fold in place of three:
+    a pass over the rows costs minutes. Raises UserError for features that are not finite and a budget that is too
+    small.
     """
     inner_N = np.full(len(train), -1)
     rows = np.flatnonzero(train)
     inner_N[rows] = folds.assign(
         [task._replace(y=task.y[rows]) for task in tasks], groups[rows], INNER_FOLDS, settings.seed
     )
-    logistic = [i for i, task in enumerate(tasks) if task.kind != "number"]
+    logistic = [i for i, task in enumerate(tasks) if task.kind not in NUMERIC]
     numbers = [i for i, task in enumerate(tasks) if task.kind == "number"]
+    turning = [i for i, task in enumerate(tasks) if task.kind == "circular"]
     targets = [Target(tasks[i].y, tasks[i].n_classes) for i in logistic]
-    y_NT = np.stack([tasks[i].y for i in numbers], 1) if numbers else None
+    columns = [tasks[i].y[:, None] for i in numbers] + [circular.vectors(tasks[i].y, tasks[i].period) for i in turning]
+    y_NT = np.concatenate(columns, 1) if columns else None
+    pairs = {i: (len(numbers) + 2 * at, len(numbers) + 2 * at + 1) for at, i in enumerate(turning)}
     survey = stream.survey(
-        features, inner_N, y_NT, targets, budget=budget, seed=settings.seed, device=settings.device
-    )
+        features, inner_N, y_NT, targets, pairs=list(pairs.values()), budget=budget, seed=settings.seed,
+        device=settings.device,
+    )  # fmt: skip
     found: dict[int, HeldOut] = {}
-    if numbers:
-        assert y_NT is not None
+    if y_NT is not None:
         probe = survey.flat(survey.numbers)
         mean_mT = np.concatenate([ridge.predict(probe, x) for x in _rows(features, survey, test)])
         for at, i in enumerate(numbers):
             scale = max(np.sqrt(survey.choice.residual_variance[at]), 1e-3 * np.nanstd(y_NT[train, at]))
             gaussian = Gaussian(mean_mT[:, at], np.full(len(mean_mT), scale))
-            found[i] = number_held_out(gaussian, survey.choice.strengths[at], survey.choice.at_edge[at])
+            found[i] = exact(gaussian, survey.choice.strengths[at], survey.choice.at_edge[at])
+        for i, pair in pairs.items():
+            at, period = pair[0], tasks[i].period
+            # What a calibrated probe leaves of points on the unit circle is 1 - the mean square of what it says.
+            kappa = circular.concentration(np.sqrt(max(1 - 2 * survey.choice.residual_variance[at], 0)))
+            said = circular.values_of(mean_mT[:, pair], period)
+            turned = VonMises(said, np.full(len(said), kappa), period)
+            found[i] = exact(turned, survey.choice.strengths[at], survey.choice.at_edge[at])
     if logistic:
         labels = [tasks[i] for i in logistic]
         searches = _search(features, survey, labels, targets, inner_N)

@@ -21,12 +21,12 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from extract.errors import UserError
-from extract.store import Run
+from extract.store import NUMERIC, Run
 from probes import controls, features, folds, inference, metrics, protocol, ridge, tasks
 from probes.cells import Cell, Code, Fold, Kept, StreamedFold
 from probes.codelength import Codelength, Labels
 from probes.features import Representation
-from probes.metrics import METRIC, Gaussian, Prediction, Sampled, Scores
+from probes.metrics import METRIC, Gaussian, Prediction, Sampled, Scores, VonMises
 from probes.predictions import Asked
 from probes.protocol import HeldOut
 from probes.results import (
@@ -215,7 +215,9 @@ def asked(plan: Plan) -> list[Asked]:
     for one in plan.tasks:
         rows = np.flatnonzero(plan.fold >= 0)[_scored(plan, one.labels)]
         y = one.labels.y[rows]
-        made.append(Asked(one.task.name, one.task.kind, one.classes, rows - before, plan.fold[rows], y))
+        made.append(
+            Asked(one.task.name, one.task.kind, one.classes, rows - before, plan.fold[rows], y, one.task.period)
+        )
     return made
 
 
@@ -237,7 +239,7 @@ def refit(plan: Plan, results: Results) -> dict[Key, Probe]:
         mean_D = x_nD.mean(0, dtype=np.float64)
         for one, solved in zip(plan.tasks, fitted, strict=True):
             found[one.task.name, at.name, at.layer] = Probe(
-                one.task.kind, one.classes, solved.weights, solved.intercepts, mean_D
+                one.task.kind, one.classes, solved.weights, solved.intercepts, mean_D, one.task.period
             )
     return found
 
@@ -303,7 +305,7 @@ def _varies(plan: Plan, labels: Labels) -> bool:
     Few types may have drawn the same one.
     """
     parts = [(plan.fold != k) & (plan.fold > -2) for k in _numbers(plan)] + [plan.fold >= 0]
-    return labels.kind != "number" or all(np.nanmin(labels.y[one]) < np.nanmax(labels.y[one]) for one in parts)
+    return labels.kind not in NUMERIC or all(np.nanmin(labels.y[one]) < np.nanmax(labels.y[one]) for one in parts)
 
 
 def _look(
@@ -499,6 +501,9 @@ def _assembled(plan: Plan, labels: Labels, parts: Sequence[Prediction]) -> Predi
     if labels.kind == "number":
         gaussians = [one for one in parts if isinstance(one, Gaussian)]
         return Gaussian(whole([g.mean for g in gaussians]), whole([g.scale for g in gaussians]))
+    if labels.kind == "circular":
+        found = [one for one in parts if isinstance(one, VonMises)]
+        return VonMises(whole([g.mean for g in found]), whole([g.concentration for g in found]), labels.period)
     return whole([np.asarray(one) for one in parts])
 
 
@@ -525,20 +530,19 @@ def _without_features(plan: Plan, labels: Labels, categories: np.ndarray | None 
     used = plan.fold > -2
     y, fold = labels.y[used], plan.fold[used]
     if categories is None:
-        prediction = controls.floor(labels.kind, y, fold, labels.n_classes)
+        prediction = controls.floor(labels.kind, y, fold, labels.n_classes, labels.period)
     else:
-        prediction = controls.oracle(labels.kind, y, categories[used], fold, labels.n_classes)
-    scored = fold >= 0
-    if isinstance(prediction, Gaussian):
-        return Gaussian(prediction.mean[scored], prediction.scale[scored])
-    return prediction[scored]
+        prediction = controls.oracle(labels.kind, y, categories[used], fold, labels.n_classes, labels.period)
+    return metrics.take(prediction, np.flatnonzero(fold >= 0))
 
 
 def _fold_scores(plan: Plan, one: ProbeTask, parts: Sequence[HeldOut]) -> tuple[float, ...]:
-    found = []
+    found, kind = [], one.task.kind
+    floor, at = _without_features(plan, one.labels), plan.fold[plan.fold >= 0]
     for k, part in zip(_numbers(plan), parts, strict=True):
         y = one.labels.y[plan.fold == k]
-        found.append(metrics.evaluate(one.task.kind, y, part.prediction, np.zeros(len(y)))[METRIC[one.task.kind]])
+        without = metrics.take(floor, np.flatnonzero(at == k))
+        found.append(metrics.evaluate(kind, y, part.prediction, np.zeros(len(y)), without)[METRIC[kind]])
     return tuple(found)
 
 

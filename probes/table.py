@@ -22,6 +22,7 @@ METRICS = {
     "top-1": "share of images whose class is right",
     "mAP": "mean average precision over labels",
     "R2": "share of the variance explained",
+    "circular R2": "1 - mean(1 - cosine of the error) over the same of the floor",
 }
 PAPER = {"semantic": 26.67, "detail": 30.70}
 """Top-1 of z_voco in the paper (arXiv 2512.08240), in percent."""
@@ -306,7 +307,7 @@ def _legend(results: Results) -> str:
         f"Of every representation only the first {matched} principal directions are probed.": matched,
         "* of a score: better than every other of its row by paired tests, p < 0.05 after Holm's correction. * of a "
         "difference: p < 0.05 alike. Differences are on the same images; others are in the JSON file.": kinds,
-        "Grey: floors, and what is not above its own. floor: without features (majority class, share of positives, "
+        "Grey: floors, and what is not above its own. floor: without features (majority class, random ranking, "
         "mean).": True,
         "pixels: a probe of the thumbnail.": any(row.representation == "pixels" for row in rows),
         "control: a probe of random labels of object categories, which shows how well it tells these apart.": any(

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as as_bytes
 
 from extract.errors import UserError
+from probes import circular
 
 _SCHEMA = "htc-probe-weights-1"
 Key = tuple[str, str, int | None]
@@ -30,25 +31,31 @@ class Probe:
     """A linear probe of one task, fitted on all images of its run at the strength that its folds chose."""
 
     kind: str
-    """classes, multilabel or number."""
+    """classes, multilabel, number or circular."""
     classes: tuple[str, ...]
-    """Of the columns; two classes share one column, that of the second. () for numbers."""
+    """Of the columns; two classes share one column, that of the second. () for numbers and circular values."""
     weights: np.ndarray
-    """(D, C) float64, on the features as they are."""
+    """(D, C) float64, on the features as they are; (D, 2) of a circular value, for its cosine and sine."""
     intercepts: np.ndarray
     """(C,)"""
     mean: np.ndarray
     """(D,) of the features that it was fitted on."""
+    period: float = 0.0
+    """Of a circular value, in the task's unit."""
 
     def logits(self, features: np.ndarray) -> np.ndarray:
-        """(n, C) of features (n, D); numbers: the predicted values."""
+        """(n, C) of features (n, D); numbers: the predicted values; circular: cosine and sine."""
         return self._checked(features) @ self.weights + self.intercepts
 
     def predict(self, features: np.ndarray) -> np.ndarray:
-        """(n,) names of classes, (n, C) bool, or (n,) numbers, for features (n, D)."""
+        """(n,) names of classes, (n, C) bool, (n,) numbers, or (n,) circular values from 0 to below the period, for
+        features (n, D).
+        """
         z = self.logits(features)
         if self.kind == "number":
             return z[:, 0]
+        if self.kind == "circular":
+            return circular.values_of(z, self.period)
         if self.kind == "multilabel":
             return z > 0
         return np.array(self.classes)[(z[:, 0] > 0).astype(int) if z.shape[1] == 1 else z.argmax(1)]
@@ -83,7 +90,8 @@ def save(probes: Mapping[Key, Probe], path: Path) -> Path:
     for number, ((task, representation, layer), probe) in enumerate(probes.items()):
         for name in ("weights", "intercepts", "mean"):
             tensors[f"{number}.{name}"] = np.ascontiguousarray(getattr(probe, name), dtype=np.float32)
-        described.append([task, representation, layer, probe.kind, list(probe.classes)])
+        period = [probe.period] if probe.kind == "circular" else []
+        described.append([task, representation, layer, probe.kind, list(probe.classes), *period])
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         # Not save_file, whose files nobody else may read.
@@ -104,11 +112,11 @@ def load(path: Path | str) -> dict[Key, Probe]:
             if about.get("schema") != _SCHEMA:
                 raise UserError(f"{path} holds no probes (its schema is not {_SCHEMA}); htc-probe writes them")
             found: dict[Key, Probe] = {}
-            for number, (task, representation, layer, kind, classes) in enumerate(json.loads(about["probes"])):
+            for number, (task, representation, layer, kind, classes, *period) in enumerate(json.loads(about["probes"])):
                 arrays = [
                     file.get_tensor(f"{number}.{name}").astype(np.float64) for name in ("weights", "intercepts", "mean")
                 ]
-                found[task, representation, layer] = _probe(kind, tuple(classes), *arrays)
+                found[task, representation, layer] = _probe(kind, tuple(classes), *arrays, *period)
             return found
     except FileNotFoundError:
         raise UserError(f"no probes at {path}; make them with: htc-probe semantic detail") from None
@@ -117,9 +125,17 @@ def load(path: Path | str) -> dict[Key, Probe]:
 
 
 def _probe(
-    kind: str, classes: tuple[str, ...], weights: np.ndarray, intercepts: np.ndarray, mean: np.ndarray
+    kind: str,
+    classes: tuple[str, ...],
+    weights: np.ndarray,
+    intercepts: np.ndarray,
+    mean: np.ndarray,
+    period: float = 0.0,
 ) -> Probe:
-    columns = {"classes": 1 if len(classes) == 2 else len(classes), "multilabel": len(classes), "number": 1}[kind]
+    of_classes = 1 if len(classes) == 2 else len(classes)
+    columns = {"classes": of_classes, "multilabel": len(classes), "number": 1, "circular": 2}[kind]
     if not weights.shape == (*mean.shape, *intercepts.shape) == (len(mean), columns):
         raise ValueError(f"weights of shape {weights.shape} for {len(classes)} classes and means of {mean.shape}")
-    return Probe(kind, classes, weights, intercepts, mean)
+    if (kind == "circular") != (period > 0):
+        raise ValueError(f"a {kind} probe of period {period}")
+    return Probe(kind, classes, weights, intercepts, mean, period)

@@ -385,7 +385,9 @@ def _telling(two: Two, probe: Probe, scored: compare.Scored | None) -> None:
         "both": mine & theirs,
         "neither": known & ~mine & ~theirs,
     }
-    words = "within the deviation of the labels" if probe.mine.kind == "number" else "right"
+    words = {"number": "within the deviation of the labels", "circular": "nearer than without looking"}.get(
+        probe.mine.kind, "right"
+    )
     st.markdown(f"**Images that tell the runs apart**: which probe is {words}")
     names = list(kinds)
     at = st.segmented_control(

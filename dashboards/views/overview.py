@@ -197,8 +197,10 @@ def _details(view: View) -> None:
 
 
 def _task(task: Task, noted: bool) -> dict[str, str]:
-    what = {"classes": f"{len(task.classes)} classes", "multilabel": f"{len(task.classes)} labels", "number": task.unit}
-    shown = plain(what[task.kind]) or "number"
+    what = {"classes": f"{len(task.classes)} classes", "multilabel": f"{len(task.classes)} labels"}
+    shown = plain(what.get(task.kind, task.unit)) or "number"
+    if task.kind == "circular":
+        shown += f", {task.period:g} is 0 again"
     note = {"note": plain(task.note)} if noted else {}
     return {"suite": task.suite, "task": plain(task.name), "answer": shown} | note
 

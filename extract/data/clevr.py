@@ -17,8 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from extract.data.files import FileSource, Picture, refuse_split, require
 from extract.data.labels import class_labels, multi_labels, number_labels
 from extract.data.tables import field, read_json
@@ -64,8 +62,8 @@ def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSourc
     scenes = _read(root / file)
     objects = [scene.objects for scene in scenes]
     mains = [scene.main for scene in scenes]
-    turns = np.array([4 * main.turn if main and main.shape == "cube" else np.nan for main in mains])
-    turn_note = f"of four times the angle between a cube and the camera's right, {_MAIN}; unknown for other shapes"
+    turns = [math.degrees(main.turn) % 90 if main and main.shape == "cube" else None for main in mains]
+    turn_note = f"between a cube and the camera's right, {_MAIN}; a quarter turn does not show; unknown of other shapes"
     made = (
         multi_labels(
             "presence",
@@ -92,8 +90,7 @@ def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSourc
         number_labels(
             "position_y", "detail", [main and main.y / HEIGHT for main in mains], "image heights", note=_MAIN
         ),
-        number_labels("rotation_sin", "detail", np.sin(turns).tolist(), "", note=f"sine {turn_note}"),
-        number_labels("rotation_cos", "detail", np.cos(turns).tolist(), "", note=f"cosine {turn_note}"),
+        number_labels("rotation", "detail", turns, "degrees", note=turn_note, period=90),
     )
     folder = root / "images" / split
     pictures = [Picture(scene.file, folder / scene.file, f"clevr/{scene.file}") for scene in scenes]

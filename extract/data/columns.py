@@ -2,9 +2,10 @@
 
     [texture]                       # the column
     suite = "detail"                # or "semantic"
-    kind = "classes"                # or "multilabel", "number"
+    kind = "classes"                # or "multilabel", "number", "circular"
     classes = ["plain", "dotted"]   # optional; otherwise all values of the column in this split
-    unit = ""                       # optional, of a number
+    unit = ""                       # optional, of a number or an angle
+    period = 360                    # of a circular task alone, in its unit: values so far apart mean the same
 
 Cells. Empty, null and NaN: the label is unknown. Several labels: a list, or words separated by `|` or `;` (a lone
 separator, or an empty list: none of them). Classes are kept sorted.
@@ -22,11 +23,12 @@ import numpy as np
 
 from extract.data.files import printable
 from extract.errors import UserError
-from extract.store import Kind, Suite, Task
+from extract.store import NUMERIC, Kind, Suite, Task
 
 NOT_LABELS = frozenset({"file_name", "id", "group"})
 
 Label = int | float | np.ndarray
+_WORDS = {"number": "number", "circular": "circular value"}
 
 
 def read_tasks(path: Path) -> dict[str, dict[str, Any]]:
@@ -44,11 +46,13 @@ def read_tasks(path: Path) -> dict[str, dict[str, Any]]:
         for key, allowed in choices.items():
             if task.get(key) not in allowed:
                 raise UserError(f"{path}: {key} of [{name}] is {task.get(key)!r}; it is one of {', '.join(allowed)}")
-        unknown = sorted(set(task) - {"suite", "kind", "unit", "classes"})
+        unknown = sorted(set(task) - {"suite", "kind", "unit", "classes", "period"})
         if unknown:
-            raise UserError(f"{path}: [{name}] has {unknown[0]!r}; it takes suite, kind, unit and classes")
-        if task["kind"] == "number" and "classes" in task:
-            raise UserError(f"{path}: [{name}] is a number and has classes; remove them or change its kind")
+            raise UserError(f"{path}: [{name}] has {unknown[0]!r}; it takes suite, kind, unit, classes and period")
+        if task["kind"] in NUMERIC and "classes" in task:
+            what = _WORDS[task["kind"]]
+            raise UserError(f"{path}: [{name}] is a {what} and has classes; remove them or change its kind")
+        _check_period(task, f"{path}: [{name}]")
         if not isinstance(task.get("unit", ""), str):
             raise UserError(f'{path}: unit of [{name}] is {task["unit"]!r}; it is text, such as "cm"')
         listed = task.get("classes", [])
@@ -57,21 +61,34 @@ def read_tasks(path: Path) -> dict[str, dict[str, Any]]:
     return settings
 
 
+def _check_period(task: dict[str, Any], where: str) -> None:
+    period = task.get("period")
+    if task["kind"] != "circular":
+        if period is not None:
+            raise UserError(f'{where} has a period and is of kind "{task["kind"]}"; write kind = "circular"')
+    elif not isinstance(period, int | float) or isinstance(period, bool) or not 0 < period < math.inf:
+        raise UserError(
+            f"{where} is circular and its period is {period!r}; write how far apart values are that mean the same, "
+            "such as period = 360 of degrees, or 180 of the degrees of a line without ends"
+        )
+
+
 def make_task(name: str, setting: dict[str, Any], toml: Path, table: Path, column: Sequence[Any]) -> Task:
     """The task of one column of `table`, with `setting` from `toml`. Raises UserError for a column without a label."""
     kind = cast(Kind, setting["kind"])
     classes: set[str] = set()
-    if kind != "number":
+    if kind not in NUMERIC:
         where = f"{table}, column {name}"
         classes = set(setting.get("classes", ())) or {label for cell in column for label in _words(kind, cell, where)}
         if not classes:
             raise UserError(f"column {name!r} of {table} is empty in every row; remove it with its task in {toml}")
-    return Task(name, setting["suite"], kind, tuple(sorted(classes)), setting.get("unit", ""))
+    period = float(setting.get("period", 0))
+    return Task(name, setting["suite"], kind, tuple(sorted(classes)), setting.get("unit", ""), period=period)
 
 
 def label_of(task: Task, cell: Any, where: str) -> Label:
     """The label of one cell, in the form of `store.Task`. Raises UserError that says `where`."""
-    if task.kind == "number":
+    if task.kind in NUMERIC:
         if _unknown(cell):
             return math.nan
         try:
@@ -80,7 +97,7 @@ def label_of(task: Task, cell: Any, where: str) -> Label:
             number = math.inf
         if math.isinf(number):
             raise UserError(f"{where}: {cell!r} is no finite number; leave the cell empty where it is unknown")
-        return number
+        return number % task.period % task.period if task.kind == "circular" else number  # twice: -1e-20 % 360 is 360
     if _unknown(cell):
         return -1 if task.kind == "classes" else np.full(len(task.classes), 255, np.uint8)
     index = _index(task.classes)

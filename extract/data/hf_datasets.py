@@ -15,6 +15,7 @@ from extract.data.columns import NOT_LABELS, Label, cell_text, label_of, make_ta
 from extract.data.files import read_image, refuse_split, spread
 from extract.data.source import ImageError, Item
 from extract.errors import UserError
+from extract.store import NUMERIC
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -122,7 +123,7 @@ def _settings(table: "Dataset", root: Path, image: str) -> dict[str, dict[str, A
                 "remove or rename it"
             )
         declared = _declared(table.features[name])
-        if declared and setting["kind"] != "number":
+        if declared and setting["kind"] not in NUMERIC:
             settings[name] = {"classes": [label.strip() for label in declared]} | setting
     return settings
 

@@ -203,7 +203,7 @@ def _tasks(toml: Path, metadata: Path, cells: Sequence[dict[str, Any]]) -> tuple
         if name not in settings:
             raise UserError(
                 f"column {name!r} of {metadata} has no task in {toml}; add [{name}] with "
-                f'suite = "semantic" or "detail" and kind = "classes", "multilabel" or "number", or remove the column'
+                f'suite = "semantic" or "detail" and kind = "classes", "multilabel", "number" or "circular"'
             )
     for name in settings:
         if name not in columns:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from extract.store import Suite, Task
+from extract.store import Kind, Suite, Task
 
 RARE = 10  # images; below it, five folds cannot all have two of the class
 
@@ -77,13 +77,18 @@ def table_labels(
 
 
 def number_labels(
-    name: str, suite: Suite, values: Sequence[float | None], unit: str, *, note: str = ""
+    name: str, suite: Suite, values: Sequence[float | None], unit: str, *, note: str = "", period: float = 0.0
 ) -> Labels | None:
-    """One number an image in `unit`, None or NaN where unknown. None when all are unknown or equal."""
+    """One number an image in `unit`, None or NaN where unknown; with a period, a circular value. None when all are
+    unknown or equal.
+    """
     array = np.array([math.nan if value is None else value for value in values], np.float64)
+    if period:
+        array = array % period % period  # twice, as -1e-20 % 360 is 360
     if len(set(array[~np.isnan(array)])) < 2:
         return None
-    return Labels(Task(name, suite, "number", unit=unit, note=note), array)
+    kind: Kind = "circular" if period else "number"
+    return Labels(Task(name, suite, kind, unit=unit, note=note, period=period), array)
 
 
 def _with_rule(note: str, counts: Counter[str], kept: Sequence[str], rare: int, fate: str) -> str:

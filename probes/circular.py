@@ -51,8 +51,10 @@ def concentration(mean_cosine: np.ndarray | float) -> np.ndarray:
         def missing(kappa: float) -> float:
             return float(special.ive(1, kappa) / special.ive(0, kappa)) - wanted
 
-        if not wanted > 0:
-            return 0.0 if wanted <= 0 else np.nan
+        if np.isnan(wanted):
+            return np.nan
+        if wanted <= 0:
+            return 0.0
         return MOST if missing(MOST) <= 0 else float(optimize.brentq(missing, 0, MOST))
 
     return np.vectorize(solve, otypes=[float])(mean_cosine)

@@ -32,10 +32,10 @@ def hold_out(
     """`protocol.hold_out` with memory of `budget` bytes, labels aside, whatever the number of rows.
 
     Numbers are probed as there, exactly. Of circular values the strength is that of the least squared error of cosine
-    and sine, which gives the concentration too. Logistic probes begin with the strengths within a decade of the one
-    that ridge on the labels prefers and go on from there as `strengths` says, each on one inner fold in place of three:
-    a pass over the rows costs minutes. Raises UserError for features that are not finite and a budget that is too
-    small.
+    Numbers are probed as there, exactly. Of circular values the strength is that of the least squared error of cosine
+    and sine. Logistic probes begin with the strengths within a decade of the one that ridge on the labels prefers and
+    go on from there as `strengths` says, each on one inner fold in place of three: a pass over the rows costs minutes.
+    Raises UserError for features that are not finite and a budget that is too small.
     """
     inner_N = np.full(len(train), -1)
     rows = np.flatnonzero(train)
@@ -63,8 +63,7 @@ def hold_out(
             found[i] = exact(gaussian, survey.choice.strengths[at], survey.choice.at_edge[at])
         for i, pair in pairs.items():
             at, period = pair[0], tasks[i].period
-            # What a calibrated probe leaves of points on the unit circle is 1 - the mean square of what it says.
-            kappa = circular.concentration(np.sqrt(max(1 - 2 * survey.choice.residual_variance[at], 0)))
+            kappa = _concentration(survey, np.array(pair), tasks[i])
             said = circular.values_of(mean_mT[:, pair], period)
             turned = VonMises(said, np.full(len(said), kappa), period)
             found[i] = exact(turned, survey.choice.strengths[at], survey.choice.at_edge[at])
@@ -85,6 +84,17 @@ def hold_out(
             strength, coded_strength = (LADDER[rung] for rung in choices[t])
             found[i] = HeldOut(scored, coded, strength, coded_strength, edge, float(gaps[t]))
     return [found[i] for i in range(len(tasks))]
+
+
+def _concentration(survey: stream.Survey, pair: np.ndarray, task: Labels) -> np.ndarray:
+    """Of held-out errors of a circular value, whose cosine and sine are the numbers `pair` of the survey: those on its
+    sample, which was trained on, larger by as much as the squared errors of held-out points are.
+    """
+    points_s2 = ridge.predict(survey.numbers, survey.sample)[:, pair]
+    y_s = task.y[survey.rows]
+    inside = np.nanmean((points_s2 - circular.vectors(y_s, task.period)) ** 2)
+    missed = np.nanmean(1 - circular.cosine(circular.values_of(points_s2, task.period), y_s, task.period))
+    return circular.concentration(1 - missed * survey.choice.residual_variance[pair[0]] / max(inside, 1e-12))
 
 
 def _search(

@@ -37,7 +37,7 @@ def label(source: Source, index: int, name: str) -> str | float | None:
     """A class by its name, a number as it is; None where unknown."""
     value, what = source[index].labels[name], task(source, name)
     assert not isinstance(value, np.ndarray)
-    if what.kind == "number":
+    if what.kind in ("number", "circular"):
         return None if np.isnan(value) else float(value)
     return None if value == -1 else what.classes[int(value)]
 
@@ -147,10 +147,10 @@ def test_clevr_reads_what_is_planted(tmp_path: Path) -> None:
     assert label(source, 1, "colour") == "blue"
     assert label(source, 0, "position_x") == 200 / 480 and label(source, 0, "position_y") == 210 / 320
     # 100 is in radians, from the world's x axis; the camera's right lies at 45 degrees.
-    turn = 4 * (100 - np.pi / 4)
-    assert label(source, 0, "rotation_sin") == pytest.approx(np.sin(turn))
-    assert label(source, 0, "rotation_cos") == pytest.approx(np.cos(turn))
-    assert label(source, 1, "rotation_sin") is None and label(source, 1, "rotation_cos") is None
+    assert label(source, 0, "rotation") == pytest.approx(np.degrees(100 - np.pi / 4) % 90)
+    assert label(source, 1, "rotation") is None
+    (rotation,) = (task for task in source.tasks if task.name == "rotation")
+    assert (rotation.kind, rotation.unit, rotation.period) == ("circular", "degrees", 90)
     suites = {task.name: task.suite for task in source.tasks}
     assert [name for name in suites if suites[name] == "semantic"] == [
         "presence", "count", "relation_side", "relation_depth"
@@ -169,10 +169,9 @@ def test_a_turned_cube_looks_the_same_after_a_quarter_turn_and_for_a_turned_came
             thing["rotation"] += np.pi / 2 + 0.3
     path.write_text(json.dumps(data))
     after = open_source(f"clevr:{tmp_path}", "val")
-    for name in ("rotation_sin", "rotation_cos"):
-        old, new = ([source[i].labels[name] for i in range(20)] for source in (before, after))
-        np.testing.assert_allclose(old, new, atol=1e-9)
-        assert np.isfinite(old).any()
+    old, new = (np.array([source[i].labels["rotation"] for i in range(20)]) for source in (before, after))
+    np.testing.assert_allclose((old - new + 45) % 90, np.where(np.isnan(old), np.nan, 45), atol=1e-9)
+    assert np.isfinite(old).any()
 
 
 def test_clevr_leaves_out_rare_classes_and_ties(tmp_path: Path) -> None:
@@ -676,7 +675,7 @@ def test_malformed_annotations_are_refused_where_they_stand(
 @pytest.mark.parametrize(
     ("name", "write", "semantic", "detail"),
     [
-        ("clevr", write_clevr, {"presence", "count", "relation_side"}, {"colour", "position_x", "rotation_sin"}),
+        ("clevr", write_clevr, {"presence", "count", "relation_side"}, {"colour", "position_x", "rotation"}),
         ("gqa", write_gqa, {"location", "weather", "object"}, {"colour", "material", "position_x", "area"}),
         ("3dshapes", write_3dshapes, {"shape"}, {"floor_hue", "scale", "orientation"}),
         ("datasets", write_datasets, {"shape", "tags"}, {"size", "colour", "rounded"}),

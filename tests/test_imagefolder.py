@@ -87,6 +87,17 @@ def test_three_formats_give_the_same_labels(folder: Path, write: Callable[[Path]
     assert first.image.getpixel((0, 0)) == RED and second.image.getpixel((0, 0)) == GREEN
 
 
+def test_a_circular_column_is_read_within_its_period(folder: Path) -> None:
+    (folder / "tasks.toml").write_text('[t]\nsuite="detail"\nkind="circular"\nperiod=360\nunit="degrees"')
+    table = "file_name,t\nb.png,-30\nsub/a.png,720.5\nc.png,\nd.png,-1e-20\n"
+    (folder / "val" / "metadata.csv").write_text(table)
+    for file in ("c.png", "d.png"):
+        picture(folder / "val" / file)
+    source = open_source(str(folder), "val")
+    assert source.tasks == (Task("t", "detail", "circular", unit="degrees", period=360),)
+    np.testing.assert_array_equal([source[at].labels["t"] for at in range(4)], [330, 0.5, np.nan, 0])
+
+
 def test_unknown_is_not_none_of_them(folder: Path) -> None:
     (folder / "tasks.toml").write_text('[present]\nsuite="semantic"\nkind="multilabel"')
     (folder / "val" / "metadata.csv").write_text("file_name,present\nb.png,\nsub/a.png,|\nc.png,NaN\nd.png,dog\n")
@@ -170,6 +181,12 @@ def test_a_bad_file_is_reported_with_its_path_when_it_is_read(folder: Path) -> N
         ('[t]\nsuite="detail"\nkind="classes"\nclasses=["a"]', "file_name,t\nb.png,b\n", ["'b'", "not among"]),
         ('[t]\nsuite="details"\nkind="classes"', "file_name,t\nb.png,b\n", ["'details'", "semantic, detail"]),
         ('[t]\nsuite="detail"\nkind="class"', "file_name,t\nb.png,b\n", ["'class'", "multilabel"]),
+        ('[t]\nsuite="detail"\nkind="circular"', "file_name,t\nb.png,1\n", ["[t]", "period is None", "period = 360"]),
+        ('[t]\nsuite="detail"\nkind="circular"\nperiod=0', "file_name,t\nb.png,1\n", ["[t]", "period is 0"]),
+        ('[t]\nsuite="detail"\nkind="circular"\nperiod="a turn"', "file_name,t\nb.png,1\n", ["'a turn'", "360"]),
+        ('[t]\nsuite="detail"\nkind="number"\nperiod=360', "file_name,t\nb.png,1\n", ["[t]", 'kind = "circular"']),
+        ('[t]\nsuite="detail"\nkind="circular"\nperiod=1\nclasses=["a"]', "file_name,t\nb.png,1\n", ["has classes"]),
+        ('[t]\nsuite="detail"\nkind="circular"\nperiod=9', "file_name,t\nb.png,north\n", ["'north'", "finite number"]),
         ('[t]\nsuite="detail"\nkind="number"\nunits="cm"', "file_name,t\nb.png,1\n", ["'units'", "unit"]),
         ("[t\n", "file_name,t\nb.png,b\n", ["tasks.toml", "cannot be read"]),
     ],

@@ -13,12 +13,12 @@ from sklearn.preprocessing import StandardScaler
 from test_probes import make_run, quick
 
 from extract.store import Kind, Task, open_run
-from probes import controls, folds, inference, metrics, protocol, suite
+from probes import circular, controls, folds, inference, metrics, protocol, suite
 from probes.codelength import Labels
-from probes.metrics import Gaussian, Prediction, Sampled, Scores
+from probes.metrics import Gaussian, Prediction, Sampled, Scores, VonMises
 from probes.protocol import HeldOut, Settings, smoothed
 
-KINDS: tuple[Kind, ...] = ("classes", "multilabel", "number")
+KINDS: tuple[Kind, ...] = ("classes", "multilabel", "number", "circular")
 N, D = 240, 12
 
 
@@ -29,6 +29,8 @@ def planted(kind: Kind, seed: int = 0, noise: float = 0.3, n: int = N) -> tuple[
     x = factor @ rng.standard_normal((3, D)) + noise * rng.standard_normal((n, D))
     if kind == "classes":
         return x, Labels(kind, factor.argmax(1), 3)
+    if kind == "circular":
+        return x, Labels(kind, circular.values_of(factor[:, :2], 24), period=24)
     return x, Labels(kind, (factor > 0).astype(np.uint8) if kind == "multilabel" else factor[:, 0])
 
 
@@ -45,6 +47,9 @@ def joined(parts: list[HeldOut], fold: np.ndarray, *, coded: bool = False) -> Pr
     pieces = [one.coded if coded else one.prediction for one in parts]
     if isinstance(pieces[0], Gaussian):
         return Gaussian(*(np.concatenate(values)[order] for values in zip(*pieces, strict=True)))
+    if isinstance(pieces[0], VonMises):
+        mean, concentration = (np.concatenate([one[at] for one in pieces])[order] for at in (0, 1))
+        return VonMises(mean, concentration, pieces[0].period)
     return np.concatenate(pieces)[order]
 
 
@@ -57,7 +62,7 @@ def cross_validate(
     draws = inference.resample_groups(groups.max() + 1, 0, 300)
     found = []
     for t, task in enumerate(tasks):
-        floor = controls.floor(task.kind, task.y, fold, task.n_classes)
+        floor = controls.floor(task.kind, task.y, fold, task.n_classes, task.period)
         scores, bits = (
             metrics.score(
                 task.kind, task.y, joined([one[t] for one in parts], fold, coded=coded), floor, fold, groups, draws
@@ -222,7 +227,7 @@ def test_no_label_and_no_image_of_a_held_out_group_matters_to_a_prediction(setti
     at = int(np.flatnonzero(np.flatnonzero(test) == row)[0])
     for one, two in zip(before, after, strict=True):
         assert (one.strength, one.at_edge, one.gap) == (two.strength, two.at_edge, two.gap)
-        a, b = (np.stack(p.prediction, 1) if isinstance(p.prediction, Gaussian) else p.prediction for p in (one, two))
+        a, b = (np.stack(p.prediction[:2], 1) if isinstance(p.prediction, tuple) else p.prediction for p in (one, two))
         np.testing.assert_array_equal(a[at], b[at])
         assert (a != b).any()  # the others did change
 
@@ -231,7 +236,7 @@ def test_no_label_and_no_image_of_a_held_out_group_matters_to_a_prediction(setti
 def test_unknown_labels_are_left_out_of_fit_and_score(kind: Kind) -> None:
     x, task = planted(kind, n=400)
     hidden = np.random.default_rng(0).random(task.y.shape) < 0.4
-    unknown = {"classes": -1, "multilabel": 255, "number": np.nan}[kind]
+    unknown = {"classes": -1, "multilabel": 255}.get(kind, np.nan)
     (score,) = cross_validate(x, [task._replace(y=np.where(hidden, unknown, task.y).astype(task.y.dtype))])
     assert score.of[metrics.METRIC[kind]].estimate > 0.9
     assert score.n == (~hidden.reshape(400, -1).all(1)).sum()
@@ -262,6 +267,10 @@ def test_probes_are_scikit_learns_on_principal_directions_of_standardised_featur
         if isinstance(one.prediction, Gaussian):
             theirs = Ridge(alpha=one.strength * n).fit(train, y).predict(new)
             np.testing.assert_allclose(one.prediction.mean, theirs, atol=1e-8)
+        elif isinstance(one.prediction, VonMises):
+            ridge = Ridge(alpha=one.strength * n).fit(train, circular.vectors(y, 24))
+            theirs = circular.values_of(ridge.predict(new), 24)
+            np.testing.assert_allclose(circular.difference(one.prediction.mean, theirs, 24), 0, atol=1e-8)
         elif task.kind == "classes":
             theirs = smoothed(task, logistic.fit(train, y).predict_log_proba(new), n)
             np.testing.assert_allclose(np.exp(one.prediction), np.exp(theirs), atol=2e-3)
@@ -279,9 +288,12 @@ def test_more_dimensions_than_there_are_change_nothing() -> None:
         protocol.hold_out(x, tasks, np.arange(N), ~test, test, Settings(dims=dims)) for dims in (None, 6, 500, 2)
     )
     for a, b, c, d in zip(plain, same, many, fewer, strict=True):
-        np.testing.assert_array_equal(np.asarray(a.prediction), np.asarray(b.prediction))
-        np.testing.assert_array_equal(np.asarray(a.prediction), np.asarray(c.prediction))
-        assert (np.asarray(a.prediction) != np.asarray(d.prediction)).any()
+        first, *rest = (
+            np.array(p.prediction[:2] if isinstance(p.prediction, tuple) else p.prediction) for p in (a, b, c, d)
+        )
+        np.testing.assert_array_equal(first, rest[0])
+        np.testing.assert_array_equal(first, rest[1])
+        assert (first != rest[2]).any()
 
 
 @pytest.mark.parametrize("noise", [0.3, 1.0, 3.0])
@@ -306,7 +318,7 @@ def test_units_of_features_do_not_matter(kind: Kind) -> None:
     test = np.arange(N) % 4 == 0
     other = x * np.geomspace(1e-3, 1e3, D) - 3
     (one,), (two,) = (protocol.hold_out(each, [task], np.arange(N), ~test, test) for each in (x, other))
-    a, b = (p.prediction.mean if isinstance(p.prediction, Gaussian) else p.prediction for p in (one, two))
+    a, b = (p.prediction[0] if isinstance(p.prediction, tuple) else p.prediction for p in (one, two))
     assert one.strength == two.strength
     np.testing.assert_allclose(a, b, atol=5e-3)
 

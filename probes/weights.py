@@ -1,8 +1,9 @@
-"""Probes as weights: written by htc-probe, applied to features, and removed from them. Knows files and arrays.
+"""Probes as weights: written by htc-probe, and applied to features. Knows files and arrays.
 
     probes = load("runs/scenes-val.probes.safetensors")
     probes["texture", "z_voco", 4].predict(run.z_voco(4))            # classes by name
-    probes["texture", "z_voco", 4].remove(run.z_voco(4))             # features that this probe cannot read
+
+What a probe reads is not all that there is of its label, see `directions`; `probes.erasure` takes that away.
 """
 
 from __future__ import annotations
@@ -62,20 +63,14 @@ class Probe:
 
     def directions(self) -> np.ndarray:
         """(D, k) orthonormal: all that the probe reads. A constant added to all classes changes no prediction, so K
-        classes have at most K - 1 directions.
+        classes have at most K - 1 directions. Without them a probe that is fitted again still reads nearly as much:
+        to take the label out of features, use `probes.Eraser`.
         """
         w = self.weights
         if self.kind == "classes" and w.shape[1] > 1:
             w = w - w.mean(1, keepdims=True)
         axes, sizes, _ = np.linalg.svd(w, full_matrices=False)
         return axes[:, sizes > 1e-9 * max(sizes.max(initial=0), np.finfo(float).tiny)]
-
-    def remove(self, features: np.ndarray) -> np.ndarray:
-        """(n, D) without what the probe reads: along its directions every row is the mean. The probe then predicts the
-        same for all; another probe may still read the task elsewhere.
-        """
-        axes, x = self.directions(), self._checked(features)
-        return x - (x - self.mean) @ axes @ axes.T
 
     def _checked(self, features: np.ndarray) -> np.ndarray:
         if features.ndim != 2 or features.shape[1] != len(self.weights):

@@ -26,7 +26,7 @@ from extract.errors import UserError
 from extract.store import NUMERIC, Kind
 from probes import circular
 from probes.metrics import Gaussian, Prediction, VonMises
-from probes.weights import Key
+from probes.weights import Key, unknown_key
 
 MOST_CLASSES = 32
 """Of more classes, the chosen one and the true one alone are stored."""
@@ -188,7 +188,9 @@ class Writer:
 
 
 class Predictions(Mapping[Key, Predicted]):
-    """What all probes of a run said; each is read when it is asked for, and no file stays open. Made by `load`."""
+    """What all probes of a run said; each is read when it is asked for, and no file stays open. Made by `load`. A key
+    that is not there raises `weights.UnknownKey`, which lists those that are.
+    """
 
     def __init__(self, path: Path, about: Mapping[str, str]) -> None:
         self._path = path
@@ -204,6 +206,8 @@ class Predictions(Mapping[Key, Predicted]):
         }
 
     def __getitem__(self, key: Key) -> Predicted:
+        if key not in self._places:
+            raise unknown_key(key, self._places.keys(), self._path)
         t, r = self._places[key]
         _, kind, classes, period = self._tasks[t]
         with _opened(self._path) as file:
@@ -221,6 +225,9 @@ class Predictions(Mapping[Key, Predicted]):
             if kind == "classes" and any((array < 0).any() or (array >= K).any() for array in (y, stored["said"])):
                 raise ValueError(f"{key[0]} has classes without a name")
             return _predicted(kind, classes, rows, fold, y, stored, period)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._places
 
     def __iter__(self) -> Iterator[Key]:
         return iter(self._places)

@@ -22,7 +22,7 @@ from plotly.offline import get_plotlyjs
 from extract.errors import UserError
 from extract.store import NUMERIC
 from probes import figures, table
-from probes.results import Results
+from probes.results import NOT_DEFINED, Results
 
 _CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
 
@@ -270,9 +270,10 @@ def _statistics(results: Results) -> Iterator[str]:
             "with the probe of the blocks before (Voita and Titov, EMNLP 2020)."
         )
     if any(row.retention is not None for row in results.rows):
+        undefined = table.not_defined(results.rows)
         yield (
-            "Retention is (score - floor) / (v_pooled's score - floor), with Fieller's interval; it has none where "
-            "v_pooled is not clearly above the floor."
+            "Retention is (score - floor) / (v_pooled's score - floor), with Fieller's interval"
+            + (f"; of {', '.join(undefined)} it is {NOT_DEFINED}." if undefined else ".")
         )
     if results.curves:
         yield "Learning curves train on random parts of the groups of every training fold, each part within the next."

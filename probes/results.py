@@ -15,7 +15,7 @@ import types
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeGuard, get_args, get_origin, get_type_hints
 
 from extract.errors import UserError
 
@@ -23,6 +23,8 @@ SCHEMA = "htc-probes"
 SCHEMA_VERSION = 3
 MOST_BYTES = 2**26
 """A file that is larger is not read: some kB are usual."""
+NOT_DEFINED = "not defined (v_pooled is at its floor)"
+"""A retention without bounds: v_pooled cannot be told from its floor, so that its ratio could be anything."""
 
 
 class Interval(NamedTuple):
@@ -67,11 +69,13 @@ class Row:
     code_bits: float | None
     """The length of that code, an image."""
     control: float | None
-    """The metric on type-level control labels, the mean of their draws; None where they were not probed."""
+    """The metric on type-level control labels, the mean of their draws; None where they were not probed, and of the
+    task whose classes are the types.
+    """
     selectivity: Interval | None
     """Estimate minus control, paired."""
     retention: Interval | None
-    """(estimate - floor) / (pooled V's - floor); bounds None where the ratio is not bounded."""
+    """(estimate - floor) / (pooled V's - floor); None without pooled V; without numbers where it is `NOT_DEFINED`."""
     strength: float
     """L2 strength relative to the mean loss: the median of those that the folds chose by the metric."""
     coded_strength: float
@@ -187,6 +191,11 @@ def label(representation: str, layer: int | None) -> str:
     return representation if layer is None else f"{representation}@{layer}"
 
 
+def is_defined(retention: Interval | None) -> TypeGuard[Interval]:
+    """Whether there is one, and it is a number: see `NOT_DEFINED`."""
+    return retention is not None and None not in retention
+
+
 def default_path(run: Path) -> Path:
     """`NAME.probes.json` next to the run."""
     return run.with_name(run.stem + ".probes.json")
@@ -215,7 +224,10 @@ def write(results: Results, path: Path) -> tuple[Path, Path]:
     names = [item.name for item in fields(Row)]
     writer.writerow(names)
     for row in results.rows:
-        writer.writerow([_cell(getattr(row, name)) for name in names])
+        cells = {name: _cell(getattr(row, name)) for name in names}
+        if row.retention is not None and not is_defined(row.retention):
+            cells["retention"] = NOT_DEFINED
+        writer.writerow(cells.values())
     _replace(csv_path(path), table.getvalue())
     _replace(path, json.dumps(body, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
     return path, csv_path(path)

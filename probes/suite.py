@@ -141,9 +141,9 @@ def plan(run: Run, settings: Settings, *, train: Run | None = None, random: Run 
         counted &= ~np.isin(groups, groups[len(train) :])
         if lost := len(train) - int(counted.sum()):
             warnings += (f"{lost} images of {train.path.name} are left out: their groups are in {run.path.name} too",)
-        ready, notes = tasks.prepare(
-            chosen, tasks.together(train, run, chosen), groups, 2 * protocol.INNER_FOLDS, counted
-        )
+        labels, differ = tasks.together(train, run, chosen)
+        warnings += differ
+        ready, notes = tasks.prepare(chosen, labels, groups, 2 * protocol.INNER_FOLDS, counted)
         ready, more = tasks.scorable(ready, groups, np.arange(len(groups)) >= len(train))
         notes += more
     warnings += notes
@@ -288,7 +288,7 @@ def _is_streamed(plan: Plan, at: Representation) -> bool:
 
 
 def _control_tasks(plan: Plan) -> list[Labels]:
-    """Every task with random labels by type, draw after draw."""
+    """Every task but the types' own with random labels by type, draw after draw."""
     if plan.types is None:
         return []
     return [
@@ -296,8 +296,13 @@ def _control_tasks(plan: Plan) -> list[Labels]:
             y=controls.type_labels(one.task.kind, one.labels.y, plan.types.labels.y, plan.settings.seed + 1 + draw)
         )
         for draw in range(CONTROL_DRAWS)
-        for one in plan.tasks
+        for one in _with_control(plan)
     ]
+
+
+def _with_control(plan: Plan) -> list[ProbeTask]:
+    """Of the types' own task, random labels by type are the task itself with its classes merged or renamed."""
+    return [one for one in plan.tasks if one is not plan.types]
 
 
 def _varies(plan: Plan, labels: Labels) -> bool:
@@ -443,15 +448,17 @@ def _score(
     scores = [_scores(plan, one.labels, [fold[t] for fold in held_out], draws_RG) for t, one in enumerate(plan.tasks)]
     control = None
     if compared and plan.types is not None:
-        control = []
-        drawn = _control_tasks(plan)
-        for t, one in enumerate(plan.tasks):
+        drawn, asked = _control_tasks(plan), _with_control(plan)
+        known: dict[str, Sampled] = {}
+        for t, one in enumerate(asked):
             of = [
                 _scored_by(plan, drawn[at], [fold[at + len(plan.tasks)].prediction for fold in held_out], draws_RG)
-                for at in range(t, len(drawn), len(plan.tasks))
+                for at in range(t, len(drawn), len(asked))
                 if _varies(plan, drawn[at])
             ]
-            control.append(inference.mean([each.of[METRIC[one.task.kind]] for each in of]) if of else None)
+            if of:
+                known[one.task.name] = inference.mean([each.of[METRIC[one.task.kind]] for each in of])
+        control = [known.get(one.task.name) for one in plan.tasks]
     curve = []
     if compared and plan.settings.curve:
         cells = _cells(plan, plan.columns[0])
@@ -670,7 +677,7 @@ def _suite_mean(plan: Plan, suite: str, at: Representation, found: Found, whole:
         upper=_bound(interval.upper, score.estimate),
         floor=floor.estimate,
         bits=_interval(bits, groups),
-        retention=None if kept is None else _told(kept.estimate, kept.lower, kept.upper),
+        retention=None if kept is None else _kept(kept),
         tasks=len(of),
     )
 
@@ -786,8 +793,12 @@ def _difference(a: Sampled, b: Sampled, groups: int) -> tuple[Interval, float]:
 
 
 def _retention(score: Sampled, whole: Scores, metric: str, groups: int) -> Interval:
-    found = inference.retention(score, whole.of[metric], whole.floor[metric], groups)
-    return _told(found.estimate, found.lower, found.upper)
+    return _kept(inference.retention(score, whole.of[metric], whole.floor[metric], groups))
+
+
+def _kept(found: inference.Retention) -> Interval:
+    """Three times None where it is not defined, see `results.NOT_DEFINED`."""
+    return _told(found.estimate, found.lower, found.upper) if found.bounded else Interval(None, None, None)
 
 
 def _told(*values: float) -> Interval:

@@ -154,6 +154,13 @@ def _left_out(task: Task, unknown: np.ndarray) -> list[str]:
     return [f"{task.name}: {count} of {len(unknown)} images have no label and are left out"] if count else []
 
 
+class Together(NamedTuple):
+    labels: list[np.ndarray]
+    """(N, ...) of each task."""
+    warnings: tuple[str, ...]
+    """Which classes one of the runs alone has, one sentence a task."""
+
+
 _TURNS = {
     360.0: re.compile(r"\bdeg(ree)?s?\b(?!\s*(c|celsius|f|fahrenheit|k|kelvin)\b)|°(?!\s*[cfk]\b)"),
     2 * np.pi: re.compile(r"\brad(ian)?s?\b"),
@@ -179,12 +186,14 @@ def _described(task: Task) -> str:
     return f"{task.kind} {task.unit}".rstrip() + (f", period {task.period:g}" if task.period else "")
 
 
-def together(train: Run, test: Run, tasks: Sequence[Task]) -> list[np.ndarray]:
+def together(train: Run, test: Run, tasks: Sequence[Task]) -> Together:
     """Labels of the images of both runs, `train`'s first, in the classes of `test`'s tasks; other classes are unknown.
 
-    Raises UserError for a task that `train` lacks or that is of another kind, unit or period there.
+    Raises UserError for a task that `train` lacks or that is of another kind, unit or period there, or whose
+    classes are others.
     """
     found: list[np.ndarray] = []
+    warnings: list[str] = []
     for task in tasks:
         other = next((one for one in train.tasks if one.name == task.name), None)
         if other is None or (other.kind, other.unit, other.period) != (task.kind, task.unit, task.period):
@@ -193,6 +202,14 @@ def together(train: Run, test: Run, tasks: Sequence[Task]) -> list[np.ndarray]:
                 f"task {task.name} ({wanted}) of {test.path.name} cannot be learned from {train.path.name}, which "
                 f"has {there or 'no such task'}; name tasks that both have"
             )
+        if alone := _alone(train, test, task, other):
+            what = "classes" if task.kind == "classes" else "labels"
+            if len(set(task.classes) & set(other.classes)) < (2 if task.kind == "classes" else 1):
+                raise UserError(
+                    f"the {what} of {task.name} differ: {alone}; spell them alike and extract again, or name other "
+                    "tasks"
+                )
+            warnings.append(f"{task.name}: the {what} of the two runs differ, and these are left out: {alone}")
         theirs, ours = train.labels(task.name), test.labels(task.name)
         if task.kind == "classes":
             place = {name: number for number, name in enumerate(task.classes)}
@@ -205,7 +222,16 @@ def together(train: Run, test: Run, tasks: Sequence[Task]) -> list[np.ndarray]:
                 [theirs[:, columns[name]] if name in columns else unknown for name in task.classes], 1
             )
         found.append(np.concatenate([theirs, ours]))
-    return found
+    return Together(found, tuple(warnings))
+
+
+def _alone(train: Run, test: Run, task: Task, other: Task) -> str:
+    """The classes that one run alone has, in quotes as they are spelt; empty where both have the same."""
+    told = []
+    for run, own, theirs in ((test, task.classes, other.classes), (train, other.classes, task.classes)):
+        if names := [repr(name) for name in own if name not in theirs]:
+            told.append(f"{run.path.name} alone has {_short(names, 10)}")
+    return " and ".join(told)
 
 
 def _short(names: Sequence[str], most: int = 5) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,29 @@ from probes import circular
 _SCHEMA = "htc-probe-weights-1"
 Key = tuple[str, str, int | None]
 """Task, representation, layer (None but for z_voco)."""
+
+
+class UnknownKey(UserError, KeyError):
+    """Nothing has this key; a KeyError too, so that `in` and `get` do what they do of any mapping."""
+
+    __str__ = Exception.__str__  # a KeyError's is the repr
+
+
+def unknown_key(key: object, keys: Collection[Key], path: Path | str) -> UnknownKey:
+    """Says which keys there are, and the one that has most in common with `key`."""
+    if not keys:
+        return UnknownKey(f"{path} holds nothing for {key!r}, and nothing else")
+    asked = key if isinstance(key, tuple) else (key,)
+    nearest = max(keys, key=lambda one: sum(a == b for a, b in zip(one, asked, strict=False)))
+    layers: dict[str, list[str]] = {}
+    for name, layer in dict.fromkeys(one[1:] for one in keys):
+        layers.setdefault(name, []).append(str(layer))
+    return UnknownKey(
+        f"{path} holds nothing for {key!r}; a key is (task, representation, layer), such as {nearest!r}. Tasks: "
+        + ", ".join(dict.fromkeys(task for task, _, _ in keys))
+        + ". Representations and their layers: "
+        + "; ".join(f"{name} {', '.join(of)}" for name, of in layers.items())
+    )
 
 
 @dataclass(frozen=True)
@@ -78,6 +101,17 @@ class Probe:
         return features.astype(np.float64)
 
 
+class Probes(dict[Key, Probe]):
+    """Probes by key, made by `load`. A key that is not there raises UnknownKey, which lists those that are."""
+
+    def __init__(self, probes: Mapping[Key, Probe], path: Path | str) -> None:
+        super().__init__(probes)
+        self._path = path
+
+    def __missing__(self, key: object) -> Probe:
+        raise unknown_key(key, self.keys(), self._path)
+
+
 def save(probes: Mapping[Key, Probe], path: Path) -> Path:
     """Writes all probes, whole or not at all. Raises UserError when that fails."""
     tensors: dict[str, np.ndarray] = {}
@@ -99,7 +133,7 @@ def save(probes: Mapping[Key, Probe], path: Path) -> Path:
     return path
 
 
-def load(path: Path | str) -> dict[Key, Probe]:
+def load(path: Path | str) -> Probes:
     """The probes that htc-probe wrote. Raises UserError for a file that is missing, damaged or something else."""
     try:
         with safe_open(str(path), "np") as file:
@@ -112,7 +146,7 @@ def load(path: Path | str) -> dict[Key, Probe]:
                     file.get_tensor(f"{number}.{name}").astype(np.float64) for name in ("weights", "intercepts", "mean")
                 ]
                 found[task, representation, layer] = _probe(kind, tuple(classes), *arrays, *period)
-            return found
+            return Probes(found, path)
     except FileNotFoundError:
         raise UserError(f"no probes at {path}; make them with: htc-probe semantic detail") from None
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:

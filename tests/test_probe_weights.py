@@ -51,6 +51,29 @@ def test_the_file_holds_every_probe_that_was_compared(folder: Path) -> None:
         assert probe.weights.shape == (12, {"shape": 3, "present": 3, "size": 1, "coin": 1}[task.name])
 
 
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        (("size", "z_voco", None), ("size", "z_voco", 2)),
+        (("sizes", "v_d", None), ("shape", "v_d", None)),
+        (("coin", "v_d"), ("coin", "v_d", None)),
+        ("present", ("present", "z_voco", 2)),
+        (7, ("shape", "z_voco", 2)),
+    ],
+)
+def test_a_key_that_is_not_there_lists_those_that_are(folder: Path, key: object, nearest: Key) -> None:
+    found = probes.load(folder / "planted-val.probes.safetensors")
+    assert key not in found and found.get(key) is None
+    with pytest.raises(UserError) as refused:
+        found[key]  # type: ignore[index]
+    assert isinstance(refused.value, KeyError)
+    path = folder / "planted-val.probes.safetensors"
+    assert str(refused.value) == (
+        f"{path} holds nothing for {key!r}; a key is (task, representation, layer), "
+        f"such as {nearest!r}. Tasks: shape, present, size, coin. Representations and their layers: z_voco 2; v_d None"
+    )
+
+
 def test_probes_are_scikit_learns_at_the_strength_that_was_chosen(folder: Path) -> None:
     """On all images with a label, and on images that neither saw."""
     found = load(folder / "planted-val.probes.safetensors")

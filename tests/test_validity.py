@@ -352,6 +352,9 @@ def test_a_lookup_table_has_no_selectivity(tmp_path: Path) -> None:
         assert any(warning.startswith(f"{task} from {table}: no better than knowing") for warning in found.warnings)
         (baseline,) = (one for one in found.baselines if one.task == task)
         assert baseline.score.estimate == pytest.approx(1, abs=0.01)  # knowing the category is knowing the label
+    for representation in (str(table), "z_voco"):  # whose own task has no control but itself
+        own = rows["category", representation]
+        assert own.control is None and own.selectivity is None
 
 
 def test_bits_beyond_a_part_are_there_only_where_the_other_part_knows_more(tmp_path: Path) -> None:

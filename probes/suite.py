@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from extract.errors import UserError
 from extract.store import NUMERIC, Run
-from probes import controls, features, folds, inference, metrics, protocol, ridge, tasks
+from probes import controls, features, folds, inference, metrics, oddities, protocol, ridge, tasks
 from probes.cells import Cell, Code, Fold, Kept, StreamedFold
 from probes.codelength import Codelength, Labels
 from probes.features import Representation
@@ -260,6 +260,8 @@ class Found(NamedTuple):
     curve: list[tuple[int, list[Scores]]]
     """(images trained on, scores), from few to many."""
     confusion: list[np.ndarray | None]
+    warnings: tuple[str, ...]
+    """What is odd about the features."""
 
 
 def _cells(plan: Plan, at: Representation) -> list[Cell]:
@@ -350,7 +352,16 @@ def _look(
             for t, one in enumerate(plan.tasks)
         ]
     )
-    return _score(plan, x_ND.shape[1], answers, n_own, compared, draws_RG)
+    return _score(plan, x_ND.shape[1], answers, n_own, compared, draws_RG)._replace(warnings=_odd(plan, at, x_ND))
+
+
+def _odd(plan: Plan, at: Representation, x_ND: Any) -> tuple[str, ...]:
+    """Of a join nothing is told that its parts tell by themselves."""
+    parts = at.name.split("+")
+    if len(parts) > 1 and {other.name for other in plan.representations}.issuperset(parts):
+        return ()
+    names = [name for run in (plan.train, plan.run) if run is not None for name in run.ids()]
+    return tuple(f"{label(*at)}: {one}" for one in oddities.told(x_ND, plan.fold > -2, plan.groups, names))
 
 
 def _streamed(plan: Plan, at: Representation) -> Any:
@@ -483,6 +494,7 @@ def _score(
             _confusion(plan, one.labels, [fold[t].prediction for fold in held_out]) if compared else None
             for t, one in enumerate(plan.tasks)
         ],
+        warnings=(),
     )
 
 
@@ -567,7 +579,7 @@ def _confusion(plan: Plan, labels: Labels, parts: Sequence[Prediction]) -> np.nd
 
 
 def _results(plan: Plan, found: dict[Representation, Found], config: dict[str, Any]) -> Results:
-    warnings = list(plan.warnings)
+    warnings = [*plan.warnings, *(one for at in plan.representations for one in found[at].warnings)]
     whole = found.get(Representation("v_pooled", None))
     baselines = tuple(_baselines(plan))
     shortcuts = {one.task: one for one in baselines}

@@ -7,20 +7,31 @@ from typing import Any
 
 import plotly
 import streamlit as st
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse
 from starlette.routing import Route
 
 from dashboards import controls
+from dashboards.gate import Gate
 
 _PLOTLY = Path(plotly.__file__).with_name("package_data") / "plotly.min.js"
 
 
-def serve(roots: Sequence[Path], settings: Mapping[str, Any]) -> None:
-    """Serves the app for what is under `roots` (absolute), and does not return. `settings`: Streamlit's, by name."""
+def serve(roots: Sequence[Path], settings: Mapping[str, Any], names: Sequence[str] | None) -> None:
+    """Serves the app for what is under `roots` (absolute), and does not return.
+
+    settings: Streamlit's, by name. names: what it may be asked for as, see `gate.refusal`.
+    """
     script = Path(__file__).with_name("app.py")
     sys.argv = [str(script), *map(str, roots)]
-    app = st.App(script, routes=[Route("/plotly.min.js", _plotly)], on_script_error=_tell)
+    path = "/".join(["", *filter(None, [settings["server.baseUrlPath"]]), _PLOTLY.name])
+    app = st.App(
+        script,
+        routes=[Route(path, _plotly)],
+        middleware=[Middleware(Gate, names=names)],
+        on_script_error=_tell,
+    )
     app.run(config=settings)
 
 

@@ -258,9 +258,9 @@ def _survives(probes: Results | None) -> Sentence | str:
             continue
         read_from = _read_from(token, probes.run.get("last_layer"))
         signs.append(sign(share, 100.0))
-        than = {1: "more than all of it", -1: "less than all of it", 0: "not told apart from all of it"}[signs[-1]]
+        than = {1: "more than", -1: "less than", 0: "not told apart from"}[signs[-1]]
         of = " of what they read from the mean of the patches" if not kept else ""
-        kept.append(f"{_share(share)}{of} in the {suite} suite ({token.tasks} tasks; {than})")
+        kept.append(f"{_share(share)}{of} in the {suite} suite ({token.tasks} tasks; {than} the mean)")
         for anchors in (mean for mean in means if mean.representation == "v_d"):
             signs.append(_apart(_score(token), _score(anchors)))
             if (share := _percent(anchors)) is not None:
@@ -325,8 +325,8 @@ def _patches(section: Section) -> Sentence | str:
     r2, more = entry(section, "patch_r2_all", z), entry(section, "patch_r2_all_minus_pooled", 0)
     places = section["patch_r2"][z]
     text = (
-        f"A linear map from z_voco tells {words(r2)} of the variance of the single patches (R2, between "
-        f"{places.min():.2f} and {places.max():.2f} by place)"
+        f"A linear map from z_voco tells {words(r2)} of the variance of the single patches (R2 over "
+        f"{section['patch_images']:,} images; {places.min():.2f} to {places.max():.2f} by place)"
     )
     text += {
         1: f", more than one from their mean does ({words(more)})",

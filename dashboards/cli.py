@@ -110,7 +110,7 @@ def settings(config: DashboardConfig) -> dict[str, Any]:
         "server.address": config.host,
         "server.port": config.port,
         "server.baseUrlPath": config.base_path,
-        "server.headless": not config.browser,
+        "server.headless": True,  # it opens no browser for an app that is started like this one; server.py does
         "server.showEmailPrompt": False,
         "server.fileWatcherType": "none",
         "server.enableStaticServing": False,
@@ -144,7 +144,8 @@ def serve(config: DashboardConfig) -> int:
             print(f"htc-dashboard: port {config.port} is taken; the next free one is {port}", file=sys.stderr)
         here = replace(config, port=port)
         print(f"htc-dashboard: {address(here)}  (stop with Ctrl-C)", flush=True)
-        arguments = roots, settings(here), names(here)
+        page = address(here) if config.browser and _has_screen() else ""
+        arguments = roots, settings(here), names(here), page
         server = multiprocessing.get_context("spawn").Process(target=_serve, args=arguments)
         try:
             server.start()
@@ -164,12 +165,17 @@ def address(config: DashboardConfig) -> str:
     return f"http://{host}:{config.port}" + (f"/{config.base_path}/" if config.base_path else "")
 
 
-def _serve(roots: Sequence[Path], settings: Mapping[str, Any], names: Sequence[str] | None) -> None:
+def _has_screen() -> bool:
+    """Without one, a browser of the terminal would take that over."""
+    return sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")))
+
+
+def _serve(roots: Sequence[Path], settings: Mapping[str, Any], names: Sequence[str] | None, page: str) -> None:
     threading.Thread(target=_end_with_the_command, daemon=True).start()
     os.environ["HDF5_USE_FILE_LOCKING"] = "FALSE"  # it keeps runs open, and others may add to them meanwhile
     from dashboards import server
 
-    server.serve(roots, settings, names)
+    server.serve(roots, settings, names, page)
 
 
 def _end_with_the_command() -> None:

@@ -1,7 +1,10 @@
 """The server behind htc-dashboard: Streamlit's, with plotly.js beside it. Knows Streamlit; not runs."""
 
+import contextlib
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+import webbrowser
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +21,19 @@ from dashboards.gate import Gate
 _PLOTLY = Path(plotly.__file__).with_name("package_data") / "plotly.min.js"
 
 
-def serve(roots: Sequence[Path], settings: Mapping[str, Any], names: Sequence[str] | None) -> None:
+def serve(roots: Sequence[Path], settings: Mapping[str, Any], names: Sequence[str] | None, page: str = "") -> None:
     """Serves the app for what is under `roots` (absolute), and does not return.
 
-    settings: Streamlit's, by name. names: what it may be asked for as, see `gate.refusal`.
+    settings: Streamlit's, by name. names: what it may be asked for as, see `gate.refusal`. page: what the browser opens
+    as soon as it is served; "" for nothing.
     """
+
+    @contextlib.asynccontextmanager
+    async def listening(app: st.App) -> AsyncIterator[None]:
+        if page:
+            threading.Thread(target=webbrowser.open, args=[page], daemon=True).start()
+        yield
+
     script = Path(__file__).with_name("app.py")
     sys.argv = [str(script), *map(str, roots)]
     path = "/".join(["", *filter(None, [settings["server.baseUrlPath"]]), _PLOTLY.name])
@@ -30,6 +41,7 @@ def serve(roots: Sequence[Path], settings: Mapping[str, Any], names: Sequence[st
         script,
         routes=[Route(path, _plotly)],
         middleware=[Middleware(Gate, names=names)],
+        lifespan=listening,
         on_script_error=_tell,
     )
     app.run(config=settings)

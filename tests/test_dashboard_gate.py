@@ -140,6 +140,23 @@ def test_two_that_start_at_once_on_one_port_both_serve(runs: Path) -> None:
     assert all("http://127.0.0.1:" in each for each in said)
 
 
+def test_the_browser_opens_the_page(runs: Path, tmp_path: Path) -> None:
+    browser, opened = tmp_path / "browser", tmp_path / "opened"
+    browser.write_text(f'#!/bin/sh\necho "$@" > {opened}.part && mv {opened}.part {opened}\n')
+    browser.chmod(0o755)
+    port = free_port()
+    command = [sys.executable, "-m", "dashboards.cli", str(runs), "--port", str(port), "--base-path", "probe"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment() | {"BROWSER": str(browser)}) as server:
+        try:
+            deadline = time.monotonic() + 60
+            while not opened.exists():
+                assert time.monotonic() < deadline, "it opened nothing"
+                time.sleep(0.1)
+        finally:
+            server.terminate()
+    assert opened.read_text() == f"http://127.0.0.1:{port}/probe/\n"
+
+
 def _healthy(port: int) -> bool:
     try:
         return urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=2).read() == b"ok"

@@ -55,7 +55,7 @@ def test_what_survives_is_told_by_the_probes(tmp_path: Path, open_app: Any) -> N
     with open_run(path) as run:
         created = run.created
     add(path, "reading", {
-        "images": 6, "representations": ["z_voco"], "patch_r2": np.full((1, 3), 0.33),
+        "images": 6, "representations": ["z_voco"], "patch_r2": np.full((1, 3), 0.33), "patch_images": 6,
         **{f"patch_r2_all{end}": np.full(1, 0.33) for end in ("", "_lower", "_upper")},
         **{f"patch_r2_all_minus_pooled{end}": np.full(1, -0.05) for end in ("", "_lower", "_upper")},
     })  # fmt: skip

@@ -81,8 +81,9 @@ def free_port(host: str, port: int) -> int:
     """`port`, or the next one after it that can be listened on at `host`. Raises UserError where there is none."""
     if not 1 <= port <= 65535:
         raise UserError(f"--port {port} is no port; choose one from 1 to 65535")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET  # as Streamlit has it, also where a name has both
     try:
-        family, _, _, _, (address, _, *rest) = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        _, _, _, _, (address, _, *rest) = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
         raise UserError(f"--host {host} is no address of this machine; leave it out to listen on {HOST}") from error
     for candidate in range(port, 65536):

@@ -111,6 +111,7 @@ def test_a_taken_port_takes_the_next_free_one() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert cli.free_port("127.0.0.1", port) > port
+        assert cli.free_port("localhost", port) > port, "which may be an IPv6 address too"
     assert cli.free_port("127.0.0.1", port) == port
 
 

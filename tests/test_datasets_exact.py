@@ -191,6 +191,47 @@ def test_clevr_leaves_out_rare_classes_and_ties(tmp_path: Path) -> None:
     assert label(source, 5, "count") == len(same)
 
 
+@pytest.mark.parametrize(
+    ("file", "pixels", "size"),
+    [
+        (2, 2, (960, 640)),  # rendered larger: the scenes' pixels are larger too
+        (1, 1, (480, 320)),
+        (0.5, 1, (480, 320)),  # made smaller afterwards: they are not
+        (2 / 3, 0.7, (320, 213)),  # rendered smaller
+    ],
+)
+def test_clevr_positions_are_shares_of_the_image_that_was_rendered(
+    tmp_path: Path, file: float, pixels: float, size: tuple[int, int]
+) -> None:
+    path = write_clevr(tmp_path, n=20) / "scenes" / "CLEVR_val_scenes.json"
+    data = json.loads(path.read_text())
+    for scene in data["scenes"]:
+        for thing in scene["objects"]:
+            x, y, depth = thing["pixel_coords"]
+            thing["pixel_coords"] = [x * pixels, y * pixels, depth]
+    path.write_text(json.dumps(data))
+    for image in (tmp_path / "images" / "val").iterdir():
+        with Image.open(image) as opened:
+            changed = opened.resize((int(480 * file), int(320 * file)))
+        changed.save(image)
+    source = open_source(f"clevr:{tmp_path}", "val")
+    x, y, _ = data["scenes"][0]["objects"][1]["pixel_coords"]
+    assert label(source, 0, "position_x") == pytest.approx(x / size[0])
+    assert label(source, 0, "position_y") == pytest.approx(y / size[1])
+
+
+def test_clevr_refuses_images_that_cannot_be_those_of_its_scenes(tmp_path: Path) -> None:
+    source = open_source(f"clevr:{write_clevr(tmp_path, n=12)}", "val")
+    for image in (tmp_path / "images" / "val").iterdir():
+        with Image.open(image) as opened:
+            changed = opened.resize((224, 224))
+        changed.save(image)
+    with pytest.raises(ImageError, match="480 x 320 pixels, and the upright file has 224 x 224"):
+        source[3]
+    with pytest.raises(UserError, match="has 224 x 224 pixels, and the scenes have objects as far as"):
+        open_source(f"clevr:{tmp_path}", "val")
+
+
 # ---- GQA
 
 
@@ -274,6 +315,30 @@ def test_gqa_says_which_classes_are_too_rare(tmp_path: Path) -> None:
     assert task(source, "object").classes == ("car", "tree")
     assert "1 of 3 classes" in task(source, "object").note
     assert not {"pattern", "pose", "shape"} & {task.name for task in source.tasks}  # no image says any of them
+
+
+def test_gqa_compares_an_image_with_its_graph(tmp_path: Path) -> None:
+    source = open_source(f"gqa:{write_gqa(tmp_path, n=12)}", "val")
+    before = label(source, 0, "position_x")
+    for size in ((320, 240), (640, 400)):
+        with Image.open(source._pictures[0].path) as opened:
+            changed = opened.resize(size)
+        changed.save(source._pictures[0].path)
+        if size == (320, 240):
+            assert label(source, 0, "position_x") == before
+    with pytest.raises(ImageError, match="640 x 480 pixels, and the upright file has 640 x 400"):
+        source[0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "twice"),
+    [('"2407891": {', '"2407890": {', "2407890"), ('"271882"', '"271881"', "271881")],
+)
+def test_gqa_refuses_two_graphs_or_objects_of_one_number(tmp_path: Path, old: str, new: str, twice: str) -> None:
+    path = write_gqa(tmp_path, n=12) / GQA
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(UserError, match=f"{path}: '{twice}' stands twice in one object"):
+        open_source(f"gqa:{tmp_path}", "val")
 
 
 # ---- 3D Shapes

@@ -188,6 +188,16 @@ def test_a_malformed_row_is_refused_by_its_place(tmp_path, bad, said):
     assert isinstance(bad, str) or "(id 9)" in str(error.value)
 
 
+def test_rows_may_share_the_id_of_their_image_but_a_field_is_given_once(tmp_path):
+    path = tmp_path / "mix.json"
+    rows = [row(("human", word), ("gpt", "b")) | {"id": "7", "image": "7.jpg"} for word in "ac"]
+    path.write_text(json.dumps(rows))  # as in llava_v1_5_mix665k.json
+    assert [one.turns for one in read_conversations(path)] == [(("a", "b"),), (("c", "b"),)]
+    path.write_text(json.dumps(rows).replace('"image"', '"image": "8.jpg", "image"', 1))
+    with pytest.raises(UserError, match="mix.json: 'image' stands twice"):
+        read_conversations(path)
+
+
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"a": ', "\xff"])
 def test_a_file_of_no_rows_is_refused(tmp_path, content):
     path = tmp_path / "mix.json"

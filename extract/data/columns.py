@@ -137,11 +137,3 @@ def cell_text(cell: Any) -> str:
     """What a cell says, on one line; "" for null."""
     return "" if cell is None else printable(str(cell).strip())
 
-
-def refuse_repeated(values: Sequence[str], what: str, where: Path) -> None:
-    """Raises UserError for the first value that stands twice."""
-    seen: set[str] = set()
-    for value in values:
-        if value in seen:
-            raise UserError(f"{what} {value!r} stands twice in {where}; keep one")
-        seen.add(value)

@@ -11,9 +11,10 @@ columns that tasks.toml does not name are no labels. A ClassLabel's classes are 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from extract.data.columns import NOT_LABELS, Label, cell_text, label_of, make_task, read_tasks, refuse_repeated
+from extract.data.columns import NOT_LABELS, Label, cell_text, label_of, make_task, read_tasks
 from extract.data.files import read_image, refuse_split, spread
 from extract.data.source import ImageError, Item
+from extract.data.tables import refuse_repeated
 from extract.errors import UserError
 from extract.store import NUMERIC
 

@@ -16,9 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from extract.data.columns import NOT_LABELS, Label, cell_text, label_of, make_task, read_tasks, refuse_repeated
+from extract.data.columns import NOT_LABELS, Label, cell_text, label_of, make_task, read_tasks
 from extract.data.files import printable, read_image, spread
 from extract.data.source import Item
+from extract.data.tables import refuse_repeated
 from extract.errors import UserError
 from extract.store import Task
 

@@ -21,7 +21,7 @@ from PIL import Image, ImageColor, ImageDraw
 
 from extract.cli import main as extract_main
 from extract.data import open_source
-from extract.data.source import ImageError, Item, Source
+from extract.data.source import ImageError, Item, Source, Tabled
 from extract.errors import UserError
 from extract.store import Task, open_run
 from probes.cli import main as probe_main
@@ -571,6 +571,23 @@ def test_datasets_reads_what_is_planted(tmp_path: Path) -> None:
     assert len(open_source(f"datasets:{tmp_path / 'drawn'}", "train")) == 3
     some = open_source(f"datasets:{tmp_path / 'drawn'}", "val", limit=3)
     assert [some[i].id for i in range(len(some))] == ["0-0", "0-20", "0-40"]
+
+
+def test_datasets_compares_text_in_one_form_and_says_which_cells_are_unknown(tmp_path: Path) -> None:
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    found = [
+        {"picture": row["picture"], apart: [apart, composed, "NA"][i % 3], "group": ["NA", composed, apart][i % 3]}
+        for i, row in enumerate(rows(6))
+    ]
+    features = Features({"picture": ImageFeature(), apart: Value("string"), "group": Value("string")})
+    DatasetDict(val=saved(found, features)).save_to_disk(tmp_path)
+    (tmp_path / "tasks.toml").write_text(f'["{composed}"]\nsuite = "semantic"\nkind = "classes"')
+    source = open_source(f"datasets:{tmp_path}", "val", limit=5)
+    said = "unknown in 2 cells that say NA"
+    assert isinstance(source, Tabled) and source.notes == (f"{composed}: {said}",)
+    assert source.tasks == (Task(composed, "semantic", "classes", (composed,), note=said),)
+    assert source.labels()[composed].tolist() == [0, 0, -1, 0, 0]
+    assert [source[i].group for i in range(3)] == ["val/0", composed, composed]
 
 
 def test_a_single_dataset_is_the_split_it_was_or_all(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from extract.cli import main as extract_main
 from extract.data import open_source
 from extract.data.files import FileSource, Picture
-from extract.data.source import ImageError, Item, Source
+from extract.data.source import ImageError, Item, Source, Tabled
 from extract.errors import UserError
 from extract.store import Task, open_run
 from probes.cli import main as probes_main
@@ -502,6 +502,15 @@ def test_labels_stay_with_their_picture(tmp_path: Path) -> None:
         assert all(source[i].image.getpixel((0, 0))[0] == source[i].labels["level"] for i in range(len(source)))
         with pytest.raises(IndexError):
             source[len(source)]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_all_labels_are_those_of_the_items(name: str, roots: dict[str, Path]) -> None:
+    for limit in (None, 7):
+        source = open_source(f"{name}:{roots[name]}", FORMATS[name].split, limit=limit)
+        assert isinstance(source, Tabled)
+        for task, values in source.labels().items():
+            np.testing.assert_equal(values, np.array([source[i].labels[task] for i in range(len(source))]))
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -51,6 +51,8 @@ class FileSource:
     `limit` takes that many, see `spread`. Raises UserError where there is no picture, or two have one id.
     """
 
+    notes: tuple[str, ...] = ()
+
     def __init__(
         self, name: str, split: str, pictures: Sequence[Picture], labels: Sequence[Labels], *, limit: int | None = None
     ) -> None:
@@ -90,6 +92,10 @@ class FileSource:
             image = cut(image, box, printable(path))
         labels = {name: values[index] for name, values in self._labels.items()}
         return Item(at.id, printable(path), at.group, image, labels)
+
+    def labels(self) -> dict[str, np.ndarray]:
+        """See `Tabled`."""
+        return {name: values[self._chosen] for name, values in self._labels.items()}
 
 
 def spread(count: int, limit: int | None) -> list[int]:

@@ -14,6 +14,7 @@ import numpy as np
 from extract.store import Kind, Suite, Task
 
 RARE = 10  # images; below it, five folds cannot all have two of the class
+_SHOWN = 8  # classes of a `summary`
 
 
 class Labels(NamedTuple):
@@ -89,6 +90,26 @@ def number_labels(
         return None
     kind: Kind = "circular" if period else "number"
     return Labels(Task(name, suite, kind, unit=unit, note=note, period=period), array)
+
+
+def summary(task: Task, values: np.ndarray) -> str:
+    """How often each class is there, rare ones first, as a label that was mistyped once is; of numbers their range.
+
+    `values` are a task's labels in the form of `Labels`.
+    """
+    if task.kind in ("classes", "multilabel"):
+        rows = values == np.arange(len(task.classes))[:, None] if task.kind == "classes" else values.T == 1
+        counts = sorted(zip(rows.sum(1).tolist(), task.classes, strict=True))
+        unknown = np.sum(values == -1) if task.kind == "classes" else np.sum((values == 255).any(1))
+        shown = counts if len(counts) <= _SHOWN + 2 else counts[:_SHOWN]
+        words = ", ".join(f"{name} {count}" for count, name in shown)
+        if len(shown) < len(counts):
+            words += f", and {len(counts) - len(shown)} more of up to {counts[-1][0]}"
+    else:
+        known = values[~np.isnan(values)]
+        unknown = len(values) - len(known)
+        words = f"{known.min():g} to {known.max():g} {task.unit}".rstrip() if len(known) else "none known"
+    return words + (f"; {unknown} unknown" if unknown else "")
 
 
 def _with_rule(note: str, counts: Counter[str], kept: Sequence[str], rare: int, fate: str) -> str:

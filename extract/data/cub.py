@@ -72,6 +72,7 @@ def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSourc
 
 def _species(root: Path, numbers: list[int]) -> list[str]:
     names = dict(read_rows(root / "classes.txt", int, str, form="<class id> <class name>"))
+    refuse_repeated(names.values(), "class", root / "classes.txt")
     path = root / "image_class_labels.txt"
     species = dict(read_rows(path, int, int, form="<image id> <class id>"))
     _require_all(numbers, species, path)

@@ -41,9 +41,10 @@ class ProbeConfig:
     layers: str = ""
     """Layers of z_voco to probe beside the last stored one: "all", or numbers such as 0,2,4."""
     representations: tuple[str, ...] = ()
-    """What to probe: z_voco, v_d, v_d.0 (one anchor), v_pooled, codes, code_bag, pixels, datasets of the run, files
-    (.npy, .npz, .safetensors), joins such as v_d+z_voco. When left out: z_voco, v_d, v_pooled, what z_voco adds to
-    both, and pixels."""
+    """What to probe: voco_read (what text reads: states 0 to L - 1 of <voco>), z_voco (its last state, which no text
+    reads), v_d, v_d.0 (one anchor), v_pooled, codes, code_bag, pixels, datasets of the run, files (.npy, .npz,
+    .safetensors), joins such as v_d+z_voco. When left out: voco_read, z_voco, v_d, v_pooled, what z_voco adds to the
+    last two, and pixels."""
     match_dim: Annotated[int | None, tyro.conf.arg(metavar="K")] = None
     """Probe the first K principal directions of every representation (fitted on training folds, not whitened), so that
     none wins by its width."""

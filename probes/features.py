@@ -18,10 +18,11 @@ from safetensors import SafetensorError, safe_open
 from extract.errors import UserError
 from extract.store import Run
 
-DEFAULT = ("z_voco", "v_d", "v_pooled", "v_d+z_voco", "v_pooled+z_voco", "pixels")
-"""The token, what it was made from, what each adds to the other, and a floor without the model."""
+DEFAULT = ("voco_read", "z_voco", "v_d", "v_pooled", "v_d+z_voco", "v_pooled+z_voco", "pixels")
+"""The token as text reads it, its last state, what it was made from, what each adds to the other, and a floor without
+the model."""
 _FILES = (".npy", ".npz", ".safetensors")
-_KNOWN = "z_voco, v_d, v_d.0 (one anchor), v_pooled, codes, code_bag, pixels"
+_KNOWN = "z_voco, voco_read, v_d, v_d.0 (one anchor), v_pooled, codes, code_bag, pixels"
 _CELLS, _HUES = 8, 16
 
 
@@ -63,7 +64,7 @@ def representations(run: Run, names: Sequence[str], layers: Sequence[int]) -> tu
     the run has. Raises UserError for a name that is none, before anything is read.
     """
     found: dict[Representation, None] = {}
-    for name in names or [one for one in DEFAULT if run.shape.anchors or "v_d" not in one]:
+    for name in names or [one for one in DEFAULT if _has(run, one)]:
         if name == "z_voco":
             found |= dict.fromkeys(Representation(name, layer) for layer in layers)
             continue
@@ -79,6 +80,31 @@ def load(run: Run, representation: Representation) -> np.ndarray:
     if layer is not None:
         return run.z_voco(layer)
     return np.concatenate([_load(run, part) for part in name.split("+")], 1)
+
+
+def read_states(run: Run) -> tuple[int, ...]:
+    """The states of `<voco>` that its keys and values are made of, 0 to L - 1: text reads nothing else of the image.
+    State L, after the final norm, reaches no text. Empty where text reads more than `<voco>`, as in LLaVA.
+
+    Raises UserError for a run that does not store all of them.
+    """
+    if run.info.topology == "uncompressed":
+        return ()
+    wanted = tuple(range(run.shape.layers))
+    if lost := [state for state in wanted[1:] if state not in run.shape.stack]:
+        raise UserError(
+            f"{run.path.name} stores the states {', '.join(map(str, run.shape.stack)) or 'of no layer'} of <voco>, and "
+            f"text reads {', '.join(map(str, lost))} too; extract again with all layers to probe voco_read"
+        )
+    return tuple(state for state in wanted if state in run.shape.stack)
+
+
+def _has(run: Run, name: str) -> bool:
+    """Whether a default representation is there to be probed."""
+    if name == "voco_read":
+        states = set(range(1, run.shape.layers))  # state 0 is the same for every image
+        return bool(states) and states <= set(run.shape.stack) and run.info.topology != "uncompressed"
+    return bool(run.shape.anchors) or "v_d" not in name
 
 
 class Rows:
@@ -116,6 +142,8 @@ class After:
 def _slices(run: Run, name: str, layer: int | None) -> Callable[[slice], np.ndarray]:
     if name == "z_voco":
         return partial(run.z_voco, run.shape.stack[-1] if layer is None else layer)
+    if name == "voco_read":
+        return lambda rows: np.concatenate([run.z_voco(state, rows) for state in read_states(run)], 1)
     if name == "v_pooled":
         return run.v_pooled
     if name == "v_d":
@@ -128,6 +156,10 @@ def _slices(run: Run, name: str, layer: int | None) -> Callable[[slice], np.ndar
 
 def _check(run: Run, name: str) -> None:
     if name in ("z_voco", "v_pooled", "pixels"):
+        return
+    if name == "voco_read":
+        if not read_states(run):
+            raise UserError(f"{run.path.name} has no voco_read: text reads all tokens of an {run.info.topology} image")
         return
     if name.endswith(_FILES):
         if not Path(name).exists():
@@ -156,6 +188,8 @@ def _check(run: Run, name: str) -> None:
 def _load(run: Run, name: str) -> np.ndarray:
     if name == "z_voco":
         return run.z_voco(run.shape.stack[-1])
+    if name == "voco_read":
+        return np.concatenate([run.z_voco(state) for state in read_states(run)], 1)
     if name == "v_pooled":
         return run.v_pooled()
     if name == "v_d":

@@ -44,7 +44,7 @@ CAPTIONS = {
     "images, so every row adds up to 1; the number of images is in the hover text.",
 }  # fmt: skip
 
-_COLOURS = {"z_voco": "#009E73", "v_d": "#E69F00", "v_pooled": "#0072B2"}
+_COLOURS = {"voco_read": "#56B4E9", "z_voco": "#009E73", "v_d": "#E69F00", "v_pooled": "#0072B2"}
 _OTHERS = ("#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 _NEUTRAL = "#8a8a8a"
 _SHARES = [[0.0, "#ffffff"], [0.5, "#6baed6"], [1.0, "#08306b"]]

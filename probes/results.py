@@ -66,6 +66,8 @@ class Row:
     """V-information H(Y) - H(Y|X): what the probe saves, held out. `metrics` has its interval."""
     compression: float | None
     """Of the online code (Voita & Titov 2020): uniform code / code length; None where it was not computed."""
+    compression_interval: Interval | None
+    """With its interval over groups of images, sent in the same order."""
     code_bits: float | None
     """The length of that code, an image."""
     control: float | None
@@ -184,6 +186,8 @@ class Results:
     baselines: tuple[Baseline, ...] = ()
     curves: tuple[CurvePoint, ...] = ()
     confusions: tuple[Confusion, ...] = ()
+    code_comparisons: tuple[Comparison, ...] = ()
+    """`compression` of every two columns, by task; a family of its own for Holm's correction."""
 
 
 def label(representation: str, layer: int | None) -> str:

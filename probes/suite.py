@@ -111,6 +111,7 @@ class Plan(NamedTuple):
 
 
 RANDOM = "random weights"
+READ = Representation("voco_read", None)
 
 
 def plan(run: Run, settings: Settings, *, train: Run | None = None, random: Run | None = None) -> Plan:
@@ -153,10 +154,20 @@ def plan(run: Run, settings: Settings, *, train: Run | None = None, random: Run 
         fold = folds.assign([one.labels for one in ready], groups, settings.folds, settings.seed)
     else:
         fold = np.where(np.arange(len(groups)) < len(train), np.where(counted, -1, -2), 0)
+    text_reads_voco = run.shape.layers > 1 and run.info.topology != "uncompressed"
+    if text_reads_voco and READ not in reps and not settings.representations:
+        warnings += (f"{run.path.name} does not store all states that text reads of <voco>: voco_read is left out",)
     if run.shape.stack[-1] != run.shape.layers:
         warnings += (f"z_voco is read at layer {run.shape.stack[-1]}: the run does not store the last one",)
     types = _types(ready, settings.types) if settings.controls else None
     runs = [one for one in (run, train) if one is not None]
+    if READ in reps and not settings.representations and _is_large(runs, READ, settings):
+        # A default that would change how all others are probed.
+        reps = tuple(at for at in reps if at != READ)
+        warnings += (
+            f"voco_read takes more than --memory {settings.memory:g} GB and is left out; give more, or name it with "
+            "--representations to have it streamed",
+        )
     large = [at for at in reps if not at.name.endswith(f"({RANDOM})") and _is_large(runs, at, settings)]
     if large:
         if settings.match_dim is not None or settings.curve:
@@ -172,7 +183,7 @@ def plan(run: Run, settings: Settings, *, train: Run | None = None, random: Run 
 def _is_large(runs: Sequence[Run], at: Representation, settings: Settings) -> bool:
     """Whether probing it in memory, where its rows stand some six times, takes more than it may."""
     # Anything but latents is held whole anyway.
-    latents = at.layer is not None or all(part.startswith(("z_voco", "v_")) for part in at.name.split("+"))
+    latents = at.layer is not None or all(part.startswith(("z_voco", "voco_", "v_")) for part in at.name.split("+"))
     if not latents:
         return False
     width = features.Rows(runs[0], at).shape[1]
@@ -257,6 +268,7 @@ class Found(NamedTuple):
     fold_scores: list[tuple[float, ...]]
     control: list[Sampled | None] | None
     codes: list[Codelength] | None
+    compression: list[Sampled] | None
     curve: list[tuple[int, list[Scores]]]
     """(images trained on, scores), from few to many."""
     confusion: list[np.ndarray | None]
@@ -482,13 +494,15 @@ def _score(
             )
         whole = round(float(np.mean([cell.train.sum() for cell in cells[:n_own] if isinstance(cell, Fold)])))
         curve.append((whole, scores))
+    codes: list[Codelength] | None = answers[-1] if compared and plan.settings.match_dim is None else None
     return Found(
         width=width,
         scores=scores,
         held_out=[[one._replace(prediction=np.empty(0), coded=np.empty(0)) for one in fold] for fold in held_out],
         fold_scores=[_fold_scores(plan, one, [fold[t] for fold in held_out]) for t, one in enumerate(plan.tasks)],
         control=control,
-        codes=answers[-1] if compared and plan.settings.match_dim is None else None,
+        codes=codes,
+        compression=None if codes is None else [_compression(plan, code, draws_RG) for code in codes],
         curve=curve,
         confusion=[
             _confusion(plan, one.labels, [fold[t].prediction for fold in held_out]) if compared else None
@@ -555,6 +569,16 @@ def _without_features(plan: Plan, labels: Labels, categories: np.ndarray | None 
     return metrics.take(prediction, np.flatnonzero(fold >= 0))
 
 
+def _compression(plan: Plan, code: Codelength, draws_RG: np.ndarray) -> Sampled:
+    """Of other images, sent in the same order: the lengths of both codes are sums over groups."""
+    groups = plan.groups[plan.fold >= 0]
+    bits_G, uniform_G = (
+        np.bincount(groups, of, draws_RG.shape[1]) for of in (code.row_bits, code.row_uniform)
+    )
+    bits, uniform = draws_RG @ bits_G, draws_RG @ uniform_G
+    return Sampled(code.compression, np.divide(uniform, bits, out=np.full(len(bits), np.nan), where=bits > 0))
+
+
 def _fold_scores(plan: Plan, one: ProbeTask, parts: Sequence[HeldOut]) -> tuple[float, ...]:
     found, kind = [], one.task.kind
     floor, at = _without_features(plan, one.labels), plan.fold[plan.fold >= 0]
@@ -606,6 +630,7 @@ def _results(plan: Plan, found: dict[Representation, Found], config: dict[str, A
             _suite_mean(plan, suite, at, found[at], whole) for suite in suites for at in plan.representations
         ),
         comparisons=(*_differences(plan, found, suites), *_conditional(plan, found)),
+        code_comparisons=tuple(_code_differences(plan, found)),
         baselines=baselines,
         curves=tuple(_curve_points(plan, found)),
         confusions=tuple(
@@ -643,6 +668,7 @@ def _row(one: ProbeTask, t: int, at: Representation, found: Found, whole: Found 
         metrics={name: _interval(value, groups) for name, value in scores.of.items()},
         bits=scores.of["V-information"].estimate,
         compression=None if code is None else code.compression,
+        compression_interval=None if found.compression is None else _interval(found.compression[t], groups),
         code_bits=None if code is None else code.bits / scores.n,
         control=None if control is None else control.estimate,
         selectivity=None if control is None else _difference(scores.of[metric], control, groups)[0],
@@ -665,7 +691,7 @@ def _doubts(row: Row, shortcut: Baseline | None) -> list[str]:
     if row.at_edge and row.lower > row.floor and row.estimate < 0.995:
         end = "weakest" if row.strength < 1 else "strongest"
         notes.append(f"{name}: most folds chose the {end} strength that was tried; the score may be too low")
-    if row.gap is not None and row.gap > LOOSE and row.estimate < 0.995:
+    if row.gap is not None and row.gap > LOOSE and row.lower > row.floor and row.estimate < 0.995:
         notes.append(f"{name}: the solver proves its objective only to {row.gap:.0e} of the minimum")
     known = None if shortcut is None else shortcut.score.estimate
     if known is not None and row.lower > row.floor and row.lower <= known + _NO_BETTER:
@@ -732,6 +758,17 @@ def _conditional(plan: Plan, found: dict[Representation, Found]) -> list[Compari
                     before, after = (found[at].scores[t].of["cross-entropy"] for at in (parts[name], join))
                     told, p = _difference(before, after, found[join].scores[t].n_groups)
                     made.append(_comparison(one.task.suite, one.task.name, join, parts[name], "bits", told, p))
+    return _corrected(made)
+
+
+def _code_differences(plan: Plan, found: dict[Representation, Found]) -> list[Comparison]:
+    """Of every two columns, the difference of their compressions of the same images in the same order."""
+    made = []
+    for a, b in combinations([at for at in plan.columns if found[at].compression is not None], 2):
+        for t, one in enumerate(plan.tasks):
+            ours, theirs = ((found[at].compression or [])[t] for at in (a, b))
+            told, p = _difference(ours, theirs, found[a].scores[t].n_groups)
+            made.append(_comparison(one.task.suite, one.task.name, a, b, "compression", told, p))
     return _corrected(made)
 
 

@@ -108,11 +108,11 @@ def best(results: Results, suite: str, task: str | None, estimates: Mapping[Key,
 
 
 def against(results: Results, suite: str) -> dict[tuple[str | None, Key], Comparison]:
-    """(task, column) -> z_voco's last layer minus that column; where z_voco is no column, the first one minus it. Task
-    None: the mean of the suite.
+    """(task, column) -> what text reads of the token minus that column, else z_voco's last layer, else the first one.
+    Task None: the mean of the suite.
     """
     keys = columns(results, suite)
-    first = next((key for key in keys if key[0] == "z_voco"), keys[0])
+    first = next((key for name in ("voco_read", "z_voco") for key in keys if key[0] == name), keys[0])
     found = {(one.task, key): one for key in keys for one in between(results, suite, first, key)}
     order = [(task, key) for task in [*tasks(results, suite), None] for key in keys]
     return {at: found[at] for at in order if at in found}
@@ -260,7 +260,7 @@ def _bits(results: Results, suite: str) -> _Grid:
         here = {key: row for row in of if (key := (row.representation, row.layer)) in keys}
         lines.append(_Line(Text(task), {key: _interval(row.metrics.get("V-information")) for key, row in here.items()}))
         if any(row.compression is not None for row in here.values()):
-            cells = {key: Text(_number(row.compression), style=_GREY) for key, row in here.items()}
+            cells = {key: _interval(row.compression_interval) for key, row in here.items()}
             lines.append(_Line(Text(" compression", style=_GREY), cells))
     means = [mean for mean in results.suite_means if mean.suite == suite]
     cells = {(mean.representation, mean.layer): _interval(mean.bits) for mean in means}

@@ -244,3 +244,52 @@ def test_wrong_files_are_one_clear_line(run: Run, tmp_path: Path) -> None:
             loaded(run, str(path))
         message = str(refused.value)
         assert path.name in message and reason in message and "\n" not in message, (path.name, message)
+
+
+def test_voco_read_is_the_states_that_keys_and_values_are_made_of(tmp_path: Path) -> None:
+    """States 0 to L - 1 side by side, in memory and as rows; a label that the last state alone holds is not read."""
+    rng = np.random.default_rng(1)
+    z_voco = rng.standard_normal((N, 4, WIDTH)).astype(np.float32)
+    z_voco[:, 0] = 1
+    labels = {COIN: (z_voco[:, 3, 0] > 0).astype(int), SIZE: z_voco[:, 1, 0] + 0.1 * rng.standard_normal(N)}
+    path = make_run(tmp_path / "run.h5", z_voco, labels)
+    with open_run(path) as run:
+        assert features.read_states(run) == (0, 1, 2)
+        expected = z_voco[:, :3].reshape(N, -1)
+        np.testing.assert_array_equal(loaded(run, "voco_read"), expected)
+        rows = features.Rows(run, Representation("voco_read", None))
+        assert rows.shape == expected.shape
+        np.testing.assert_array_equal(rows[5:9], expected[5:9])
+        found = suite.probe(suite.plan(run, quick("detail", representations=("voco_read", "z_voco"))))
+    rows_of = {(row.task, row.representation): row for row in found.rows}
+    assert rows_of["coin", "z_voco"].estimate > 0.9 and rows_of["coin", "voco_read"].lower <= 0.55
+    assert rows_of["size", "voco_read"].estimate > 0.9 and rows_of["size", "z_voco"].estimate < 0.1
+
+
+@pytest.mark.parametrize("stack", [(0, 2, 3), (3,), (0, 1, 2, 3), (1, 2, 3)])
+def test_voco_read_needs_every_state_that_text_reads(tmp_path: Path, stack: tuple[int, ...]) -> None:
+    z_voco = np.random.default_rng(0).standard_normal((N, 4, WIDTH))
+    path = make_run(tmp_path / "run.h5", z_voco, {COIN: np.arange(N) % 2}, stack=stack)
+    with open_run(path) as run:
+        there = {1, 2} <= set(stack)
+        names = [one.name for one in features.representations(run, [], (3,))]
+        assert ("voco_read" in names) == there
+        if there:
+            assert loaded(run, "voco_read").shape == (N, WIDTH * len(set(stack) - {3}))
+            return
+        with pytest.raises(UserError, match="text reads .* too; extract again with all layers"):
+            features.representations(run, ["voco_read"], (3,))
+        plan = suite.plan(run, quick("detail", representations=()))
+        assert any("does not store all states that text reads" in warning for warning in plan.warnings)
+
+
+def test_voco_read_is_left_out_where_it_would_have_everything_streamed(tmp_path: Path) -> None:
+    z_voco = np.random.default_rng(0).standard_normal((N, 12, WIDTH))
+    path = make_run(tmp_path / "run.h5", z_voco, {COIN: np.arange(N) % 2})
+    with open_run(path) as run:
+        memory = 24 * WIDTH * 8 * N / 1e9
+        plan = suite.plan(run, quick("detail", memory=memory, representations=()))
+        assert suite.READ not in plan.representations and len(set(plan.fold)) > 1
+        assert any("voco_read takes more than --memory" in warning for warning in plan.warnings)
+        named = suite.plan(run, quick("detail", memory=memory, representations=("voco_read",)))
+        assert suite.READ in named.representations and any("is streamed" in warning for warning in named.warnings)

@@ -47,15 +47,16 @@ def make_run(
     stack: tuple[int, ...] | None = None,
 ) -> Path:
     """A run of what is given, (n, layers, D) and (n, ...), random where it is not; its layers end in the last given."""
-    n, layers, width = z_voco.shape
-    stack = tuple(range(layers)) if stack is None else stack
+    n, given, width = z_voco.shape
+    stack = tuple(range(given)) if stack is None else stack
+    layers = max(given - 1, 1)
     rng = np.random.default_rng(9)
     v_d = rng.standard_normal((n, 2, width)) if v_d is None else v_d
     anchors = v_d.shape[1]
     roles = ("anchor",) * anchors + ("patch", "voco")
     keys = len(roles)
     shape = RunShape(
-        n, max(layers - 1, 1), stack, 1, width, anchors, None if codes is None else codes.shape[1:], roles,
+        n, layers, stack, 1, width, anchors, None if codes is None else codes.shape[1:], roles,
         (-1,) * keys, (-1,) * keys,
     )  # fmt: skip
     info = RunInfo({}, {"name": "planted", "sha256": "00"}, "planted", "val", "star" if anchors else "patches", {})
@@ -200,9 +201,11 @@ def test_a_number_that_differs_in_one_group_alone_is_skipped(tmp_path: Path) -> 
 
 def test_every_probe_of_the_run_is_there_and_finds_what_was_planted(found: Results) -> None:
     rows = by_name(found)
-    assert len(rows) == len(found.rows) == 4 * (3 + 5)
+    assert len(rows) == len(found.rows) == 4 * (3 + 6)
     for task, representation, layer, knows in [
         ("shape", "z_voco", 2, True),
+        ("shape", "voco_read", None, False),
+        ("size", "voco_read", None, True),
         ("present", "z_voco", 2, True),
         ("size", "z_voco", 2, True),
         ("size", "z_voco", 1, True),
@@ -227,6 +230,13 @@ def test_every_probe_of_the_run_is_there_and_finds_what_was_planted(found: Resul
         row = rows[task, "v_d", None]
         assert row.compression is not None and row.code_bits is not None
         assert row.code_bits * row.compression == pytest.approx(np.log2(options))
+        told = row.compression_interval
+        assert told is not None and told.estimate == row.compression
+        assert told.lower is not None and told.upper is not None and told.lower < row.compression < told.upper
+    by_code = {(one.task, one.a, one.b): one for one in found.code_comparisons}
+    assert all(one.metric == "compression" and 0 <= one.p <= one.p_holm <= 1 for one in by_code.values())
+    better, same = by_code["shape", "z_voco@2", "v_pooled"], by_code["coin", "z_voco@2", "v_pooled"]
+    assert better.difference.lower is not None and better.difference.lower > 0 and better.p_holm < 0.01 < same.p_holm
     assert rows["shape", "v_d", None].width == 2 * WIDTH and rows["shape", "v_d+z_voco", None].width == 3 * WIDTH
 
 
@@ -245,7 +255,7 @@ def test_pixels_of_black_pictures_say_nothing(found: Results) -> None:
 
 
 def test_suite_means_count_each_task_once(found: Results) -> None:
-    assert len(found.suite_means) == 2 * (3 + 5)
+    assert len(found.suite_means) == 2 * (3 + 6)
     for mean in found.suite_means:
         of = [
             row
@@ -261,8 +271,8 @@ def test_suite_means_count_each_task_once(found: Results) -> None:
 def test_every_two_columns_are_compared_on_the_same_images(found: Results) -> None:
     rows = {(row.task, results.label(row.representation, row.layer)): row for row in found.rows}
     by_task = [one for one in found.comparisons if one.task is not None and one.metric != "bits"]
-    columns = {"z_voco@2", "v_d", "v_pooled", "v_d+z_voco", "v_pooled+z_voco", "pixels"}
-    assert len(by_task) == 4 * 15 and {one.a for one in by_task} | {one.b for one in by_task} == columns
+    columns = {"voco_read", "z_voco@2", "v_d", "v_pooled", "v_d+z_voco", "v_pooled+z_voco", "pixels"}
+    assert len(by_task) == 4 * 21 and {one.a for one in by_task} | {one.b for one in by_task} == columns
     for one in by_task:
         assert one.difference.estimate == pytest.approx(rows[one.task, one.a].estimate - rows[one.task, one.b].estimate)
         assert one.p <= one.p_holm <= 1
@@ -731,7 +741,7 @@ def test_all_means_every_task_and_match_dim_writes_no_weights(folder: Path, tmp_
         (["--match-dim", "0"], "use 1 or more"),
         (["--jobs", "-1"], "--jobs -1"),
         (["--types", "size"], "--types size is no task with classes that is probed; there are shape, coin"),
-        (["--representations", "z_vocos"], "representation 'z_vocos' is unknown; there are z_voco, v_d"),
+        (["--representations", "z_vocos"], "representation 'z_vocos' is unknown; there are z_voco, voco_read, v_d"),
         (["--representations", "v_d.2"], "representation 'v_d.2' is unknown"),
         (["--representations", "v_d+"], "representation '' is unknown"),
         (["--representations", "codes"], "has no codes"),

@@ -25,7 +25,7 @@ ROLE_NAMES = {
     "anchor": "anchors", "patch": "patches", "voco": "&lt;voco&gt; itself", "prefix": "text before the image",
     "text": "text after the image",
 }  # fmt: skip
-OF = {"z_voco": "#009E73", "v_d": "#E69F00", "v_pooled": "#0072B2", "codes": "#CC79A7"}
+OF = {"voco_read": "#56B4E9", "z_voco": "#009E73", "v_d": "#E69F00", "v_pooled": "#0072B2", "codes": "#CC79A7"}
 """A representation's colour."""
 SERIES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#8a8a8a")
 """For things without a colour of their own."""

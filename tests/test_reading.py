@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.linear_model import Ridge
 from sklearn.neighbors import NearestNeighbors
+from threadpoolctl import threadpool_limits
 
 from analysis import attention, codes, geometry, maps, reading, ridge, stats
 from extract import models
@@ -38,6 +40,29 @@ def test_neighbours_are_scikit_learns_but_never_of_the_own_group() -> None:
     assert (groups[near] != groups[:, None]).all()
     few = geometry.neighbours(x[:6], groups[:6], 10)
     assert ((few >= 0).sum(1) == 4).all()
+
+
+def test_images_that_are_equally_near_come_in_their_order() -> None:
+    """Whatever a product of matrices makes of equal rows, and however many threads make it."""
+    distinct_rows, which = normal(40, 300), np.random.default_rng(0).integers(0, 40, 500)
+    x = distinct_rows[which]
+    first, of = geometry.distinct(x)
+    assert len(first) == 40 and (x[first][of] == x).all() and (np.diff(first) > 0).all()
+    assert geometry.distinct(np.array([[0.0], [-0.0], [1.0]]))[1].tolist() == [0, 0, 1]
+    for search in (geometry.neighbours, geometry.nearest):
+        found = []
+        for threads in (1, 2, 4):
+            with threadpool_limits(threads):
+                found.append(search(x, np.arange(500)))
+        assert (found[0] == found[1]).all() and (found[0] == found[2]).all()
+        for image, near in enumerate(found[0]):
+            copies = [at for at in np.flatnonzero(which == which[image]) if at != image][:10]
+            assert near[: len(copies)].tolist() == copies
+    codes_NV = np.random.default_rng(1).integers(0, 3, (60, 5))  # few codes: many images are alike in as many
+    like = maps.equal_codes(codes_NV)
+    for image, near in enumerate(maps.nearest_by(like, np.arange(60))):
+        others = [at for at in np.argsort(-like[image], kind="stable") if at != image]
+        assert near.tolist() == others[:10]
 
 
 def test_shared_neighbours() -> None:
@@ -401,6 +426,22 @@ def test_principal_components_are_those_of_the_features() -> None:
     assert maps.principal(np.ones((6, 6))).scores.shape == (6, 0)
 
 
+def test_principal_components_of_rows_that_stand_for_several() -> None:
+    x, which = normal(70, 60), np.repeat(np.arange(70), np.arange(70) % 3 + 1)
+    once = maps.principal(maps.inner_products(x), np.bincount(which))
+    every = maps.principal(maps.inner_products(x[which]))
+    np.testing.assert_allclose(once.scores[which], every.scores, atol=1e-4)
+    np.testing.assert_allclose(once.variance, every.variance, rtol=1e-5)
+
+
+def test_components_of_less_than_full_rank_repeat_themselves() -> None:
+    """A search that runs out of directions takes new ones, by a seed."""
+    for likeness in (maps.inner_products(normal(300, 9)), maps.inner_products(np.repeat(normal(12, 80), 20, axis=0))):
+        first = maps.principal(likeness)
+        for _ in range(3):
+            np.testing.assert_array_equal(maps.principal(likeness).scores, first.scores)
+
+
 def test_equal_codes_are_counted() -> None:
     found = maps.equal_codes(np.array([[1, 2, 3], [1, 2, 0], [0, 0, 0]], dtype=np.uint16))
     assert found.tolist() == [[3, 2, 0], [2, 3, 1], [0, 1, 3]]
@@ -505,6 +546,23 @@ def test_maps_of_a_run(run: Run) -> None:
     assert near[0, 7].tolist() == np.argsort(from_seven)[1:11].tolist() and (np.diff(away, axis=2) >= -1e-6).all()
     again = maps.analyse(run, seed=1)
     np.testing.assert_array_equal(found["umap"], again["umap"])
+
+
+@pytest.mark.slow
+def test_maps_of_images_that_come_more_than_once_repeat_themselves(tmp_path: Path) -> None:
+    (tmp_path / "photos" / "val").mkdir(parents=True)
+    for at in range(60):
+        colours = np.random.default_rng(at % 12).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(colours).resize((64, 64)).save(tmp_path / "photos" / "val" / f"{at:02d}.png")
+    out = tmp_path / "run.h5"
+    assert main(["--data", str(tmp_path / "photos"), "--split", "val", "--out", str(out), "--device", "cpu"]) == 0
+    found = []
+    for threads in (1, 2, 2):
+        with threadpool_limits(threads), open_run(out) as run:
+            found.append(maps.analyse(run, seed=1))
+    for name, value in found[0].items():
+        for again in found[1:]:
+            np.testing.assert_array_equal(value, again[name])
 
 
 def test_runs_that_are_too_small_are_refused(tmp_path: Path) -> None:

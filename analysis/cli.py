@@ -179,8 +179,11 @@ def _jobs(config: AnalyzeConfig, against: Run | None, probes: Path | None) -> li
         ),
         # "readouts": files of before had none of single images, and are made anew.
         Job("interchange", True, seed | {"pairs": config.pairs, "readouts": "of each image"} | fitted, _interchange),
-        Job("reading", True, seed | {"reading_images": config.reading_images} | fitted, _reading),
-        Job("map", False, seed | {"neighbours": geometry.NEIGHBOURS}, _map),
+        # "counts": files of before counted images where they come in groups; "ties": they broke them by rounding.
+        Job(
+            "reading", True, seed | {"reading_images": config.reading_images, "counts": "groups"} | fitted, _reading
+        ),
+        Job("map", False, seed | {"neighbours": geometry.NEIGHBOURS, "ties": "in order"}, _map),
     ]
 
 

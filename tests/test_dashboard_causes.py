@@ -302,6 +302,13 @@ def test_a_layer_alone_and_other_effects(analysed: Path, open_app: Any) -> None:
     np.testing.assert_allclose(numbers(trace["z"]).ravel(), causes.times_even(loss_T)[:A], rtol=1e-5)
     assert trace["zmin"] == -trace["zmax"]
     same_ranks(app, section["question_rank"][:, :, 0], PREDICTORS[:2])
+    # Text reads nothing of the last layer, so what lies beside the answers leaves it out, and says so.
+    of_layers = {"map_attention": random_rows(6)[3].mean(1), "map_norm": contributions([""] * 6)["norm"][0]}
+    for name, values_LS in of_layers.items():
+        values_T = values_LS[:-1].mean(0)[1 : 1 + T]
+        trace = charts(app)[name]["data"][1]
+        np.testing.assert_allclose(numbers(trace["z"]).ravel(), causes.times_even(values_T)[:A], rtol=2e-3)
+        assert "all layers but the last, which no text reads" in subtitle(charts(app)[name])
     app.selectbox(key="question").set_value("where").run()
     assert "map_effect" not in charts(app) and any("has no such answer" in info.value for info in app.info)
     same_ranks(app, section["question_rank"][:, :, 1], PREDICTORS[:2])

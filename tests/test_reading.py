@@ -1,5 +1,6 @@
 """What z_voco holds: every quantity on a case with a known answer, then the shipped model's own run."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from sklearn.linear_model import Ridge
 from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 
-from analysis import attention, codes, geometry, maps, reading, ridge, stats
+from analysis import attention, codes, geometry, maps, reading, ridge, stats, summary
 from extract import models
 from extract.cli import main
 from extract.errors import UserError
@@ -290,6 +291,25 @@ def test_usage_of_known_codes() -> None:
     assert (found.entropy.lower <= found.entropy.estimate).all() and (found.entropy.upper <= 6).all()
 
 
+def test_copies_of_images_are_no_more_draws_of_codes() -> None:
+    drawn = np.random.default_rng(0).integers(0, 64, (20, 5, 2))
+    once = codes.usage(drawn, 64, np.arange(20), seed=0)
+    copies = codes.usage(np.repeat(drawn, 4, axis=0), 64, np.repeat(np.arange(20), 4), seed=0)
+    assert once.draws == copies.draws == 100
+    np.testing.assert_allclose(copies.entropy.estimate, once.entropy.estimate)
+    np.testing.assert_allclose(copies.entropy.lower, once.entropy.lower)
+    # Half of all images in one group tell about as much as three groups of even sizes.
+    assert stats.effective_groups([0] * 20 + list(range(1, 21))) == pytest.approx(1600 / 420)
+
+
+def test_few_draws_of_many_codes_are_told() -> None:
+    drawn = np.random.default_rng(0).integers(0, 512, (30, 10, 1))
+    found = codes.usage(drawn, 512, np.arange(30), seed=0)
+    assert found.perplexity.estimate[0] < 400, "it is 512"
+    assert re.search("too low: 300 draws.*512 codes", summary.few_draws(found.draws, 512))
+    assert summary.few_draws(512, 512) == ""
+
+
 def test_the_usage_interval_holds_the_entropy() -> None:
     held = []
     share = np.array([0.5, 0.25, 0.125, 0.125])  # 1.75 bits
@@ -330,6 +350,30 @@ def test_independent_codes_of_groups_say_nothing_either() -> None:
         values, labels = rng.integers(0, 8, (60, 4))[group], rng.integers(0, 4, 60)[group]
         mean.append(codes.information(values, labels, group, seed).bits.mean())
     assert abs(np.mean(mean)) < 0.02
+
+
+def test_information_counts_groups_not_images() -> None:
+    rng = np.random.default_rng(0)
+    values, labels = rng.integers(0, 4, (64, 6)), rng.integers(0, 4, 64)
+    values[:, :3] = labels[:, None]
+    once = codes.information(values, labels, np.arange(64), 0)
+    group = np.repeat(np.arange(64), 4)
+    copies = codes.information(values[group], labels[group], group, 0)
+    np.testing.assert_allclose(copies.bits, once.bits, atol=1e-6)
+    assert codes.values_for(np.arange(512)) == codes.values_for(np.repeat(np.arange(512), 3)) == 16
+    assert codes.values_for(np.repeat(np.arange(64), 8)) == 2, "512 images, and 64 that differ"
+
+
+def test_information_where_no_two_groups_have_one_size() -> None:
+    group = np.repeat(np.arange(40), np.arange(1, 41))
+    mean = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        labels = rng.integers(0, 3, 40)
+        values = np.stack([labels, *rng.integers(0, 3, (6, 40))], 1)
+        mean.append(codes.information(values[group], labels[group], group, seed).bits)
+    bits = np.mean(mean, 0)
+    assert 1.35 < bits[0] < np.log2(3) and (np.abs(bits[1:]) < 0.03).all()
 
 
 def test_information_of_a_noisy_copy() -> None:

@@ -48,7 +48,8 @@ def show(view: View) -> None:
     sections = data.sections(view.path, view.header)
     st.caption(
         "Attention says where &lt;voco&gt; looks; it is no cause. Here tokens are taken away, or exchanged between two "
-        "images, and everything after them is computed again: what changes then, they caused."
+        "images, and everything after them is computed again: what changes then, they caused. z_voco is &lt;voco&gt; "
+        "after the last layer, which no text reads: answers hang on what it is before that."
     )
     parts = st.tabs(list(_PARTS), key="causes", bind="query-params", on_change="rerun")  # computes only the open one
     for part, (name, command, content) in zip(parts, _PARTS.values(), strict=True):

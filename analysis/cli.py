@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from analysis.rerun import Place
     from extract.store import Run
     from extract.vlm.model import HTCVLM
+    from probes.results import Results
     from probes.weights import Key, Probe
 
 Name = Literal["attention", "reconstruct", "contributions", "knockouts", "interchange", "reading", "map"]
@@ -135,7 +136,7 @@ def analyze(config: AnalyzeConfig) -> None:
                     raise
                 print(f"{job.name:<14}left out: {error}", flush=True)
         with results.read(out) as analysis:
-            summary.show(analysis)
+            summary.show(analysis, _scores(probes_path, run))
     print(f"\n{out} holds all of this. Look at it with: htc-dashboard {path}")
 
 
@@ -157,6 +158,20 @@ def _probes(config: AnalyzeConfig, run: Path) -> tuple[Path | None, dict[Key, Pr
     if config.probes is None and not path.is_file():
         return None, None
     return path, weights.load(path)
+
+
+def _scores(weights: Path | None, run: Run) -> Results | None:
+    """What htc-probe wrote beside the probes' weights; None where there is nothing, or it is of another run."""
+    from probes import results
+
+    if weights is None or not weights.with_suffix(".json").is_file():
+        return None
+    try:
+        found = results.read(weights.with_suffix(".json"))
+    except UserError as error:
+        print(f"probes        scores left out: {error}")
+        return None
+    return found if found.run.get("created") == run.created else None
 
 
 def _jobs(config: AnalyzeConfig, against: Run | None, probes: Path | None) -> list[Job]:

@@ -14,6 +14,8 @@ import numpy as np
 
 from analysis import stats
 from analysis.mixing import Mix, is_known
+from extract.store import NUMERIC
+from probes import circular
 
 Readout = Literal["answer", "probe"]
 
@@ -25,7 +27,9 @@ class Measure(NamedTuple):
     task: str
     suite: str
     kind: str
-    """classes, multilabel or number."""
+    """classes, multilabel, number or circular."""
+    period: float = 0.0
+    """Of a circular value."""
 
 
 Values = dict[Measure, np.ndarray]
@@ -53,7 +57,7 @@ def shares(mix: Mix, said: Values, true: Values, unmixed: Values, seed: int, *, 
     followed; once for all cases, once for those that are read right from both `unmixed` images; then the means of
     suites.
     """
-    measures = [m for m in said if m.kind != "number"]
+    measures = [m for m in said if m.kind not in NUMERIC]
     over = np.zeros((len(mix.couple), len(measures), 2, 3))
     under = np.zeros((len(mix.couple), len(measures), 2))
     floor = np.zeros((len(measures), 2, 3))
@@ -137,9 +141,10 @@ def _cells(values: np.ndarray) -> np.ndarray:
 
 def weights(mix: Mix, said: Values, true: Values, seed: int) -> Found:
     """Of numbers, (K, 2, 3): the weights of the anchors' and the patches' donor's value in the least squares that
-    explain what is read, with an intercept; NaN for a half of no image. Unmixed, both are that of the one image.
+    explain what is read, with an intercept; NaN for a half of no image. Unmixed, both are that of the one image. Of
+    circular values the same of their points on the circle, cosine and sine at one weight.
     """
-    measures = [m for m in said if m.kind == "number"]
+    measures = [m for m in said if m.kind in NUMERIC]
     values = np.full((len(measures), 2, 3), np.nan, dtype=np.float32)
     counted, couples = np.zeros(len(measures), dtype=np.int64), np.zeros(len(measures), dtype=np.int64)
     donors = {side: half.of for side, half in enumerate((mix.anchors, mix.patches)) if half.of is not None}
@@ -149,7 +154,11 @@ def weights(mix: Mix, said: Values, true: Values, seed: int) -> Found:
         use = np.isfinite(given).all(1)
         counted[at], couples[at] = use.sum(), len(np.unique(mix.couple[use]))
         if couples[at] > len(sides) + 1:
-            found = np.stack(regress(said[m][use], given[use], mix.couple[use], seed), -1)
+            y, x, couple = said[m][use], given[use], mix.couple[use]
+            if m.kind == "circular":
+                y, x = (_points(values, m.period) for values in (y, x))
+                couple = np.tile(couple, 2)
+            found = np.stack(regress(y, x, couple, seed), -1)
             values[at, list(donors) if mix.name == "unmixed" else sides] = found
     always = np.zeros(len(measures), dtype=np.int8)
     return Found(measures, always, values, np.full(values.shape[:-1], np.nan), counted, couples)
@@ -168,6 +177,13 @@ def regress(y: np.ndarray, x: np.ndarray, couples: np.ndarray, seed: int) -> sta
     sums = every.reshape(-1, size, size + 1)
     solved = (np.linalg.pinv(sums[..., :-1], hermitian=True) @ sums[..., -1:])[:, :-1, 0]
     return stats.Draws(solved[0], solved[1:], count).intervals()
+
+
+def _points(values: np.ndarray, period: float) -> np.ndarray:
+    """(2 m, ...) the cosines of circular values (m, ...), then their sines, each without its mean."""
+    points = circular.vectors(values, period)
+    points -= points.mean(0)
+    return np.concatenate([points[..., 0], points[..., 1]])
 
 
 class Table:

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from analysis import stats
-from extract.store import Task
+from extract.store import NUMERIC, Task
+from probes import circular
 
 NEIGHBOURS = 10
 NULL_DRAWS = 200
@@ -96,12 +97,19 @@ def vote(near_NK: np.ndarray, labels: np.ndarray, task: Task) -> tuple[np.ndarra
     """What the neighbours say of a task: (errors, their sum without features), each (N,), 0 where the label is unknown.
 
     The score is 1 - sum(errors) / N for classes (majority, the nearer class at a tie) and for labels of a multilabel
-    task (share of wrong majorities), and R2 = 1 - sum(errors) / sum(total) for numbers (mean of the neighbours). The
-    second array is 1 or 0 in the first two cases: whether the image counts. Neighbours without a label do not vote.
+    task (share of wrong majorities), and R2 = 1 - sum(errors) / sum(total) for numbers (mean of the neighbours). Of
+    circular values it is the same with 1 - cosine of the error, and what is said is the direction of their mean point.
+    The second array is 1 or 0 in the first two cases: whether the image counts. Neighbours without a label do not vote.
     """
     around = np.where((near_NK >= 0).reshape(near_NK.shape + (1,) * (labels.ndim - 1)), labels[near_NK], _unknown(task))
     known_NK = _known(around, task)
     known = _known(labels, task) & known_NK.any(1)
+    if task.kind == "circular":
+        points = np.where(known_NK[..., None], circular.vectors(around, task.period), 0).sum(1)
+        missed = 1 - circular.cosine(circular.values_of(points, task.period), labels, task.period)
+        whole = np.zeros(len(labels))
+        whole[known] = circular.errors_of_others(labels[known], task.period)
+        return np.where(known, missed, 0), whole
     if task.kind == "number":
         said = np.divide(np.where(known_NK, around, 0).sum(1), known_NK.sum(1), out=np.zeros(len(labels)), where=known)
         off = labels - labels[known].mean() if known.any() else labels
@@ -116,9 +124,9 @@ def vote(near_NK: np.ndarray, labels: np.ndarray, task: Task) -> tuple[np.ndarra
 
 
 def floor(labels: np.ndarray, task: Task) -> float:
-    """The score of `vote` that needs no features: the majority's, or 0 for numbers."""
+    """The score of `vote` that needs no features: the majority's, or 0 for numbers and circular values."""
     known = labels[_known(labels, task)]
-    if task.kind == "number" or not len(known):
+    if task.kind in NUMERIC or not len(known):
         return 0.0
     if task.kind == "classes":
         return float(np.bincount(known).max() / len(known))
@@ -235,11 +243,11 @@ def by_likeness(likeness: Callable[[int, int], np.ndarray], groups_N: stats.Grou
 
 
 def _unknown(task: Task) -> float:
-    return {"classes": -1, "number": np.nan, "multilabel": 255}[task.kind]
+    return np.nan if task.kind in NUMERIC else -1 if task.kind == "classes" else 255
 
 
 def _known(labels: np.ndarray, task: Task) -> np.ndarray:
-    if task.kind == "number":
+    if task.kind in NUMERIC:
         return np.isfinite(labels)
     return labels >= 0 if task.kind == "classes" else (labels != 255).all(-1)
 

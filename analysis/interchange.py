@@ -26,7 +26,7 @@ from analysis.mixing import BATCH, UNKNOWN, Design, Mix
 from extract.capture import run_shape
 from extract.data.source import Source
 from extract.errors import UserError
-from extract.store import Run, Task
+from extract.store import NUMERIC, Run, Task
 from extract.vlm.model import HTCVLM
 from extract.vlm.star import Compressed, Direct, direct_products
 from probes.weights import Key, Probe
@@ -253,7 +253,7 @@ def _true_values(tasks: Sequence[Task], design: Design, probes: Mapping[str, Pro
                 labels = np.where(np.isin(labels, known), labels, -1)
             elif task.kind == "multilabel":
                 labels = np.where([name in classes for name in task.classes], labels, UNKNOWN)
-            true[Measure("probe", task.name, task.suite, task.kind)] = labels
+            true[Measure("probe", task.name, task.suite, task.kind, task.period)] = labels
     if design.answers is not None:
         for question, answers in design.answers.items():
             if wanted(question):
@@ -300,7 +300,7 @@ def _reader(
 def _predicted(probe: Probe, classes: tuple[str, ...], z: np.ndarray) -> np.ndarray:
     """The probe's predictions in the run's classes."""
     predicted = probe.predict(z)
-    if probe.kind == "number":
+    if probe.kind in NUMERIC:
         return predicted
     if probe.kind == "classes":
         place = {name: number for number, name in enumerate(classes)}

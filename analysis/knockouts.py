@@ -33,8 +33,9 @@ from analysis.attention import mean_of_read_layers
 from analysis.passes import Keys, Passes, Shared
 from analysis.sample import Sample, Texts, take
 from analysis.stats import intervals_of_means
-from extract.store import Run
+from extract.store import NUMERIC, Run
 from extract.vlm.model import HTCVLM
+from probes import circular
 from probes.weights import Key, Probe
 
 _NUMBERS = 2**25  # of the largest tensors of one chunk of variants
@@ -110,12 +111,15 @@ def probe_changes(probe: Probe, z: np.ndarray, base: np.ndarray) -> tuple[np.nda
 
     First the share that flips: 0 or 1 for classes, of the classes for multilabel, NaN for numbers. Then the change of
     the log-probability of what it predicted from `base`, nats, mean over the classes of multilabel; for numbers, of
-    the prediction, in its unit.
+    the prediction, in its unit (the short way round of a circular value).
     """
     told = probe.logits(z.reshape(-1, z.shape[-1])).reshape(*z.shape[:2], -1)
     before = probe.logits(base)[:, None]
     if probe.kind == "number":
         return np.full(z.shape[:2], np.nan), (told - before)[..., 0]
+    if probe.kind == "circular":
+        now, was = (circular.values_of(points, probe.period) for points in (told, before))
+        return np.full(z.shape[:2], np.nan), circular.difference(now, was, probe.period)
     if probe.kind == "multilabel" or told.shape[-1] == 1:
         sign = np.where(before > 0, 1, -1)
         return ((told > 0) != (before > 0)).mean(-1), (
@@ -357,7 +361,7 @@ def _of_batch(
             z, before = _numpy(loo.z), _numpy(shared.base.hidden[:, 0, -1])
             told = [probe_changes(probe, z, before) for _, probe in readers]
             flips, changes = (np.stack(parts, -1) for parts in zip(*told, strict=True))
-            among = np.where([probe.kind == "number" for _, probe in readers], np.nan, changes)
+            among = np.where([probe.kind in NUMERIC for _, probe in readers], np.nan, changes)
             ranked["probe_rank"] = np.concatenate([changes, _nanmean(among)[..., None]], -1)
             yield from (("loo_probe_flips", flips), ("loo_probe_changes", changes))
 

@@ -23,7 +23,7 @@ from extract.data import open_source, scenes
 from extract.data.source import ImageError, Item, Source
 from extract.errors import UserError
 from extract.pipeline import Prepared, read_ahead
-from extract.store import Run, Task
+from extract.store import NUMERIC, Run, Task
 from extract.vlm.model import HTCVLM, Hybrid
 
 BATCH = 64
@@ -235,7 +235,7 @@ def _halves(count: int) -> np.ndarray:
 
 def is_known(labels: np.ndarray, kind: str) -> np.ndarray:
     """Which labels of a run say something."""
-    if kind == "number":
+    if kind in NUMERIC:
         return np.isfinite(labels)
     return labels != UNKNOWN if kind == "multilabel" else labels >= 0
 

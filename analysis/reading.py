@@ -14,7 +14,7 @@ import numpy as np
 
 from analysis import codes, geometry, rerun, ridge, stats
 from extract.errors import UserError
-from extract.store import Run, Task
+from extract.store import NUMERIC, Run, Task
 from probes.weights import Key, Probe
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def _neighbours(
     if tasks:
         section |= _table(scores, (len(tasks), len(near))).section("neighbours_score")
         section |= _table(differences, (len(tasks),)).section("neighbours_minus_pooled")
-    metric = {"classes": "accuracy", "number": "R2", "multilabel": "mean accuracy"}
+    metric = {"classes": "accuracy", "number": "R2", "circular": "circular R2", "multilabel": "mean accuracy"}
     section |= {
         "neighbours_tasks": [task.name for task in tasks],
         "neighbours_metric": [metric[task.kind] for task in tasks],
@@ -459,11 +459,13 @@ def _single_words(run: Run, tokenizer: PreTrainedTokenizerBase, rows: np.ndarray
 
 
 def _as_classes(labels: np.ndarray, task: Task) -> list[np.ndarray]:
-    """(N,) ints each, -1 unknown: the classes, a number in 8 equally frequent ranges, or every label by itself."""
+    """(N,) ints each, -1 unknown: the classes, 8 equally frequent ranges of a number, or every label by itself."""
     if task.kind == "classes":
         return [labels]
     if task.kind == "number":
         return [codes.binned(labels)]
+    if task.kind == "circular":
+        return [codes.binned(labels % task.period)]
     return [np.where(one == 255, -1, one).astype(int) for one in labels.T]
 
 
@@ -472,7 +474,7 @@ def _empty(run: Run, task: Task, rows: np.ndarray) -> bool:
     labels = run.labels(task.name)[rows]
     if task.kind == "multilabel":
         return len(np.unique(labels[(labels != 255).all(1)], axis=0)) < 2
-    return len(np.unique(labels[np.isfinite(labels) if task.kind == "number" else labels >= 0])) < 2
+    return len(np.unique(labels[np.isfinite(labels) if task.kind in NUMERIC else labels >= 0])) < 2
 
 
 def _score(errors: np.ndarray, whole: np.ndarray, groups: stats.Groups, seed: int) -> stats.Draws:

@@ -1,5 +1,5 @@
-"""What the sections of an analysis say, as tables and as the five sentences of a researcher. Knows sections and rich;
-not runs, models or how anything was measured.
+"""What the sections of an analysis say, as tables and as the five sentences of a researcher, the fifth of which is of
+the probes. Knows sections, results of probes and rich; not runs, models or how anything was measured.
 
 No conclusion is written down here: each sentence follows the sign of a number and whether its 95 % interval leaves that
 sign open, and says so where it does. Beside it stands what the paper claims (arXiv 2512.08240).
@@ -19,9 +19,11 @@ from rich.text import Text
 
 from analysis.results import Analysis
 from analysis.stats import Interval, interval_of_mean
+from probes.results import Results, SuiteMean
 
 _GREY = "bright_black"
 _MOST_LAYERS = 12  # in a table
+_HARDLY = 0.1  # a preference that is surely less than this share of an even look is told as "hardly"
 _SEED = 0  # of the intervals that are taken here, of differences within one section
 
 Section = Mapping[str, Any]
@@ -41,34 +43,41 @@ class Sentence(NamedTuple):
         return self.text + (f" The paper: {self.claim}; {words[self.agrees]}." if self.claim else "")
 
 
-def show(analysis: Analysis) -> None:
-    """Prints the tables and the sentences of the sections that are there."""
-    Console().print(render({name: analysis[name] for name in analysis.sections()}))
+def show(analysis: Analysis, probes: Results | None = None) -> None:
+    """Prints the tables and the sentences of the sections that are there, and of the run's probes."""
+    Console().print(render({name: analysis[name] for name in analysis.sections()}, probes))
 
 
-def render(sections: Mapping[str, Any]) -> Group:
-    """Tables of the sections that are there, and the five sentences."""
+def render(sections: Mapping[str, Any], probes: Results | None = None) -> Group:
+    """Tables of the sections that are there, the five sentences, and what a linear map tells of the patches."""
     parts: list[RenderableType] = []
     for name, table in _TABLES.items():
         if name in sections:
             parts += [Text(), *table(sections[name])]
     parts.append(Text("\nIn five sentences\n", style="bold"))
     lines = Table.grid(padding=(0, 1))
-    for number, sentence in enumerate(sentences(sections), 1):
-        lines.add_row(Text(f"{number}"), Text(sentence.told() if isinstance(sentence, Sentence) else sentence))
+    for number, sentence in zip("12345 ", [*sentences(sections, probes), patches(sections)], strict=True):
+        lines.add_row(Text(number), Text(sentence.told() if isinstance(sentence, Sentence) else sentence))
     parts += [lines, Text("\n[a, b]: 95 % intervals over groups of images.", style=_GREY)]
     return Group(*parts)
 
 
-def sentences(sections: Mapping[str, Any]) -> list[Sentence | str]:
-    """The five; of what was not analysed, how to do that."""
+def sentences(sections: Mapping[str, Any], probes: Results | None = None) -> list[Sentence | str]:
+    """The five; of what was not analysed or probed, how to do that."""
     found: list[Sentence | str] = []
     for name, question, say in _SENTENCES:
         if name in sections:
             found.append(say(sections[name]))
         else:
             found.append(f"{question}: not analysed yet; htc-analyze {name}")
-    return found
+    return [*found, _survives(probes)]
+
+
+def patches(sections: Mapping[str, Any]) -> Sentence | str:
+    """What a linear map tells of the patches and codes, which no claim of the paper is about; or how to measure it."""
+    if "reading" not in sections:
+        return "What is told of each patch: not analysed yet; htc-analyze reading"
+    return _patches(sections["reading"])
 
 
 def sign(interval: Interval, null: float = 0.0) -> int:
@@ -116,9 +125,10 @@ def _looks(section: Section) -> Sentence | str:
     lift, above = entry(section, "anchor_lift_overall", 0), entry(section, "anchor_minus_top_overall", 0)
     which = sign(lift, 1.0)
     layers = ", ".join(f"{value:.2f}" for value in section["anchor_lift_by_layer"])
+    hardly = "hardly " if abs(lift.upper - 1) < _HARDLY and abs(lift.lower - 1) < _HARDLY else ""
     text = {
-        1: "<voco> looks at the anchors more than evenly",
-        -1: "<voco> looks at the anchors less than evenly",
+        1: f"<voco> looks at the anchors {hardly}more than evenly",
+        -1: f"<voco> looks at the anchors {hardly}less than evenly",
         0: "Whether <voco> prefers the anchors to an even look cannot be told",
     }[which]
     text += (
@@ -244,27 +254,99 @@ def follow(section: Section, suite: str, readout: str) -> tuple[Interval, Interv
     return Interval(*map(float, anchors)), Interval(*map(float, patches)), chance
 
 
-def _survives(section: Section) -> Sentence | str:
+def _survives(probes: Results | None) -> Sentence | str:
+    if probes is None:
+        return "What survives: not probed yet; htc-probe semantic detail"
+    kept: list[str] = []
+    of_anchors: list[str] = []
+    signs: list[int] = []
+    read_from = ""
+    for suite in dict.fromkeys(mean.suite for mean in probes.suite_means):
+        means = [mean for mean in probes.suite_means if mean.suite == suite]
+        token = _token(means)
+        if token is None or (share := _percent(token)) is None:
+            continue
+        read_from = _read_from(token, probes.run.get("last_layer"))
+        signs.append(sign(share, 100.0))
+        than = {1: "more than", -1: "less than", 0: "not told apart from"}[signs[-1]]
+        of = " of what they read from the mean of the patches" if not kept else ""
+        kept.append(f"{_share(share)}{of} in the {suite} suite ({token.tasks} tasks; {than} the mean)")
+        for anchors in (mean for mean in means if mean.representation == "v_d"):
+            signs.append(_apart(_score(token), _score(anchors)))
+            if (share := _percent(anchors)) is not None:
+                of_anchors.append(f"{_share(share)} in the {suite} suite")
+    if not kept:
+        return (
+            "What survives: in no suite are there probes of both <voco> and v_pooled (htc-probe semantic detail makes "
+            "them) with v_pooled over its floor"
+        )
+    text = f"Linear probes of {read_from} read {' and '.join(kept)}."
+    if of_anchors:
+        text += f" Probes of the anchors (v_d) read {' and '.join(of_anchors)}."
+    verdict = False if -1 in signs else None if 0 in signs else True
+    return Sentence(text + " Shares are of what a score has over its floor.", _READ, verdict)
+
+
+_READ = "linear probes read more from z_voco than from v_d and from the mean of the patches"
+
+
+def _token(means: Sequence[SuiteMean]) -> SuiteMean | None:
+    """Of what the text reads of <voco>, where that was probed; otherwise of the last of its states that were."""
+    for name in ("voco_read", "z_voco"):
+        found = [mean for mean in means if mean.representation == name]
+        if found:
+            return max(found, key=lambda mean: -1 if mean.layer is None else mean.layer)
+    return None
+
+
+def _score(mean: SuiteMean) -> Interval:
+    return Interval(mean.estimate, mean.lower, mean.upper)
+
+
+def _read_from(token: SuiteMean, last_layer: int | None) -> str:
+    if token.representation == "voco_read":
+        return "what the text reads of <voco>"
+    if token.layer == last_layer:
+        return "z_voco (the last state of <voco>)"
+    return f"the state of <voco> at layer {token.layer}"
+
+
+def _percent(mean: SuiteMean) -> Interval | None:
+    """The retention in percent; None where it has no bounds, as pooled V is at its floor."""
+    kept = mean.retention
+    if kept is None or kept.estimate is None or kept.lower is None or kept.upper is None:
+        return None
+    return Interval(100 * kept.estimate, 100 * kept.lower, 100 * kept.upper)
+
+
+def _share(percent: Interval) -> str:
+    """99.1 % [98.4, 99.8]; with more decimals where an end would look as if it were all."""
+    places = 1
+    while places < 4 and any(end != 100 and round(end, places) == 100 for end in percent[1:]):
+        places += 1
+    estimate, lower, upper = (f"{value:.{places}f}" for value in percent)
+    return f"{estimate} % [{lower}, {upper}]"
+
+
+def _patches(section: Section) -> Sentence | str:
     if "patch_r2_all" not in section:
-        return "What survives of the patches: no model was at hand; htc-analyze reading"
+        return "What is told of each patch: no model was at hand; htc-analyze reading"
     z = list(section["representations"]).index("z_voco")
     r2, more = entry(section, "patch_r2_all", z), entry(section, "patch_r2_all_minus_pooled", 0)
     places = section["patch_r2"][z]
-    which = sign(more)
     text = (
-        f"z_voco tells {words(r2)} of the patches' variance by a linear map (between {places.min():.2f} and "
-        f"{places.max():.2f} by place)"
+        f"A linear map from z_voco tells {words(r2)} of the variance of the single patches (R2 over "
+        f"{section['patch_images']:,} images; {places.min():.2f} to {places.max():.2f} by place)"
     )
     text += {
-        1: f", more than their mean does ({words(more)})",
-        -1: f", less than their mean does ({words(more)})",
-        0: f", not told apart from what their mean does ({words(more)})",
-    }[which]
+        1: f", more than one from their mean does ({words(more)})",
+        -1: f", less than one from their mean does ({words(more)})",
+        0: f", not told apart from what one from their mean does ({words(more)})",
+    }[sign(more)]
     if "code_bits" in section:
         whole = np.mean(section["code_entropy_read"])
         text += f", and {words(_code_bits(section, z))} of the {whole:.2f} bits of a code"
-    claim = "linear probes read more from z_voco than from v_d and from the mean of the patches"
-    return Sentence(text + ".", claim, _agrees(which))
+    return Sentence(text + ".", "", None)
 
 
 def _code_bits(section: Section, representation: int) -> Interval:
@@ -306,7 +388,6 @@ _SENTENCES: tuple[tuple[str, str, Callable[[Any], Sentence | str]], ...] = (
     ("knockouts", "Whether the heat map is honest", _honest),
     ("knockouts", "Whether the anchors matter causally", _matters),
     ("interchange", "Whom answers and probes follow", _follows),
-    ("reading", "What survives", _survives),
 )
 
 

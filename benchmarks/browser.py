@@ -14,7 +14,7 @@ import sys
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,26 +46,32 @@ _SETTLED = """() => new Promise((done) => {
 
 
 @contextlib.contextmanager
-def serving(*roots: Path) -> Iterator[str]:
-    """The address of a dashboard over `roots`."""
+def serving(*roots: Path, options: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> Iterator[str]:
+    """The address of a dashboard over `roots`, without a slash at its end. options: more of the command's; environment:
+    variables beside this process's own.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "dashboards.cli", *map(str, roots), "--port", str(port), "--no-browser"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    command = [sys.executable, "-m", "dashboards.cli", *map(str, roots), "--port", str(port), "--no-browser", *options]
+    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **(environment or {})}
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=variables, text=True)
     try:
+        assert server.stdout is not None
+        told = server.stdout.readline()  # htc-dashboard: ADDRESS  (stop with Ctrl-C)
+        assert "http" in told, "the dashboard did not start"
+        address = told.split()[1].rstrip("/")
         deadline = time.monotonic() + 60
         while True:
             with contextlib.suppress(OSError):
-                if urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=2).read() == b"ok":
+                if urllib.request.urlopen(f"{address}/_stcore/health", timeout=2).read() == b"ok":
                     break
             assert time.monotonic() < deadline, "the dashboard did not start"
             time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
+        yield address
     finally:
         server.send_signal(signal.SIGTERM)
-        server.wait(30)
+        server.communicate(timeout=30)
 
 
 class Tab:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from extract.store import NUMERIC
+from probes import circular
 from probes.predictions import Predicted
 
 UNKNOWN = 255
@@ -24,7 +26,9 @@ class Answers(NamedTuple):
     sure: np.ndarray | None
     """(n,) the probability that the probe gave to what it said; None for numbers."""
     names: tuple[str, ...]
-    """Of the answers; () for numbers."""
+    """Of the answers; () for numbers and circular values."""
+    period: float = 0.0
+    """Of a circular value, in its unit."""
 
     def among(self, rows: np.ndarray) -> "Answers":
         """Of these images alone."""
@@ -42,10 +46,15 @@ class Answers(NamedTuple):
         """Which of the n are called `said` and are `true`; the surest first."""
         return self._surest((self.true == true) & (self.said == said))
 
+    @property
+    def error(self) -> np.ndarray:
+        """(n,) what was said minus what is true, of circular values the short way round."""
+        return circular.difference(self.said, self.true, self.period) if self.period else self.said - self.true
+
     def wrong(self) -> np.ndarray:
         """Which of the n the probe gets wrong, the surest first; of numbers all, the largest error first."""
         if self.sure is None:
-            return np.argsort(-np.abs(self.said - self.true), kind="stable")
+            return np.argsort(-np.abs(self.error), kind="stable")
         return self._surest(self.said != self.true)
 
     def _surest(self, which: np.ndarray) -> np.ndarray:
@@ -58,7 +67,7 @@ def of(predicted: Predicted, label: int = 0) -> Answers:
     """`label`: of a multi-label task, the one that is asked about: no (0) or yes (1)."""
     y, said, sure = predicted.y, predicted.said, predicted.sure
     if predicted.kind != "multilabel":
-        return Answers(predicted.rows, y, said, sure, predicted.classes)
+        return Answers(predicted.rows, y, said, sure, predicted.classes, predicted.period)
     assert sure is not None
     known = y[:, label] != UNKNOWN
     yes, p = said[known, label], sure[known, label]
@@ -76,12 +85,12 @@ class Answer(NamedTuple):
 
 
 def of_image(predicted: Predicted, row: int) -> Answer | None:
-    """In words; None for an image that was not scored. A number is never called wrong."""
+    """In words; None for an image that was not scored. A number or circular value is never called wrong."""
     at = int(np.searchsorted(predicted.rows, row))
     if at == len(predicted.rows) or predicted.rows[at] != row:
         return None
     y, said, sure = predicted.y[at], predicted.said[at], predicted.sure
-    if predicted.kind == "number":
+    if predicted.kind in NUMERIC:
         return Answer(f"{y:.4g}", f"{said:.4g}", False)
     assert sure is not None
     if predicted.kind == "classes":

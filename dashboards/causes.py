@@ -9,6 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from extract.store import NUMERIC
+from probes import circular
+
 WHOM = ("anchors' image", "patches' image", "neither")
 
 
@@ -30,16 +33,22 @@ def nearest(rows: Sequence[int], row: int) -> int:
     return min(rows, key=lambda other: (abs(other - row), other))
 
 
-def follows(swapped_N: np.ndarray, true_N: np.ndarray, partner_N: np.ndarray, kind: str) -> np.ndarray:
+def follows(
+    swapped_N: np.ndarray, true_N: np.ndarray, partner_N: np.ndarray, kind: str, period: float = 0.0
+) -> np.ndarray:
     """(N,) whom the image with the anchors of N and the patches of its partner follows: 0 its own label, 1 the
     partner's, 2 neither, as in `WHOM`; -1 where the two do not differ, are not known, or there is no partner. Of
-    numbers, the donor that is nearer.
+    numbers and circular values, the donor that is nearer.
     """
     other_N = np.where(partner_N >= 0, true_N[partner_N], np.nan)
     with np.errstate(invalid="ignore"):
         told = np.isfinite(swapped_N) & np.isfinite(true_N) & np.isfinite(other_N) & (true_N != other_N)
-        if kind == "number":
-            found = (np.abs(swapped_N - other_N) < np.abs(swapped_N - true_N)).astype(int)
+        if kind in NUMERIC:
+            off, other_off = (
+                circular.difference(swapped_N, donor, period) if kind == "circular" else swapped_N - donor
+                for donor in (true_N, other_N)
+            )
+            found = (np.abs(other_off) < np.abs(off)).astype(int)
         else:
             found = np.select([swapped_N == true_N, swapped_N == other_N], [0, 1], 2)
     return np.where(told, found, -1)

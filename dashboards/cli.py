@@ -6,12 +6,13 @@ Streamlit and plotly are imported when the server starts, so that --help and err
 import errno
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,9 +35,14 @@ class DashboardConfig:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = (Path("runs"),)
     """Folders of runs, or single run files (.h5). Links that lead out of a folder are not followed."""
     port: int = 8501
-    """Port, 1 to 65535."""
+    """Port, 1 to 65535; where it is taken, the next free one."""
     host: str = HOST
     """Address to listen on. Beyond this machine, whoever can reach it sees the runs: there is no password."""
+    public_name: str = ""
+    """Name in the address bar where a proxy passes requests on, such as lab.example. Without --host or this, only
+    requests by a name of this machine itself (localhost, 127.0.0.1) are answered, so that no web site can ask."""
+    base_path: str = ""
+    """Path below which all pages lie, where a proxy keeps it, such as /probe."""
     browser: bool = True
     """Open the browser; with --no-browser only the address is printed."""
 
@@ -45,37 +51,58 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command until it is stopped; returns the exit code (2 for a mistake of the caller)."""
     config = tyro.cli(DashboardConfig, args=argv, prog="htc-dashboard")
     try:
-        check_address(config.host, config.port)
+        from dashboards.gate import check_public_name
+
+        if config.public_name:
+            check_public_name(config.public_name)
+        config = replace(config, base_path=checked_path(config.base_path))
+        free_port(config.host, config.port)
         from dashboards.runs import check_roots
 
         check_roots(config.runs)
+        return serve(config)
     except UserError as error:
         print(f"htc-dashboard: {error}", file=sys.stderr)
         return 2
-    name = f"[{config.host}]" if ":" in config.host else config.host
-    print(f"htc-dashboard: http://{name}:{config.port}  (stop with Ctrl-C)", flush=True)
-    return serve(config)
 
 
-def check_address(host: str, port: int) -> None:
-    """Raises UserError unless `port` can be listened on at `host`."""
+def checked_path(path: str) -> str:
+    """A base path without its outer slashes; "" for none. Raises UserError for what is no path of plain names."""
+    parts = path.strip("/").split("/")
+    if parts != [""] and not all(re.fullmatch(r"[\w.~-]*[\w~-][\w.~-]*", part, re.ASCII) for part in parts):
+        raise UserError(
+            f"--base-path {path} is no path of plain names; use letters, digits and - _ . ~ between slashes, such as "
+            "/probe"
+        )
+    return "/".join(parts)
+
+
+def free_port(host: str, port: int) -> int:
+    """`port`, or the next one after it that can be listened on at `host`. Raises UserError where there is none."""
     if not 1 <= port <= 65535:
         raise UserError(f"--port {port} is no port; choose one from 1 to 65535")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET  # as Streamlit has it, also where a name has both
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        _, _, _, _, (address, _, *rest) = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
         raise UserError(f"--host {host} is no address of this machine; leave it out to listen on {HOST}") from error
-    with socket.socket(family) as probe:
-        # As servers do: a port whose last connections are still closing counts as free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(address)
-        except OSError as error:
-            if error.errno == errno.EADDRNOTAVAIL:
-                raise UserError(
-                    f"--host {host} is no address of this machine; leave it out to listen on {HOST}"
-                ) from error
-            raise UserError(f"port {port} cannot be used ({error.strerror}); choose another with --port") from error
+    for candidate in range(port, 65536):
+        with socket.socket(family) as probe:
+            # As servers do: a port whose last connections are still closing counts as free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((address, candidate, *rest))
+                return candidate
+            except OSError as error:
+                if error.errno == errno.EADDRNOTAVAIL:
+                    raise UserError(
+                        f"--host {host} is no address of this machine; leave it out to listen on {HOST}"
+                    ) from error
+                if error.errno != errno.EADDRINUSE:
+                    raise UserError(
+                        f"port {candidate} cannot be used ({error.strerror}); choose another with --port"
+                    ) from error
+    raise UserError(f"no port from {port} to 65535 is free; choose a lower one with --port")
 
 
 def settings(config: DashboardConfig) -> dict[str, Any]:
@@ -83,7 +110,8 @@ def settings(config: DashboardConfig) -> dict[str, Any]:
     return {
         "server.address": config.host,
         "server.port": config.port,
-        "server.headless": not config.browser,
+        "server.baseUrlPath": config.base_path,
+        "server.headless": True,  # it opens no browser for an app that is started like this one; server.py does
         "server.showEmailPrompt": False,
         "server.fileWatcherType": "none",
         "server.enableStaticServing": False,
@@ -94,32 +122,61 @@ def settings(config: DashboardConfig) -> dict[str, Any]:
     }
 
 
+def names(config: DashboardConfig) -> list[str] | None:
+    """What it may be asked for as, beside names of this machine itself; None for any name: it was opened to others."""
+    from dashboards.gate import is_loopback, name_of
+
+    if config.public_name:
+        return [name_of(config.public_name)]
+    return [] if is_loopback(config.host) else None
+
+
 def serve(config: DashboardConfig) -> int:
-    """Serves until Ctrl-C or SIGTERM; returns the exit code.
+    """Serves until Ctrl-C or SIGTERM, and says where; returns the exit code. Raises UserError where no port is free.
 
     In a process of its own that is then killed, since Streamlit takes 11 seconds to stop while a page is
     open, and nothing is lost: the app only reads.
     """
     roots = [root.absolute() for root in config.runs]
-    server = multiprocessing.get_context("spawn").Process(target=_serve, args=(roots, settings(config)))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    try:
-        server.start()
-        server.join()
-        return server.exitcode or 0
-    except KeyboardInterrupt:
-        return 0
-    finally:
-        server.kill()
-        server.join()
+    while True:
+        port = free_port(config.host, config.port)
+        if port != config.port:
+            print(f"htc-dashboard: port {config.port} is taken; the next free one is {port}", file=sys.stderr)
+        here = replace(config, port=port)
+        print(f"htc-dashboard: {address(here)}  (stop with Ctrl-C)", flush=True)
+        page = address(here) if config.browser and _has_screen() else ""
+        arguments = roots, settings(here), names(here), page
+        server = multiprocessing.get_context("spawn").Process(target=_serve, args=arguments)
+        try:
+            server.start()
+            server.join()
+        except KeyboardInterrupt:
+            return 0
+        finally:
+            server.kill()
+            server.join()
+        if not server.exitcode or free_port(config.host, port) == port:
+            return server.exitcode or 0  # otherwise another program took the port while this one started
 
 
-def _serve(roots: Sequence[Path], settings: Mapping[str, Any]) -> None:
+def address(config: DashboardConfig) -> str:
+    """Where the pages are, for a browser on this machine."""
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    return f"http://{host}:{config.port}" + (f"/{config.base_path}/" if config.base_path else "")
+
+
+def _has_screen() -> bool:
+    """Without one, a browser of the terminal would take that over."""
+    return sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")))
+
+
+def _serve(roots: Sequence[Path], settings: Mapping[str, Any], names: Sequence[str] | None, page: str) -> None:
     threading.Thread(target=_end_with_the_command, daemon=True).start()
     os.environ["HDF5_USE_FILE_LOCKING"] = "FALSE"  # it keeps runs open, and others may add to them meanwhile
     from dashboards import server
 
-    server.serve(roots, settings)
+    server.serve(roots, settings, names, page)
 
 
 def _end_with_the_command() -> None:

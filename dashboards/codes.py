@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from extract.store import Kind
+from extract.store import NUMERIC, Kind
 
 COVERAGE = 0.95
 LEVEL = 1 - COVERAGE
@@ -114,12 +114,12 @@ def known(labels: np.ndarray, kind: Kind) -> np.ndarray:
     """(N,) bool: which images have a label. labels: (N,) or (N, classes), as a run stores them."""
     if kind == "multilabel":
         return (labels != 255).all(1)
-    return np.isfinite(labels) if kind == "number" else labels >= 0
+    return np.isfinite(labels) if kind in NUMERIC else labels >= 0
 
 
 def answers(labels: np.ndarray, kind: Kind, classes: Sequence[str], unit: str) -> list[str]:
     """Names of what a label can be: its classes, or four equally frequent ranges of a number."""
-    if kind != "number":
+    if kind not in NUMERIC:
         return list(classes)
     edges = [f"{edge:.3g}" for edge in _edges(labels)]
     if not edges:
@@ -132,7 +132,7 @@ def answering(labels: np.ndarray, kind: Kind, at: int) -> np.ndarray:
     """(N,) bool: the images whose label is the one numbered `at` of `answers`."""
     if kind == "multilabel":
         return labels[:, at] == 1
-    if kind == "number":
+    if kind in NUMERIC:
         return np.isfinite(labels) & (np.searchsorted(_edges(labels), labels, side="right") == at)
     return labels == at
 

@@ -13,7 +13,8 @@ import numpy as np
 from scipy import stats
 
 from dashboards import attention as att
-from extract.store import Kind
+from extract.store import NUMERIC
+from probes import circular
 from probes.inference import COVERAGE, holm
 from probes.metrics import UNKNOWN, row_bits
 from probes.predictions import Predicted
@@ -159,7 +160,7 @@ class Scored(NamedTuple):
 
     score: tuple[np.ndarray, np.ndarray]
     """(n,) each: right (1) or not, the share of labels that are right, or 1 - squared error / variance of the labels,
-    whose mean is R2.
+    whose mean is R2. Of circular values 1 - (1 - cosine of the error) / its mean without looking.
     """
     bits: tuple[np.ndarray, np.ndarray]
     """(n,) each: V-information, what the probe saves over knowing how often labels occur."""
@@ -168,8 +169,9 @@ class Scored(NamedTuple):
     asked: np.ndarray
     """(n,) bool: both were."""
     wrong: tuple[np.ndarray, np.ndarray]
-    """(n,) bool each: a class, or any label, is wrong; of a number, an error above the deviation of the labels."""
-
+    """(n,) bool each: a class, or any label, is wrong; of a number, an error above the deviation of the labels, of a
+    circular value above the mean one without looking.
+    """
 
 def scored(this: Predicted, other: Predicted, rows: np.ndarray, other_rows: np.ndarray) -> Scored | None:
     """Of the images in `rows` of this run and `other_rows` of the other; None where the two answered other questions:
@@ -177,13 +179,17 @@ def scored(this: Predicted, other: Predicted, rows: np.ndarray, other_rows: np.n
     """
     here, at, other_at = _both(this.rows, other.rows, rows, other_rows)
     labels = this.y[at]
-    equal = this.kind == other.kind and this.classes == other.classes
-    if not len(here) or not equal or not np.array_equal(labels, other.y[other_at], equal_nan=this.kind == "number"):
+    equal = (this.kind, this.classes, this.period) == (other.kind, other.classes, other.period)
+    if not len(here) or not equal or not np.array_equal(labels, other.y[other_at], equal_nan=this.kind in NUMERIC):
         return None
     n, scores, bits, wrong = len(rows), [], [], []
     for said, chosen in ((this, at), (other, other_at)):
         if said.kind == "number":
             error = (said.y - said.said)[chosen] ** 2 / labels.var()
+            good, bad = 1 - error, error > 1
+        elif said.kind == "circular":
+            missed = 1 - circular.cosine(said.said, said.y, said.period)[chosen]
+            error = missed / circular.errors_of_others(labels, said.period).mean()
             good, bad = 1 - error, error > 1
         else:
             assert said.right is not None
@@ -192,10 +198,10 @@ def scored(this: Predicted, other: Predicted, rows: np.ndarray, other_rows: np.n
             bad = good < 1
         scores.append(_spread(good, here, n))
         wrong.append(_spread(bad, here, n) == 1)
-        bits.append(_spread(_entropy(said.kind, labels) - _bits(said)[chosen], here, n))
+        bits.append(_spread(_entropy(said, labels) - _bits(said)[chosen], here, n))
     if this.kind == "classes":
         floor = np.bincount(labels).max() / len(labels)
-    elif this.kind == "number":
+    elif this.kind in NUMERIC:
         floor = 0.0
     else:
         positive = np.where(labels == UNKNOWN, np.nan, labels)
@@ -212,11 +218,17 @@ def _bits(said: Predicted) -> np.ndarray:
     return row_bits(said.kind, said.y, said.prediction)
 
 
-def _entropy(kind: Kind, labels: np.ndarray) -> float:
-    """Bits that a label costs someone who knows how often labels occur; of a number, with normal errors."""
-    if kind == "number":
+def _entropy(said: Predicted, labels: np.ndarray) -> float:
+    """Bits that a label costs someone who knows how often labels occur; of a number, with normal errors, of a circular
+    value with von Mises'.
+    """
+    if said.kind == "number":
         return float(np.log2(2 * np.pi * np.e * labels.var()) / 2)
-    if kind == "classes":
+    if said.kind == "circular":
+        missed = circular.errors_of_others(labels, said.period)
+        turned = np.arccos(np.clip(1 - missed, -1, 1)) * (said.period / (2 * np.pi))
+        return float(circular.bits(turned, circular.concentration(1 - missed.mean()), said.period).mean())
+    if said.kind == "classes":
         share = np.bincount(labels) / len(labels)
     else:
         positive = np.nanmean(np.where(labels == UNKNOWN, np.nan, labels), 0)

@@ -24,7 +24,7 @@ from dashboards import compare
 from dashboards.runs import Found, Refused, find_runs, inside, open_any, state_of
 from extract.errors import UserError
 from extract.shards import unfinished
-from extract.store import Run, RunInfo, RunShape, Task
+from extract.store import NUMERIC, Run, RunInfo, RunShape, Task
 from probes import results
 
 AVERAGE_BYTES = 64 * 2**20
@@ -256,7 +256,7 @@ def label_text(task: Task, value: np.ndarray | float) -> str:
         if (flags == 255).all():
             return "unknown"
         return ", ".join(name for name, flag in zip(task.classes, flags, strict=True) if flag == 1) or "none"
-    if task.kind == "number":
+    if task.kind in NUMERIC:
         return "unknown" if np.isnan(value) else f"{float(value):.4g} {task.unit}".strip()
     return "unknown" if int(value) < 0 else task.classes[int(value)]
 
@@ -324,17 +324,28 @@ def _first_tokens(key: RunKey, image: int, count: int) -> np.ndarray:
 
 
 def sentences(run: Path, header: Header) -> list[analysis.summary.Sentence | str]:
-    """The five of `htc-analyze`; of what was not analysed, how to do that."""
-    found = sections(run, header)
+    """The five of `htc-analyze`, and what a linear map tells of the patches; of what was not analysed or probed, how to
+    do that.
+    """
+    found, scores = sections(run, header), _scores(run, header)
     made = tuple((name, section.created) for name, section in found.items())
-    return _sentences(key_of(analysis.results.default_path(run)) if found else None, made, found)
+    return _sentences(key_of(analysis.results.default_path(run)) if found else None, made, found, scores)
+
+
+def _scores(run: Path, header: Header) -> RunKey | None:
+    """The probes' results beside the run; None where they are of an earlier state of it, or cannot be read."""
+    path = results.default_path(run)
+    if not path.is_file() or _why_refused(path, run.parent):
+        return None
+    return key if probe_results(key := key_of(path)).run.get("created") == header.created else None
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
 def _sentences(
-    key: RunKey | None, made: tuple[tuple[str, str], ...], _found: Mapping[str, Section]
+    key: RunKey | None, made: tuple[tuple[str, str], ...], _found: Mapping[str, Section], scores: RunKey | None
 ) -> list[analysis.summary.Sentence | str]:
-    return analysis.summary.sentences(_found)
+    probed = None if scores is None else probe_results(scores)
+    return [*analysis.summary.sentences(_found, probed), analysis.summary.patches(_found)]
 
 
 # ---- compare

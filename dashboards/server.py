@@ -1,26 +1,49 @@
 """The server behind htc-dashboard: Streamlit's, with plotly.js beside it. Knows Streamlit; not runs."""
 
+import contextlib
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+import webbrowser
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import plotly
 import streamlit as st
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse
 from starlette.routing import Route
 
 from dashboards import controls
+from dashboards.gate import Gate
 
 _PLOTLY = Path(plotly.__file__).with_name("package_data") / "plotly.min.js"
 
 
-def serve(roots: Sequence[Path], settings: Mapping[str, Any]) -> None:
-    """Serves the app for what is under `roots` (absolute), and does not return. `settings`: Streamlit's, by name."""
+def serve(roots: Sequence[Path], settings: Mapping[str, Any], names: Sequence[str] | None, page: str = "") -> None:
+    """Serves the app for what is under `roots` (absolute), and does not return.
+
+    settings: Streamlit's, by name. names: what it may be asked for as, see `gate.refusal`. page: what the browser opens
+    as soon as it is served; "" for nothing.
+    """
+
+    @contextlib.asynccontextmanager
+    async def listening(app: st.App) -> AsyncIterator[None]:
+        if page:
+            threading.Thread(target=webbrowser.open, args=[page], daemon=True).start()
+        yield
+
     script = Path(__file__).with_name("app.py")
     sys.argv = [str(script), *map(str, roots)]
-    app = st.App(script, routes=[Route("/plotly.min.js", _plotly)], on_script_error=_tell)
+    path = "/".join(["", *filter(None, [settings["server.baseUrlPath"]]), _PLOTLY.name])
+    app = st.App(
+        script,
+        routes=[Route(path, _plotly)],
+        middleware=[Middleware(Gate, names=names)],
+        lifespan=listening,
+        on_script_error=_tell,
+    )
     app.run(config=settings)
 
 

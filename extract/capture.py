@@ -26,7 +26,7 @@ from extract.vlm.star import Compressed, Direct, direct_products
 CPU_BATCH_SIZE = 32
 _WORTH_DOUBLING = 1.1  # times the pace; less than that does not pay for the memory
 
-_LABEL_TYPES = {"classes": np.int32, "number": np.float64, "multilabel": np.uint8}
+_LABEL_TYPES = {"classes": np.int32, "number": np.float64, "circular": np.float64, "multilabel": np.uint8}
 
 
 def run_shape(config: HTCConfig, images: int, stack: Sequence[int] | None = None) -> RunShape:

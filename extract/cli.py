@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _FREE = {"out", "batch_size", "device", "model", "adapter", "random_weights", "limit", "shard_images", "workers"}
 # How the command is run; not kept in the run.
 _HOW = {"shard", "merge", "virtual", "engine"}
+_TASKS_SHOWN = 12  # of which the classes are counted on the screen
 
 
 @dataclass(frozen=True)
@@ -439,6 +440,8 @@ def announce(plan: Plan, shards: Shards, *, virtual: bool) -> None:
     print(f"model  {_model_words(plan.info)}, {settings['dtype']} on {environment['device']}")
     labels = f"{len(source.tasks)} tasks" if source.tasks else "no labels, so nothing to probe"
     print(f"data   {source.name} {source.split}: {plan.shape.images} images, {labels}")
+    for line in _data_words(source):
+        print(f"       {line}")
     done = shards.images(shards.finished())
     there = f"; {done} images are there from before" if done else ""
     print(f"file   {plan.out}, about {decimal(size)}{there}", flush=True)
@@ -583,6 +586,21 @@ def _name(config: ExtractConfig) -> str:
 
 def _model_words(info: RunInfo) -> str:
     return f"{info.model['name']} {info.model['sha256'][:8]}"
+
+
+def _data_words(source: Source) -> Iterator[str]:
+    """What the data's files say, a line each: notes, and how often every class is there."""
+    from extract.data.labels import summary
+    from extract.data.source import Tabled
+
+    if not isinstance(source, Tabled):
+        return
+    yield from source.notes
+    labels = source.labels()
+    for task in source.tasks[:_TASKS_SHOWN]:
+        yield f"{task.name}: {summary(task, labels[task.name])}"
+    if len(source.tasks) > _TASKS_SHOWN:
+        yield f"and {len(source.tasks) - _TASKS_SHOWN} tasks more"
 
 
 def _words(value: Any) -> str:

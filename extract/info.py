@@ -118,6 +118,8 @@ def show(run: Run) -> None:
 def _what(task: Task) -> str:
     if task.kind == "number":
         return task.unit
+    if task.kind == "circular":
+        return f"{task.unit}, period {task.period:g}".removeprefix(", ")
     some = ", ".join(task.classes[:4])
     return f"{len(task.classes)} classes: {some}{', ...' if len(task.classes) > 4 else ''}"
 

@@ -25,7 +25,7 @@ from PIL import Image
 
 from extract.data.source import ImageError, Item, Source
 from extract.errors import UserError
-from extract.store import Batch, RunInfo, RunShape, StoreDtype, Task, estimate_bytes
+from extract.store import NUMERIC, Batch, RunInfo, RunShape, StoreDtype, Task, estimate_bytes
 
 SHARD_BYTES = 128 * 10**6  # before packing: some seconds to some minutes of work
 SHARD_IMAGES = 1024  # at most, where images are small and the model is slow
@@ -268,7 +268,7 @@ class Rest:
                 raise
             labels: dict[str, Any] = {
                 task.name: -1 if task.kind == "classes"
-                else np.nan if task.kind == "number"
+                else np.nan if task.kind in NUMERIC
                 else np.full(len(task.classes), 255, np.uint8)
                 for task in self.tasks
             }  # fmt: skip

@@ -17,6 +17,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -32,7 +33,9 @@ import numpy as np
 
 from extract.errors import UserError
 
-Kind = Literal["classes", "multilabel", "number"]
+Kind = Literal["classes", "multilabel", "number", "circular"]
+NUMERIC: tuple[Kind, ...] = ("number", "circular")
+"""Kinds whose labels are floats, NaN where unknown."""
 Suite = Literal["semantic", "detail"]
 StoreDtype = Literal["float16", "float32"]
 
@@ -81,8 +84,10 @@ _DAMAGE = (
 class Task:
     """One labelled question about an image.
 
-    How its labels are written: `classes`: the index of the class, -1 where unknown; `number`: a float in
-    `unit`, NaN where unknown; `multilabel`: a row of 0 and 1 over `classes`, 255 where unknown.
+    How its labels are written: `classes`: the index of the class, -1 where unknown; `number` and `circular`: a float
+    in `unit`, NaN where unknown; `multilabel`: a row of 0 and 1 over `classes`, 255 where unknown. Values of a
+    circular task that are a multiple of `period` apart mean the same, such as the angles 1 and 361; our own readers
+    write those from 0 to below the period.
     """
 
     name: str
@@ -92,6 +97,8 @@ class Task:
     unit: str = ""
     note: str = ""
     """What the label is and which rule made it: dropped classes, what counts as unknown."""
+    period: float = 0.0
+    """Of a circular task, in `unit`: 360 of degrees, 180 of the degrees of a line without ends; 0 of other kinds."""
 
 
 @dataclass(frozen=True)
@@ -334,6 +341,8 @@ class RunWriter:
             label["suite"], label["kind"], label["unit"] = task.suite, task.kind, task.unit
             label["note"] = task.note
             label["classes"] = json.dumps(task.classes)
+            if task.kind == "circular":
+                label["period"] = float(task.period)
 
     def __enter__(self) -> RunWriter:
         return self
@@ -973,7 +982,10 @@ def _parse_task(name: str, attrs: h5py.AttributeManager) -> Task:
         raise ValueError(f"task {name} has suite {suite!r} and kind {kind!r}")
     classes = tuple(str(label) for label in json.loads(_text(attrs["classes"])))
     note = _text(attrs["note"]) if "note" in attrs else ""  # runs written before notes were have none
-    return Task(name, suite, kind, classes, _text(attrs["unit"]), note)  # type: ignore[arg-type]
+    period = float(attrs["period"]) if kind == "circular" else 0.0
+    if kind == "circular" and not 0 < period < math.inf:
+        raise ValueError(f"task {name} is circular and has period {period}")
+    return Task(name, suite, kind, classes, _text(attrs["unit"]), note, period)  # type: ignore[arg-type]
 
 
 def _dataset(file: h5py.File, name: str, parts: Sequence[_Part] = ()) -> h5py.Dataset:
@@ -1031,8 +1043,13 @@ def _check_tasks(tasks: Sequence[Task]) -> None:
                 f"task {task.name!r} has kind {task.kind!r} and suite {task.suite!r}; "
                 f"kinds: {', '.join(get_args(Kind))}; suites: {', '.join(get_args(Suite))}"
             )
-        if task.kind != "number" and not task.classes:
+        if task.kind not in NUMERIC and not task.classes:
             raise UserError(f"task {task.name!r} of kind {task.kind} lists no classes")
+        if (task.kind == "circular") != (0 < task.period < math.inf):
+            raise UserError(
+                f"task {task.name!r} of kind {task.kind} has period {task.period:g}; a circular task has one above 0, "
+                "such as 360 of degrees, and no other kind has any"
+            )
 
 
 def _check_labels(task: Task, value: np.ndarray) -> None:

@@ -1,11 +1,18 @@
-"""Linear probes of a run, and what they say. `probes.load` gives fitted ones back, see `probes.weights`."""
+"""Linear probes of a run, and what they say. `probes.load` gives fitted ones back, see `probes.weights`;
+`probes.Eraser` takes a label out of features, see `probes.erasure`.
+"""
 
 from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":  # not at import: commands that only parse need no numpy
+    # Not at import: commands that only parse need no numpy.
+    if name == "load":
         from probes.weights import load
 
         return load
+    if name == "Eraser":
+        from probes.erasure import Eraser
+
+        return Eraser
     raise AttributeError(f"module 'probes' has no attribute {name!r}")

@@ -17,12 +17,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from extract.store import NUMERIC
 from probes import codelength, protocol, stream, streamed
 from probes.codelength import Codelength, Labels
-from probes.metrics import Gaussian
+from probes.metrics import Gaussian, Prediction, VonMises
 from probes.protocol import HeldOut
 
-VERSION = 1  # of what a cell computes and of its file
+VERSION = 2  # of what a cell computes and of its file
 
 
 class Fold(NamedTuple):
@@ -39,19 +40,28 @@ class Fold(NamedTuple):
     def pack(self, found: Sequence[HeldOut]) -> dict[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = {}
         for number, one in enumerate(found):
-            prediction = one.prediction
-            arrays[f"p{number}"] = np.stack(prediction) if isinstance(prediction, Gaussian) else prediction
+            # Of numbers and angles both are one.
+            if isinstance(one.prediction, tuple):
+                arrays[f"p{number}"] = np.stack(one.prediction[:2])
+            else:
+                arrays |= {f"p{number}": one.prediction, f"q{number}": np.asarray(one.coded)}
             gap = np.nan if one.gap is None else one.gap
-            arrays[f"c{number}"] = np.array([one.strength, one.at_edge, gap])
+            arrays[f"c{number}"] = np.array([one.strength, one.coded_strength, one.at_edge, gap])
         return arrays
 
     def unpack(self, arrays: dict[str, np.ndarray], tasks: Sequence[Labels]) -> list[HeldOut]:
         found = []
         for number, task in enumerate(tasks):
-            strength, at_edge, gap = arrays[f"c{number}"].tolist()
+            strength, coded_strength, at_edge, gap = arrays[f"c{number}"].tolist()
             values = arrays[f"p{number}"]
-            prediction = Gaussian(*values) if task.kind == "number" else values
-            found.append(HeldOut(prediction, strength, bool(at_edge), None if np.isnan(gap) else gap))
+            prediction: Prediction = values
+            if task.kind == "number":
+                prediction = Gaussian(*values)
+            elif task.kind == "circular":
+                prediction = VonMises(values[0], values[1], task.period)
+            coded = prediction if task.kind in NUMERIC else arrays[f"q{number}"]
+            gap = None if np.isnan(gap) else gap
+            found.append(HeldOut(prediction, coded, strength, coded_strength, bool(at_edge), gap))
         return found
 
 
@@ -74,21 +84,22 @@ class Code(NamedTuple):
     ) -> list[Codelength]:
         x_nD, groups_n = x_ND[self.used], groups[self.used]
         labels = [task._replace(y=task.y[self.used]) for task in tasks]
-        predict = codelength.probes_of(x_nD, labels, groups_n, protocol.STRENGTHS, settings.device)
+        predict = codelength.probes_of(x_nD, labels, groups_n, device=settings.device)
         return codelength.online(labels, groups_n, predict, settings.seed)
 
     def pack(self, found: Sequence[Codelength]) -> dict[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = {}
         for number, one in enumerate(found):
-            arrays |= {f"r{number}": one.row_bits, f"t{number}": np.array([one.bits, one.uniform])}
-            arrays[f"c{number}"] = np.array(one.choices, dtype=int)
+            arrays |= {f"r{number}": one.row_bits, f"u{number}": one.row_uniform}
+            arrays |= {f"t{number}": np.array([one.bits, one.uniform]), f"c{number}": np.array(one.choices, dtype=int)}
         return arrays
 
     def unpack(self, arrays: dict[str, np.ndarray], tasks: Sequence[Labels]) -> list[Codelength]:
         found = []
         for number in range(len(tasks)):
             bits, uniform = arrays[f"t{number}"].tolist()
-            found.append(Codelength(bits, uniform, arrays[f"r{number}"], tuple(arrays[f"c{number}"].tolist())))
+            choices = tuple(arrays[f"c{number}"].tolist())
+            found.append(Codelength(bits, uniform, arrays[f"r{number}"], arrays[f"u{number}"], choices))
         return found
 
 
@@ -106,7 +117,7 @@ class Kept:
     ) -> Path:
         """Where the cell is kept; `features` says where its array comes from, which is cheaper than its digest."""
         digest = hashlib.blake2b(digest_size=16)
-        said = (VERSION, type(cell).__name__, features, astuple(settings), [(t.kind, t.n_classes) for t in tasks])
+        said = (VERSION, type(cell).__name__, features, astuple(settings), [t[:1] + t[2:] for t in tasks])
         digest.update(repr(said).encode())
         for array in (*cell, groups, *(task.y for task in tasks)):
             digest.update(np.ascontiguousarray(array).tobytes())

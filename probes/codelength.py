@@ -8,13 +8,16 @@ train (Voita & Titov, EMNLP 2020; Blier & Ollivier, NeurIPS 2018):
 
 with p_i trained on the first t_i rows. A representation from which little data is enough to read a label gets a
 shorter code than one that needs much, though both may end at the same accuracy. Fractions and formula are the
-paper's. Ours: blocks are whole groups in random order; the strength of p_i is the one with the shortest code for
-the blocks so far (of equals the strongest), so that nothing is chosen with labels not yet sent; and bits
-throughout (the authors' notebook adds the probes' losses, in nats, to the first block's bits).
+paper's. Ours: blocks are whole groups in random order; the strength of p_i is the one that would have coded the block
+before best (of equals, and for the first, the strongest), so that nothing is chosen with labels not yet sent; and bits
+throughout (the authors' notebook adds the probes' losses, in nats, to the first block's bits). Not the one with the
+shortest code of all blocks so far: few rows want a strong penalty and many a weak one, and what a weak one lost early
+would keep it from the later, larger blocks.
 
 What is sent for a row: a class, log2 K bits if every one is as likely; one bit for every known label of a multi-label
 task; a number as one of its distinct values if these are no more than LEVELS, else to 1 / LEVELS of its range
-(both known to the receiver, as K is), by the Gaussian around the probe's prediction. The compression of a number
+(both known to the receiver, as K is), by the Gaussian around the probe's prediction. A circular value is sent so too,
+its range the whole circle, by von Mises' distribution. The compression of a number
 depends on that resolution: compare it between representations, not with classes.
 
 Legend: n rows, t of them sent before, m of the next block, K classes, C labels, S strengths.
@@ -27,14 +30,19 @@ import numpy as np
 import torch
 from scipy import special
 
-from extract.store import Kind
-from probes import ridge
+from extract.store import NUMERIC, Kind
+from probes import angles, circular, ridge
 from probes.basis import Basis
 from probes.logistic import Path, Target, log_probabilities
-from probes.metrics import UNKNOWN, Gaussian, Prediction
+from probes.metrics import UNKNOWN, Gaussian, Prediction, VonMises
+from probes.strengths import FIRST, LADDER
 
 FRACTIONS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5, 1.0)
 LEVELS = 256
+STRENGTHS = LADDER[FIRST.start : LADDER.index(1e-5) + 1 : 2]
+"""Of logistic probes: the decades from 10^2 to 10^-5."""
+_TOLERANCE = 1e-5
+"""Of the share by which a fit's objective may exceed its minimum: less than a thousandth of the code."""
 
 
 class Labels(NamedTuple):
@@ -42,9 +50,11 @@ class Labels(NamedTuple):
 
     kind: Kind
     y: np.ndarray
-    """(n,) int, -1 unknown; (n, C) uint8, 255 unknown; or (n,) float, NaN unknown."""
+    """(n,) int, -1 unknown; (n, C) uint8, 255 unknown; or (n,) float, NaN unknown, from 0 to below a period."""
     n_classes: int = 0
     """K, of a task of classes."""
+    period: float = 0.0
+    """Of a circular task."""
 
 
 class Codelength(NamedTuple):
@@ -54,6 +64,8 @@ class Codelength(NamedTuple):
     """The code to which every label is as likely as any other."""
     row_bits: np.ndarray
     """(n,) what each row costs, 0 where nothing is known: pairs up with another representation's on the same seed."""
+    row_uniform: np.ndarray
+    """(n,) what each row costs in the uniform code."""
     choices: tuple[int, ...]
     """The index of the strength chosen for each block after the first."""
 
@@ -97,18 +109,19 @@ def online(
     row_bits = [np.zeros(len(groups)) for _ in tasks]
     for bits, sender in zip(row_bits, senders, strict=True):
         bits[sent] = sender.uniform[sent]
-    so_far: list[np.ndarray | float] = [0.0] * len(tasks)
+    before: list[np.ndarray | float] = [0.0] * len(tasks)
+    """(S,) what each strength took for the block before."""
     choices: list[list[int]] = [[] for _ in tasks]
     for block in later:
         for number, (sender, candidates) in enumerate(zip(senders, predict(sent, block), strict=True)):
             bits_Sm = np.stack([sender.bits(prediction, sent, block) for prediction in candidates])
-            choice = int(np.argmin(np.broadcast_to(so_far[number], len(bits_Sm))))
+            choice = int(np.argmin(np.broadcast_to(before[number], len(bits_Sm))))
             row_bits[number][block] = bits_Sm[choice]
             choices[number].append(choice)
-            so_far[number] = so_far[number] + bits_Sm.sum(1)
+            before[number] = bits_Sm.sum(1)
         sent = np.concatenate([sent, block])
     return [
-        Codelength(float(bits.sum()), float(sender.uniform.sum()), bits, tuple(chosen))
+        Codelength(float(bits.sum()), float(sender.uniform.sum()), bits, sender.uniform, tuple(chosen))
         for sender, bits, chosen in zip(senders, row_bits, choices, strict=True)
     ]
 
@@ -129,6 +142,14 @@ class _Sender:
             self.known = np.isfinite(task.y)
             values = np.unique(task.y[self.known])
             few = len(values) <= LEVELS
+            if task.kind == "circular":
+                # Arcs, each of which ends where the next one begins.
+                before = np.append(values[-1] - task.period, values[:-1])
+                starts = (before + values) / 2 if few else np.linspace(0, task.period, LEVELS, endpoint=False)
+                self.edges = np.append(starts, starts[0] + task.period)
+                self.options = len(starts)
+                self.uniform = self.known * np.log2(self.options)
+                return
             # Cells of the line, the outer ones open, so that a Gaussian's shares of them add up to 1.
             inner = (values[1:] + values[:-1]) / 2 if few else np.linspace(values[0], values[-1], LEVELS + 1)[1:-1]
             self.edges = np.concatenate([[-np.inf], inner, [np.inf]])
@@ -143,6 +164,11 @@ class _Sender:
             ends = np.stack([self.edges[cell], self.edges[cell + 1]])
             low, high = special.ndtr((ends - prediction.mean) / prediction.scale)
             chance = high - low
+        elif isinstance(prediction, VonMises):
+            cell = np.searchsorted(self.edges, np.where(known, y, 0), side="right") - 1
+            cell %= self.options
+            low, high = self.edges[cell], self.edges[cell + 1]
+            chance = circular.share(low, high, prediction.mean, prediction.concentration, prediction.period)
         elif self.kind == "multilabel":
             chance = special.expit(np.where(y == 1, 1.0, -1.0) * prediction)
         else:
@@ -156,13 +182,17 @@ class _Sender:
 
 
 def probes_of(
-    x_nD: np.ndarray, tasks: Sequence[Labels], groups: np.ndarray, strengths: Sequence[float], device: str = "cpu"
+    x_nD: np.ndarray,
+    tasks: Sequence[Labels],
+    groups: np.ndarray,
+    strengths: Sequence[float] = STRENGTHS,
+    device: str = "cpu",
 ) -> Predict:
     """Linear probes trained on the rows sent: logistic ones side by side along `strengths` (strong to weak), numbers by
     ridge, whose one strength and deviation come from leaving out groups of the rows sent.
     """
 
-    logistic = [i for i, task in enumerate(tasks) if task.kind != "number"]
+    logistic = [i for i, task in enumerate(tasks) if task.kind not in NUMERIC]
     numbers = [i for i, task in enumerate(tasks) if task.kind == "number"]
 
     def predict(train: np.ndarray, test: np.ndarray) -> list[list[Prediction]]:
@@ -171,7 +201,7 @@ def probes_of(
             basis = Basis.fit(x_nD[train], device=device)
             test_mr = basis.rotate(x_nD[test])
             targets = [Target(tasks[i].y[train], tasks[i].n_classes) for i in logistic]
-            path = Path(basis.train, basis.eigenvalues, targets)
+            path = Path(basis.train, basis.eigenvalues, targets, tolerance=_TOLERANCE)
             for strength in strengths:
                 for i, values in zip(logistic, log_probabilities(path.advance(strength), test_mr), strict=True):
                     made[i].append(values)
@@ -179,6 +209,9 @@ def probes_of(
             y_nT = np.stack([tasks[i].y for i in numbers], 1)
             for i, gaussian in zip(numbers, _gaussians(x_nD, y_nT, groups, train, test, device), strict=True):
                 made[i].append(gaussian)
+        for i, task in enumerate(tasks):
+            if task.kind == "circular":
+                made[i].append(_von_mises(x_nD, task, groups, train, test, device))
         return made
 
     return predict
@@ -203,3 +236,15 @@ def _gaussians(
         mean_mT[:, enough] = ridge.predict(fit, basis.rotate(x_nD[test].astype(np.float64)))
         scale_T[enough] = np.maximum(np.sqrt(variance_ST.min(0)), 1e-6 * scale_T[enough])
     return [Gaussian(mean_mT[:, t], np.full(len(test), scale_T[t])) for t in range(y_nT.shape[1])]
+
+
+def _von_mises(
+    x_nD: np.ndarray, task: Labels, groups: np.ndarray, train: np.ndarray, test: np.ndarray, device: str
+) -> VonMises:
+    """What is predicted of a circular task: anything alike where it is known for fewer than two groups yet."""
+    known = np.isfinite(task.y[train])
+    if len(np.unique(groups[train][known])) < 2:
+        return VonMises(np.zeros(len(test)), np.zeros(len(test)), task.period)
+    basis = Basis.fit(x_nD[train].astype(np.float64), device=device, dtype=torch.float64)
+    probe = angles.fit(basis, task.y[train], task.period, groups[train])
+    return probe.predict(basis.rotate(x_nD[test].astype(np.float64)))

@@ -18,7 +18,8 @@ Legend: n rows, K classes, C labels of a multi-label task, T types.
 import numpy as np
 
 from extract.store import Kind
-from probes.metrics import UNKNOWN, Gaussian, Prediction
+from probes import circular
+from probes.metrics import UNKNOWN, Gaussian, Prediction, VonMises
 
 
 def type_labels(kind: Kind, y: np.ndarray, types: np.ndarray, seed: int) -> np.ndarray:
@@ -64,25 +65,27 @@ def permuted(y: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
     return drawn
 
 
-def floor(kind: Kind, y: np.ndarray, fold: np.ndarray, n_classes: int = 0) -> Prediction:
-    """The prediction without features: class frequencies (log probabilities), label frequencies (logits), or mean
-    and deviation of the rows of all other folds; with add-one smoothing, so that no label is impossible.
+def floor(kind: Kind, y: np.ndarray, fold: np.ndarray, n_classes: int = 0, period: float = 0.0) -> Prediction:
+    """The prediction without features: class frequencies (log probabilities), label frequencies (logits), mean and
+    deviation, or mean direction and concentration, of the rows of all other folds; with add-one smoothing, so that no
+    label is impossible.
 
     fold (n,): rows of one number are held out together; rows of a negative number are only learned from (their
-    prediction is NaN). n_classes: K, of a task of classes.
+    prediction is NaN). n_classes: K, of a task of classes. period: of a circular task.
     """
-    return oracle(kind, y, np.zeros(len(y), dtype=int), fold, n_classes)
+    return oracle(kind, y, np.zeros(len(y), dtype=int), fold, n_classes, period)
 
 
 def oracle(
-    kind: Kind, y: np.ndarray, categories: np.ndarray, fold: np.ndarray, n_classes: int = 0
+    kind: Kind, y: np.ndarray, categories: np.ndarray, fold: np.ndarray, n_classes: int = 0, period: float = 0.0
 ) -> Prediction:
     """The prediction that knows each row's category (n,) only: counts of the rows of all other folds.
 
     classes and labels: shares in the category's rows there and in K (2 of a label) more that are distributed as all
     rows there, themselves with one more of each label. This is add-one smoothing that leaves a rare category near
     the floor; plain ones would leave it near the uniform distribution, worse than knowing nothing. number: mean and
-    deviation in the category, drawn to those of all rows the more the fewer it has. See `floor` for the rest.
+    deviation in the category, drawn to those of all rows the more the fewer it has. circular: the same of points on the
+    circle, of which it takes direction and length. See `floor` for the rest.
     """
     category = np.unique(categories, return_inverse=True)[1]
     n_categories = int(category.max()) + 1
@@ -93,6 +96,16 @@ def oracle(
             means, variances = _random_effects(y[train], category[train], n_categories)
             mean[held], scale[held] = means[category[held]], np.sqrt(variances)[category[held]]
         return Gaussian(mean, scale)
+    if kind == "circular":
+        points = circular.vectors(y, period)
+        centre, kappa = np.full(len(y), np.nan), np.full(len(y), np.nan)
+        for held in _held_out(fold):
+            train = (fold != fold[held[0]]) & np.isfinite(y)
+            means = _mean_points(points[train], category[train], n_categories)[category[held]]
+            centre[held] = circular.values_of(means, period)
+            lengths, place = np.unique(np.hypot(*means.T), return_inverse=True)
+            kappa[held] = circular.concentration(lengths)[place]
+        return VonMises(centre, kappa, period)
     if kind == "classes":
         log_p = np.full((len(y), n_classes), np.nan, np.float32)
         for held in _held_out(fold):
@@ -135,6 +148,24 @@ def _random_effects(values: np.ndarray, category: np.ndarray, n_categories: int)
     means = (count * own + weight * centre) / (count + weight)
     variances = (squares + 2 * within) / (np.maximum(count - 1, 0) + 2) + within / (count + weight)
     return means, variances
+
+
+def _mean_points(points_n2: np.ndarray, category: np.ndarray, n_categories: int) -> np.ndarray:
+    """(categories, 2) the mean of a further point of every category, as `_random_effects` has it for numbers."""
+    n, count = len(points_n2), np.bincount(category, minlength=n_categories)
+    sums = np.stack([np.bincount(category, column, n_categories) for column in points_n2.T], 1)
+    own = sums / np.maximum(count, 1)[:, None]
+    centre = points_n2.mean(0)
+    length = np.hypot(*centre)
+    # n points all round have a mean of length 1 / sqrt(n), which is chance; its direction stays, for those who ask.
+    chance = (1 - length**2) / max(n - 1, 1)
+    centre *= max(np.sqrt(max(length**2 - chance, 0)) / length, 1e-6) if length else 0
+    total = 1 - length**2
+    freedom = n - np.count_nonzero(count)
+    within = ((points_n2 - own[category]) ** 2).sum() / freedom if freedom else total
+    within = np.clip(within, 1e-6 * total, total)
+    weight = within / (max(total - within, 1e-6 * total) or 1.0)  # of the common mean, in rows
+    return (sums + weight * centre) / (count + weight)[:, None]
 
 
 def _held_out(fold: np.ndarray) -> list[np.ndarray]:

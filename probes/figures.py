@@ -17,7 +17,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from probes import table
-from probes.results import Comparison, Interval, Results, Row, label
+from probes.results import NOT_DEFINED, Comparison, Interval, Results, Row, SuiteMean, is_defined, label
 from probes.table import Key
 
 CAPTIONS = {
@@ -35,8 +35,7 @@ CAPTIONS = {
     "learning": "Scores of probes that are trained on a part of the training images, with 95 % intervals; the number "
     "of images is on a logarithmic axis. A curve that still rises would score higher with more data.",
     "retention": "(score - floor) / (v_pooled's score - floor): 1 keeps all that v_pooled shows over the floor, 0 "
-    "nothing. Whiskers: Fieller's 95 % intervals. Hollow, without whiskers: v_pooled is not clearly above the floor, "
-    "so no ratio to it is excluded.",
+    "nothing. Whiskers: Fieller's 95 % intervals. Where v_pooled is at its floor, no ratio to it is defined.",
     "differences": "Differences on the same images, with 95 % intervals (of one test, not corrected), in the colour of "
     "the other representation. Right of 0, the first is better. Filled: p < 0.05 after Holm's correction.",
     "added": "I(a; Y | b): bits an image that a probe of both saves over a probe of b alone. Left of 0, the wider "
@@ -165,22 +164,24 @@ def learning_curves(results: Results, suite: str) -> go.Figure | None:
 def retention(results: Results, suite: str) -> go.Figure | None:
     """What share of v_pooled's score over the floor each representation keeps; None without v_pooled."""
     keys = [key for key in table.columns(results, suite) if key != ("v_pooled", None)]
+    means = [mean for mean in results.suite_means if mean.suite == suite]
+    lines: list[tuple[str, str, Sequence[Row | SuiteMean]]] = [
+        (_cut(task, 24), f"n {of[0].n:,}", of) for task, of in table.tasks(results, suite).items()
+    ]
+    if means:
+        lines.append((f"<b>mean of {means[0].tasks}</b>", "", means))
+    lines = [(name, about, [one for one in of if _key(one) in keys]) for name, about, of in lines]
+    if all(one.retention is None for _, _, of in lines for one in of):
+        return None
     groups = [
         _Group(
-            _tick(task, f"n {of[0].n:,}"),
-            {_key(row): row.retention for row in of if row.retention is not None and _key(row) in keys},
+            name + _below(NOT_DEFINED if table.not_defined(of) else about),
+            {_key(one): one.retention for one in of if is_defined(one.retention)},
         )
-        for task, of in table.tasks(results, suite).items()
+        for name, about, of in lines
     ]
-    means = [mean for mean in results.suite_means if mean.suite == suite]
-    if means:
-        cells = {_key(mean): mean.retention for mean in means if mean.retention is not None and _key(mean) in keys}
-        groups.append(_Group(f"<b>mean of {means[0].tasks}</b>", cells))
-    if not any(group.cells for group in groups):
-        return None
     figure = _bars(results, keys, groups, "share of v_pooled's score over the floor", dots=True)
-    bounded = [cell for group in groups for cell in group.cells.values() if cell.lower is not None]
-    ends = [value for cell in bounded for value in (cell.lower, cell.upper) if value is not None]
+    ends = [end for group in groups for cell in group.cells.values() for end in cell if end is not None]
     # A ratio to hardly anything would squeeze all others.
     figure.update_xaxes(range=[max(min([0.0, *ends]), -1) - 0.05, min(max([1.0, *ends]), 2) + 0.05])
     for value in (0, 1):
@@ -289,11 +290,7 @@ def _bars(
             "hovertemplate": "%{x:.3f} %{customdata}<extra>%{fullData.name}</extra>",
         }
         if dots:
-            open_ = [cell.lower is None for cell in cells]
-            symbols = ["circle-open" if one else "circle" for one in open_]
-            figure.add_scatter(
-                x=x, y=y, mode="markers", marker={"color": colours[key], "size": 9, "symbol": symbols}, **look
-            )
+            figure.add_scatter(x=x, y=y, mode="markers", marker={"color": colours[key], "size": 9}, **look)
         else:
             # A colour that is used twice gets a pattern.
             again = colours[key] in seen
@@ -424,7 +421,7 @@ def _whiskers(cells: Sequence[Interval], colour: str = _NEUTRAL) -> dict[str, An
 
 
 def _words(cell: Interval) -> str:
-    return "not bounded" if cell.lower is None or cell.upper is None else f"[{cell.lower:.3f}, {cell.upper:.3f}]"
+    return "no interval" if cell.lower is None or cell.upper is None else f"[{cell.lower:.3f}, {cell.upper:.3f}]"
 
 
 def _key(item: Any) -> Key:
@@ -449,7 +446,12 @@ def _plain(text: str) -> str:
 
 
 def _tick(task: str, about: str) -> str:
-    return f'{_cut(task, 24)}<br><span style="font-size:11px;color:#8a8a8a">{about}</span>'
+    return _cut(task, 24) + _below(about)
+
+
+def _below(about: str) -> str:
+    """A second line of a tick; none for no text."""
+    return f'<br><span style="font-size:11px;color:#8a8a8a">{about}</span>' if about else ""
 
 
 def _cut(name: str, most: int = 14) -> str:

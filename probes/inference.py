@@ -119,6 +119,17 @@ def retention(score: Sampled, whole: Sampled, floor: Sampled, n_groups: int) -> 
     return Retention(ratio, float((middle - root) / square), float((middle + root) / square), True)
 
 
+def folds_disagree(scores: Sequence[float], whole: Sampled) -> bool:
+    """Whether the scores of K folds lie further apart than their images explain: by more than 0.1, and with a chance
+    below 1e-4 if all probes were as good. A fold, a Kth of the groups, varies sqrt(K) times as much as the whole.
+    """
+    known = np.asarray([score for score in scores if np.isfinite(score)])
+    spread = np.nanstd(whole.draws) * np.sqrt(len(known))
+    if len(known) < 2 or np.ptp(known) <= 0.1:
+        return False
+    return bool(spread == 0 or stats.chi2.sf((((known - known.mean()) / spread) ** 2).sum(), len(known) - 1) < 1e-4)
+
+
 def holm(p: np.ndarray) -> np.ndarray:
     """p-values (H,) corrected for being H many, whatever their dependence (Holm 1979). NaN ones do not count and
     stay NaN.

@@ -20,7 +20,6 @@ of a problem that have training rows.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -43,6 +42,10 @@ _MAX_TRIALS = 12
 """Lengths of one step."""
 _SLOPE = 0.1
 """Where a whole step goes too far, the slope at the end of the step is less than this share of that at its start."""
+_WORTH_HALF = 2**22
+"""Numbers in the rows from which bfloat16 copies pay,"""
+_FEW_COLUMNS = 8
+"""and columns in a product."""
 _FORCING = 0.07
 """A step near the optimum reduces the preconditioned gradient to this."""
 
@@ -689,32 +692,24 @@ def log_probabilities(fit: Fit, x_mr: Tensor) -> list[np.ndarray]:
 
 
 def half_copy(x_nr: Tensor, columns: int = 64) -> Tensor | None:
-    """The rows in bfloat16 where this machine multiplies them by `columns` columns faster so, else None.
+    """The rows in bfloat16 where products with them are faster so, else None.
 
-    Measured on the rows themselves, up to 4096 of them, forth and back, and with a quarter of the columns: most
-    products are late ones, which many problems have left.
+    The processor's instructions and the sizes decide, so that one machine always gives the same bytes: a stopwatch
+    would let other work on the machine decide.
     """
-    if x_nr.dtype != torch.float32 or not x_nr.numel():
+    if x_nr.dtype != torch.float32 or x_nr.numel() < _WORTH_HALF or columns < _FEW_COLUMNS:
         return None
-    half = x_nr.bfloat16()
-    w = x_nr.new_ones(max(1, columns // 4), x_nr.shape[1] + 1)
-    parts = [slice(0, 4096)]
-    seconds = []
-    for rows in (_Rows(x_nr, parts, None), _Rows(x_nr, parts, half)):
-        times = []
-        for _ in range(3):
-            _wait(x_nr.device)
-            started = time.perf_counter()
-            rows.coarse_pull(rows.coarse_logits(w))
-            _wait(x_nr.device)
-            times.append(time.perf_counter() - started)
-        seconds.append(min(times))
-    return half if seconds[1] < 0.8 * seconds[0] else None
+    return x_nr.bfloat16() if multiplies_bfloat16(x_nr.device) else None
 
 
-def _wait(device: torch.device) -> None:
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 products have instructions of their own there; where they are emulated they are slower."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return False
+    features: dict = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch do not tell
+    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
 
 
 # ---- scikit-learn estimators

@@ -1,10 +1,11 @@
 """How good held-out predictions are, for every resample of groups at once: shares, ranks, errors, and bits.
 
-Knows arrays; not probes, runs, names or files. A prediction is held out, one per row, in one of three forms:
+Knows arrays; not probes, runs, names or files. A prediction is held out, one per row, in one of four forms:
 
 * classes: log probabilities (n, K) in nats;
 * multilabel: logits (n, C), each label a question of its own;
-* number: a `Gaussian`, mean and deviation of every row.
+* number: a `Gaussian`, mean and deviation of every row;
+* circular: a `VonMises`, centre and concentration of every row.
 
 Bits put all kinds on one scale. The cross-entropy H(Y | X) is the mean over rows of -log2 of what the prediction
 gave to the label (multilabel: summed over labels, each label's mean over the rows where it is known). The
@@ -14,8 +15,20 @@ cross-entropy is that of a density: it moves by log2 when the unit changes and m
 does neither. It is the number of times that the value's uncertainty was halved, with normal errors
 -log2(1 - R2) / 2.
 
-Resampling is exact and works on sums by group: a metric made of sums costs one matrix product for all
-resamples. Legend: n rows, K classes, C labels, G groups of the whole run, R resamples, S sums.
+Average precision is taken over all orders of rows with equal scores, as ranks are by middle ranks. So a score that
+is the same for all, such as the floor's, has that of a random ranking, which in few rows is far above the share of
+positives: (P - 1) / (n - 1) + (1 - (P - 1) / (n - 1)) H_n / n of n rows with P positives, H_n = 1 + 1/2 + ... + 1/n.
+
+A circular value is scored by the cosine of its error. Circular R2 is 1 - mean(1 - cosine) / the same of the floor's
+prediction, so that 0 is the floor and 1 perfect. Its bits are those of a density too, and log2(period) of one that is
+the same all round.
+
+Resampling is exact and works on sums by group: a metric made of sums costs one matrix product for all resamples.
+Draws of what is no mean over rows are then moved so that their own mean is the estimate. Copies of rows make them lie
+elsewhere: a positive drawn twice helps itself up (mAP 0.1 to 0.7 of their deviation above the estimate), copies rank
+as equals (Spearman up to 0.5 below it), a mean is fitted to every draw (R2 at its floor 0.5 below). In simulations
+intervals of draws that were not moved missed the truth in up to 12 % (mAP, R2) or 60 % (Spearman) of data sets.
+Legend: n rows, K classes, C labels, G groups of the whole run, R resamples, S sums.
 """
 
 from collections.abc import Callable
@@ -24,11 +37,13 @@ from typing import NamedTuple
 import numpy as np
 from scipy import sparse
 
-from extract.store import Kind
+from extract.store import NUMERIC, Kind
+from probes import circular
 
-METRIC: dict[Kind, str] = {"classes": "top-1", "multilabel": "mAP", "number": "R2"}
+METRIC: dict[Kind, str] = {"classes": "top-1", "multilabel": "mAP", "number": "R2", "circular": "circular R2"}
 """The one that stands for a task where there is room for one. Larger is better, 1 is perfect."""
 UNKNOWN = 255  # of a multi-label entry
+_BIASED = ("balanced accuracy", "mAP", "R2", "Spearman", "circular R2")  # their draws are moved
 
 
 class Gaussian(NamedTuple):
@@ -40,7 +55,17 @@ class Gaussian(NamedTuple):
     """(n,) the standard deviation, above 0."""
 
 
-Prediction = np.ndarray | Gaussian
+class VonMises(NamedTuple):
+    """The predicted distribution of a circular value, in the task's unit."""
+
+    mean: np.ndarray
+    """(n,)"""
+    concentration: np.ndarray
+    """(n,) from 0, where nothing is known, up."""
+    period: float
+
+
+Prediction = np.ndarray | Gaussian | VonMises
 
 
 class Sampled(NamedTuple):
@@ -48,12 +73,14 @@ class Sampled(NamedTuple):
 
     estimate: float
     draws: np.ndarray
-    """(R,) NaN where a resample leaves it undefined. Draws of the same resamples pair up entry by entry."""
+    """(R,) around the estimate; NaN where a resample leaves it undefined. Draws of the same resamples pair up entry by
+    entry.
+    """
 
 
 class Scores(NamedTuple):
-    """classes: top-1, balanced accuracy. multilabel: mAP. number: R2, Spearman, MAE. All: cross-entropy and
-    V-information, in bits an image.
+    """classes: top-1, balanced accuracy. multilabel: mAP. number: R2, Spearman, MAE. circular: circular R2, mean cosine
+    (of the error), MAE (the short way round). All: cross-entropy and V-information, in bits an image.
     """
 
     of: dict[str, Sampled]
@@ -95,16 +122,32 @@ def score(
         for part, measure in zip(parts, measures, strict=True):
             part.append(measure(weights_GR))
     of, without = ({name: np.concatenate([p[name] for p in part]) for name in part[0]} for part in parts)
-    of["V-information"] = without["cross-entropy"] - of["cross-entropy"]
-    without["V-information"] = np.zeros_like(of["V-information"])
+    of, without = _related(of, without), _related(without, without)
     return Scores(_sampled(of), _sampled(without), len(y), len(used))
 
 
-def evaluate(kind: Kind, y: np.ndarray, prediction: Prediction, fold: np.ndarray) -> dict[str, float]:
-    """The metrics of `score` that need no floor, every row counted once."""
+def evaluate(
+    kind: Kind, y: np.ndarray, prediction: Prediction, fold: np.ndarray, floor: Prediction | None = None
+) -> dict[str, float]:
+    """The metrics of `score`, every row counted once; those that need no floor where it is not given."""
     rows = labelled(kind, y)
-    measure = _measure(kind, y[rows], take(prediction, rows), fold[rows], np.arange(len(rows)), len(rows))
-    return {name: float(value[0]) for name, value in measure(np.ones((len(rows), 1))).items()}
+
+    def metrics(of: Prediction) -> Metrics:
+        measure = _measure(kind, y[rows], take(of, rows), fold[rows], np.arange(len(rows)), len(rows))
+        return measure(np.ones((len(rows), 1)))
+
+    found = metrics(prediction)
+    if floor is not None:
+        found = _related(found, metrics(floor))
+    return {name: float(value[0]) for name, value in found.items()}
+
+
+def _related(of: Metrics, floor: Metrics) -> Metrics:
+    """With what is measured against the floor."""
+    found = of | {"V-information": floor["cross-entropy"] - of["cross-entropy"]}
+    if "mean cosine" in of:
+        found["circular R2"] = 1 - _ratio(1 - of["mean cosine"], 1 - floor["mean cosine"])
+    return found
 
 
 def row_bits(kind: Kind, y: np.ndarray, prediction: Prediction) -> np.ndarray:
@@ -117,6 +160,8 @@ def row_bits(kind: Kind, y: np.ndarray, prediction: Prediction) -> np.ndarray:
     if isinstance(prediction, Gaussian):
         error = (y - prediction.mean) / prediction.scale
         return np.log2(prediction.scale) + (np.log(2 * np.pi) + error**2) / (2 * np.log(2))
+    if isinstance(prediction, VonMises):
+        return circular.bits(y - prediction.mean, prediction.concentration, prediction.period)
     return -np.take_along_axis(prediction, y[:, None], 1)[:, 0].astype(np.float64) / np.log(2)
 
 
@@ -132,6 +177,8 @@ def _measure(
         return _measure_classes(y, _array(prediction), membership)
     if kind == "multilabel":
         return _measure_multilabel(y, _array(prediction), fold, groups, membership)
+    if isinstance(prediction, VonMises):
+        return _measure_circular(y, prediction, membership)
     assert isinstance(prediction, Gaussian), f"a {type(prediction).__name__} for a number"
     return _measure_number(y, prediction, fold, groups, membership)
 
@@ -172,9 +219,12 @@ def _measure_multilabel(
         for label in range(y.shape[1])
     ]
 
+    sizes_G = membership.sum(1)
+
     def measure(weights_GR: np.ndarray) -> Metrics:
+        harmonic = np.append(0, np.cumsum(1 / np.arange(1, 1 + (sizes_G @ weights_GR).max())))
         precision_CR = [
-            _mean_known(np.stack([ranking.average_precision(weights_GR) for ranking in folds]))
+            _mean_known(np.stack([ranking.average_precision(weights_GR, harmonic) for ranking in folds]))
             for folds in rankings
             if folds
         ]
@@ -210,6 +260,18 @@ def _measure_number(
     return measure
 
 
+def _measure_circular(y: np.ndarray, prediction: VonMises, membership: sparse.csr_array) -> Measure:
+    error = circular.difference(prediction.mean, y, prediction.period)
+    cosine, bits = circular.cosine(prediction.mean, y, prediction.period), row_bits("circular", y, prediction)
+    sums_SG = (membership @ np.stack([np.ones(len(y)), cosine, np.abs(error), bits], 1)).T
+
+    def measure(weights_GR: np.ndarray) -> Metrics:
+        n, *sums = sums_SG @ weights_GR
+        return {name: _ratio(of, n) for name, of in zip(("mean cosine", "MAE", "cross-entropy"), sums, strict=True)}
+
+    return measure
+
+
 def _label_bits(y: np.ndarray, logits_nC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(bits (n, C), 0 where unknown; known (n, C) bool)."""
     known = y != UNKNOWN
@@ -221,36 +283,42 @@ def _label_bits(y: np.ndarray, logits_nC: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 class _Ranking(NamedTuple):
-    """Rows from the highest score down, cut where precision is read: below every block of equal scores that holds
-    a positive.
-    """
+    """Rows from the highest score down, cut above and below every block of equal scores that holds a positive."""
 
+    skipped: sparse.csr_array
+    """(B, G) how many rows of each group lie between the block before and this one."""
     rows: sparse.csr_array
-    """(B, G) how many rows of each group lie between one cut and the next."""
+    """(B, G) how many lie in the block."""
     positives: sparse.csr_array
-    """(B, G) how many of them are positive."""
+    """(B, G) how many of these are positive."""
 
     @classmethod
     def of(cls, positive: np.ndarray, scores: np.ndarray, groups: np.ndarray, n_groups: int) -> "_Ranking":
         order = np.argsort(-scores, kind="stable")
-        ranked, hit = scores[order], positive[order]
-        ends = np.unique(np.searchsorted(-ranked, -ranked[hit], side="right"))
-        hits = np.cumsum(hit)[ends - 1]
+        ranked, hit, of_rows = scores[order], positive[order], groups[order]
+        values = -np.unique(-ranked[hit])
+        starts, ends = (np.searchsorted(-ranked, -values, side=side) for side in ("left", "right"))
+        place = np.arange(ends[-1])
+        block = np.searchsorted(ends, place, side="right")
+        inside = place >= starts[block]
 
-        def counts(of_rows: np.ndarray, cuts: np.ndarray) -> sparse.csr_array:
-            pointers = np.concatenate([[0], cuts])
-            return sparse.csr_array((np.ones(cuts[-1]), of_rows[: cuts[-1]], pointers), shape=(len(cuts), n_groups))
+        def counts(chosen: np.ndarray) -> sparse.csr_array:
+            at = block[chosen], of_rows[: ends[-1]][chosen]
+            return sparse.csr_array((np.ones(len(at[0])), at), shape=(len(ends), n_groups))
 
-        return cls(counts(groups[order], ends), counts(groups[order[hit]], hits))
+        return cls(counts(~inside), counts(inside), counts(inside & hit[: ends[-1]]))
 
-    def average_precision(self, weights_GR: np.ndarray) -> np.ndarray:
-        """(R,) precision averaged over the positives; equal scores are counted together, as in scikit-learn, so
-        that a constant score gives the share of positives. NaN without a positive.
+    def average_precision(self, weights_GR: np.ndarray, harmonic: np.ndarray) -> np.ndarray:
+        """(R,) precision averaged over the positives, and over all orders of rows with equal scores; NaN without a
+        positive. harmonic: 1 + 1/2 + ... + 1/n for n = 0 up to the number of rows.
         """
-        above = np.cumsum(self.rows @ weights_GR, 0)
-        hits = self.positives @ weights_GR
-        precision = np.cumsum(hits, 0)
-        precision /= np.maximum(above, 1)  # nothing above means no hits either
+        rows, hits = self.rows @ weights_GR, self.positives @ weights_GR
+        end = np.cumsum(rows + self.skipped @ weights_GR, 0)
+        above, hits_above = end - rows, np.cumsum(hits, 0) - hits
+        # Of the others in a positive's block this share is positive, wherever in the block it stands.
+        share = (hits - 1) / np.maximum(rows - 1, 1)
+        mean_inverse = (harmonic[end.astype(int)] - harmonic[above.astype(int)]) / np.maximum(rows, 1)
+        precision = share + (hits_above + 1 - share * (above + 1)) * mean_inverse
         return _ratio(np.einsum("br,br->r", hits, precision), hits.sum(0))
 
 
@@ -293,24 +361,33 @@ def _rank_correlation(weights_nR: np.ndarray, a: _Ties, b: _Ties) -> np.ndarray:
 
 def _sampled(metrics: Metrics) -> dict[str, Sampled]:
     """The first entry is the estimate."""
-    return {name: Sampled(float(values[0]), values[1:]) for name, values in metrics.items()}
+    found = {}
+    for name, values in metrics.items():
+        estimate, draws = values[0], values[1:]
+        known = draws[np.isfinite(draws)]
+        if name in _BIASED and len(known):
+            draws = draws + (estimate - known.mean())
+        found[name] = Sampled(float(estimate), draws)
+    return found
 
 
 def labelled(kind: Kind, y: np.ndarray) -> np.ndarray:
     """The rows that have a label."""
     if kind == "classes":
         return np.flatnonzero(y >= 0)
-    return np.flatnonzero(np.isfinite(y) if kind == "number" else (y != UNKNOWN).any(1))
+    return np.flatnonzero(np.isfinite(y) if kind in NUMERIC else (y != UNKNOWN).any(1))
 
 
 def take(prediction: Prediction, rows: np.ndarray) -> Prediction:
     if isinstance(prediction, Gaussian):
         return Gaussian(prediction.mean[rows], prediction.scale[rows])
+    if isinstance(prediction, VonMises):
+        return VonMises(prediction.mean[rows], prediction.concentration[rows], prediction.period)
     return prediction[rows]
 
 
 def _array(prediction: Prediction) -> np.ndarray:
-    assert not isinstance(prediction, Gaussian), "a Gaussian for classes or labels"
+    assert isinstance(prediction, np.ndarray), f"a {type(prediction).__name__} for classes or labels"
     return prediction
 
 

@@ -23,9 +23,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from extract.errors import UserError
-from extract.store import Kind
-from probes.metrics import Gaussian, Prediction
-from probes.weights import Key
+from extract.store import NUMERIC, Kind
+from probes import circular
+from probes.metrics import Gaussian, Prediction, VonMises
+from probes.weights import Key, unknown_key
 
 MOST_CLASSES = 32
 """Of more classes, the chosen one and the true one alone are stored."""
@@ -46,7 +47,9 @@ class Asked(NamedTuple):
     fold: np.ndarray
     """(n,) in which fold each was held out."""
     y: np.ndarray
-    """Labels: (n,) indices into `classes`; (n, C), 255 where unknown; or (n,) numbers."""
+    """Labels: (n,) indices into `classes`; (n, C), 255 where unknown; or (n,) numbers or circular values."""
+    period: float = 0.0
+    """Of a circular task."""
 
 
 @dataclass(frozen=True)
@@ -65,18 +68,27 @@ class Predicted:
     said: np.ndarray
     """In the form of y: the class that was chosen; (n, C) bool; or (n,) float32."""
     prediction: Prediction | None
-    """As `probes.metrics` takes it, in float32: (n, K) log-probabilities in nats, (n, C) logits, or a Gaussian. None of
-    more than MOST_CLASSES classes.
+    """As `probes.metrics` takes it, in float32: (n, K) log-probabilities in nats, (n, C) logits, a Gaussian, or a
+    VonMises. None of more than MOST_CLASSES classes.
     """
     logs: np.ndarray
     """(n, 2) float32, log-probabilities of the chosen and of the true class; (n, 0) for other kinds."""
+    period: float = 0.0
+    """Of a circular task, in its unit."""
+
+    @cached_property
+    def error(self) -> np.ndarray | None:
+        """(n,) what was said minus what is true, of circular values the short way round; None for other kinds."""
+        if self.kind == "circular":
+            return circular.difference(self.said, self.y, self.period)
+        return self.said - self.y if self.kind == "number" else None
 
     @cached_property
     def sure(self) -> np.ndarray | None:
-        """(n,) the probability of the chosen class, (n, C) that of each label; None for numbers."""
+        """(n,) the probability of the chosen class, (n, C) that of each label; None for numbers and angles."""
         if self.kind == "classes":
             return np.exp(self.logs[:, 0])
-        return None if isinstance(self.prediction, Gaussian) else _sigmoid(self.prediction)
+        return None if isinstance(self.prediction, tuple) else _sigmoid(self.prediction)
 
     @cached_property
     def of_true(self) -> np.ndarray | None:
@@ -85,8 +97,8 @@ class Predicted:
 
     @cached_property
     def right(self) -> np.ndarray | None:
-        """(n,) bool, or (n, C), False where unknown; None for numbers."""
-        return None if self.kind == "number" else self.said == self.y
+        """(n,) bool, or (n, C), False where unknown; None for numbers and circular values."""
+        return None if self.kind in NUMERIC else self.said == self.y
 
 
 class Writer:
@@ -113,7 +125,9 @@ class Writer:
         about = {
             "schema": _SCHEMA,
             "run": json.dumps(dict(run)),
-            "tasks": json.dumps([[one.task, one.kind, list(one.classes)] for one in asked]),
+            "tasks": json.dumps(
+                [[one.task, one.kind, list(one.classes), *([one.period] if one.period else [])] for one in asked]
+            ),
             "representations": json.dumps([list(at) for at in representations]),
         }
         self._file: BinaryIO | None = None
@@ -174,21 +188,28 @@ class Writer:
 
 
 class Predictions(Mapping[Key, Predicted]):
-    """What all probes of a run said; each is read when it is asked for, and no file stays open. Made by `load`."""
+    """What all probes of a run said; each is read when it is asked for, and no file stays open. Made by `load`. A key
+    that is not there raises `weights.UnknownKey`, which lists those that are.
+    """
 
     def __init__(self, path: Path, about: Mapping[str, str]) -> None:
         self._path = path
         self.run: dict[str, Any] = json.loads(about["run"])
         """Which run, as `Results.run` says it: its time (`created`) and its weights (`sha256`) among others."""
-        self._tasks = [(task, kind, tuple(classes)) for task, kind, classes in json.loads(about["tasks"])]
+        self._tasks = [
+            (task, kind, tuple(classes), *(period or [0.0]))
+            for task, kind, classes, *period in json.loads(about["tasks"])
+        ]
         names = [(name, layer) for name, layer in json.loads(about["representations"])]
         self._places: dict[Key, tuple[int, int]] = {
             (self._tasks[t][0], *names[r]): (t, r) for t in range(len(self._tasks)) for r in range(len(names))
         }
 
     def __getitem__(self, key: Key) -> Predicted:
+        if key not in self._places:
+            raise unknown_key(key, self._places.keys(), self._path)
         t, r = self._places[key]
-        _, kind, classes = self._tasks[t]
+        _, kind, classes, period = self._tasks[t]
         with _opened(self._path) as file:
 
             def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -203,7 +224,10 @@ class Predictions(Mapping[Key, Predicted]):
             stored = {name: read(f"{t}.{r}.{name}", shape) for name, _, shape in _tensors(kind, K, n)}
             if kind == "classes" and any((array < 0).any() or (array >= K).any() for array in (y, stored["said"])):
                 raise ValueError(f"{key[0]} has classes without a name")
-            return _predicted(kind, classes, rows, fold, y, stored)
+            return _predicted(kind, classes, rows, fold, y, stored, period)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._places
 
     def __iter__(self) -> Iterator[Key]:
         return iter(self._places)
@@ -239,7 +263,9 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _labels(kind: Kind, n_classes: int, n: int) -> tuple[str, tuple[int, ...]]:
     """(dtype, shape) of a task's."""
-    return {"classes": ("<i4", (n,)), "multilabel": ("|u1", (n, n_classes)), "number": ("<f8", (n,))}[kind]
+    if kind in NUMERIC:
+        return "<f8", (n,)
+    return {"classes": ("<i4", (n,)), "multilabel": ("|u1", (n, n_classes))}[kind]
 
 
 def _tensors(kind: Kind, n_classes: int, n: int) -> list[tuple[str, str, tuple[int, ...]]]:
@@ -249,13 +275,15 @@ def _tensors(kind: Kind, n_classes: int, n: int) -> list[tuple[str, str, tuple[i
         return [("said", "<u2", (n,)), ("logs", "<f2", (n, width))]
     if kind == "multilabel":
         return [("logits", "<f2", (n, n_classes))]
-    return [("mean", "<f4", (n,)), ("scale", "<f4", (n,))]
+    return [("mean", "<f4", (n,)), ("concentration" if kind == "circular" else "scale", "<f4", (n,))]
 
 
 def _stored(asked: Asked, prediction: Prediction) -> dict[str, np.ndarray]:
     """A prediction as those tensors."""
     if isinstance(prediction, Gaussian):
         return {"mean": prediction.mean, "scale": prediction.scale}
+    if isinstance(prediction, VonMises):
+        return {"mean": prediction.mean, "concentration": prediction.concentration}
     halves = np.clip(prediction, -_LARGEST, _LARGEST)
     if asked.kind == "multilabel":
         return {"logits": halves}
@@ -266,9 +294,20 @@ def _stored(asked: Asked, prediction: Prediction) -> dict[str, np.ndarray]:
 
 
 def _predicted(
-    kind: Kind, classes: tuple[str, ...], rows: np.ndarray, fold: np.ndarray, y: np.ndarray, stored: dict[str, Any]
+    kind: Kind,
+    classes: tuple[str, ...],
+    rows: np.ndarray,
+    fold: np.ndarray,
+    y: np.ndarray,
+    stored: dict[str, Any],
+    period: float,
 ) -> Predicted:
     none = np.empty((len(rows), 0), np.float32)
+    if kind == "circular":
+        if not 0 < period < np.inf:
+            raise ValueError(f"a circular task of period {period}")
+        said = VonMises(stored["mean"], stored["concentration"], period)
+        return Predicted(kind, classes, rows, fold, y, said.mean, said, none, period)
     if kind == "number":
         return Predicted(
             kind, classes, rows, fold, y, stored["mean"], Gaussian(stored["mean"], stored["scale"]), none

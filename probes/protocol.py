@@ -1,33 +1,37 @@
 """How probes of one representation are fitted and held out: folds, strengths, predictions. Knows arrays; not runs,
 names, scores or files.
 
-Every image is predicted once, by probes that saw neither it nor its group. Inside a training fold, inner folds choose
-each task's strength: the one with the smallest held-out cross-entropy (numbers: squared error). Standardisation and
-basis are fitted on the training fold; the inner folds share them, which was measured to move no score.
+Every image is predicted by probes that saw neither it nor its group. Inside a training fold, inner folds choose each
+task's strengths, one for every number that is reported: the one with the most right answers for top-1, the highest mAP
+for mAP, the least cross-entropy for bits (numbers: the least squared error, which serves both). `strengths` says which
+are tried. Standardisation and basis are fitted on the training fold; the inner folds share them, which was measured to
+move no score.
 
 Legend: N rows, n training rows, m held-out rows, D features, r rank of the basis, K classes, S strengths.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from probes import folds, ridge
+from extract.store import NUMERIC, Kind
+from probes import angles, folds, ridge
 from probes.basis import Basis
 from probes.codelength import Labels
 from probes.logistic import Path, Target, half_copy, log_probabilities
-from probes.metrics import Gaussian, Prediction, row_bits
+from probes.metrics import METRIC, UNKNOWN, Gaussian, Prediction, VonMises, row_bits
+from probes.strengths import FIRST, LADDER, Search
 
-STRENGTHS = tuple(10.0**power for power in (2, 1, 0, -1, -2, -3, -4))
-"""Of logistic probes, strong to weak; `ridge.STRENGTHS` for numbers."""
 INNER_FOLDS = 3
-_WORTH_HALF = 2**22  # numbers in the rows from which bfloat16 copies are tried
-_PATIENCE = 2  # strengths in a row that may be worse than the best before a path ends
+BITS = "cross-entropy"
+"""The criterion of the strength that bits are counted with; `METRIC` of the kind is that of the task's score."""
+_SEARCHED = 1e-5
+"""Tolerance of the fits that only compare strengths, which differ by far more."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Settings:
     dims: int | None = None
     """Probe the first `dims` principal directions of the training fold, not whitened."""
     guided: bool = False
-    """Search logistic strengths only around the one that leave-one-out ridge points at."""
+    """Begin the search of logistic strengths with those around the one that leave-one-out ridge points at alone."""
     device: str = "cpu"
     budget: int = 8 * 2**30
     """Bytes of memory that a representation may take while it is probed."""
@@ -46,10 +50,13 @@ class HeldOut(NamedTuple):
     """One task in one fold."""
 
     prediction: Prediction
-    """For the m held-out rows, see `probes.metrics`."""
+    """For the m held-out rows, see `probes.metrics`: at the strength that does best on the task's metric."""
+    coded: Prediction
+    """The same at the strength of the least cross-entropy: what bits are counted with."""
     strength: float
+    coded_strength: float
     at_edge: bool
-    """The best strength ends the grid and its neighbour is worse: a still better one may lie outside."""
+    """One of the strengths ends the ladder and its neighbour is worse: a still better one may lie outside."""
     gap: float | None
     """Certified share by which the objective may exceed its minimum; None for ridge, which is exact."""
 
@@ -73,8 +80,8 @@ def hold_out(
 ) -> list[HeldOut]:
     """Probes of all tasks, fitted on the rows `train` and used on the rows `test`, (N,) bool each.
 
-    A number that is known on no row of `train` is predicted as NaN; one that does not vary there has a scale of NaN.
-    Raises UserError for features that are not finite.
+    A number or circular value that is known on no row of `train` is predicted as NaN; a number that does not vary there
+    has a scale of NaN. Raises UserError for features that are not finite.
     """
     # Rows of an inner fold lie together, so that folds are views.
     rows = np.flatnonzero(train)
@@ -83,8 +90,9 @@ def hold_out(
     bounds = np.searchsorted(np.sort(inner), np.arange(INNER_FOLDS + 1))
     parts = [slice(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
     labels = [_part(task, rows) for task in tasks]
-    logistic = [i for i, task in enumerate(tasks) if task.kind != "number"]
+    logistic = [i for i, task in enumerate(tasks) if task.kind not in NUMERIC]
     numbers = [i for i, task in enumerate(labels) if task.kind == "number" and np.isfinite(task.y).any()]
+    turning = [i for i, task in enumerate(labels) if task.kind == "circular" and np.isfinite(task.y).any()]
     found: dict[int, HeldOut] = {}
     if logistic:
         basis = _basis(x_ND[rows], settings, torch.float32)
@@ -103,18 +111,35 @@ def hold_out(
             # At least a thousandth of the values' own deviation, so that no density is infinite; of equal values none.
             scale = max(np.sqrt(choice.residual_variance[at]), 1e-3 * np.nanstd(y_nT[:, at])) or np.nan
             gaussian = Gaussian(mean_mT[:, at], np.full(len(mean_mT), scale))
-            found[i] = HeldOut(gaussian, float(choice.strengths[at]), bool(choice.at_edge[at]), None)
-    nothing = np.full(int(test.sum()), np.nan)
-    unknown = HeldOut(Gaussian(nothing, nothing), ridge.STRENGTHS[0], False, None)
-    return [found.get(i, unknown) for i in range(len(tasks))]
+            found[i] = exact(gaussian, choice.strengths[at], choice.at_edge[at])
+    if turning:
+        basis = _basis(x_ND[rows].astype(np.float64), settings, torch.float64)
+        test_mr = basis.rotate(x_ND[test].astype(np.float64))
+        for i in turning:
+            probe = angles.fit(basis, labels[i].y, labels[i].period, np.sort(inner))
+            found[i] = exact(probe.predict(test_mr), probe.strength, probe.at_edge)
+    return [found.get(i) or _of_unknown(task, int(test.sum())) for i, task in enumerate(tasks)]
+
+
+def _of_unknown(task: Labels, m: int) -> HeldOut:
+    """For a task without a label to learn from."""
+    nothing = np.full(m, np.nan)
+    said = VonMises(nothing, nothing, task.period) if task.kind == "circular" else Gaussian(nothing, nothing)
+    return exact(said, ridge.STRENGTHS[0], False)
+
+
+def exact(prediction: Gaussian | VonMises, strength: float, at_edge: bool) -> HeldOut:
+    """Of a number or an angle: one strength serves its score and its bits, and least squares are solved exactly."""
+    return HeldOut(prediction, prediction, float(strength), float(strength), bool(at_edge), None)
 
 
 def refit(
     x_ND: np.ndarray, tasks: Sequence[Labels], strengths: Sequence[float], settings: Settings = Settings()  # noqa: B008
 ) -> list[Weights]:
     """Probes of all rows, each task's at its own strength: to be applied elsewhere, not to be scored."""
-    logistic = [i for i, task in enumerate(tasks) if task.kind != "number"]
+    logistic = [i for i, task in enumerate(tasks) if task.kind not in NUMERIC]
     numbers = [i for i, task in enumerate(tasks) if task.kind == "number"]
+    turning = [i for i, task in enumerate(tasks) if task.kind == "circular"]
     found: dict[int, Weights] = {}
     if logistic:
         basis = _basis(x_ND, settings, torch.float32)
@@ -129,10 +154,15 @@ def refit(
         solved = ridge.fit(basis, np.stack([tasks[i].y for i in numbers], 1), [strengths[i] for i in numbers])
         for at, i in enumerate(numbers):
             found[i] = _on_features(basis, solved.weights[:, [at]], solved.intercepts[[at]])
+    if turning:
+        basis = _basis(x_ND.astype(np.float64), settings, torch.float64)
+        for i in turning:
+            solved = angles.at_strength(basis, tasks[i].y, tasks[i].period, strengths[i])
+            found[i] = _on_features(basis, solved.weights, solved.intercepts)
     return [found[i] for i in range(len(tasks))]
 
 
-# ---- the path of strengths
+# ---- the search of strengths
 
 
 def _logistic(
@@ -140,61 +170,96 @@ def _logistic(
 ) -> list[HeldOut]:
     targets = [_target(task) for task in labels]
     columns = sum(max(task.n_classes, 1) if task.kind == "classes" else task.y.shape[1] for task in labels)
-    half = half_copy(basis.train, columns) if basis.train.numel() >= _WORTH_HALF else None
-
-    def path(segments: Sequence[slice]) -> Path:
-        return Path(basis.train, basis.eigenvalues, targets, segments=segments, half=half)
-
-    grid = [_around(basis, target, settings) for target in targets]
-    paths = [path([other for other in parts if other is not part]) for part in parts]
-    bits: list[list[float]] = [[] for _ in targets]
-    going = set(range(len(targets)))
-    for strength in STRENGTHS:
-        here = [t for t in sorted(going) if strength in grid[t]]
-        if not here:
-            continue
-        costs = np.zeros(len(here))
-        for one, part in zip(paths, parts, strict=True):
-            fit = one.advance(strength, here)
-            predictions = log_probabilities(fit, basis.train[part])
-            n = len(basis.train) - (part.stop - part.start)
-            for at, (t, values) in enumerate(zip(here, predictions, strict=True)):
-                costs[at] += _cost(labels[t], part, smoothed(labels[t], values, n))
-        for t, cost in zip(here, costs, strict=True):
-            bits[t].append(float(cost))
-            if len(bits[t]) - 1 - int(np.argmin(bits[t])) >= _PATIENCE:
-                going.discard(t)
-    best = [int(np.argmin(of)) for of in bits]
-    strengths = [grid[t][best[t]] for t in range(len(targets))]
-    last = path([slice(0, len(basis.train))])
-    found: dict[int, HeldOut] = {}
-    for strength in STRENGTHS:
-        # Weaker ones start from what stronger ones found.
-        fit = last.advance(strength, here := [t for t, own in enumerate(strengths) if own <= strength])
-        for at, (t, values) in enumerate(zip(here, log_probabilities(fit, test_mr), strict=True)):
-            if strengths[t] == strength:
-                edge = _at_edge(bits[t], best[t], grid[t])
-                prediction = smoothed(labels[t], values, len(basis.train)).astype(np.float32)
-                found[t] = HeldOut(prediction, strength, edge, float(fit.gap[at]))
-    return [found[t] for t in range(len(targets))]
-
-
-def _around(basis: Basis, target: Target, settings: Settings) -> tuple[float, ...]:
-    y_nC = ridge.label_columns(target)
-    varies = ((y_nC == 0).any(0) & (y_nC == 1).any(0)).any()
-    return ridge.bracket(basis, target, STRENGTHS) if settings.guided and varies else STRENGTHS
-
-
-def _at_edge(costs: Sequence[float], best: int, grid: Sequence[float]) -> bool:
-    neighbour = {0: 1, len(grid) - 1: len(grid) - 2}.get(best)
-    return neighbour is not None and 0 <= neighbour < len(costs) and costs[neighbour] > costs[best]
+    half = half_copy(basis.train, columns)
+    pointed = [[LADDER.index(one) for one in of] for of in ridge.brackets(basis, targets, LADDER)]
+    searches = [Search(of) if settings.guided and of else Search(FIRST, of) for of in pointed]
+    paths = [
+        Path(
+            basis.train,
+            basis.eigenvalues,
+            targets,
+            segments=[other for other in parts if other is not part],
+            half=half,
+            tolerance=_SEARCHED,
+        )
+        for part in parts
+    ]
+    while wanted := by_rung([search.missing() for search in searches]):
+        for rung, here in wanted:
+            predictions = []
+            for path, part in zip(paths, parts, strict=True):
+                values = log_probabilities(path.advance(LADDER[rung], here), basis.train[part])
+                n = len(basis.train) - (part.stop - part.start)
+                predictions.append([smoothed(labels[t], value, n) for t, value in zip(here, values, strict=True)])
+            for t, pieces in zip(here, zip(*predictions, strict=True), strict=True):
+                searches[t].costs[rung] = costs(labels[t], parts, pieces)
+    choices = [
+        (search.best(METRIC[task.kind]), search.best(BITS)) for search, task in zip(searches, labels, strict=True)
+    ]
+    last = Path(basis.train, basis.eigenvalues, targets, half=half)
+    predicted: list[dict[int, np.ndarray]] = [{} for _ in labels]
+    gaps = np.zeros(len(labels))
+    for rung, here in by_rung(choices):
+        fit = last.advance(LADDER[rung], here)
+        gaps[here] = np.maximum(gaps[here], fit.gap)
+        for t, held_out in zip(here, log_probabilities(fit, test_mr), strict=True):
+            predicted[t][rung] = smoothed(labels[t], held_out, len(basis.train)).astype(np.float32)
+    return [
+        HeldOut(
+            of[scored], of[coded], LADDER[scored], LADDER[coded], any(map(search.at_edge, criteria(kind))), float(gap)
+        )
+        for of, (scored, coded), search, kind, gap in zip(
+            predicted, choices, searches, (task.kind for task in labels), gaps, strict=True
+        )
+    ]
 
 
-def _cost(task: Labels, part: slice, prediction: np.ndarray) -> float:
-    """Bits of the labelled rows of a part, summed over it."""
-    y = task.y[part]
-    known = y >= 0 if task.kind == "classes" else np.ones(len(y), bool)
-    return float(row_bits(task.kind, y[known], prediction[known]).sum())
+def by_rung(rungs_of: Sequence[Iterable[int]]) -> list[tuple[int, list[int]]]:
+    """(rung, the tasks that it is of), strong to weak: weaker fits start from what stronger ones found."""
+    tasks: dict[int, list[int]] = {}
+    for t, rungs in enumerate(rungs_of):
+        for rung in set(rungs):
+            tasks.setdefault(rung, []).append(t)
+    return sorted(tasks.items())
+
+
+def criteria(kind: Kind) -> tuple[str, str]:
+    """What strengths of a kind of task are chosen by."""
+    return METRIC[kind], BITS
+
+
+def costs(task: Labels, parts: Sequence[slice], predictions: Sequence[np.ndarray]) -> dict[str, float]:
+    """By each of `criteria`, less is better, of predictions for the rows of each part: bits an image; the share of
+    wrong classes, or 1 - mAP, ranked within parts.
+    """
+    bits, wrong, precision, n = 0.0, 0.0, [], 0
+    for part, prediction in zip(parts, predictions, strict=True):
+        y = task.y[part]
+        if task.kind == "classes":
+            known = y >= 0
+            y, prediction = y[known], prediction[known]
+            wrong += float((prediction.argmax(1) != y).sum())
+        else:
+            precision.append([_average_precision(*column) for column in zip(y.T, prediction.T, strict=True)])
+        bits += float(row_bits(task.kind, y, prediction).sum())
+        n += len(y)
+    if task.kind == "multilabel":
+        by_label_CP = np.array(precision).T
+        means = [float(of[np.isfinite(of)].mean()) for of in by_label_CP if np.isfinite(of).any()]
+        wrong = n * (1 - float(np.mean(means))) if means else 0.0
+    return {METRIC[task.kind]: wrong / max(n, 1), BITS: bits / max(n, 1)}
+
+
+def _average_precision(y: np.ndarray, scores: np.ndarray) -> float:
+    """Of one label's rows (m,): as `metrics` has it, equal scores counted together; NaN without a positive."""
+    known = y != UNKNOWN
+    order = np.argsort(-scores[known], kind="stable")
+    ranked, positive = -scores[known][order], y[known][order] == 1
+    if not positive.any():
+        return np.nan
+    ends = np.unique(np.searchsorted(ranked, ranked[positive], side="right"))
+    hits = np.cumsum(positive)[ends - 1]
+    return float((np.diff(hits, prepend=0) * hits / ends).sum() / hits[-1])
 
 
 def smoothed(task: Labels, values: np.ndarray, n: int) -> np.ndarray:

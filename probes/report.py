@@ -20,8 +20,9 @@ import plotly.io
 from plotly.offline import get_plotlyjs
 
 from extract.errors import UserError
+from extract.store import NUMERIC
 from probes import figures, table
-from probes.results import Results
+from probes.results import NOT_DEFINED, Results
 
 _CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
 
@@ -181,7 +182,7 @@ def _probes(results: Results) -> Iterator[str]:
     yield "Features were standardised with the means and deviations of the images trained on."
     if dims := said.get("match_dim"):
         yield f"Of every representation the first {dims} principal directions of these were kept, not whitened."
-    if kinds - {"number"}:
+    if kinds - set(NUMERIC):
         yield (
             "Probes of classes and labels are logistic regressions (softmax; a sigmoid for two classes and for each "
             "label) that minimise the mean cross-entropy + strength / 2 * ||W||^2 with a free intercept."
@@ -191,18 +192,24 @@ def _probes(results: Results) -> Iterator[str]:
             "Probes of numbers are ridge regressions that minimise half the mean squared error + strength / 2 * "
             "||w||^2 with a free intercept."
         )
+    if "circular" in kinds:
+        yield (
+            "Probes of circular values are ridge regressions of cosine and sine at one strength, whose direction they "
+            "say."
+        )
     grids = [
         f"{len(said[name])} strengths from {max(said[name]):g} to {min(said[name]):g} ({what})"
         for name, what, used in (
-            ("strengths", "logistic", kinds - {"number"}),
-            ("ridge_strengths", "ridge", kinds & {"number"}),
+            ("strengths", "logistic", kinds - set(NUMERIC)),
+            ("ridge_strengths", "ridge", kinds & set(NUMERIC)),
         )
         if used and said.get(name)
     ]
+    loss = "numbers: squared error" + ("; circular values: 1 - cosine" if "circular" in kinds else "")
     if grids:
         yield (
             f"The strength was chosen for every task, representation and fold out of {' and '.join(grids)} by the "
-            f"held-out cross-entropy (numbers: squared error) in {said.get('inner_folds', '?')} grouped inner folds of "
+            f"held-out cross-entropy ({loss}) in {said.get('inner_folds', '?')} grouped inner folds of "
             "the training images, from strong to weak"
             + (", around the one that leave-one-out ridge points at" if said.get("guided") else "")
             + "; a logistic path ended after two strengths in a row that did worse than its best. The probe was then "
@@ -214,7 +221,7 @@ def _probes(results: Results) -> Iterator[str]:
             "The solver certifies the share by which a logistic objective may exceed its minimum: at most "
             f"{max(gaps):.1g}, in the median of the probes {median(gaps):.1g}."
         )
-    if kinds - {"number"}:
+    if kinds - set(NUMERIC):
         yield "Held-out probabilities were mixed with the uniform distribution of weight 1 / (training images + 1)."
 
 
@@ -223,7 +230,7 @@ def _statistics(results: Results) -> Iterator[str]:
     metrics = list(dict.fromkeys(row.metric for row in results.rows))
     yield "Metrics: " + ", ".join(f"{name} ({table.METRICS.get(name, '')})" for name in metrics) + "."
     yield (
-        "The floor is the same metric without features: class frequencies, label frequencies or the mean of the "
+        "The floor is the same metric without features: class frequencies, a random ranking, or the mean of the "
         "training images. A suite's score is the mean over its tasks, each counted once."
     )
     yield (
@@ -263,9 +270,10 @@ def _statistics(results: Results) -> Iterator[str]:
             "with the probe of the blocks before (Voita and Titov, EMNLP 2020)."
         )
     if any(row.retention is not None for row in results.rows):
+        undefined = table.not_defined(results.rows)
         yield (
-            "Retention is (score - floor) / (v_pooled's score - floor), with Fieller's interval; it has none where "
-            "v_pooled is not clearly above the floor."
+            "Retention is (score - floor) / (v_pooled's score - floor), with Fieller's interval"
+            + (f"; of {', '.join(undefined)} it is {NOT_DEFINED}." if undefined else ".")
         )
     if results.curves:
         yield "Learning curves train on random parts of the groups of every training fold, each part within the next."

@@ -1,4 +1,4 @@
-"""What `htc-probe` found, as JSON and CSV (schema version 2). The only reader and writer of this format.
+"""What `htc-probe` found, as JSON and CSV (schema version 3). The only reader and writer of this format.
 
 Knows files and plain numbers; not runs, probes or tables, and imports no numpy.
 """
@@ -15,14 +15,16 @@ import types
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeGuard, get_args, get_origin, get_type_hints
 
 from extract.errors import UserError
 
 SCHEMA = "htc-probes"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MOST_BYTES = 2**26
 """A file that is larger is not read: some kB are usual."""
+NOT_DEFINED = "not defined (v_pooled is at its floor)"
+"""A retention without bounds: v_pooled cannot be told from its floor, so that its ratio could be anything."""
 
 
 class Interval(NamedTuple):
@@ -38,9 +40,9 @@ class Row:
     suite: str
     task: str
     kind: str
-    """classes, multilabel or number."""
+    """classes, multilabel, number or circular."""
     unit: str
-    """Of a number, and of its MAE."""
+    """Of a number or circular value, and of its MAE."""
     representation: str
     """z_voco, v_d, v_pooled, or any other that was asked for."""
     layer: int | None
@@ -48,7 +50,7 @@ class Row:
     width: int
     """Features."""
     metric: str
-    """top-1, mAP or R2: larger is better, 1 is perfect."""
+    """top-1, mAP, R2 or circular R2: larger is better, 1 is perfect."""
     estimate: float
     lower: float
     upper: float
@@ -57,7 +59,7 @@ class Row:
     """Held-out images scored: each once."""
     n_groups: int
     floor: float
-    """The same metric on the same images without features: majority class, share of positives, or mean."""
+    """The same metric on the same images without features: majority class, random ranking, mean, or mean direction."""
     metrics: dict[str, Interval]
     """Every metric of the kind, cross-entropy and V-information included."""
     bits: float
@@ -67,21 +69,25 @@ class Row:
     code_bits: float | None
     """The length of that code, an image."""
     control: float | None
-    """The metric on type-level control labels, the mean of their draws; None where they were not probed."""
+    """The metric on type-level control labels, the mean of their draws; None where they were not probed, and of the
+    task whose classes are the types.
+    """
     selectivity: Interval | None
     """Estimate minus control, paired."""
     retention: Interval | None
-    """(estimate - floor) / (pooled V's - floor); bounds None where the ratio is not bounded."""
+    """(estimate - floor) / (pooled V's - floor); None without pooled V; without numbers where it is `NOT_DEFINED`."""
     strength: float
-    """L2 strength relative to the mean loss: the median of those that the folds chose."""
+    """L2 strength relative to the mean loss: the median of those that the folds chose by the metric."""
+    coded_strength: float
+    """The same of those chosen by cross-entropy, with which bits are counted."""
     at_edge: bool
-    """Most folds chose the end of the grid where its neighbour was worse."""
+    """Most folds chose an end of all strengths there are, and its neighbour was worse."""
     gap: float | None
     """Certified: no fit's objective exceeds its minimum by more than this share; None for ridge, which is exact."""
     fold_scores: tuple[float | None, ...]
     """One an outer fold; None where the metric is undefined."""
     classes: tuple[str, ...]
-    """Classes or labels scored; () for numbers."""
+    """Classes or labels scored; () for numbers and circular values."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +191,11 @@ def label(representation: str, layer: int | None) -> str:
     return representation if layer is None else f"{representation}@{layer}"
 
 
+def is_defined(retention: Interval | None) -> TypeGuard[Interval]:
+    """Whether there is one, and it is a number: see `NOT_DEFINED`."""
+    return retention is not None and None not in retention
+
+
 def default_path(run: Path) -> Path:
     """`NAME.probes.json` next to the run."""
     return run.with_name(run.stem + ".probes.json")
@@ -213,7 +224,10 @@ def write(results: Results, path: Path) -> tuple[Path, Path]:
     names = [item.name for item in fields(Row)]
     writer.writerow(names)
     for row in results.rows:
-        writer.writerow([_cell(getattr(row, name)) for name in names])
+        cells = {name: _cell(getattr(row, name)) for name in names}
+        if row.retention is not None and not is_defined(row.retention):
+            cells["retention"] = NOT_DEFINED
+        writer.writerow(cells.values())
     _replace(csv_path(path), table.getvalue())
     _replace(path, json.dumps(body, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
     return path, csv_path(path)

@@ -27,8 +27,8 @@ from torch import Tensor
 from probes.basis import Basis
 from probes.logistic import UNKNOWN, Target
 
-STRENGTHS = tuple(10.0 ** (power / 2) for power in range(6, -13, -1))
-"""Strong to weak. One decomposition serves all of them, so the grid is finer and wider than that of logistic probes."""
+STRENGTHS = tuple(10.0 ** (power / 2) for power in range(6, -19, -1))
+"""Strong to weak, 10^3 to 10^-9: all are tried of every number, as one decomposition serves all of them."""
 
 COARSE = STRENGTHS[::2]
 """Fine enough where a decade either way is searched again."""
@@ -47,7 +47,7 @@ class Choice(NamedTuple):
     strengths: np.ndarray
     """(T,) of the smallest held-out squared error; of equals the first."""
     at_edge: np.ndarray
-    """(T,) bool: it ends the grid and its neighbour is worse: a still better one may lie outside."""
+    """(T,) bool: it ends the grid, better than its neighbour by a thousandth: a still better one may lie outside."""
     residual_variance: np.ndarray
     """(T,) the mean held-out squared error at that strength, in the target's unit squared; NaN where there is none."""
 
@@ -106,7 +106,7 @@ def choose(variance_ST: np.ndarray, strengths: Sequence[float]) -> Choice:
     last, targets = len(strengths) - 1, np.arange(variance_ST.shape[1])
     neighbour_T = np.where(best_T == 0, min(1, last), best_T - 1)
     at_end_T = (best_T == 0) | (best_T == last)
-    at_edge_T = at_end_T & (variance_ST[neighbour_T, targets] > variance_ST[best_T, targets])
+    at_edge_T = at_end_T & (variance_ST[neighbour_T, targets] > 1.001 * variance_ST[best_T, targets])
     return Choice(np.asarray(strengths, dtype=float)[best_T], at_edge_T, variance_ST[best_T, targets])
 
 
@@ -135,8 +135,9 @@ def predict(fit: Fit, x_mr: Tensor) -> np.ndarray:
     return (x_mr.to(fit.weights) @ fit.weights + fit.intercepts).cpu().numpy()
 
 
-def bracket(basis: Basis, target: Target, grid: Sequence[float]) -> tuple[float, ...]:
-    """The strengths of `grid` (strong to weak) among which a logistic probe of these labels should be searched.
+def brackets(basis: Basis, targets: Sequence[Target], grid: Sequence[float]) -> list[tuple[float, ...]]:
+    """Of each target, the strengths of `grid` (strong to weak) around which its logistic probe should be searched; none
+    where no label varies.
 
     Least squares on one-hot labels, left out one by one, has its best strength s; the curvature of the logistic loss is
     that of least squares times p (1 - p), so the logistic probe shrinks its directions alike at `mean p (1 - p) * s`.
@@ -145,21 +146,32 @@ def bracket(basis: Basis, target: Target, grid: Sequence[float]) -> tuple[float,
 
     Labels of one task may be known on different rows. A decomposition each would cost more than the search that it
     saves, so unknown labels count as the mean and predictions are scaled back, exact where all rows are known.
-    Raises ValueError where no label varies.
     """
-    y_nC = label_columns(target)
+    columns = [label_columns(target) for target in targets]
+    y_nC = np.concatenate(columns, 1)
+    of_C = np.repeat(np.arange(len(targets)), [one.shape[1] for one in columns])
     known_nC = ~np.isnan(y_nC)
     count_C = known_nC.sum(0)
     mean_C = np.nansum(y_nC, 0) / np.maximum(count_C, 1)
     varies_C = (mean_C > 0) & (mean_C < 1)
     if not varies_C.any():
-        raise ValueError("no label varies: there is nothing to fit")
-    y_nC, known_nC, count_C, mean_C = y_nC[:, varies_C], known_nC[:, varies_C], count_C[varies_C], mean_C[varies_C]
+        return [() for _ in targets]
+    y_nC, known_nC, of_C = y_nC[:, varies_C], known_nC[:, varies_C], of_C[varies_C]
+    count_C, mean_C = count_C[varies_C], mean_C[varies_C]
     filled_nC = np.where(known_nC, y_nC, mean_C)
     held_out_SnC = leave_out(basis, filled_nC, COARSE, np.arange(len(filled_nC)))
     held_out_SnC = mean_C + (held_out_SnC - mean_C) * (len(filled_nC) / count_C)
-    best = int(residual_variance(held_out_SnC, y_nC).sum(1).argmin())
-    return around(float((mean_C * (1 - mean_C)).mean()) * COARSE[best], grid)
+    variance_SC = residual_variance(held_out_SnC, y_nC)
+    found: list[tuple[float, ...]] = []
+    for number in range(len(targets)):
+        mine_C = of_C == number
+        if not mine_C.any():
+            found.append(())
+            continue
+        best = int(variance_SC[:, mine_C].sum(1).argmin())
+        curvature = float((mean_C * (1 - mean_C))[mine_C].mean())
+        found.append(around(curvature * COARSE[best], grid))
+    return found
 
 
 def label_columns(target: Target) -> np.ndarray:

@@ -26,7 +26,7 @@ from torch import Tensor
 from extract.errors import UserError
 from probes import ridge
 from probes.basis import Scaler
-from probes.logistic import Fit, Target, half_copy
+from probes.logistic import Fit, Target, multiplies_bfloat16
 
 BUDGET = 4 * 2**30
 """Bytes."""
@@ -279,6 +279,7 @@ def survey(
     numbers_nT: np.ndarray | None = None,
     labels: Sequence[Target] = (),
     *,
+    pairs: Sequence[tuple[int, int]] = (),
     strengths: Sequence[float] = ridge.STRENGTHS,
     budget: int = BUDGET,
     seed: int = 0,
@@ -287,7 +288,8 @@ def survey(
     """One pass over the features; one more for every few sets of rows on which some numbers are known.
 
     `folds_n`: int, the fold that holds each row out; -1 for rows that are no training rows. `numbers_nT`: float, NaN
-    where unknown, probed by ridge at each of `strengths`. `labels`: what a StreamedPath is to solve; least squares on
+    where unknown, probed by ridge at each of `strengths`; `pairs`: two of them that share the strength of their least
+    error together. `labels`: what a StreamedPath is to solve; least squares on
     them gives `centres`, with folds in place of single rows left out. `seed` draws the sample.
 
     Raises UserError: a budget that is too small, a value that is not finite.
@@ -318,6 +320,8 @@ def survey(
                 axes_Dr, eigenvalues_r = _principal_axes(total, factor_D)
             back_t = torch.from_numpy(columns.scale_back[cohort]).to(device)
             variance_ST[:, cohort] = _held_out(total, by_fold, factor_D, strengths, back_t)
+            for pair in map(list, pairs):
+                variance_ST[:, pair] = variance_ST[:, pair].mean(1, keepdims=True)
             best_T[cohort] = ridge.choose(variance_ST[:, cohort], strengths).strengths
             xx, xy, _ = total.centred(total.x / total.rows, total.y / total.rows, factor_D)
             for strength in np.unique(best_T[cohort]):
@@ -462,7 +466,7 @@ def _rotated(survey: Survey, kept: list[np.ndarray]) -> Tensor:
     while kept:
         x = survey.standardise(torch.from_numpy(kept.pop(0))) @ rotation
         if out is None:
-            dtype = x.dtype if half_copy(x) is None else torch.bfloat16
+            dtype = torch.bfloat16 if multiplies_bfloat16(x.device) else x.dtype
             out = rotation.new_empty(len(survey.rows), rotation.shape[1], dtype=dtype)
         out[first : (first := first + len(x))] = x
     assert out is not None

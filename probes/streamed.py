@@ -1,4 +1,4 @@
-"""The protocol for features that do not fit into memory: one hold-out, strengths searched around what ridge points at.
+"""The protocol for features that do not fit into memory: one hold-out, strengths searched from what ridge points at.
 
 Knows streams of rows; not runs, names, scores or files. Legend: N rows, n training rows, D features.
 """
@@ -10,12 +10,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from probes import folds, ridge, stream
+from extract.store import NUMERIC
+from probes import circular, folds, ridge, stream
 from probes.codelength import Labels
 from probes.logistic import Fit, Target, log_probabilities
-from probes.metrics import Gaussian, row_bits
-from probes.protocol import INNER_FOLDS, STRENGTHS, HeldOut, Settings, smoothed
+from probes.metrics import Gaussian, VonMises
+from probes.protocol import INNER_FOLDS, HeldOut, Settings, by_rung, costs, criteria, exact, smoothed
 from probes.stream_path import StreamedPath
+from probes.strengths import LADDER, Search
 
 
 def hold_out(
@@ -29,83 +31,110 @@ def hold_out(
 ) -> list[HeldOut]:
     """`protocol.hold_out` with memory of `budget` bytes, labels aside, whatever the number of rows.
 
-    Numbers are probed as there, exactly. Logistic probes try the strengths within a decade of the one that ridge on
-    the labels prefers, each on one inner fold in place of three: a pass over the rows costs minutes. Raises UserError
-    for features that are not finite and a budget that is too small.
+    Numbers are probed as there, exactly. Of circular values the strength is that of the least squared error of cosine
+    Numbers are probed as there, exactly. Of circular values the strength is that of the least squared error of cosine
+    and sine. Logistic probes begin with the strengths within a decade of the one that ridge on the labels prefers and
+    go on from there as `strengths` says, each on one inner fold in place of three: a pass over the rows costs minutes.
+    Raises UserError for features that are not finite and a budget that is too small.
     """
     inner_N = np.full(len(train), -1)
     rows = np.flatnonzero(train)
     inner_N[rows] = folds.assign(
         [task._replace(y=task.y[rows]) for task in tasks], groups[rows], INNER_FOLDS, settings.seed
     )
-    logistic = [i for i, task in enumerate(tasks) if task.kind != "number"]
+    logistic = [i for i, task in enumerate(tasks) if task.kind not in NUMERIC]
     numbers = [i for i, task in enumerate(tasks) if task.kind == "number"]
+    turning = [i for i, task in enumerate(tasks) if task.kind == "circular"]
     targets = [Target(tasks[i].y, tasks[i].n_classes) for i in logistic]
-    y_NT = np.stack([tasks[i].y for i in numbers], 1) if numbers else None
+    columns = [tasks[i].y[:, None] for i in numbers] + [circular.vectors(tasks[i].y, tasks[i].period) for i in turning]
+    y_NT = np.concatenate(columns, 1) if columns else None
+    pairs = {i: (len(numbers) + 2 * at, len(numbers) + 2 * at + 1) for at, i in enumerate(turning)}
     survey = stream.survey(
-        features, inner_N, y_NT, targets, budget=budget, seed=settings.seed, device=settings.device
-    )
+        features, inner_N, y_NT, targets, pairs=list(pairs.values()), budget=budget, seed=settings.seed,
+        device=settings.device,
+    )  # fmt: skip
     found: dict[int, HeldOut] = {}
-    if numbers:
-        assert y_NT is not None
+    if y_NT is not None:
         probe = survey.flat(survey.numbers)
         mean_mT = np.concatenate([ridge.predict(probe, x) for x in _rows(features, survey, test)])
         for at, i in enumerate(numbers):
             scale = max(np.sqrt(survey.choice.residual_variance[at]), 1e-3 * np.nanstd(y_NT[train, at]))
             gaussian = Gaussian(mean_mT[:, at], np.full(len(mean_mT), scale))
-            found[i] = HeldOut(gaussian, float(survey.choice.strengths[at]), bool(survey.choice.at_edge[at]), None)
+            found[i] = exact(gaussian, survey.choice.strengths[at], survey.choice.at_edge[at])
+        for i, pair in pairs.items():
+            at, period = pair[0], tasks[i].period
+            kappa = _concentration(survey, np.array(pair), tasks[i])
+            said = circular.values_of(mean_mT[:, pair], period)
+            turned = VonMises(said, np.full(len(said), kappa), period)
+            found[i] = exact(turned, survey.choice.strengths[at], survey.choice.at_edge[at])
     if logistic:
         labels = [tasks[i] for i in logistic]
-        grids = [ridge.around(centre, STRENGTHS) if np.isfinite(centre) else STRENGTHS[:1] for centre in survey.centres]
-        strengths, edges = _choose(features, survey, labels, targets, grids, inner_N)
+        searches = _search(features, survey, labels, targets, inner_N)
+        choices = [tuple(map(search.best, criteria(task.kind))) for search, task in zip(searches, labels, strict=True)]
         last = StreamedPath(features, survey, targets, train)
-        fits = {
-            strength: last.advance(strength, [t for t, own in enumerate(strengths) if own == strength])
-            for strength in sorted(set(strengths), reverse=True)
-        }
-        probes = {strength: survey.flat(fit) for strength, fit in fits.items()}
-        pieces: list[list[np.ndarray]] = [[] for _ in labels]
-        for x in _rows(features, survey, test):
-            for strength, flat in probes.items():
-                here = [t for t, own in enumerate(strengths) if own == strength]
-                for t, values in zip(here, log_probabilities(flat, x), strict=True):
-                    pieces[t].append(smoothed(labels[t], values, survey.n).astype(np.float32))
+        fits = [(rung, here, last.advance(LADDER[rung], here)) for rung, here in by_rung(choices)]
+        gaps = np.zeros(len(labels))
+        for _, here, fit in fits:
+            gaps[here] = np.maximum(gaps[here], fit.gap)
+        flat = [(rung, here, survey.flat(fit)) for rung, here, fit in fits]
+        predicted = _predict(features, survey, labels, flat, test, survey.n)
         for t, i in enumerate(logistic):
-            same = [other for other, own in enumerate(strengths) if own == strengths[t]]
-            gap = float(fits[strengths[t]].gap[same.index(t)])
-            found[i] = HeldOut(np.concatenate(pieces[t]), strengths[t], edges[t], gap)
+            scored, coded = (predicted[t][rung].astype(np.float32) for rung in choices[t])
+            edge = any(map(searches[t].at_edge, criteria(labels[t].kind)))
+            strength, coded_strength = (LADDER[rung] for rung in choices[t])
+            found[i] = HeldOut(scored, coded, strength, coded_strength, edge, float(gaps[t]))
     return [found[i] for i in range(len(tasks))]
 
 
-def _choose(
+def _concentration(survey: stream.Survey, pair: np.ndarray, task: Labels) -> np.ndarray:
+    """Of held-out errors of a circular value, whose cosine and sine are the numbers `pair` of the survey: those on its
+    sample, which was trained on, larger by as much as the squared errors of held-out points are.
+    """
+    points_s2 = ridge.predict(survey.numbers, survey.sample)[:, pair]
+    y_s = task.y[survey.rows]
+    inside = np.nanmean((points_s2 - circular.vectors(y_s, task.period)) ** 2)
+    missed = np.nanmean(1 - circular.cosine(circular.values_of(points_s2, task.period), y_s, task.period))
+    return circular.concentration(1 - missed * survey.choice.residual_variance[pair[0]] / max(inside, 1e-12))
+
+
+def _search(
     features: stream.Features,
     survey: stream.Survey,
     labels: Sequence[Labels],
     targets: Sequence[Target],
-    grids: Sequence[tuple[float, ...]],
     inner_N: np.ndarray,
-) -> tuple[list[float], list[bool]]:
-    """The strength of each task with the least cross-entropy on the first inner fold, and whether it ends STRENGTHS."""
-    held = inner_N == 0
+) -> list[Search]:
+    """What each task's strengths cost on the first inner fold. The predictions for its rows are held in memory."""
+    held, n = inner_N == 0, int((inner_N > 0).sum())
+    part = [task._replace(y=task.y[held]) for task in labels]
+    whole = slice(0, int(held.sum()))
     path = StreamedPath(features, survey, targets, inner_N > 0)
-    fits: dict[float, tuple[list[int], Fit]] = {}
-    for strength in STRENGTHS:
-        here = [t for t, grid in enumerate(grids) if strength in grid]
-        if here:
-            fits[strength] = here, survey.flat(path.advance(strength, here))
-    bits = [dict.fromkeys(grid, 0.0) for grid in grids]
-    done = 0
-    for x in _rows(features, survey, held):
-        rows = np.flatnonzero(held)[done : done + len(x)]
-        done += len(x)
-        for strength, (here, flat) in fits.items():
-            for t, values in zip(here, log_probabilities(flat, x), strict=True):
-                y = labels[t].y[rows]
-                known = y >= 0 if labels[t].kind == "classes" else np.ones(len(y), bool)
-                prediction = smoothed(labels[t], values, int((inner_N > 0).sum()))
-                bits[t][strength] += float(row_bits(labels[t].kind, y[known], prediction[known]).sum())
-    best = [min(of, key=lambda strength, of=of: of[strength]) for of in bits]  # type: ignore[misc]
-    return best, [strength in (STRENGTHS[0], STRENGTHS[-1]) for strength in best]
+    pointed = [ridge.around(centre, LADDER) if np.isfinite(centre) else LADDER[:1] for centre in survey.centres]
+    searches = [Search(map(LADDER.index, strengths)) for strengths in pointed]
+    while wanted := by_rung([search.missing() for search in searches]):
+        flat = [(rung, here, survey.flat(path.advance(LADDER[rung], here))) for rung, here in wanted]
+        for search, task, predictions in zip(
+            searches, part, _predict(features, survey, labels, flat, held, n), strict=True
+        ):
+            search.costs |= {rung: costs(task, [whole], [values]) for rung, values in predictions.items()}
+    return searches
+
+
+def _predict(
+    features: stream.Features,
+    survey: stream.Survey,
+    labels: Sequence[Labels],
+    fits: Sequence[tuple[int, list[int], Fit]],
+    wanted: np.ndarray,
+    n: int,
+) -> list[dict[int, np.ndarray]]:
+    """Of each task, by rung: the predictions of probes of n rows for the rows where `wanted` (N,), in one pass."""
+    pieces: list[dict[int, list[np.ndarray]]] = [{} for _ in labels]
+    for x in _rows(features, survey, wanted):
+        for rung, here, fit in fits:
+            for t, values in zip(here, log_probabilities(fit, x), strict=True):
+                pieces[t].setdefault(rung, []).append(smoothed(labels[t], values, n).astype(np.float32))
+    return [{rung: np.concatenate(of) for rung, of in by.items()} for by in pieces]
 
 
 def _rows(features: stream.Features, survey: stream.Survey, wanted: np.ndarray) -> Iterator[torch.Tensor]:

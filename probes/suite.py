@@ -21,12 +21,12 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from extract.errors import UserError
-from extract.store import Run
-from probes import controls, features, folds, inference, metrics, protocol, ridge, tasks
+from extract.store import NUMERIC, Run
+from probes import controls, features, folds, inference, metrics, oddities, protocol, ridge, tasks
 from probes.cells import Cell, Code, Fold, Kept, StreamedFold
 from probes.codelength import Codelength, Labels
 from probes.features import Representation
-from probes.metrics import METRIC, Gaussian, Prediction, Sampled, Scores
+from probes.metrics import METRIC, Gaussian, Prediction, Sampled, Scores, VonMises
 from probes.predictions import Asked
 from probes.protocol import HeldOut
 from probes.results import (
@@ -41,6 +41,7 @@ from probes.results import (
     finite,
     label,
 )
+from probes.strengths import FIRST, LADDER
 from probes.tasks import ProbeTask
 from probes.weights import Key, Probe
 
@@ -49,6 +50,7 @@ CURVE = (0.05, 0.1, 0.2, 0.4)
 CONTROL_DRAWS = 3
 _MOST_CONFUSED = 60  # classes of a confusion matrix that is kept
 _SMALL = 2**25  # numbers of a representation below which folds run side by side, each with one thread
+_NO_BETTER = 0.01  # than what the category alone tells
 LOOSE = 1e-5  # a certified gap above it is told
 
 
@@ -139,9 +141,9 @@ def plan(run: Run, settings: Settings, *, train: Run | None = None, random: Run 
         counted &= ~np.isin(groups, groups[len(train) :])
         if lost := len(train) - int(counted.sum()):
             warnings += (f"{lost} images of {train.path.name} are left out: their groups are in {run.path.name} too",)
-        ready, notes = tasks.prepare(
-            chosen, tasks.together(train, run, chosen), groups, 2 * protocol.INNER_FOLDS, counted
-        )
+        labels, differ = tasks.together(train, run, chosen)
+        warnings += differ
+        ready, notes = tasks.prepare(chosen, labels, groups, 2 * protocol.INNER_FOLDS, counted)
         ready, more = tasks.scorable(ready, groups, np.arange(len(groups)) >= len(train))
         notes += more
     warnings += notes
@@ -213,7 +215,9 @@ def asked(plan: Plan) -> list[Asked]:
     for one in plan.tasks:
         rows = np.flatnonzero(plan.fold >= 0)[_scored(plan, one.labels)]
         y = one.labels.y[rows]
-        made.append(Asked(one.task.name, one.task.kind, one.classes, rows - before, plan.fold[rows], y))
+        made.append(
+            Asked(one.task.name, one.task.kind, one.classes, rows - before, plan.fold[rows], y, one.task.period)
+        )
     return made
 
 
@@ -235,7 +239,7 @@ def refit(plan: Plan, results: Results) -> dict[Key, Probe]:
         mean_D = x_nD.mean(0, dtype=np.float64)
         for one, solved in zip(plan.tasks, fitted, strict=True):
             found[one.task.name, at.name, at.layer] = Probe(
-                one.task.kind, one.classes, solved.weights, solved.intercepts, mean_D
+                one.task.kind, one.classes, solved.weights, solved.intercepts, mean_D, one.task.period
             )
     return found
 
@@ -256,6 +260,8 @@ class Found(NamedTuple):
     curve: list[tuple[int, list[Scores]]]
     """(images trained on, scores), from few to many."""
     confusion: list[np.ndarray | None]
+    warnings: tuple[str, ...]
+    """What is odd about the features."""
 
 
 def _cells(plan: Plan, at: Representation) -> list[Cell]:
@@ -284,7 +290,7 @@ def _is_streamed(plan: Plan, at: Representation) -> bool:
 
 
 def _control_tasks(plan: Plan) -> list[Labels]:
-    """Every task with random labels by type, draw after draw."""
+    """Every task but the types' own with random labels by type, draw after draw."""
     if plan.types is None:
         return []
     return [
@@ -292,8 +298,13 @@ def _control_tasks(plan: Plan) -> list[Labels]:
             y=controls.type_labels(one.task.kind, one.labels.y, plan.types.labels.y, plan.settings.seed + 1 + draw)
         )
         for draw in range(CONTROL_DRAWS)
-        for one in plan.tasks
+        for one in _with_control(plan)
     ]
+
+
+def _with_control(plan: Plan) -> list[ProbeTask]:
+    """Of the types' own task, random labels by type are the task itself with its classes merged or renamed."""
+    return [one for one in plan.tasks if one is not plan.types]
 
 
 def _varies(plan: Plan, labels: Labels) -> bool:
@@ -301,7 +312,7 @@ def _varies(plan: Plan, labels: Labels) -> bool:
     Few types may have drawn the same one.
     """
     parts = [(plan.fold != k) & (plan.fold > -2) for k in _numbers(plan)] + [plan.fold >= 0]
-    return labels.kind != "number" or all(np.nanmin(labels.y[one]) < np.nanmax(labels.y[one]) for one in parts)
+    return labels.kind not in NUMERIC or all(np.nanmin(labels.y[one]) < np.nanmax(labels.y[one]) for one in parts)
 
 
 def _look(
@@ -335,11 +346,22 @@ def _look(
     held_out: list[list[HeldOut]] = answers[:n_own]
     on_predictions(
         [
-            metrics.take(_assembled(plan, one.labels, [fold[t] for fold in held_out]), _scored(plan, one.labels))
+            metrics.take(
+                _assembled(plan, one.labels, [fold[t].prediction for fold in held_out]), _scored(plan, one.labels)
+            )
             for t, one in enumerate(plan.tasks)
         ]
     )
-    return _score(plan, x_ND.shape[1], answers, n_own, compared, draws_RG)
+    return _score(plan, x_ND.shape[1], answers, n_own, compared, draws_RG)._replace(warnings=_odd(plan, at, x_ND))
+
+
+def _odd(plan: Plan, at: Representation, x_ND: Any) -> tuple[str, ...]:
+    """Of a join nothing is told that its parts tell by themselves."""
+    parts = at.name.split("+")
+    if len(parts) > 1 and {other.name for other in plan.representations}.issuperset(parts):
+        return ()
+    names = [name for run in (plan.train, plan.run) if run is not None for name in run.ids()]
+    return tuple(f"{label(*at)}: {one}" for one in oddities.told(x_ND, plan.fold > -2, plan.groups, names))
 
 
 def _streamed(plan: Plan, at: Representation) -> Any:
@@ -437,15 +459,17 @@ def _score(
     scores = [_scores(plan, one.labels, [fold[t] for fold in held_out], draws_RG) for t, one in enumerate(plan.tasks)]
     control = None
     if compared and plan.types is not None:
-        control = []
-        drawn = _control_tasks(plan)
-        for t, one in enumerate(plan.tasks):
+        drawn, asked = _control_tasks(plan), _with_control(plan)
+        known: dict[str, Sampled] = {}
+        for t, one in enumerate(asked):
             of = [
-                _scores(plan, drawn[at], [fold[at + len(plan.tasks)] for fold in held_out], draws_RG)
-                for at in range(t, len(drawn), len(plan.tasks))
+                _scored_by(plan, drawn[at], [fold[at + len(plan.tasks)].prediction for fold in held_out], draws_RG)
+                for at in range(t, len(drawn), len(asked))
                 if _varies(plan, drawn[at])
             ]
-            control.append(inference.mean([each.of[METRIC[one.task.kind]] for each in of]) if of else None)
+            if of:
+                known[one.task.name] = inference.mean([each.of[METRIC[one.task.kind]] for each in of])
+        control = [known.get(one.task.name) for one in plan.tasks]
     curve = []
     if compared and plan.settings.curve:
         cells = _cells(plan, plan.columns[0])
@@ -461,15 +485,16 @@ def _score(
     return Found(
         width=width,
         scores=scores,
-        held_out=[[one._replace(prediction=np.empty(0)) for one in fold] for fold in held_out],
+        held_out=[[one._replace(prediction=np.empty(0), coded=np.empty(0)) for one in fold] for fold in held_out],
         fold_scores=[_fold_scores(plan, one, [fold[t] for fold in held_out]) for t, one in enumerate(plan.tasks)],
         control=control,
         codes=answers[-1] if compared and plan.settings.match_dim is None else None,
         curve=curve,
         confusion=[
-            _confusion(plan, one.labels, [fold[t] for fold in held_out]) if compared else None
+            _confusion(plan, one.labels, [fold[t].prediction for fold in held_out]) if compared else None
             for t, one in enumerate(plan.tasks)
         ],
+        warnings=(),
     )
 
 
@@ -482,7 +507,7 @@ def _scored(plan: Plan, labels: Labels) -> np.ndarray:
     return metrics.labelled(labels.kind, labels.y[plan.fold >= 0])
 
 
-def _assembled(plan: Plan, labels: Labels, parts: Sequence[HeldOut]) -> Prediction:
+def _assembled(plan: Plan, labels: Labels, parts: Sequence[Prediction]) -> Prediction:
     """Predictions of all scored images, those with a fold, in their order."""
     at = plan.fold[plan.fold >= 0]
 
@@ -493,12 +518,24 @@ def _assembled(plan: Plan, labels: Labels, parts: Sequence[HeldOut]) -> Predicti
         return out
 
     if labels.kind == "number":
-        gaussians = [one.prediction for one in parts if isinstance(one.prediction, Gaussian)]
+        gaussians = [one for one in parts if isinstance(one, Gaussian)]
         return Gaussian(whole([g.mean for g in gaussians]), whole([g.scale for g in gaussians]))
-    return whole([np.asarray(one.prediction) for one in parts])
+    if labels.kind == "circular":
+        found = [one for one in parts if isinstance(one, VonMises)]
+        return VonMises(whole([g.mean for g in found]), whole([g.concentration for g in found]), labels.period)
+    return whole([np.asarray(one) for one in parts])
 
 
 def _scores(plan: Plan, labels: Labels, parts: Sequence[HeldOut], draws_RG: np.ndarray) -> Scores:
+    """All metrics; cross-entropy and V-information of the probes that were chosen by it."""
+    scores = _scored_by(plan, labels, [one.prediction for one in parts], draws_RG)
+    if all(one.coded is one.prediction for one in parts):
+        return scores
+    coded = _scored_by(plan, labels, [one.coded for one in parts], draws_RG)
+    return scores._replace(of=scores.of | {name: coded.of[name] for name in (protocol.BITS, "V-information")})
+
+
+def _scored_by(plan: Plan, labels: Labels, parts: Sequence[Prediction], draws_RG: np.ndarray) -> Scores:
     scored = plan.fold >= 0
     floor = _without_features(plan, labels)
     prediction = _assembled(plan, labels, parts)
@@ -512,24 +549,23 @@ def _without_features(plan: Plan, labels: Labels, categories: np.ndarray | None 
     used = plan.fold > -2
     y, fold = labels.y[used], plan.fold[used]
     if categories is None:
-        prediction = controls.floor(labels.kind, y, fold, labels.n_classes)
+        prediction = controls.floor(labels.kind, y, fold, labels.n_classes, labels.period)
     else:
-        prediction = controls.oracle(labels.kind, y, categories[used], fold, labels.n_classes)
-    scored = fold >= 0
-    if isinstance(prediction, Gaussian):
-        return Gaussian(prediction.mean[scored], prediction.scale[scored])
-    return prediction[scored]
+        prediction = controls.oracle(labels.kind, y, categories[used], fold, labels.n_classes, labels.period)
+    return metrics.take(prediction, np.flatnonzero(fold >= 0))
 
 
 def _fold_scores(plan: Plan, one: ProbeTask, parts: Sequence[HeldOut]) -> tuple[float, ...]:
-    found = []
+    found, kind = [], one.task.kind
+    floor, at = _without_features(plan, one.labels), plan.fold[plan.fold >= 0]
     for k, part in zip(_numbers(plan), parts, strict=True):
         y = one.labels.y[plan.fold == k]
-        found.append(metrics.evaluate(one.task.kind, y, part.prediction, np.zeros(len(y)))[METRIC[one.task.kind]])
+        without = metrics.take(floor, np.flatnonzero(at == k))
+        found.append(metrics.evaluate(kind, y, part.prediction, np.zeros(len(y)), without)[METRIC[kind]])
     return tuple(found)
 
 
-def _confusion(plan: Plan, labels: Labels, parts: Sequence[HeldOut]) -> np.ndarray | None:
+def _confusion(plan: Plan, labels: Labels, parts: Sequence[Prediction]) -> np.ndarray | None:
     if labels.kind != "classes" or labels.n_classes > _MOST_CONFUSED:
         return None
     y = labels.y[plan.fold >= 0]
@@ -543,7 +579,7 @@ def _confusion(plan: Plan, labels: Labels, parts: Sequence[HeldOut]) -> np.ndarr
 
 
 def _results(plan: Plan, found: dict[Representation, Found], config: dict[str, Any]) -> Results:
-    warnings = list(plan.warnings)
+    warnings = [*plan.warnings, *(one for at in plan.representations for one in found[at].warnings)]
     whole = found.get(Representation("v_pooled", None))
     baselines = tuple(_baselines(plan))
     shortcuts = {one.task: one for one in baselines}
@@ -552,6 +588,12 @@ def _results(plan: Plan, found: dict[Representation, Found], config: dict[str, A
         for at in plan.representations:
             rows.append(_row(one, t, at, found[at], whole))
             warnings += _doubts(rows[-1], shortcuts.get(one.task.name))
+            if inference.folds_disagree(found[at].fold_scores[t], found[at].scores[t].of[rows[-1].metric]):
+                told = ", ".join(f"{score:.2f}" for score in found[at].fold_scores[t])
+                warnings.append(
+                    f"{one.task.name} from {label(*at)}: folds disagree ({told}), more than their images explain; look "
+                    "for outliers, or groups of another kind"
+                )
     suites = list(dict.fromkeys(one.task.suite for one in plan.tasks))
     return Results(
         config=config | {"protocol": _protocol(plan)},
@@ -606,6 +648,7 @@ def _row(one: ProbeTask, t: int, at: Representation, found: Found, whole: Found 
         selectivity=None if control is None else _difference(scores.of[metric], control, groups)[0],
         retention=None if whole is None else _retention(scores.of[metric], whole.scores[t], metric, groups),
         strength=float(np.median([part.strength for part in parts])),
+        coded_strength=float(np.median([part.coded_strength for part in parts])),
         at_edge=2 * sum(part.at_edge for part in parts) > len(parts),
         gap=max(gaps) if gaps else None,
         fold_scores=finite(found.fold_scores[t]),
@@ -618,15 +661,14 @@ def _doubts(row: Row, shortcut: Baseline | None) -> list[str]:
     """Why this row should not be trusted."""
     name = f"{row.task} from {label(row.representation, row.layer)}"
     notes = []
-    # Stronger than strong is the floor itself, so a score at the floor has nothing to gain outside the grid.
-    grid = ridge.STRENGTHS if row.kind == "number" else protocol.STRENGTHS
+    # Stronger than strong is the floor itself, so a score at the floor has nothing to gain outside the ladder.
     if row.at_edge and row.lower > row.floor and row.estimate < 0.995:
-        end = "weakest" if row.strength <= grid[len(grid) // 2] else "strongest"
+        end = "weakest" if row.strength < 1 else "strongest"
         notes.append(f"{name}: most folds chose the {end} strength that was tried; the score may be too low")
     if row.gap is not None and row.gap > LOOSE and row.estimate < 0.995:
         notes.append(f"{name}: the solver proves its objective only to {row.gap:.0e} of the minimum")
     known = None if shortcut is None else shortcut.score.estimate
-    if known is not None and row.lower > row.floor and row.estimate <= known:
+    if known is not None and row.lower > row.floor and row.lower <= known + _NO_BETTER:
         notes.append(f"{name}: no better than knowing the category alone ({known:.2f}); it may read no more")
     return notes
 
@@ -647,7 +689,7 @@ def _suite_mean(plan: Plan, suite: str, at: Representation, found: Found, whole:
         upper=_bound(interval.upper, score.estimate),
         floor=floor.estimate,
         bits=_interval(bits, groups),
-        retention=None if kept is None else _told(kept.estimate, kept.lower, kept.upper),
+        retention=None if kept is None else _kept(kept),
         tasks=len(of),
     )
 
@@ -738,7 +780,8 @@ def _curve_points(plan: Plan, found: dict[Representation, Found]) -> Iterator[Cu
 def _protocol(plan: Plan) -> dict[str, Any]:
     return asdict(plan.settings) | {
         "inner_folds": protocol.INNER_FOLDS,
-        "strengths": list(protocol.STRENGTHS),
+        "strengths": [LADDER[rung] for rung in FIRST],
+        "ladder": list(LADDER),
         "ridge_strengths": list(ridge.STRENGTHS),
         "resamples": inference.RESAMPLES,
         "control_draws": CONTROL_DRAWS if plan.types is not None else 0,
@@ -762,8 +805,12 @@ def _difference(a: Sampled, b: Sampled, groups: int) -> tuple[Interval, float]:
 
 
 def _retention(score: Sampled, whole: Scores, metric: str, groups: int) -> Interval:
-    found = inference.retention(score, whole.of[metric], whole.floor[metric], groups)
-    return _told(found.estimate, found.lower, found.upper)
+    return _kept(inference.retention(score, whole.of[metric], whole.floor[metric], groups))
+
+
+def _kept(found: inference.Retention) -> Interval:
+    """Three times None where it is not defined, see `results.NOT_DEFINED`."""
+    return _told(found.estimate, found.lower, found.upper) if found.bounded else Interval(None, None, None)
 
 
 def _told(*values: float) -> Interval:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,12 +16,13 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from probes.results import Comparison, Interval, Results, Row, SuiteMean, label
+from probes.results import NOT_DEFINED, Comparison, Interval, Results, Row, SuiteMean, is_defined, label
 
 METRICS = {
     "top-1": "share of images whose class is right",
     "mAP": "mean average precision over labels",
     "R2": "share of the variance explained",
+    "circular R2": "1 - mean(1 - cosine of the error) over the same of the floor",
 }
 PAPER = {"semantic": 26.67, "detail": 30.70}
 """Top-1 of z_voco in the paper (arXiv 2512.08240), in percent."""
@@ -136,6 +137,12 @@ def added(comparison: Comparison) -> tuple[str, str]:
     return "+".join(part for part in parts if part not in known) or comparison.a, comparison.b
 
 
+def not_defined(items: Iterable[Row | SuiteMean]) -> list[str]:
+    """The tasks, or the suites of means, whose retention is not defined; each once."""
+    found = [one for one in items if one.retention is not None and not is_defined(one.retention)]
+    return list(dict.fromkeys(one.task if isinstance(one, Row) else one.suite for one in found))
+
+
 def doubts(results: Results) -> list[str]:
     """The warnings of the results and, of tasks with few images of a class, one more. Those that differ only in what
     they are about, which stands before the first colon, are told together.
@@ -234,7 +241,9 @@ def _scores(results: Results, suite: str) -> _Grid:
         about = Text(f"\n{metrics[0] if len(metrics) == 1 else 'mixed'}", style=_GREY)
         lines.append(_Line(name + about, cells, Text(_number(some.floor), style=_GREY), section=True))
         if any(mean.retention is not None for mean in shown.values()):
-            cells = {key: _interval(mean.retention) for key, mean in shown.items() if mean.retention is not None}
+            kept = {key: mean.retention for key, mean in shown.items() if mean.retention is not None}
+            none = Text("not defined", style=_GREY)
+            cells = {key: _interval(value) if is_defined(value) else none for key, value in kept.items()}
             lines.append(_Line(Text(" retention"), cells))
     title = f"{suite}: what a linear probe reads ({sample(results, suite)})"
     return _Grid(title, _heads(keys), lines, "floor", paper_reference(suite))
@@ -298,6 +307,7 @@ def _legend(results: Results) -> str:
     rows = results.rows
     metrics = list(dict.fromkeys(row.metric for row in rows))
     matched = results.config.get("protocol", {}).get("match_dim")
+    undefined = not_defined(results.suite_means)
     kinds = {"bits" if one.metric == "bits" else "scores" for one in results.comparisons}
     said = {
         "Scores are held out, with their 95 % interval below. "
@@ -306,7 +316,7 @@ def _legend(results: Results) -> str:
         f"Of every representation only the first {matched} principal directions are probed.": matched,
         "* of a score: better than every other of its row by paired tests, p < 0.05 after Holm's correction. * of a "
         "difference: p < 0.05 alike. Differences are on the same images; others are in the JSON file.": kinds,
-        "Grey: floors, and what is not above its own. floor: without features (majority class, share of positives, "
+        "Grey: floors, and what is not above its own. floor: without features (majority class, random ranking, "
         "mean).": True,
         "pixels: a probe of the thumbnail.": any(row.representation == "pixels" for row in rows),
         "control: a probe of random labels of object categories, which shows how well it tells these apart.": any(
@@ -315,6 +325,7 @@ def _legend(results: Results) -> str:
         "category alone: the best guess from the image's category.": results.baselines,
         "A suite's mean counts each task once, though metrics differ.": len(metrics) > 1,
         "retention: (mean - floor) / (v_pooled's mean - floor).": any(mean.retention for mean in results.suite_means),
+        f"retention of {' and '.join(undefined)}: {NOT_DEFINED}.": undefined,
         "Bits: V-information, what the probe saves over knowing how often labels occur.": True,
         "compression: of the online code, which also rewards learning from few images; 1 saves nothing.": any(
             row.compression is not None for row in rows
@@ -363,7 +374,7 @@ def _interval(value: Interval | None) -> Text:
 def _ends(lower: float | None, upper: float | None, digits: int = 2) -> str:
     """Short enough for a narrow column; where a number is negative, on two lines if need be."""
     if lower is None or upper is None:
-        return "unbounded"
+        return "no interval"
     low, high = (re.sub(r"^(-?)0\.", r"\1.", _number(value, digits)) for value in (lower, upper))
     return f"{low} to {high}" if low.startswith("-") else f"{low}-{high}"
 

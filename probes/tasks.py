@@ -5,13 +5,14 @@ N images of the run, C labels of a multi-label task. A separate training run's i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from extract.errors import UserError
-from extract.store import Run, Task
+from extract.store import NUMERIC, Run, Task
 from probes.codelength import Labels
 from probes.metrics import UNKNOWN
 
@@ -25,7 +26,7 @@ class ProbeTask(NamedTuple):
     labels: Labels
     """Of all N images: -1, NaN or 255 where it is not known or its class was dropped."""
     classes: tuple[str, ...]
-    """The classes or labels that are left; () for numbers."""
+    """The classes or labels that are left; () for numbers and circular values."""
 
 
 class Preparation(NamedTuple):
@@ -94,16 +95,19 @@ def prepare_one(
     def n_groups_of(chosen: np.ndarray) -> int:
         return len(np.unique(groups[chosen & counted]))
 
-    if task.kind == "number":
+    if task.kind in NUMERIC:
         known = np.isfinite(labels)
+        if task.kind == "circular":
+            labels = labels % task.period % task.period  # twice, as -1e-20 % 360 is 360
         if (found := n_groups_of(known)) < enough:
             return None, [f"{task.name} is skipped: {found} groups with a value, needs {enough}"]
         values, counts = np.unique(labels[known & counted], return_counts=True)
         common = values[counts.argmax()]
         if (found := n_groups_of(known & (labels != common))) < enough:
             return None, [f"{task.name} is skipped: {found} groups with another value than {common:g}, needs {enough}"]
-        notes += _left_out(task, ~known)
-        return ProbeTask(task, Labels("number", np.where(known, labels, np.nan).astype(np.float64)), ()), notes
+        notes += _left_out(task, ~known) + _turning(task, labels[known])
+        y = np.where(known, labels, np.nan).astype(np.float64)
+        return ProbeTask(task, Labels(task.kind, y, period=task.period), ()), notes
     numbers = range(len(task.classes))
     if task.kind == "classes":
         kept = [c for c in numbers if n_groups_of(labels == c) >= enough]
@@ -138,7 +142,7 @@ def scorable(ready: Sequence[ProbeTask], groups: np.ndarray, scored: np.ndarray)
         kind, y = one.task.kind, one.labels.y[scored]
         labelled = y >= 0 if kind == "classes" else (y == 1).any(1) if kind == "multilabel" else np.isfinite(y)
         few = len(np.unique(groups[scored][labelled])) < 2
-        if few or (kind == "number" and np.ptp(y[labelled]) == 0):
+        if few or (kind in NUMERIC and np.ptp(y[labelled]) == 0):
             warnings.append(f"{one.task.name} is skipped: the images to score it on have no two groups that tell")
         else:
             fit.append(one)
@@ -150,20 +154,62 @@ def _left_out(task: Task, unknown: np.ndarray) -> list[str]:
     return [f"{task.name}: {count} of {len(unknown)} images have no label and are left out"] if count else []
 
 
-def together(train: Run, test: Run, tasks: Sequence[Task]) -> list[np.ndarray]:
+class Together(NamedTuple):
+    labels: list[np.ndarray]
+    """(N, ...) of each task."""
+    warnings: tuple[str, ...]
+    """Which classes one of the runs alone has, one sentence a task."""
+
+
+_TURNS = {
+    360.0: re.compile(r"\bdeg(ree)?s?\b(?!\s*(c|celsius|f|fahrenheit|k|kelvin)\b)|°(?!\s*[cfk]\b)"),
+    2 * np.pi: re.compile(r"\brad(ian)?s?\b"),
+}
+"""How long a whole turn is, by the units that say so. Temperatures have degrees too."""
+
+
+def _turning(task: Task, values: np.ndarray) -> list[str]:
+    """A warning of a number whose unit is that of angles, and which spans more than a sixth of a turn."""
+    unit = task.unit.strip().lower()
+    if task.kind != "number" or "/" in unit or " per " in unit:
+        return []
+    turn = next((turn for turn, words in _TURNS.items() if words.search(unit)), None)
+    if turn is None or np.ptp(values) <= turn / 6 * (1 + 1e-9):
+        return []
+    return [
+        f"{task.name}: a number in {task.unit} is read along a straight line; if it comes round, so that {turn:.4g} is "
+        f'0 again, write kind = "circular" and period = {turn:.10g} in tasks.toml (half of it for a line without ends)'
+    ]
+
+
+def _described(task: Task) -> str:
+    return f"{task.kind} {task.unit}".rstrip() + (f", period {task.period:g}" if task.period else "")
+
+
+def together(train: Run, test: Run, tasks: Sequence[Task]) -> Together:
     """Labels of the images of both runs, `train`'s first, in the classes of `test`'s tasks; other classes are unknown.
 
-    Raises UserError for a task that `train` lacks or that is of another kind or unit there.
+    Raises UserError for a task that `train` lacks or that is of another kind, unit or period there, or whose
+    classes are others.
     """
     found: list[np.ndarray] = []
+    warnings: list[str] = []
     for task in tasks:
         other = next((one for one in train.tasks if one.name == task.name), None)
-        if other is None or (other.kind, other.unit) != (task.kind, task.unit):
-            wanted, there = (None if one is None else f"{one.kind} {one.unit}".rstrip() for one in (task, other))
+        if other is None or (other.kind, other.unit, other.period) != (task.kind, task.unit, task.period):
+            wanted, there = (None if one is None else _described(one) for one in (task, other))
             raise UserError(
                 f"task {task.name} ({wanted}) of {test.path.name} cannot be learned from {train.path.name}, which "
                 f"has {there or 'no such task'}; name tasks that both have"
             )
+        if alone := _alone(train, test, task, other):
+            what = "classes" if task.kind == "classes" else "labels"
+            if len(set(task.classes) & set(other.classes)) < (2 if task.kind == "classes" else 1):
+                raise UserError(
+                    f"the {what} of {task.name} differ: {alone}; spell them alike and extract again, or name other "
+                    "tasks"
+                )
+            warnings.append(f"{task.name}: the {what} of the two runs differ, and these are left out: {alone}")
         theirs, ours = train.labels(task.name), test.labels(task.name)
         if task.kind == "classes":
             place = {name: number for number, name in enumerate(task.classes)}
@@ -176,7 +222,16 @@ def together(train: Run, test: Run, tasks: Sequence[Task]) -> list[np.ndarray]:
                 [theirs[:, columns[name]] if name in columns else unknown for name in task.classes], 1
             )
         found.append(np.concatenate([theirs, ours]))
-    return found
+    return Together(found, tuple(warnings))
+
+
+def _alone(train: Run, test: Run, task: Task, other: Task) -> str:
+    """The classes that one run alone has, in quotes as they are spelt; empty where both have the same."""
+    told = []
+    for run, own, theirs in ((test, task.classes, other.classes), (train, other.classes, task.classes)):
+        if names := [repr(name) for name in own if name not in theirs]:
+            told.append(f"{run.path.name} alone has {_short(names, 10)}")
+    return " and ".join(told)
 
 
 def _short(names: Sequence[str], most: int = 5) -> str:

@@ -1,8 +1,9 @@
-"""Probes as weights: written by htc-probe, applied to features, and removed from them. Knows files and arrays.
+"""Probes as weights: written by htc-probe, and applied to features. Knows files and arrays.
 
     probes = load("runs/scenes-val.probes.safetensors")
     probes["texture", "z_voco", 4].predict(run.z_voco(4))            # classes by name
-    probes["texture", "z_voco", 4].remove(run.z_voco(4))             # features that this probe cannot read
+
+What a probe reads is not all that there is of its label, see `directions`; `probes.erasure` takes that away.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +20,34 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as as_bytes
 
 from extract.errors import UserError
+from probes import circular
 
 _SCHEMA = "htc-probe-weights-1"
 Key = tuple[str, str, int | None]
 """Task, representation, layer (None but for z_voco)."""
+
+
+class UnknownKey(UserError, KeyError):
+    """Nothing has this key; a KeyError too, so that `in` and `get` do what they do of any mapping."""
+
+    __str__ = Exception.__str__  # a KeyError's is the repr
+
+
+def unknown_key(key: object, keys: Collection[Key], path: Path | str) -> UnknownKey:
+    """Says which keys there are, and the one that has most in common with `key`."""
+    if not keys:
+        return UnknownKey(f"{path} holds nothing for {key!r}, and nothing else")
+    asked = key if isinstance(key, tuple) else (key,)
+    nearest = max(keys, key=lambda one: sum(a == b for a, b in zip(one, asked, strict=False)))
+    layers: dict[str, list[str]] = {}
+    for name, layer in dict.fromkeys(one[1:] for one in keys):
+        layers.setdefault(name, []).append(str(layer))
+    return UnknownKey(
+        f"{path} holds nothing for {key!r}; a key is (task, representation, layer), such as {nearest!r}. Tasks: "
+        + ", ".join(dict.fromkeys(task for task, _, _ in keys))
+        + ". Representations and their layers: "
+        + "; ".join(f"{name} {', '.join(of)}" for name, of in layers.items())
+    )
 
 
 @dataclass(frozen=True)
@@ -30,32 +55,39 @@ class Probe:
     """A linear probe of one task, fitted on all images of its run at the strength that its folds chose."""
 
     kind: str
-    """classes, multilabel or number."""
+    """classes, multilabel, number or circular."""
     classes: tuple[str, ...]
-    """Of the columns; two classes share one column, that of the second. () for numbers."""
+    """Of the columns; two classes share one column, that of the second. () for numbers and circular values."""
     weights: np.ndarray
-    """(D, C) float64, on the features as they are."""
+    """(D, C) float64, on the features as they are; (D, 2) of a circular value, for its cosine and sine."""
     intercepts: np.ndarray
     """(C,)"""
     mean: np.ndarray
     """(D,) of the features that it was fitted on."""
+    period: float = 0.0
+    """Of a circular value, in the task's unit."""
 
     def logits(self, features: np.ndarray) -> np.ndarray:
-        """(n, C) of features (n, D); numbers: the predicted values."""
+        """(n, C) of features (n, D); numbers: the predicted values; circular: cosine and sine."""
         return self._checked(features) @ self.weights + self.intercepts
 
     def predict(self, features: np.ndarray) -> np.ndarray:
-        """(n,) names of classes, (n, C) bool, or (n,) numbers, for features (n, D)."""
+        """(n,) names of classes, (n, C) bool, (n,) numbers, or (n,) circular values from 0 to below the period, for
+        features (n, D).
+        """
         z = self.logits(features)
         if self.kind == "number":
             return z[:, 0]
+        if self.kind == "circular":
+            return circular.values_of(z, self.period)
         if self.kind == "multilabel":
             return z > 0
         return np.array(self.classes)[(z[:, 0] > 0).astype(int) if z.shape[1] == 1 else z.argmax(1)]
 
     def directions(self) -> np.ndarray:
         """(D, k) orthonormal: all that the probe reads. A constant added to all classes changes no prediction, so K
-        classes have at most K - 1 directions.
+        classes have at most K - 1 directions. Without them a probe that is fitted again still reads nearly as much:
+        to take the label out of features, use `probes.Eraser`.
         """
         w = self.weights
         if self.kind == "classes" and w.shape[1] > 1:
@@ -63,17 +95,21 @@ class Probe:
         axes, sizes, _ = np.linalg.svd(w, full_matrices=False)
         return axes[:, sizes > 1e-9 * max(sizes.max(initial=0), np.finfo(float).tiny)]
 
-    def remove(self, features: np.ndarray) -> np.ndarray:
-        """(n, D) without what the probe reads: along its directions every row is the mean. The probe then predicts the
-        same for all; another probe may still read the task elsewhere.
-        """
-        axes, x = self.directions(), self._checked(features)
-        return x - (x - self.mean) @ axes @ axes.T
-
     def _checked(self, features: np.ndarray) -> np.ndarray:
         if features.ndim != 2 or features.shape[1] != len(self.weights):
             raise UserError(f"features of shape {features.shape}; this probe takes (rows, {len(self.weights)})")
         return features.astype(np.float64)
+
+
+class Probes(dict[Key, Probe]):
+    """Probes by key, made by `load`. A key that is not there raises UnknownKey, which lists those that are."""
+
+    def __init__(self, probes: Mapping[Key, Probe], path: Path | str) -> None:
+        super().__init__(probes)
+        self._path = path
+
+    def __missing__(self, key: object) -> Probe:
+        raise unknown_key(key, self.keys(), self._path)
 
 
 def save(probes: Mapping[Key, Probe], path: Path) -> Path:
@@ -83,7 +119,8 @@ def save(probes: Mapping[Key, Probe], path: Path) -> Path:
     for number, ((task, representation, layer), probe) in enumerate(probes.items()):
         for name in ("weights", "intercepts", "mean"):
             tensors[f"{number}.{name}"] = np.ascontiguousarray(getattr(probe, name), dtype=np.float32)
-        described.append([task, representation, layer, probe.kind, list(probe.classes)])
+        period = [probe.period] if probe.kind == "circular" else []
+        described.append([task, representation, layer, probe.kind, list(probe.classes), *period])
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         # Not save_file, whose files nobody else may read.
@@ -96,7 +133,7 @@ def save(probes: Mapping[Key, Probe], path: Path) -> Path:
     return path
 
 
-def load(path: Path | str) -> dict[Key, Probe]:
+def load(path: Path | str) -> Probes:
     """The probes that htc-probe wrote. Raises UserError for a file that is missing, damaged or something else."""
     try:
         with safe_open(str(path), "np") as file:
@@ -104,12 +141,12 @@ def load(path: Path | str) -> dict[Key, Probe]:
             if about.get("schema") != _SCHEMA:
                 raise UserError(f"{path} holds no probes (its schema is not {_SCHEMA}); htc-probe writes them")
             found: dict[Key, Probe] = {}
-            for number, (task, representation, layer, kind, classes) in enumerate(json.loads(about["probes"])):
+            for number, (task, representation, layer, kind, classes, *period) in enumerate(json.loads(about["probes"])):
                 arrays = [
                     file.get_tensor(f"{number}.{name}").astype(np.float64) for name in ("weights", "intercepts", "mean")
                 ]
-                found[task, representation, layer] = _probe(kind, tuple(classes), *arrays)
-            return found
+                found[task, representation, layer] = _probe(kind, tuple(classes), *arrays, *period)
+            return Probes(found, path)
     except FileNotFoundError:
         raise UserError(f"no probes at {path}; make them with: htc-probe semantic detail") from None
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -117,9 +154,17 @@ def load(path: Path | str) -> dict[Key, Probe]:
 
 
 def _probe(
-    kind: str, classes: tuple[str, ...], weights: np.ndarray, intercepts: np.ndarray, mean: np.ndarray
+    kind: str,
+    classes: tuple[str, ...],
+    weights: np.ndarray,
+    intercepts: np.ndarray,
+    mean: np.ndarray,
+    period: float = 0.0,
 ) -> Probe:
-    columns = {"classes": 1 if len(classes) == 2 else len(classes), "multilabel": len(classes), "number": 1}[kind]
+    of_classes = 1 if len(classes) == 2 else len(classes)
+    columns = {"classes": of_classes, "multilabel": len(classes), "number": 1, "circular": 2}[kind]
     if not weights.shape == (*mean.shape, *intercepts.shape) == (len(mean), columns):
         raise ValueError(f"weights of shape {weights.shape} for {len(classes)} classes and means of {mean.shape}")
-    return Probe(kind, classes, weights, intercepts, mean)
+    if (kind == "circular") != (period > 0):
+        raise ValueError(f"a {kind} probe of period {period}")
+    return Probe(kind, classes, weights, intercepts, mean, period)

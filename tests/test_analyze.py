@@ -1,5 +1,6 @@
 """htc-analyze: a kill loses no finished section, a section is made once, and the sentences follow the numbers."""
 
+import dataclasses
 import io
 import os
 import re
@@ -30,7 +31,9 @@ from extract.cli import main as extract
 from extract.data import scenes
 from extract.errors import UserError
 from extract.store import open_run
+from probes import results as probe_results
 from probes import weights
+from probes.results import Results, SuiteMean
 from probes.weights import Probe
 
 ROOT = Path(__file__).parents[1]
@@ -662,25 +665,112 @@ def test_the_sentence_on_the_interchange(shares: Any, words: list[str], agrees: 
 
 
 @pytest.mark.parametrize(
-    ("more", "words", "agrees"),
-    [(0.2, "more than their mean does (0.20", True), (-0.2, "less than their mean does (-0.20", False),
-     (0.05, "not told apart", None)],
+    ("lift", "spread", "words"),
+    [(1.03, 0.01, "hardly more than evenly"), (0.96, 0.03, "hardly less than evenly"), (1.2, 0.01, "anchors more than"),
+     (1.08, 0.05, "anchors more than"), (0.8, 0.01, "anchors less than")],
 )  # fmt: skip
-def test_the_sentence_on_what_survives(more: float, words: str, agrees: bool | None) -> None:
+def test_a_preference_of_some_per_cent_is_hardly_one(lift: float, spread: float, words: str) -> None:
+    section = attention(lift, 0.0) | around("anchor_lift_overall", [lift], spread)
+    found = summary.sentences({"attention": section})[0]
+    assert isinstance(found, Sentence) and words in found.text and ("hardly" in found.text) == ("hardly" in words)
+
+
+def mean(suite: str, representation: str, kept: float | None, layer: int | None = None) -> SuiteMean:
+    """A score that keeps this share, give or take 0.01, of what is between a floor of 0.2 and v_pooled's 0.8."""
+    score = 0.2 + 0.6 * (kept or 0)
+    told = None if kept is None else probe_results.Interval(kept, kept - 0.01, kept + 0.01)
+    bits = probe_results.Interval(1.0, 0.9, 1.1)
+    return SuiteMean(suite, representation, layer, score, score - 0.006, score + 0.006, 0.2, bits, told, tasks=3)
+
+
+def probed(*means: SuiteMean) -> Results:
+    return Results({}, {"last_layer": 4}, {}, (), (), means)
+
+
+@pytest.mark.parametrize(
+    ("kept", "anchors", "words", "agrees"),
+    [
+        (1.05, 0.5, ["105.0 % [104.0, 106.0] of what", "more than the mean", "(v_d) read 50.0 % [49.0, 51.0]"], True),
+        (0.95, 0.5, ["95.0 % [94.0, 96.0]", "less than the mean"], False),
+        (1.005, 0.5, ["100.5 % [99.5, 101.5]", "not told apart from the mean"], None),
+        (1.05, 1.055, ["105.5 %"], None),
+        (1.05, 1.2, ["120.0 %"], False),
+    ],
+)
+def test_what_survives_is_what_the_probes_keep(
+    kept: float, anchors: float, words: list[str], agrees: bool | None
+) -> None:
+    means = [mean(suite, name, share, layer) for suite in ("semantic", "detail") for name, share, layer in (
+        ("z_voco", 0.1, 0), ("z_voco", kept, 4), ("v_d", anchors, None), ("v_pooled", 1.0, None))]  # fmt: skip
+    found = summary.sentences({}, probed(*means))[4]
+    assert isinstance(found, Sentence) and found.agrees is agrees, found
+    every = ("Linear probes of z_voco (the last state of <voco>)", "semantic suite (3 t", "detail suite (3 t")
+    for part in (*every, *words):
+        assert part in found.text, found.text
+    assert "R2" not in found.text
+
+
+def test_what_survives_is_of_what_the_text_reads_where_that_was_probed() -> None:
+    means = mean("detail", "z_voco", 0.9, 4), mean("detail", "voco_read", 0.7), mean("detail", "v_pooled", 1.0)
+    told = str(summary.sentences({}, probed(*means))[4])
+    assert "probes of what the text reads of <voco> read 70.0 %" in told and "90.0" not in told and "v_d)" not in told
+    assert "the state of <voco> at layer 2 read 80.0 %" in str(
+        summary.sentences({}, probed(mean("detail", "z_voco", 0.8, 2)))[4]
+    )
+
+
+@pytest.mark.parametrize("means", [(), (mean("detail", "v_d", 0.3),), (mean("detail", "z_voco", None, 4),)])
+def test_without_probes_of_both_nothing_is_said_to_survive(means: tuple[SuiteMean, ...]) -> None:
+    assert "are there probes of both <voco> and v_pooled" in str(summary.sentences({}, probed(*means))[4])
+
+
+def test_the_command_tells_what_the_probes_beside_the_run_keep(folder: Path, capsys: Any) -> None:
+    def said(created: str) -> str:
+        means = mean("detail", "z_voco", 0.95, 4), mean("detail", "v_pooled", 1.0)
+        found = Results({}, {"last_layer": 4, "created": created}, {}, (), (), means)
+        probe_results.write(found, folder / "run.probes.json")
+        assert analyze(folder, "attention") == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    with open_run(folder / "run.h5") as run:
+        assert "read 95.0 % [94.0, 96.0] of what they read" in said(run.created)
+    assert "not probed yet" in said("long ago"), "they are of an earlier state of the run"
+    (folder / "run.probes.json").write_text("{")
+    assert analyze(folder, "attention") == 0
+    assert "scores left out: " in capsys.readouterr().out
+
+
+def test_an_end_that_is_not_all_does_not_look_like_all() -> None:
+    close = probe_results.Interval(0.99, 0.98, 0.99996)
+    found = summary.sentences({}, probed(dataclasses.replace(mean("detail", "z_voco", 0.99, 4), retention=close)))[4]
+    assert "99.000 % [98.000, 99.996]" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [(0.2, "more than one from their mean does (0.20"), (-0.2, "less than one from their mean does (-0.20"),
+     (0.05, "not told apart")],
+)  # fmt: skip
+def test_the_line_on_single_patches(more: float, words: str) -> None:
     section = {
         "representations": ["v_d", "z_voco"], **around("patch_r2_all", [0.1, 0.6]),
-        **around("patch_r2_all_minus_pooled", [more]), "patch_r2": np.array([[0, 0], [0.3, 0.9]]),
+        **around("patch_r2_all_minus_pooled", [more]), "patch_r2": np.array([[0, 0], [0.3, 0.9]]), "patch_images": 1000,
         **around("code_bits", [[0, 0], [1.0, 2.0]]), "code_entropy_read": np.array([8.0, 8.0]),
     }  # fmt: skip
-    found = summary.sentences({"reading": section})[4]
-    assert isinstance(found, Sentence) and found.agrees is agrees
-    for part in (words, "0.60 [0.50, 0.70]", "0.30 and 0.90", "1.50 [1.40, 1.60] of the 8.00 bits"):
+    found = summary.patches({"reading": section})
+    assert isinstance(found, Sentence) and not found.claim, "the paper says nothing of it"
+    numbers = ("0.60 [0.50, 0.70]", "R2 over 1,000 images", "0.30 to 0.90", "1.50 [1.40, 1.60] of the 8.00 bits")
+    for part in (words, *numbers):
         assert part in found.text, found.text
+    assert "no model was at hand" in str(summary.patches({"reading": {"representations": ["z_voco"]}}))
 
 
 def test_what_is_missing_is_said_with_the_way_to_it() -> None:
-    found = summary.sentences({})
-    assert len(found) == 5 and all("not analysed yet; htc-analyze" in str(one) for one in found)
+    found = [*summary.sentences({}), summary.patches({})]
+    assert [str(one).partition("; ")[2] for one in found] == [
+        "htc-analyze attention", "htc-analyze knockouts", "htc-analyze knockouts", "htc-analyze interchange",
+        "htc-probe semantic detail", "htc-analyze reading",
+    ]  # fmt: skip
     console = Console(width=100, file=io.StringIO())
     console.print(summary.render({}))
     assert "In five sentences" in console.file.getvalue()  # type: ignore[attr-defined]

@@ -1,5 +1,6 @@
 """The page Compare: paired differences and their intervals, its figures, and what a user does there."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -462,6 +463,23 @@ def test_probes_are_paired_by_image(folder: Path, open_app: Any) -> None:  # noq
     app.session_state["versus"] = "Retention"
     app.run()
     assert not app.exception and set(app.dataframe[0].value["compared"]) == {"as independent"}
+
+
+def test_a_retention_that_is_not_defined_is_left_out_and_said(tmp_path: Path, open_app: Any) -> None:  # noqa: F811
+    for name, right in (("one", 0.9), ("other", 0.6)):
+        write_probes(write(tmp_path / f"{name}.h5"), right)
+    path = results.default_path(tmp_path / "other.h5")
+    found = results.read(path)
+    none = results.Interval(None, None, None)
+    kept = [replace(row, retention=none if row.representation == "v_d" else row.retention) for row in found.rows]
+    results.write(replace(found, rows=tuple(kept)), path)
+    app = show(open_app, tmp_path, "Probes", run="one")
+    app.session_state["versus"] = "Retention"
+    app.run()
+    assert not app.exception and "v_d" not in set(app.dataframe[0].value["read from"])
+    assert "Left out, as retention is not defined (v_pooled is at its floor) in one of the runs: object" in (
+        words(app).replace("\\", "")
+    )
 
 
 def test_probes_without_predictions_are_independent_and_say_so(tmp_path: Path, open_app: Any) -> None:  # noqa: F811

@@ -1,14 +1,18 @@
 """The page Overview: what the run is, the sentences of its analysis, its probes in small."""
 
+import dataclasses
 import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 from test_dashboard import L, open_app, tables, write_probes, write_run  # noqa: F401
 from test_dashboard_attention import add
 
 import analysis.attention
 from extract.store import open_run
+from probes import results
 
 
 def test_a_bare_run_says_what_fills_the_page(tmp_path: Path, open_app: Any) -> None:  # noqa: F811
@@ -43,6 +47,42 @@ def test_a_sentence_stands_with_its_sample_and_the_claim(tmp_path: Path, open_ap
         assert any(f"[{verdict}]" in line for line in text)
         assert any("htc-analyze attention · 6 images" in line.value for line in app.caption)
         assert app.code[0].value == f"htc-analyze knockouts interchange reading --run {path}"
+
+
+def test_what_survives_is_told_by_the_probes(tmp_path: Path, open_app: Any) -> None:  # noqa: F811
+    """And not by the patches' R2, which is a line of its own without a claim."""
+    path = write_run(tmp_path / "run.h5", 6)
+    with open_run(path) as run:
+        created = run.created
+    add(path, "reading", {
+        "images": 6, "representations": ["z_voco"], "patch_r2": np.full((1, 3), 0.33), "patch_images": 6,
+        **{f"patch_r2_all{end}": np.full(1, 0.33) for end in ("", "_lower", "_upper")},
+        **{f"patch_r2_all_minus_pooled{end}": np.full(1, -0.05) for end in ("", "_lower", "_upper")},
+    })  # fmt: skip
+    beside = write_probes(path, created)
+    found = results.read(beside)
+    kept = results.Interval(0.991, 0.984, 0.998)
+    means = tuple(dataclasses.replace(mean, retention=kept) for mean in found.suite_means)
+    results.write(dataclasses.replace(found, run=found.run | {"last_layer": L}, suite_means=means), beside)
+    app = open_app(path)
+    assert not app.exception
+    text = [item.value.replace("\\", "") for item in app.markdown]
+    (survives,) = (line for line in text if "What survives in the one token?" in line)
+    (patches,) = (line for line in text if "And of each patch?" in line)
+    assert "99.1 % [98.4, 99.8]" in survives and "0.33" not in survives
+    assert "0.33" in patches and "linear probes read more" in text[text.index(survives) + 1]
+    assert "makes no claim" in text[text.index(patches) + 1]
+    assert any("4 images, held out" in line.value for line in app.caption)
+
+
+@pytest.mark.parametrize("damage", ["{", "[" * 10**5])
+def test_damaged_scores_leave_the_sentences(tmp_path: Path, open_app: Any, damage: str) -> None:  # noqa: F811
+    path = write_run(tmp_path / "run.h5", 6)
+    with open_run(path) as run:
+        add(path, "attention", analysis.attention.analyse(run))
+    (tmp_path / "run.probes.json").write_text(damage)
+    app = open_app(path)
+    assert not app.exception and any("Does the token prefer" in item.value for item in app.markdown)
 
 
 def test_probes_in_small_have_intervals_and_floors(tmp_path: Path, open_app: Any) -> None:  # noqa: F811

@@ -21,7 +21,7 @@ from PIL import Image, ImageColor, ImageDraw
 
 from extract.cli import main as extract_main
 from extract.data import open_source
-from extract.data.source import ImageError, Item, Source
+from extract.data.source import ImageError, Item, Source, Tabled
 from extract.errors import UserError
 from extract.store import Task, open_run
 from probes.cli import main as probe_main
@@ -37,7 +37,7 @@ def label(source: Source, index: int, name: str) -> str | float | None:
     """A class by its name, a number as it is; None where unknown."""
     value, what = source[index].labels[name], task(source, name)
     assert not isinstance(value, np.ndarray)
-    if what.kind == "number":
+    if what.kind in ("number", "circular"):
         return None if np.isnan(value) else float(value)
     return None if value == -1 else what.classes[int(value)]
 
@@ -147,10 +147,10 @@ def test_clevr_reads_what_is_planted(tmp_path: Path) -> None:
     assert label(source, 1, "colour") == "blue"
     assert label(source, 0, "position_x") == 200 / 480 and label(source, 0, "position_y") == 210 / 320
     # 100 is in radians, from the world's x axis; the camera's right lies at 45 degrees.
-    turn = 4 * (100 - np.pi / 4)
-    assert label(source, 0, "rotation_sin") == pytest.approx(np.sin(turn))
-    assert label(source, 0, "rotation_cos") == pytest.approx(np.cos(turn))
-    assert label(source, 1, "rotation_sin") is None and label(source, 1, "rotation_cos") is None
+    assert label(source, 0, "rotation") == pytest.approx(np.degrees(100 - np.pi / 4) % 90)
+    assert label(source, 1, "rotation") is None
+    (rotation,) = (task for task in source.tasks if task.name == "rotation")
+    assert (rotation.kind, rotation.unit, rotation.period) == ("circular", "degrees", 90)
     suites = {task.name: task.suite for task in source.tasks}
     assert [name for name in suites if suites[name] == "semantic"] == [
         "presence", "count", "relation_side", "relation_depth"
@@ -169,10 +169,9 @@ def test_a_turned_cube_looks_the_same_after_a_quarter_turn_and_for_a_turned_came
             thing["rotation"] += np.pi / 2 + 0.3
     path.write_text(json.dumps(data))
     after = open_source(f"clevr:{tmp_path}", "val")
-    for name in ("rotation_sin", "rotation_cos"):
-        old, new = ([source[i].labels[name] for i in range(20)] for source in (before, after))
-        np.testing.assert_allclose(old, new, atol=1e-9)
-        assert np.isfinite(old).any()
+    old, new = (np.array([source[i].labels["rotation"] for i in range(20)]) for source in (before, after))
+    np.testing.assert_allclose((old - new + 45) % 90, np.where(np.isnan(old), np.nan, 45), atol=1e-9)
+    assert np.isfinite(old).any()
 
 
 def test_clevr_leaves_out_rare_classes_and_ties(tmp_path: Path) -> None:
@@ -190,6 +189,47 @@ def test_clevr_leaves_out_rare_classes_and_ties(tmp_path: Path) -> None:
     assert label(source, 5, "colour") is None and label(source, 5, "position_x") is None
     assert label(source, 5, "relation_side") is None and label(source, 5, "relation_depth") is None
     assert label(source, 5, "count") == len(same)
+
+
+@pytest.mark.parametrize(
+    ("file", "pixels", "size"),
+    [
+        (2, 2, (960, 640)),  # rendered larger: the scenes' pixels are larger too
+        (1, 1, (480, 320)),
+        (0.5, 1, (480, 320)),  # made smaller afterwards: they are not
+        (2 / 3, 0.7, (320, 213)),  # rendered smaller
+    ],
+)
+def test_clevr_positions_are_shares_of_the_image_that_was_rendered(
+    tmp_path: Path, file: float, pixels: float, size: tuple[int, int]
+) -> None:
+    path = write_clevr(tmp_path, n=20) / "scenes" / "CLEVR_val_scenes.json"
+    data = json.loads(path.read_text())
+    for scene in data["scenes"]:
+        for thing in scene["objects"]:
+            x, y, depth = thing["pixel_coords"]
+            thing["pixel_coords"] = [x * pixels, y * pixels, depth]
+    path.write_text(json.dumps(data))
+    for image in (tmp_path / "images" / "val").iterdir():
+        with Image.open(image) as opened:
+            changed = opened.resize((int(480 * file), int(320 * file)))
+        changed.save(image)
+    source = open_source(f"clevr:{tmp_path}", "val")
+    x, y, _ = data["scenes"][0]["objects"][1]["pixel_coords"]
+    assert label(source, 0, "position_x") == pytest.approx(x / size[0])
+    assert label(source, 0, "position_y") == pytest.approx(y / size[1])
+
+
+def test_clevr_refuses_images_that_cannot_be_those_of_its_scenes(tmp_path: Path) -> None:
+    source = open_source(f"clevr:{write_clevr(tmp_path, n=12)}", "val")
+    for image in (tmp_path / "images" / "val").iterdir():
+        with Image.open(image) as opened:
+            changed = opened.resize((224, 224))
+        changed.save(image)
+    with pytest.raises(ImageError, match="480 x 320 pixels, and the upright file has 224 x 224"):
+        source[3]
+    with pytest.raises(UserError, match="has 224 x 224 pixels, and the scenes have objects as far as"):
+        open_source(f"clevr:{tmp_path}", "val")
 
 
 # ---- GQA
@@ -275,6 +315,30 @@ def test_gqa_says_which_classes_are_too_rare(tmp_path: Path) -> None:
     assert task(source, "object").classes == ("car", "tree")
     assert "1 of 3 classes" in task(source, "object").note
     assert not {"pattern", "pose", "shape"} & {task.name for task in source.tasks}  # no image says any of them
+
+
+def test_gqa_compares_an_image_with_its_graph(tmp_path: Path) -> None:
+    source = open_source(f"gqa:{write_gqa(tmp_path, n=12)}", "val")
+    before = label(source, 0, "position_x")
+    for size in ((320, 240), (640, 400)):
+        with Image.open(source._pictures[0].path) as opened:
+            changed = opened.resize(size)
+        changed.save(source._pictures[0].path)
+        if size == (320, 240):
+            assert label(source, 0, "position_x") == before
+    with pytest.raises(ImageError, match="640 x 480 pixels, and the upright file has 640 x 400"):
+        source[0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "twice"),
+    [('"2407891": {', '"2407890": {', "2407890"), ('"271882"', '"271881"', "271881")],
+)
+def test_gqa_refuses_two_graphs_or_objects_of_one_number(tmp_path: Path, old: str, new: str, twice: str) -> None:
+    path = write_gqa(tmp_path, n=12) / GQA
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(UserError, match=f"{path}: '{twice}' stands twice in one object"):
+        open_source(f"gqa:{tmp_path}", "val")
 
 
 # ---- 3D Shapes
@@ -509,6 +573,23 @@ def test_datasets_reads_what_is_planted(tmp_path: Path) -> None:
     assert [some[i].id for i in range(len(some))] == ["0-0", "0-20", "0-40"]
 
 
+def test_datasets_compares_text_in_one_form_and_says_which_cells_are_unknown(tmp_path: Path) -> None:
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    found = [
+        {"picture": row["picture"], apart: [apart, composed, "NA"][i % 3], "group": ["NA", composed, apart][i % 3]}
+        for i, row in enumerate(rows(6))
+    ]
+    features = Features({"picture": ImageFeature(), apart: Value("string"), "group": Value("string")})
+    DatasetDict(val=saved(found, features)).save_to_disk(tmp_path)
+    (tmp_path / "tasks.toml").write_text(f'["{composed}"]\nsuite = "semantic"\nkind = "classes"')
+    source = open_source(f"datasets:{tmp_path}", "val", limit=5)
+    said = "unknown in 2 cells that say NA"
+    assert isinstance(source, Tabled) and source.notes == (f"{composed}: {said}",)
+    assert source.tasks == (Task(composed, "semantic", "classes", (composed,), note=said),)
+    assert source.labels()[composed].tolist() == [0, 0, -1, 0, 0]
+    assert [source[i].group for i in range(3)] == ["val/0", composed, composed]
+
+
 def test_a_single_dataset_is_the_split_it_was_or_all(tmp_path: Path) -> None:
     plain = saved(rows(2)).select_columns(["picture", "extra"])
     plain.save_to_disk(tmp_path / "plain")
@@ -676,7 +757,7 @@ def test_malformed_annotations_are_refused_where_they_stand(
 @pytest.mark.parametrize(
     ("name", "write", "semantic", "detail"),
     [
-        ("clevr", write_clevr, {"presence", "count", "relation_side"}, {"colour", "position_x", "rotation_sin"}),
+        ("clevr", write_clevr, {"presence", "count", "relation_side"}, {"colour", "position_x", "rotation"}),
         ("gqa", write_gqa, {"location", "weather", "object"}, {"colour", "material", "position_x", "area"}),
         ("3dshapes", write_3dshapes, {"shape"}, {"floor_hue", "scale", "orientation"}),
         ("datasets", write_datasets, {"shape", "tags"}, {"size", "colour", "rounded"}),

@@ -13,7 +13,7 @@ from PIL import Image
 from extract.cli import main as extract_main
 from extract.data import open_source
 from extract.data.files import FileSource, Picture
-from extract.data.source import ImageError, Item, Source
+from extract.data.source import ImageError, Item, Source, Tabled
 from extract.errors import UserError
 from extract.store import Task, open_run
 from probes.cli import main as probes_main
@@ -404,6 +404,76 @@ def test_one_image_is_one_group_in_coco_and_paco(tmp_path: Path) -> None:
     assert open_source(f"coco:{coco}", "val")[50].group in groups
 
 
+# ---- an image of another size than the one that was annotated
+
+
+def resave(folder: Path, change: Callable[[Image.Image], Image.Image], **save: Any) -> None:
+    for path in folder.rglob("*.png"):
+        with Image.open(path) as image:
+            changed = change(image)
+        changed.save(path, **save)
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.37, 2])
+def test_boxes_and_positions_hold_for_images_scaled_as_a_whole(factor: float, tmp_path: Path) -> None:
+    def scaled(image: Image.Image) -> Image.Image:
+        return image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.NEAREST)
+
+    paco, coco = make_paco(tmp_path / "a"), make_coco(tmp_path / "b")
+    whole = items(open_source(f"coco:{coco}", "val"))
+    resave(paco, scaled)
+    resave(coco, scaled)
+    for item in items(open_source(f"paco:{paco}", "val")).values():
+        colours = np.asarray(item.image.resize((9, 9), Image.Resampling.NEAREST))[1:-1, 1:-1].reshape(-1, 3)
+        assert {tuple(colour) for colour in colours.tolist()} in ({RED}, {BLUE}), item.id
+    for name, item in items(open_source(f"coco:{coco}", "val")).items():
+        np.testing.assert_equal(item.labels, whole[name].labels)
+
+
+@pytest.mark.parametrize("name", ["coco", "paco"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda image: image.resize((32, 32)),
+        lambda image: image.crop((0, 0, image.width, image.height - 8)),
+        lambda image: image.transpose(Image.Transpose.ROTATE_90),
+    ],
+)
+def test_an_image_that_was_stretched_cut_or_turned_is_refused_with_both_sizes(
+    name: str, change: Callable[[Image.Image], Image.Image], tmp_path: Path
+) -> None:
+    root = FORMATS[name].make(tmp_path)
+    whole = open_source(f"{name}:{root}", "val")
+    path = Path(whole[3].path)
+    with Image.open(path) as image:
+        before, changed = image.size, change(image)
+    changed.save(path)
+    there, now = (f"{width} x {height}" for width, height in (before, changed.size))
+    with pytest.raises(ImageError, match=f"image of {there} pixels, and the upright file has {now}, "):
+        whole[3]
+
+
+def test_an_image_is_compared_as_it_stands_upright(tmp_path: Path) -> None:
+    root = make_coco(tmp_path)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    resave(root, lambda image: image.transpose(Image.Transpose.ROTATE_90), exif=exif)
+    source = open_source(f"coco:{root}", "val")
+    assert source[0].image.size == (80, 40)
+    exif[0x0112] = 1
+    resave(root, lambda image: image.copy(), exif=exif)
+    with pytest.raises(ImageError, match="80 x 40 pixels, and the upright file has 40 x 80"):
+        source[0]
+
+
+def test_a_bird_whose_head_lies_outside_of_its_file_is_refused(tmp_path: Path) -> None:
+    source = open_source(f"cub:{make_cub(tmp_path)}", "test")
+    resave(tmp_path, lambda image: image.resize((20, 40)))  # the beak is at x 26, or 17
+    with pytest.raises(ImageError, match=r"reach to \(26, 18\) and the upright file has 20 x 40"):
+        source[1]
+    assert source[0].labels["head_x"] == pytest.approx(-0.6)  # 17 lies in it: a file cannot tell all
+
+
 # ---- a limit, and images that are not there
 
 
@@ -432,6 +502,15 @@ def test_labels_stay_with_their_picture(tmp_path: Path) -> None:
         assert all(source[i].image.getpixel((0, 0))[0] == source[i].labels["level"] for i in range(len(source)))
         with pytest.raises(IndexError):
             source[len(source)]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_all_labels_are_those_of_the_items(name: str, roots: dict[str, Path]) -> None:
+    for limit in (None, 7):
+        source = open_source(f"{name}:{roots[name]}", FORMATS[name].split, limit=limit)
+        assert isinstance(source, Tabled)
+        for task, values in source.labels().items():
+            np.testing.assert_equal(values, np.array([source[i].labels[task] for i in range(len(source))]))
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -528,6 +607,65 @@ def test_a_malformed_line_is_named(name: str, file: str, old: str, new: str, wor
         open_source(f"{name}:{root}", FORMATS[name].split)
     said = str(error.value)
     assert words in said and Path(file).name in said and "\n" not in said, said
+
+
+def repeat(table: str, row: int = 0, **changes: Any) -> Callable[[dict[str, Any]], None]:
+    """One more row in a table of a JSON file, its fields changed: what two files that were merged leave."""
+    return lambda data: data[table].append(data[table][row] | changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("coco", repeat("images", file_name="other.png"), "id 1000 stands twice in .*: images"),
+        ("coco", repeat("images", id=5), "file_name '000000001000.png' stands twice in .*: images"),
+        ("coco", repeat("categories", name="cup"), "id 1 stands twice in .*: categories"),
+        ("coco", repeat("annotations", image_id=1007), "id 9[0-9]+ stands twice in .*: annotations"),
+        ("paco", repeat("images", file_name="val2017/other.png"), "id 500 stands twice in .*: images"),
+        ("paco", repeat("images", id=5), "file_name .*0500.png' stands twice in .*: images"),
+        ("paco", repeat("categories", name="cup"), "id 7 stands twice in .*: categories"),
+        ("paco", repeat("annotations"), "id 0 stands twice in .*: annotations"),
+        ("paco", repeat("attributes", name="green"), "id 0 stands twice in .*: attributes"),
+        ("paco", repeat("attributes", id=99), "name 'black' stands twice in .*: attributes"),
+    ],
+)
+def test_two_rows_of_one_id_are_refused(name: str, change: Callable, words: str, tmp_path: Path) -> None:
+    root = FORMATS[name].make(tmp_path)
+    edit_json(next((root / "annotations").iterdir()), change)
+    with pytest.raises(UserError, match=words):
+        open_source(f"{name}:{root}", "val")
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "line", "words"),
+    [
+        ("cub", "images.txt", "3 002.Laysan_Albatross/other.png", "line 53 is .*, and line 3 is about 3 too"),
+        ("cub", "images.txt", "99 001.Black_footed_Albatross/Black_footed_Albatross_0003_796003.png", "no line for"),
+        ("cub", "train_test_split.txt", "3 1", "line 53 is '3 1', and line 3 is about 3 too"),
+        ("cub", "classes.txt", "1 001.Crow", "line 4 is '1 001.Crow', and line 1"),
+        ("cub", "classes.txt", "4 002.Laysan_Albatross", "class '002.Laysan_Albatross' stands twice"),
+        ("cub", "image_class_labels.txt", "3 2", "line 53 is '3 2', and line 3"),
+        ("cub", "../attributes.txt", "2 has_bill_shape::hooked", "line 6 is .*, and line 2"),
+        ("cub", "../attributes.txt", "6 has_bill_shape::cone", "attribute 'bill_shape::cone' stands twice"),
+        ("cub", MARKS, "2 3 0 4 12.7150", "attribute 3 of image 2 twice"),
+        ("cub", "parts/parts.txt", "2 bill", "line 16 is '2 bill', and line 2"),
+        ("cub", "parts/parts.txt", "16 beak", "part 'beak' stands twice"),
+        ("cub", "parts/part_locs.txt", "2 2 9.0 9.0 1", "line 781 is .*, and line 17 is about 2 2 too"),
+        ("dtd", "labels/test1.txt", "banded/banded_0002.png", "line 37 is .*, and line 3 is about"),
+        ("dtd", "labels/labels_joint_anno.txt", "banded/banded_0002.png grid", "line 46 is .*, and line 3 is about"),
+    ],
+)
+def test_two_lines_about_one_thing_are_refused(name: str, file: str, line: str, words: str, tmp_path: Path) -> None:
+    root = FORMATS[name].make(tmp_path)
+    with (root / file).open("a") as opened:
+        opened.write(f"{line}\n")
+    if line.startswith("99"):
+        with (root / "train_test_split.txt").open("a") as opened:
+            opened.write("99 1\n")
+        words = "file .*0003_796003.png' stands twice in .*images.txt"
+    with pytest.raises(UserError, match=words) as error:
+        open_source(f"{name}:{root}", FORMATS[name].split)
+    assert Path(file).name in str(error.value)
 
 
 @pytest.mark.parametrize("name", FORMATS)

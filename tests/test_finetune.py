@@ -21,6 +21,7 @@ from extract.errors import UserError
 from extract.training import cli
 from extract.training.config import FinetuneConfig
 from extract.training.conversations import SYSTEM, Encoder, read_conversations, scene_conversations
+from extract.training.finetune import _rows as instruction_rows
 from extract.training.finetune import add_lora, build, finetune, merged
 from extract.training.instruction import Instructions, WholeBatches, collate, open_file, with_images
 from extract.training.stage import last_checkpoint
@@ -188,6 +189,16 @@ def test_a_malformed_row_is_refused_by_its_place(tmp_path, bad, said):
     assert isinstance(bad, str) or "(id 9)" in str(error.value)
 
 
+def test_rows_may_share_the_id_of_their_image_but_a_field_is_given_once(tmp_path):
+    path = tmp_path / "mix.json"
+    rows = [row(("human", word), ("gpt", "b")) | {"id": "7", "image": "7.jpg"} for word in "ac"]
+    path.write_text(json.dumps(rows))  # as in llava_v1_5_mix665k.json
+    assert [one.turns for one in read_conversations(path)] == [(("a", "b"),), (("c", "b"),)]
+    path.write_text(json.dumps(rows).replace('"image"', '"image": "8.jpg", "image"', 1))
+    with pytest.raises(UserError, match="mix.json: 'image' stands twice"):
+        read_conversations(path)
+
+
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"a": ', "\xff"])
 def test_a_file_of_no_rows_is_refused(tmp_path, content):
     path = tmp_path / "mix.json"
@@ -221,6 +232,15 @@ def test_text_without_an_image_has_the_loss_of_the_plain_language_model(settings
         with_image = model(**(batch | {"has_image": torch.ones(3, dtype=torch.bool)})).loss
     torch.testing.assert_close(ours, plain)
     assert abs(model(**batch).loss - with_image) > 1e-6
+
+
+def test_rows_that_stand_twice_are_used_and_counted(settings, photos, tmp_path, capsys):
+    path = photos / "mix.json"
+    rows = json.loads(path.read_text())
+    path.write_text(json.dumps([*rows, rows[0], rows[6], rows[0]]))
+    found = instruction_rows(replace(settings, data=str(path)), report=tmp_path / "missing.txt")
+    assert len(found) == len(rows) + 3
+    assert f"3 of {len(rows) + 3} rows have the image and the turns of another" in capsys.readouterr().out
 
 
 def test_missing_images_stop_or_are_left_out_and_listed(photos, tmp_path):

@@ -196,11 +196,27 @@ def test_a_copy_in_bfloat16_leads_to_the_same_optimum():
         assert abs(a.objective[0] / b.objective[0] - 1) < 5e-6
 
 
-def test_a_copy_in_bfloat16_is_only_made_of_single_precision_rows():
-    assert half_copy(torch.ones(40, 8, dtype=torch.float64)) is None
-    assert half_copy(torch.ones(40, 0)) is None
-    half = half_copy(torch.ones(40, 8))
+def test_a_copy_in_bfloat16_is_only_made_of_large_single_precision_rows():
+    large = torch.ones(2**11, 2**11)
+    assert half_copy(large.double()) is None
+    assert half_copy(torch.ones(40, 0)) is half_copy(torch.ones(40, 8)) is half_copy(large, 2) is None
+    half = half_copy(large)
     assert half is None or half.dtype == torch.bfloat16
+
+
+def test_the_processor_decides_on_bfloat16_and_not_a_stopwatch(monkeypatch):
+    """However long products take: two runs of one machine give the same bytes."""
+    import time
+
+    large = torch.ones(2**11, 2**11)
+    chosen = []
+    for clock in (lambda: 0.0, iter(range(10**6)).__next__):
+        monkeypatch.setattr(time, "perf_counter", clock)
+        chosen.append(half_copy(large) is None)
+    for instruction, copies in (("avx512_bf16", True), ("amx_bf16", True), ("avx512_f", False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda of=instruction: {of: True})
+        assert (half_copy(large) is not None) == copies
+    assert chosen[0] == chosen[1]
 
 
 # ---- laws

@@ -1,6 +1,8 @@
 """Laws of the metrics: ours equal scikit-learn's and scipy's, a resample equals the repeated rows, bits add up."""
 
+import itertools
 import time
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from scipy import stats
 from sklearn import metrics as theirs
 
 from extract.store import Kind
-from probes import metrics
+from probes import controls, metrics
 from probes.inference import resample_groups
 from probes.metrics import Gaussian, Prediction
 
@@ -76,6 +78,7 @@ def test_metrics_of_numbers_are_those_of_scikit_learn_and_scipy() -> None:
 
 def test_mean_average_precision_is_that_of_scikit_learn_in_every_fold() -> None:
     y, prediction, _, fold, _ = example("multilabel")
+    prediction = array(prediction) + 1e-6 * np.random.default_rng(0).random(y.shape)  # scikit-learn sees ties otherwise
     expected = [
         np.mean([
             theirs.average_precision_score(y[rows, c], array(prediction)[rows, c])
@@ -95,7 +98,75 @@ def test_bits_of_labels_are_summed_over_labels() -> None:
     assert found == pytest.approx(sum(losses) / np.log(2))
 
 
+def test_equal_scores_count_as_the_mean_over_all_their_orders() -> None:
+    rng = np.random.default_rng(0)
+    for blocks in ((6,), (1, 4, 2), (3, 1, 3), (2, 2, 2)):
+        scores = np.repeat(np.arange(len(blocks))[::-1], blocks).astype(float)
+        y = rng.integers(0, 2, len(scores)).astype(np.uint8)
+        y[-1] = 1
+        orders = [
+            np.concatenate(rows)
+            for rows in itertools.product(
+                *(itertools.permutations(np.flatnonzero(scores == value)) for value in np.unique(scores)[::-1])
+            )
+        ]
+        expected = np.mean([theirs.average_precision_score(y[rows], -np.arange(len(y))) for rows in orders])
+        found = metrics.evaluate("multilabel", y[:, None], scores[:, None], 0 * y)["mAP"]
+        assert found == pytest.approx(expected)
+
+
 # Laws
+
+
+def random_ranking(n: int, positives: int) -> float:
+    """The expected average precision of a random order."""
+    share = (positives - 1) / max(n - 1, 1)
+    return share + (1 - share) * (1 / np.arange(1, n + 1)).sum() / n
+
+
+def test_the_floor_of_average_precision_is_that_of_a_random_ranking_of_what_is_known_in_every_fold() -> None:
+    rng = np.random.default_rng(0)
+    n, fold = 100, np.arange(100) % FOLDS
+    y = (rng.random((n, C)) < [0.05, 0.2, 0.6]).astype(np.uint8)
+    y[fold == 1, 0] = 0  # a fold without a positive
+    y[1, 1], y[rng.random((n, C)) < 0.2] = 1, metrics.UNKNOWN
+    floor = controls.floor("multilabel", y, fold)
+    expected = []
+    for c in range(C):
+        labels = [y[(fold == k) & (y[:, c] != metrics.UNKNOWN), c] for k in range(FOLDS)]
+        expected.append(np.mean([random_ranking(len(of), of.sum()) for of in labels if of.any()]))
+    told = metrics.evaluate("multilabel", y, floor, fold)["mAP"]
+    assert told == pytest.approx(np.mean(expected))
+    # No features, whoever asks: a constant probe, and a category that says nothing.
+    assert metrics.evaluate("multilabel", y, np.zeros((n, C)), fold)["mAP"] == pytest.approx(told)
+    alone = controls.oracle("multilabel", y, np.zeros(n), fold)
+    assert metrics.evaluate("multilabel", y, alone, fold)["mAP"] == pytest.approx(told)
+    noise = [metrics.evaluate("multilabel", y, rng.standard_normal((n, C)), fold)["mAP"] for _ in range(1000)]
+    assert np.mean(noise) == pytest.approx(told, abs=4 * np.std(noise) / np.sqrt(1000))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("signal", (0, 1, 4))
+def test_draws_lie_around_the_estimate(kind: Kind, signal: float) -> None:
+    rng = np.random.default_rng(1)
+    groups = np.arange(200) // 2
+    draws = resample_groups(100, 0, 300)
+    guess: Prediction
+    if kind == "number":
+        y: np.ndarray = rng.standard_normal(200)
+        guess, floor = Gaussian(signal * y + rng.standard_normal(200), np.ones(200)), Gaussian(0 * y, np.ones(200))
+    else:
+        y = rng.choice(3, 200, p=(0.05, 0.15, 0.8))
+        guess, floor = signal * np.eye(3)[y] + rng.standard_normal((200, 3)), np.log(np.full((200, 3), 1 / 3))
+        if kind == "multilabel":
+            y = np.eye(3, dtype=np.uint8)[y]
+        else:
+            guess = stats_log_softmax(guess)
+    scores = metrics.score(kind, y, guess, floor, groups % 5, groups, draws)
+    for found in (scores.of, scores.floor):
+        for name, quantity in found.items():
+            shift = np.nanmean(quantity.draws) - quantity.estimate
+            assert abs(shift) <= 0.2 * np.nanstd(quantity.draws) + 1e-9, name
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -103,12 +174,19 @@ def test_a_resample_is_the_rows_repeated(kind: Kind) -> None:
     y, prediction, floor, fold, groups = example(kind)
     draws_RG = resample_groups(groups.max() + 1, 3, 20)
     scores = metrics.score(kind, y, prediction, floor, fold, groups, draws_RG)
-    for number, counts_G in enumerate(draws_RG):
+    repeated: dict[tuple[int, str], list[float]] = defaultdict(list)
+    for counts_G in draws_RG:
         rows = np.repeat(np.arange(N), counts_G[groups])
         for found, given in ((scores.of, prediction), (scores.floor, floor)):
             expected = metrics.evaluate(kind, y[rows], select(given, rows), fold[rows])
             for name, value in expected.items():
-                assert found[name].draws[number] == pytest.approx(value, abs=1e-12), name
+                repeated[id(found), name].append(value)
+    for found in (scores.of, scores.floor):
+        for name, quantity in found.items():
+            if name != "V-information":
+                moved = quantity.draws - repeated[id(found), name]  # all alike
+                np.testing.assert_allclose(moved, moved[0], atol=1e-12)
+                assert moved[0] == pytest.approx(0, abs=1e-12) or name in ("balanced accuracy", "mAP", "R2", "Spearman")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -179,9 +257,6 @@ def test_a_constant_score_ranks_nothing() -> None:
     y, _, floor, fold, _ = example("number")
     by_fold = Gaussian(fold.astype(float), np.ones(N))
     assert metrics.evaluate("number", y, by_fold, fold)["Spearman"] == 0
-    labels, _, constant, _, _ = example("multilabel")
-    share = [(labels[:, c] == 1).sum() / (labels[:, c] != metrics.UNKNOWN).sum() for c in range(C)]
-    assert metrics.evaluate("multilabel", labels, constant, np.zeros(N))["mAP"] == pytest.approx(np.mean(share))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -40,7 +40,8 @@ def test_every_probe_that_was_scored_is_there(folder: Path, scored: Results) -> 
     said = load(folder / PLACE)
     assert set(said) == {(row.task, row.representation, row.layer) for row in scored.rows} and len(said) == 4 * 4
     assert said.run == scored.run and said.run["sha256"] == "00"
-    with pytest.raises(KeyError):
+    assert ("shape", "z_voco", 3) not in said and said.get(("shape", "z_voco", 3)) is None
+    with pytest.raises(UserError, match=r"such as \('shape', 'z_voco', 0\).*: z_voco 0, 1, 2; v_d None$"):
         said["shape", "z_voco", 3]
     with open_run(folder / "planted-val.h5") as run:
         for task in TASKS:

@@ -302,6 +302,19 @@ def test_names_are_shown_as_they_are() -> None:
     assert "[red]x[/red]" in text and "[b].npy" in text and "[bold]careful[/bold]" in text
 
 
+@pytest.mark.parametrize("estimate", [None, 7.0])  # of a file that an earlier version wrote
+def test_a_retention_that_is_not_defined_is_said_in_words(estimate: float | None) -> None:
+    results = made()
+    none = Interval(estimate, None, None)
+    means = tuple(replace(mean, retention=none) if mean.suite == "detail" else mean for mean in results.suite_means)
+    text = shown(replace(results, suite_means=means))
+    told = text.split("detail: what a linear probe reads")[1].split("bits an image")[0]
+    assert line_of(told, "retention").split() == ["retention", *["not", "defined"] * 4] and "7.0" not in told
+    assert "retention of detail: not defined (v_pooled is at its floor)." in " ".join(text.split())
+    assert "unbounded" not in text and "not defined" not in shown(results)
+    assert table.not_defined(results.rows) == []
+
+
 def test_numbers_that_are_not_there_are_dashes() -> None:
     results = made(tasks=TASKS[-1:])
     gone = {"control": None, "compression": None, "metrics": {}, "retention": None}

@@ -1,4 +1,4 @@
-"""Probes as weights: what they predict, what they read, what is left without it, and files that are none."""
+"""Probes as weights: what they predict, what they read, and files that are none."""
 
 from __future__ import annotations
 
@@ -49,6 +49,29 @@ def test_the_file_holds_every_probe_that_was_compared(folder: Path) -> None:
         probe = found[task.name, "z_voco", 2]
         assert (probe.kind, probe.classes) == (task.kind, task.classes)
         assert probe.weights.shape == (12, {"shape": 3, "present": 3, "size": 1, "coin": 1}[task.name])
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        (("size", "z_voco", None), ("size", "z_voco", 2)),
+        (("sizes", "v_d", None), ("shape", "v_d", None)),
+        (("coin", "v_d"), ("coin", "v_d", None)),
+        ("present", ("present", "z_voco", 2)),
+        (7, ("shape", "z_voco", 2)),
+    ],
+)
+def test_a_key_that_is_not_there_lists_those_that_are(folder: Path, key: object, nearest: Key) -> None:
+    found = probes.load(folder / "planted-val.probes.safetensors")
+    assert key not in found and found.get(key) is None
+    with pytest.raises(UserError) as refused:
+        found[key]  # type: ignore[index]
+    assert isinstance(refused.value, KeyError)
+    path = folder / "planted-val.probes.safetensors"
+    assert str(refused.value) == (
+        f"{path} holds nothing for {key!r}; a key is (task, representation, layer), "
+        f"such as {nearest!r}. Tasks: shape, present, size, coin. Representations and their layers: z_voco 2; v_d None"
+    )
 
 
 def test_probes_are_scikit_learns_at_the_strength_that_was_chosen(folder: Path) -> None:
@@ -114,9 +137,8 @@ def test_predictions_are_those_of_the_fit_that_was_saved(tmp_path: Path) -> None
     np.testing.assert_allclose(found["size", "v_d", None].predict(x), x[:, 1], atol=0.1)
     for probe in found.values():
         assert (probe.weights[4] == 0).all()
-        for method in (probe.predict, probe.remove):
-            with pytest.raises(UserError, match=r"features of shape \(3, 6\); this probe takes \(rows, 5\)"):
-                method(np.ones((3, 6)))
+        with pytest.raises(UserError, match=r"features of shape \(3, 6\); this probe takes \(rows, 5\)"):
+            probe.predict(np.ones((3, 6)))
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
@@ -131,41 +153,6 @@ def test_directions_are_what_is_read_and_no_more(classes: int) -> None:
     across = np.linalg.qr(np.concatenate([axes, rng.standard_normal((8, 8 - classes + 1))], 1))[0][:, classes - 1 :]
     moved = x + 100 * rng.standard_normal((200, across.shape[1])) @ across.T
     np.testing.assert_array_equal(probe.predict(moved), probe.predict(x))
-
-
-@pytest.mark.parametrize("kind", ["two", "classes", "multilabel", "number"])
-def test_without_what_it_reads_a_probe_says_the_same_of_all(kind: str) -> None:
-    rng = np.random.default_rng(1)
-    x = rng.standard_normal((150, 6)) + 2
-    probe = {
-        "two": lambda: fitted("classes", (x[:, 0] > 2).astype(int), x, 0.01, ("a", "b")),
-        "classes": lambda: fitted("classes", x[:, :3].argmax(1), x, 0.01, ("a", "b", "c")),
-        "multilabel": lambda: fitted("multilabel", (x[:, :2] > 2).astype(np.uint8), x, 0.01, ("p", "q")),
-        "number": lambda: fitted("number", x[:, 0], x, 0.01),
-    }[kind]()
-    assert len(np.unique(probe.predict(x), axis=0)) > 1
-    removed = probe.remove(x)
-    if kind != "number":
-        assert len(np.unique(probe.predict(removed), axis=0)) == 1
-    spread = probe.logits(removed) - (probe.logits(removed).mean(1, keepdims=True) if kind == "classes" else 0)
-    np.testing.assert_allclose(spread, np.tile(spread[:1], (150, 1)), atol=1e-9)
-    np.testing.assert_allclose(probe.remove(removed), removed, atol=1e-12)
-    np.testing.assert_allclose(removed.mean(0), x.mean(0), atol=1e-12)
-    assert np.linalg.matrix_rank(x - removed, tol=1e-8) == probe.directions().shape[1]
-
-
-def test_what_lies_along_one_direction_is_gone_once_that_is_removed() -> None:
-    """Two classes whose means alone differ: another probe then finds nothing either."""
-    rng = np.random.default_rng(0)
-    y = np.arange(2000) % 2
-    x = rng.standard_normal((2000, 6)) + np.outer(2.0 * y, [0.6, 0, 0.8, 0, 0, 0])
-    fit, new = slice(0, 1000), slice(1000, 2000)
-    probe = fitted("classes", y[fit], x[fit], 0.01, ("a", "b"))
-    truth = np.array(["a", "b"])[y[new]]
-    assert (probe.predict(x[new]) == truth).mean() > 0.8
-    removed = probe.remove(x)
-    again = fitted("classes", y[fit], removed[fit], 1e-4, ("a", "b"))
-    assert (again.predict(removed[new]) == truth).mean() < 0.56
 
 
 # ---- files

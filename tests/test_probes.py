@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from extract.errors import UserError
-from extract.store import Batch, RunInfo, RunShape, RunWriter, Task, open_run
+from extract.store import Batch, Kind, RunInfo, RunShape, RunWriter, Task, open_run
 from probes import results, suite, tasks
 from probes.cells import Code, Fold, Kept
 from probes.cli import main
@@ -316,6 +316,12 @@ def test_results_name_their_run_and_settings_and_survive_a_round_trip(found: Res
     assert [line["task"] for line in lines] == [row.task for row in found.rows]
     assert [float(line["estimate"]) for line in lines] == [row.estimate for row in found.rows]
     assert sorted(p.name for p in path.parent.iterdir()) == ["r.probes.csv", "r.probes.json"]
+    # v_pooled knows sizes and no shapes.
+    undefined = {line["task"]: line["retention"] == "not defined (v_pooled is at its floor)" for line in lines}
+    assert undefined["shape"] and not undefined["size"]
+    for row in found.rows:
+        assert row.retention is not None and (None in row.retention) == undefined[row.task]
+        assert not undefined[row.task] or set(row.retention) == {None}
 
 
 def test_result_files_that_cannot_be_read_say_so(found: Results, tmp_path: Path) -> None:
@@ -435,9 +441,10 @@ def test_no_flipped_bit_of_a_kept_cell_changes_what_it_says(tmp_path: Path) -> N
     half = np.arange(8) < 4
     log_p = np.log(np.full((4, 2), 0.5, np.float32))
     fold, code = Fold(half, ~half), Code(half | True)
+    number, eight = Gaussian(np.arange(4.0), np.ones(4)), np.arange(8.0)
     cells = [
-        (fold, [HeldOut(log_p, 0.1, True, 1e-8), HeldOut(Gaussian(np.arange(4.0), np.ones(4)), 1.0, False, None)]),
-        (code, [Codelength(8.0, 9.0, np.arange(8.0), (0, 3)), Codelength(5.0, 6.0, np.ones(8), ())]),
+        (fold, [HeldOut(log_p, log_p / 2, 0.1, 1.0, True, 1e-8), HeldOut(number, number, 1.0, 1.0, False, None)]),
+        (code, [Codelength(8.0, 9.0, eight, eight, (0, 3)), Codelength(5.0, 6.0, np.ones(8), eight, ())]),
     ]
     kept = Kept(tmp_path)
     for number, (cell, answers) in enumerate(cells):
@@ -548,6 +555,40 @@ def test_classes_of_two_runs_are_matched_by_name(tmp_path: Path) -> None:
     rows = {row.task: row for row in found.rows}
     assert rows["shape"].estimate > 0.9 and rows["shape"].classes == here.classes
     assert rows["present"].estimate > 0.95 and rows["present"].classes == many_here.classes
+
+
+def test_classes_that_one_run_alone_has_are_told(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((N, 1, 4))
+    y, many = x[:, 0, :3].argmax(1), (x[:, 0, :2] > 0).astype(np.uint8)
+
+    def plan(ours: Sequence[str], theirs: Sequence[str], kind: Kind = "classes") -> suite.Plan:
+        """How they are asked for, with the other run's numbered the other way round."""
+        paths = []
+        for name, classes in (("val", ours), ("train", theirs)):
+            task = Task("month", "detail", kind, tuple(classes))
+            labels = y % len(classes) if kind == "classes" else many[:, : len(classes)]
+            groups = [f"{name} {i}" for i in range(N)]
+            paths.append(make_run(tmp_path / f"{name}.h5", x, {task: labels}, groups=groups))
+        with open_run(paths[0]) as run, open_run(paths[1]) as train:
+            return suite.plan(run, quick("month"), train=train)
+
+    for ours, theirs, kind, said in [
+        ("012", ("0.0", "1.0", "2.0"), "classes", "val.h5 alone has '0', '1', '2' and train.h5 alone has '0.0', '1.0'"),
+        (("A", "B"), ("a", "B"), "classes", "val.h5 alone has 'A' and train.h5 alone has 'a'"),  # one class is left
+        (("cat", "dog"), ("cat ", "dog "), "multilabel", "val.h5 alone has 'cat', 'dog' and train.h5 alone has 'cat '"),
+    ]:
+        with pytest.raises(UserError) as refused:
+            plan(ours, theirs, kind)  # type: ignore[arg-type]
+        assert said in str(refused.value) and "of month differ" in str(refused.value) and "\n" not in str(refused.value)
+        assert "fewer than" not in str(refused.value)
+    told = plan("012", "210x")
+    assert told.warnings[0] == (
+        "month: the classes of the two runs differ, and these are left out: train.h5 alone has 'x'"
+    )
+    told = plan("0123", "210")
+    assert told.warnings[0].endswith("left out: val.h5 alone has '3'")
+    assert not any("differ" in one for one in plan("012", "210").warnings)
 
 
 def test_tasks_that_the_other_run_cannot_teach_are_refused(folder: Path, other: Path, tmp_path: Path) -> None:

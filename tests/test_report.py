@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 import pytest
-from test_probe_tables import LAST, around, compare, made
+from test_probe_tables import LAST, compare, made
 
 from extract.errors import UserError
 from probes import figures, report, table
-from probes.results import Confusion, Results
+from probes.results import Confusion, Interval, Results
 
 
 def named(figure: go.Figure, name: str) -> go.Scatter | go.Bar:
@@ -90,16 +90,33 @@ def test_only_significant_differences_are_filled() -> None:
     assert list(figure.layout.yaxis.ticktext) == ["shade: z_voco@4 - v_d", "shade: z_voco@4 - v_pooled"]
 
 
-def test_a_retention_without_bounds_is_hollow_and_has_no_whiskers() -> None:
+@pytest.mark.parametrize("estimate", [None, 7.0])  # of a file that an earlier version wrote
+def test_a_retention_that_is_not_defined_is_said_and_not_drawn(estimate: float | None) -> None:
     results = made()
-    unbounded = around(7.0)._replace(lower=None, upper=None)
-    rows = tuple(replace(row, retention=unbounded) if row.task == "shade" else row for row in results.rows)
-    figure = figures.retention(replace(results, rows=rows), "detail")
+    none = Interval(estimate, None, None)
+    rows = tuple(replace(row, retention=none) if row.task == "shade" else row for row in results.rows)
+    results = replace(results, rows=rows)
+    figure = figures.retention(results, "detail")
     assert figure is not None
-    dots = named(figure, "z_voco@4")
-    assert list(dots.marker.symbol) == ["circle-open", "circle", "circle"]
-    assert (dots.error_x.array[0], dots.error_x.arrayminus[0]) == (0, 0)
-    assert dots.customdata[0] == "not bounded"
+    assert list(named(figure, "z_voco@4").y) == pytest.approx([1, 2], abs=0.5)  # size and the mean
+    said = ["not defined (v_pooled is at its floor)" in tick for tick in figure.layout.yaxis.ticktext]
+    assert said == [True, False, False]
+    assert "; of shade it is not defined (v_pooled is at its floor)." in " ".join(report.methods(results))
+    everywhere = [replace(row, retention=none) for row in rows], [
+        replace(mean, retention=none) for mean in results.suite_means
+    ]
+    results = replace(results, rows=tuple(everywhere[0]), suite_means=tuple(everywhere[1]))
+    figure = figures.retention(results, "detail")
+    assert figure is not None and all("not defined (v_pooled" in tick for tick in figure.layout.yaxis.ticktext)
+    assert "7.0" not in figure.to_json()
+    assert report.page(results)
+
+
+def test_retention_is_of_what_v_pooled_has() -> None:
+    results = made()
+    assert "it is not defined" not in " ".join(report.methods(results))
+    figure = figures.retention(results, "detail")
+    assert figure is not None
     assert "v_pooled" not in [trace.name for trace in figure.data]  # it is the whole
     assert figure.layout.xaxis.range[1] < 3
     assert figures.retention(replace(results, rows=(), suite_means=()), "detail") is None

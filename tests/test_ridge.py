@@ -174,7 +174,7 @@ def test_the_bracket_holds_the_best_logistic_strength(kind: str, noise: float) -
         "binary": Target(classes, 2),
         "multilabel": Target(np.where(rng.random(labels.shape) < 0.2, 255, labels).astype(np.uint8), 0),
     }[kind]
-    bracket = ridge.bracket(float64(x[:300]), Target(target.y[:300], target.classes), grid)
+    (bracket,) = ridge.brackets(float64(x[:300]), [Target(target.y[:300], target.classes)], grid)
     assert bracket and set(bracket) <= set(grid) and len(bracket) <= 3
 
     z = StandardScaler().fit(x[:300]).transform(x)
@@ -197,14 +197,17 @@ def test_unknown_classes_do_not_count_in_the_bracket(share: float) -> None:
     x = rng.standard_normal((900, 60))
     classes = (x @ rng.standard_normal((60, 3)) / 4 + rng.standard_normal((900, 3))).argmax(1)
     known = rng.random(900) > share
-    alone = ridge.bracket(float64(x[known]), Target(classes[known], 3), grid)
-    found = ridge.bracket(float64(x), Target(np.where(known, classes, -1), 3), grid)
+    (alone,) = ridge.brackets(float64(x[known]), [Target(classes[known], 3)], grid)
+    (found,) = ridge.brackets(float64(x), [Target(np.where(known, classes, -1), 3)], grid)
     assert abs(grid.index(found[0]) - grid.index(alone[0])) <= 1
 
 
 def test_labels_that_do_not_vary_have_no_bracket() -> None:
-    with pytest.raises(ValueError, match="no label varies"):
-        ridge.bracket(float64(planted(20, 3)[0]), Target(np.zeros(20, dtype=int), 3), (1.0, 0.1))
+    basis, constant = float64(planted(20, 3)[0]), Target(np.zeros(20, dtype=int), 3)
+    varied = Target(np.arange(20) % 3, 3)
+    assert ridge.brackets(basis, [constant], (1.0, 0.1)) == [()]
+    between = ridge.brackets(basis, [varied, constant, varied], (1.0, 0.1))
+    assert between == [*ridge.brackets(basis, [varied], (1.0, 0.1)), (), between[0]]
 
 
 def test_what_cannot_be_fitted_is_refused() -> None:

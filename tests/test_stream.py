@@ -191,8 +191,7 @@ def test_the_bracket_from_folds_is_that_of_single_rows(rows: np.ndarray, targets
     grid = tuple(10.0**power for power in (2, 1, 0, -1, -2, -3, -4))
     survey = stream.survey(rows, folds(), labels=[*targets, Target(np.zeros(N, dtype=int), 3)], strengths=ridge.COARSE)
     basis = Basis.fit(rows, dtype=torch.float64)
-    for target, centre in zip(targets, survey.centres[:-1], strict=True):
-        exact = ridge.bracket(basis, target, grid)
+    for centre, exact in zip(survey.centres[:-1], ridge.brackets(basis, targets, grid), strict=True):
         assert abs(grid.index(ridge.around(centre, grid)[0]) - grid.index(exact[0])) <= 1
     assert np.isnan(survey.centres[-1])
 

@@ -15,14 +15,14 @@ ALLOWED = {
     "extract": {"extract"},
     "probes": {"probes", "extract.store", "extract.errors"},
     "analysis": {
-        "analysis", "extract.store", "extract.errors", "probes.weights", "probes.results",
+        "analysis", "extract.store", "extract.errors", "probes.weights", "probes.results", "probes.circular",
         # Only where the model runs.
         "extract.vlm", "extract.models", "extract.data", "extract.pipeline", "extract.images", "extract.capture",
     },
     "dashboards": {
         "dashboards", "extract.store", "extract.shards", "extract.errors", "probes.results", "probes.table",
-        "probes.figures", "probes.predictions", "probes.inference", "probes.metrics", "analysis.results",
-        "analysis.summary", "analysis.stats", "analysis.attention",
+        "probes.figures", "probes.predictions", "probes.inference", "probes.metrics", "probes.circular",
+        "analysis.results", "analysis.summary", "analysis.stats", "analysis.attention",
     },
 }
 H5PY_AT = {

@@ -13,12 +13,12 @@ from sklearn.preprocessing import StandardScaler
 from test_probes import make_run, quick
 
 from extract.store import Kind, Task, open_run
-from probes import controls, folds, inference, metrics, protocol, suite
+from probes import circular, controls, folds, inference, metrics, protocol, suite
 from probes.codelength import Labels
-from probes.metrics import Gaussian, Prediction, Sampled, Scores
+from probes.metrics import Gaussian, Prediction, Sampled, Scores, VonMises
 from probes.protocol import HeldOut, Settings, smoothed
 
-KINDS: tuple[Kind, ...] = ("classes", "multilabel", "number")
+KINDS: tuple[Kind, ...] = ("classes", "multilabel", "number", "circular")
 N, D = 240, 12
 
 
@@ -29,6 +29,8 @@ def planted(kind: Kind, seed: int = 0, noise: float = 0.3, n: int = N) -> tuple[
     x = factor @ rng.standard_normal((3, D)) + noise * rng.standard_normal((n, D))
     if kind == "classes":
         return x, Labels(kind, factor.argmax(1), 3)
+    if kind == "circular":
+        return x, Labels(kind, circular.values_of(factor[:, :2], 24), period=24)
     return x, Labels(kind, (factor > 0).astype(np.uint8) if kind == "multilabel" else factor[:, 0])
 
 
@@ -39,12 +41,15 @@ def held_out(
     return [protocol.hold_out(x, tasks, groups, fold != k, fold == k, settings) for k in range(fold.max() + 1)]
 
 
-def joined(parts: list[HeldOut], fold: np.ndarray) -> Prediction:
-    """The predictions of all rows, each by the probe that did not see it."""
+def joined(parts: list[HeldOut], fold: np.ndarray, *, coded: bool = False) -> Prediction:
+    """The predictions of all rows, each by the probe that did not see it; `coded`: those that bits are counted with."""
     order = np.argsort(np.argsort(fold, kind="stable"))
-    pieces = [one.prediction for one in parts]
+    pieces = [one.coded if coded else one.prediction for one in parts]
     if isinstance(pieces[0], Gaussian):
         return Gaussian(*(np.concatenate(values)[order] for values in zip(*pieces, strict=True)))
+    if isinstance(pieces[0], VonMises):
+        mean, concentration = (np.concatenate([one[at] for one in pieces])[order] for at in (0, 1))
+        return VonMises(mean, concentration, pieces[0].period)
     return np.concatenate(pieces)[order]
 
 
@@ -57,9 +62,15 @@ def cross_validate(
     draws = inference.resample_groups(groups.max() + 1, 0, 300)
     found = []
     for t, task in enumerate(tasks):
-        floor = controls.floor(task.kind, task.y, fold, task.n_classes)
-        prediction = joined([one[t] for one in parts], fold)
-        found.append(metrics.score(task.kind, task.y, prediction, floor, fold, groups, draws))
+        floor = controls.floor(task.kind, task.y, fold, task.n_classes, task.period)
+        scores, bits = (
+            metrics.score(
+                task.kind, task.y, joined([one[t] for one in parts], fold, coded=coded), floor, fold, groups, draws
+            )
+            for coded in (False, True)
+        )
+        of_bits = {name: bits.of[name] for name in ("cross-entropy", "V-information")}
+        found.append(scores._replace(of=scores.of | of_bits))
     return found
 
 
@@ -216,7 +227,7 @@ def test_no_label_and_no_image_of_a_held_out_group_matters_to_a_prediction(setti
     at = int(np.flatnonzero(np.flatnonzero(test) == row)[0])
     for one, two in zip(before, after, strict=True):
         assert (one.strength, one.at_edge, one.gap) == (two.strength, two.at_edge, two.gap)
-        a, b = (np.stack(p.prediction, 1) if isinstance(p.prediction, Gaussian) else p.prediction for p in (one, two))
+        a, b = (np.stack(p.prediction[:2], 1) if isinstance(p.prediction, tuple) else p.prediction for p in (one, two))
         np.testing.assert_array_equal(a[at], b[at])
         assert (a != b).any()  # the others did change
 
@@ -225,7 +236,7 @@ def test_no_label_and_no_image_of_a_held_out_group_matters_to_a_prediction(setti
 def test_unknown_labels_are_left_out_of_fit_and_score(kind: Kind) -> None:
     x, task = planted(kind, n=400)
     hidden = np.random.default_rng(0).random(task.y.shape) < 0.4
-    unknown = {"classes": -1, "multilabel": 255, "number": np.nan}[kind]
+    unknown = {"classes": -1, "multilabel": 255}.get(kind, np.nan)
     (score,) = cross_validate(x, [task._replace(y=np.where(hidden, unknown, task.y).astype(task.y.dtype))])
     assert score.of[metrics.METRIC[kind]].estimate > 0.9
     assert score.n == (~hidden.reshape(400, -1).all(1)).sum()
@@ -256,6 +267,10 @@ def test_probes_are_scikit_learns_on_principal_directions_of_standardised_featur
         if isinstance(one.prediction, Gaussian):
             theirs = Ridge(alpha=one.strength * n).fit(train, y).predict(new)
             np.testing.assert_allclose(one.prediction.mean, theirs, atol=1e-8)
+        elif isinstance(one.prediction, VonMises):
+            ridge = Ridge(alpha=one.strength * n).fit(train, circular.vectors(y, 24))
+            theirs = circular.values_of(ridge.predict(new), 24)
+            np.testing.assert_allclose(circular.difference(one.prediction.mean, theirs, 24), 0, atol=1e-8)
         elif task.kind == "classes":
             theirs = smoothed(task, logistic.fit(train, y).predict_log_proba(new), n)
             np.testing.assert_allclose(np.exp(one.prediction), np.exp(theirs), atol=2e-3)
@@ -273,9 +288,12 @@ def test_more_dimensions_than_there_are_change_nothing() -> None:
         protocol.hold_out(x, tasks, np.arange(N), ~test, test, Settings(dims=dims)) for dims in (None, 6, 500, 2)
     )
     for a, b, c, d in zip(plain, same, many, fewer, strict=True):
-        np.testing.assert_array_equal(np.asarray(a.prediction), np.asarray(b.prediction))
-        np.testing.assert_array_equal(np.asarray(a.prediction), np.asarray(c.prediction))
-        assert (np.asarray(a.prediction) != np.asarray(d.prediction)).any()
+        first, *rest = (
+            np.array(p.prediction[:2] if isinstance(p.prediction, tuple) else p.prediction) for p in (a, b, c, d)
+        )
+        np.testing.assert_array_equal(first, rest[0])
+        np.testing.assert_array_equal(first, rest[1])
+        assert (first != rest[2]).any()
 
 
 @pytest.mark.parametrize("noise", [0.3, 1.0, 3.0])
@@ -300,7 +318,7 @@ def test_units_of_features_do_not_matter(kind: Kind) -> None:
     test = np.arange(N) % 4 == 0
     other = x * np.geomspace(1e-3, 1e3, D) - 3
     (one,), (two,) = (protocol.hold_out(each, [task], np.arange(N), ~test, test) for each in (x, other))
-    a, b = (p.prediction.mean if isinstance(p.prediction, Gaussian) else p.prediction for p in (one, two))
+    a, b = (p.prediction[0] if isinstance(p.prediction, tuple) else p.prediction for p in (one, two))
     assert one.strength == two.strength
     np.testing.assert_allclose(a, b, atol=5e-3)
 
@@ -334,6 +352,9 @@ def test_a_lookup_table_has_no_selectivity(tmp_path: Path) -> None:
         assert any(warning.startswith(f"{task} from {table}: no better than knowing") for warning in found.warnings)
         (baseline,) = (one for one in found.baselines if one.task == task)
         assert baseline.score.estimate == pytest.approx(1, abs=0.01)  # knowing the category is knowing the label
+    for representation in (str(table), "z_voco"):  # whose own task has no control but itself
+        own = rows["category", representation]
+        assert own.control is None and own.selectivity is None
 
 
 def test_bits_beyond_a_part_are_there_only_where_the_other_part_knows_more(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from dashboards import causes, data, figures
 from dashboards.chart import draw, made, points
 from dashboards.controls import fill, fragment, go_to_image, how_to_read, pick, plain, select, side_by_side, table
 from dashboards.views.view import View
+from extract.store import NUMERIC
 
 Z, ANSWERS, PROBES = "z_voco", "the true answers", "the probes"
 _STORED = {Z: "loo_change", ANSWERS: "loo_answers", PROBES: "loo_probe_changes"}
@@ -437,10 +438,10 @@ def _interchange(view: View, section: data.Section) -> None:
         share_KQ3 = np.full((len(tasks), 2, 3), np.nan)
         chance_K = np.full(len(tasks), np.nan)
         for number, (suite, task, kind) in enumerate(tasks.values()):
-            of = weights if kind == "number" else shares
+            of = weights if kind in NUMERIC else shares
             if (at := of.at(suite, task, readout)) is not None:
                 share_KQ3[number] = of.value(at)[:2]
-                chance_K[number] = 0 if kind == "number" else section["floor"][at][0]
+                chance_K[number] = 0 if kind in NUMERIC else section["floor"][at][0]
         share_by[f"read by {readout}s"], chance_by[f"read by {readout}s"] = share_KQ3, chance_K
 
     def clicked() -> None:
@@ -459,12 +460,12 @@ def _interchange(view: View, section: data.Section) -> None:
     with left:
         task_words = select("Task", labels, "mixed")
     suite, task, kind = tasks[task_words]
-    of = weights if kind == "number" else shares
+    of = weights if kind in NUMERIC else shares
     with middle:
         words = {"all": "as much as possible", **{name: f"in {name} alone" for name in of.factors(suite, task)[1:]}}
         factor = select("The two images differ", list(words), "differ", format_func=words.__getitem__)
     only_right = False
-    if kind != "number":
+    if kind not in NUMERIC:
         only_right = right.toggle(
             "Only what is read right unmixed", key="only_right", help="Of both images, each by itself."
         )
@@ -492,7 +493,7 @@ def _tasks(section: data.Section) -> dict[str, tuple[str, str, str]]:
             columns = (section[prefix + key] for key in ("task", "suite", "kind", "factor"))
             for task, of, kind, factor in zip(*columns, strict=True):
                 if of == suite and kind != "mean" and factor == "all":
-                    found[f"{task} (weight)" if kind == "number" else task] = (suite, task, kind)
+                    found[f"{task} (weight)" if kind in NUMERIC else task] = (suite, task, kind)
         if suite in [of for of, kind in zip(section["suite"], section["kind"], strict=True) if kind == "mean"]:
             found[f"mean, {suite}"] = (suite, "", "mean")
     return found
@@ -514,7 +515,7 @@ def _two_by_two(
     if mixed is None or own is None or not section[of.prefix + "counted"][mixed]:
         st.info(f"No {readout} tells {plain(task or suite)} of images that differ {plain(differ)}.")
         return
-    number = kind == "number"
+    number = kind in NUMERIC
     figure = made(
         figures.two_by_two, of.value(own)[0],
         of.value(mixed)[:2],
@@ -559,16 +560,19 @@ class Read(NamedTuple):
     """Of the arrays `read_true`, `read_unmixed` and `read_swapped`; a label each where `kind` is multilabel."""
     names: list[str]
     """Of the classes or labels."""
+    period: float
+    """Of a circular value; else 0."""
 
 
-def _reads(section: data.Section) -> list[Read]:
+def _reads(section: data.Section, view: View) -> list[Read]:
+    periods = {task.name: task.period for task in view.header.tasks}
     keys = ("readout", "task", "suite", "kind", "label", "classes")
     found: dict[tuple[str, str, str, str], tuple[list[int], list[str]]] = {}
     for at, (*of, label, classes) in enumerate(zip(*(section[f"read_{key}"] for key in keys), strict=True)):
         columns, names = found.setdefault((of[0], of[1], of[2], of[3]), ([], []))
         columns.append(at)
         names += [label] if label else json.loads(classes) if classes else []
-    return [Read(*of, np.array(columns), names) for of, (columns, names) in found.items()]
+    return [Read(*of, np.array(columns), names, periods.get(of[1], 0.0)) for of, (columns, names) in found.items()]
 
 
 def _pairs(view: View, section: data.Section, tasks: Mapping[str, tuple[str, str, str]], task_words: str) -> None:
@@ -577,7 +581,7 @@ def _pairs(view: View, section: data.Section, tasks: Mapping[str, tuple[str, str
         fill("What is read of each image was not kept when this was made.", "htc-analyze interchange", view.path)
         return
     suite, task, _ = tasks[task_words]
-    partner, reads = section["partner"], _reads(section)
+    partner, reads = section["partner"], _reads(section, view)
     wanted = [read for read in reads if read.suite == suite and task in ("", read.task)]
     which = ["all", *causes.WHOM]
     words = {"all": "all", **{whom: f"that follow {'the ' * (whom != 'neither')}{whom}" for whom in causes.WHOM}}
@@ -624,7 +628,7 @@ def _any_follows(section: data.Section, reads: Sequence[Read], asked: int) -> np
     """(n,) whether anything of `reads` follows whom is asked for."""
     swapped, true, partner = section["read_swapped"], section["read_true"], section["partner"]
     found = [
-        causes.follows(swapped[:, at], true[:, at], partner, read.kind) == asked
+        causes.follows(swapped[:, at], true[:, at], partner, read.kind, read.period) == asked
         for read in reads
         for at in read.columns
     ]
@@ -646,7 +650,7 @@ def _told(section: data.Section, reads: Sequence[Read], a: int, b: int, view: Vi
             for first, second, letters in ((a, b, "AB"), (b, a, "BA"))
         ]
         said += [_text(read, values) for values in (true[a], true[b], alone[a], alone[b])]
-        task = f"{read.task}, {units[read.task]}" if read.kind == "number" and units.get(read.task) else read.task
+        task = f"{read.task}, {units[read.task]}" if read.kind in NUMERIC and units.get(read.task) else read.task
         for head, cell in zip(heads, (task, f"{read.readout}s", *said), strict=True):
             columns[head].append(cell)
     return columns
@@ -657,7 +661,7 @@ def _text(read: Read, values: np.ndarray) -> str:
         return "unknown"
     if read.kind == "multilabel":
         return ", ".join(name for name, value in zip(read.names, values, strict=True) if value == 1) or "none"
-    if read.kind == "number":
+    if read.kind in NUMERIC:
         return f"{float(values[0]):.3g}"
     return read.names[int(values[0])]
 
@@ -666,7 +670,7 @@ def _whose(read: Read, said: np.ndarray, anchors: np.ndarray, patches: np.ndarra
     """Whose label it is, in brackets; of lists, how many of the labels that differ are whose."""
     stacked = np.stack([anchors, patches])
     found = [
-        int(causes.follows(np.array([value, np.nan]), stacked[:, at], np.array([1, -1]), read.kind)[0])
+        int(causes.follows(np.array([value, np.nan]), stacked[:, at], np.array([1, -1]), read.kind, read.period)[0])
         for at, value in enumerate(said)
     ]
     told = [whom for whom in found if whom >= 0]
@@ -675,4 +679,4 @@ def _whose(read: Read, said: np.ndarray, anchors: np.ndarray, patches: np.ndarra
     if read.kind == "multilabel":
         return f" ({letters[0]}: {told.count(0)}, {letters[1]}: {told.count(1)} of {len(told)})"
     whom = "neither" if told[0] == 2 else letters[told[0]]
-    return f" (nearer {whom})" if read.kind == "number" else f" ({whom})"
+    return f" (nearer {whom})" if read.kind in NUMERIC else f" ({whom})"

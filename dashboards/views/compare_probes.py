@@ -14,7 +14,8 @@ from dashboards.figures.base import OF, escape
 from dashboards.views.two import Two, number, p_value, signed
 from dashboards.views.view import scores
 from probes.inference import holm
-from probes.results import Confusion, CurvePoint, Interval, Results, Row, SuiteMean, label
+from probes.results import NOT_DEFINED, Confusion, CurvePoint, Interval, Results, Row, SuiteMean, label
+from probes.table import not_defined
 
 SHOWN = 24
 """Images of a kind on the page."""
@@ -215,6 +216,8 @@ def _how_paired(
     )
     if measure == "Retention":
         how_to_read("Retention is a ratio within a run; the two are taken as independent, which makes intervals wide.")
+        if tasks := not_defined([row for probe in probes for row in (probe.mine, probe.theirs)]):
+            st.caption(f"Left out, as retention is {plain(NOT_DEFINED)} in one of the runs: {plain(', '.join(tasks))}.")
     elif scored:
         how_to_read(
             "What both runs' probes said of held-out images is compared image by image. Scores are of the images of "
@@ -385,7 +388,9 @@ def _telling(two: Two, probe: Probe, scored: compare.Scored | None) -> None:
         "both": mine & theirs,
         "neither": known & ~mine & ~theirs,
     }
-    words = "within the deviation of the labels" if probe.mine.kind == "number" else "right"
+    words = {"number": "within the deviation of the labels", "circular": "nearer than without looking"}.get(
+        probe.mine.kind, "right"
+    )
     st.markdown(f"**Images that tell the runs apart**: which probe is {words}")
     names = list(kinds)
     at = st.segmented_control(

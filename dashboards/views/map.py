@@ -16,7 +16,7 @@ from dashboards.controls import choose, fill, go_to_image, go_to_point, how_to_r
 from dashboards.data import LatentMap
 from dashboards.views.view import View
 from extract.errors import UserError
-from extract.store import Task
+from extract.store import NUMERIC, Task
 from probes.predictions import Predicted
 
 COMMAND = "htc-analyze map"
@@ -97,7 +97,7 @@ def _coloured(view: View, rows: np.ndarray, chosen: str, task: Task | None, one:
     if task is None:
         return Coloured("", None, None)
     labels = data.labels(view.key)[task.name][rows]
-    if task.kind == "number":
+    if task.kind in NUMERIC:
         return Coloured(task.name, figures.Amounts(labels, f"{task.name} {task.unit}".strip()), task)
     if one is None:
         return Coloured(task.name, figures.Classes(task.classes, labels), task)
@@ -136,8 +136,8 @@ def _surely(
     """By how sure a probe is of what is true, or how far off it is. `one`: the label of a multilabel task."""
     values = np.full(view.header.shape.images, np.nan)
     of = f"a probe of {NAMES.get(representation, representation)}"
-    if said.kind == "number":
-        values[said.rows] = np.abs(said.said - said.y)
+    if said.error is not None:
+        values[said.rows] = np.abs(said.error)
         axis = f"error {task.unit}".strip()
         return Coloured(f"how far {of} is off {task.name}", figures.Amounts(values[rows], axis), task)
     if said.kind == "classes":

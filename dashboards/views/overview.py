@@ -17,14 +17,16 @@ from extract.store import Task
 from probes.table import columns, suites
 
 THUMBNAILS = 12
-# What each sentence of `analysis.summary.sentences` answers, and the analysis that it is of.
+# What each of `data.sentences` answers, and the analysis that it is of; "" is the probes.
 QUESTIONS = (
     ("Does the token prefer the anchors?", "attention"),
     ("Is a heat map of attention honest?", "knockouts"),
     ("Do the anchors matter causally?", "knockouts"),
     ("Whom do answers and probes follow?", "interchange"),
-    ("What survives in the one token?", "reading"),
+    ("What survives in the one token?", ""),
+    ("And of each patch?", "reading"),
 )
+_PROBE = "htc-probe semantic detail"
 VERDICTS = {True: ":blue-badge[agrees]", False: ":orange-badge[disagrees]", None: ":gray-badge[cannot be told]"}
 
 
@@ -87,6 +89,7 @@ def _sentences(view: View) -> None:
         if isinstance(one, str):
             reason, _, command = one.partition("; ")
             missing.setdefault(command, []).append(reason.removesuffix(": not analysed yet"))
+    missing.pop(_PROBE, None)  # the table of probes says it
     if told:
         how_to_read(
             "What was measured on this run, beside what the paper (arXiv 2512.08240) claims. In brackets: 95 % "
@@ -96,7 +99,7 @@ def _sentences(view: View) -> None:
         measured, claim = st.columns([7, 4], gap="medium", border=True)
         with measured:
             st.markdown(f"**{question}** {plain(one.text)}")
-            st.caption(_sample(sections[name]))
+            st.caption(_sample(sections[name]) if name else _probed(view))
         with claim:
             st.markdown(_claim(one))
     _missing(missing, view.path)
@@ -124,6 +127,14 @@ def _sample(section: data.Section) -> str:
     count = images if isinstance(images, int) else len(images)
     what = "pairs of images" if section.name == "interchange" else "images"
     return f"htc-analyze {section.name} · {count:,} {what} · {plain(_time(section.created))}"
+
+
+def _probed(view: View) -> str:
+    """How many images the probes are of."""
+    beside = data.probes_beside(view.path)
+    assert beside is not None
+    rows = data.probe_results(data.key_of(beside)).rows
+    return f"htc-probe · {max(row.n for row in rows):,} images, held out"
 
 
 def _probes(view: View) -> None:
@@ -198,8 +209,10 @@ def _details(view: View) -> None:
 
 
 def _task(task: Task, noted: bool) -> dict[str, str]:
-    what = {"classes": f"{len(task.classes)} classes", "multilabel": f"{len(task.classes)} labels", "number": task.unit}
-    shown = plain(what[task.kind]) or "number"
+    what = {"classes": f"{len(task.classes)} classes", "multilabel": f"{len(task.classes)} labels"}
+    shown = plain(what.get(task.kind, task.unit)) or "number"
+    if task.kind == "circular":
+        shown += f", {task.period:g} is 0 again"
     note = {"note": plain(task.note)} if noted else {}
     return {"suite": task.suite, "task": plain(task.name), "answer": shown} | note
 

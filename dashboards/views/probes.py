@@ -250,10 +250,12 @@ def _counts_alone(found: Results, task: str, key: Key) -> None:
 def _overview(view: View, said: Answers, name: str, sample: str, unit: str) -> tuple[np.ndarray, str]:
     """All answers in one figure. Returns which of them to look at, and what these are."""
     if said.sure is None:
-        error = f"{np.abs(said.said - said.true).mean():.3g} {escape(unit)}".strip() if len(said.rows) else "unknown"
+        error = f"{np.abs(said.error).mean():.3g} {escape(unit)}".strip() if len(said.rows) else "unknown"
+        # What is said of a circular value lies where the error is the short way round, beyond the period if need be.
+        drawn, way = (said.true + said.error, ", the short way round") if said.period else (said.said, "")
         figure = made(
             figures.said_and_true,
-            said.true, said.said, said.rows, unit=unit, title=name, subtitle=f"{sample} · mean error {error}",
+            said.true, drawn, said.rows, unit=unit, title=name, subtitle=f"{sample} · mean error {error}{way}",
             mark=view.selection.image,
         )  # fmt: skip
         draw(figure, "probe_values", on_click=partial(go_to_point, "probe_values"))

@@ -1,31 +1,35 @@
 """CLEVR v1.0 in its official layout. Knows its scene files; no model.
 
     ROOT/scenes/CLEVR_val_scenes.json     what stands where (train and val; the test scenes were never published)
-    ROOT/images/val/CLEVR_val_000000.png  480 x 320 pixels
+    ROOT/images/val/CLEVR_val_000000.png  480 x 320 pixels, or as large as they were rendered
 
 A question about one object is about the *main object*: the one nearest to the camera (of the smallest depth, the third
 of its `pixel_coords`). Relations are those recorded, along the camera's directions on the ground. Where two objects
 share the extreme that a task asks for, its label is unknown.
+
+Scenes tell positions in pixels and not how large the image is. It is as large as the split's first file; where some
+object lies outside of that, and the file is the official 480 x 320 made smaller, it is that. A file of another size
+than the first is refused when it is read, but for one that was scaled as a whole.
 
 The generator draws `rotation` as a number up to 360, and its renderer takes that as radians; so does this reader. Only
 cubes show how they are turned, and only up to a quarter turn.
 Format: https://github.com/facebookresearch/clevr-dataset-gen (image_generation/render_images.py, utils.py, issue 5).
 """
 
+import contextlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from extract.data.files import FileSource, Picture, refuse_split, require
+from extract.data.files import FileSource, Picture, beyond, read_image, refuse_split, require, scale
 from extract.data.labels import class_labels, multi_labels, number_labels
+from extract.data.source import ImageError
 from extract.data.tables import field, read_json
 from extract.errors import UserError
 
 SPLITS = ("train", "val")
-WIDTH, HEIGHT = 480, 320  # of every image; the scenes do not say it
+OFFICIAL = (480, 320)  # pixels of every image
 
 _MAIN = "of the main object, the one nearest to the camera"
 
@@ -62,10 +66,12 @@ def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSourc
     file = f"scenes/CLEVR_{split}_scenes.json"
     require("CLEVR v1.0", root, file, f"images/{split}")
     scenes = _read(root / file)
+    folder = root / "images" / split
+    width, height = _rendered(folder, scenes)
     objects = [scene.objects for scene in scenes]
     mains = [scene.main for scene in scenes]
-    turns = np.array([4 * main.turn if main and main.shape == "cube" else np.nan for main in mains])
-    turn_note = f"of four times the angle between a cube and the camera's right, {_MAIN}; unknown for other shapes"
+    turns = [math.degrees(main.turn) % 90 if main and main.shape == "cube" else None for main in mains]
+    turn_note = f"between a cube and the camera's right, {_MAIN}; a quarter turn does not show; unknown of other shapes"
     made = (
         multi_labels(
             "presence",
@@ -88,16 +94,44 @@ def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSourc
         ),
         class_labels("colour", "detail", [main and main.colour for main in mains], note=_MAIN),
         class_labels("size", "detail", [main and main.size for main in mains], note=_MAIN),
-        number_labels("position_x", "detail", [main and main.x / WIDTH for main in mains], "image widths", note=_MAIN),
+        number_labels("position_x", "detail", [main and main.x / width for main in mains], "image widths", note=_MAIN),
         number_labels(
-            "position_y", "detail", [main and main.y / HEIGHT for main in mains], "image heights", note=_MAIN
+            "position_y", "detail", [main and main.y / height for main in mains], "image heights", note=_MAIN
         ),
-        number_labels("rotation_sin", "detail", np.sin(turns).tolist(), "", note=f"sine {turn_note}"),
-        number_labels("rotation_cos", "detail", np.cos(turns).tolist(), "", note=f"cosine {turn_note}"),
+        number_labels("rotation", "detail", turns, "degrees", note=turn_note, period=90),
     )
-    folder = root / "images" / split
-    pictures = [Picture(scene.file, folder / scene.file, f"clevr/{scene.file}") for scene in scenes]
+    pictures = [
+        Picture(scene.file, folder / scene.file, f"clevr/{scene.file}", size=(width, height)) for scene in scenes
+    ]
     return FileSource("clevr", split, pictures, [labels for labels in made if labels], limit=limit)
+
+
+def _rendered(folder: Path, scenes: Sequence[_Scene]) -> tuple[int, int]:
+    """Width and height in pixels of the images that the scenes tell of. Raises UserError where their files are others.
+
+    Where no file can be read it is the official size, and the files are told of one by one.
+    """
+    for scene in scenes:
+        path = folder / scene.file
+        try:
+            size = read_image(str(path)).size
+        except ImageError:
+            continue
+        break
+    else:
+        return OFFICIAL
+    things = [thing for scene in scenes for thing in scene.objects]
+    reach = max((thing.x for thing in things), default=0), max((thing.y for thing in things), default=0)
+    if not beyond(size, reach):
+        return size
+    with contextlib.suppress(ImageError):
+        scale(size, OFFICIAL, str(path))
+        if not beyond(OFFICIAL, reach):
+            return OFFICIAL
+    raise UserError(
+        f"{path} has {size[0]} x {size[1]} pixels, and the scenes have objects as far as ({reach[0]:g}, {reach[1]:g}); "
+        "use the images that were rendered, or the official ones scaled as a whole"
+    )
 
 
 def _read(path: Path) -> list[_Scene]:

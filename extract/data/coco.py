@@ -11,7 +11,8 @@ Splits: `train` and `val`. Images in which nothing was annotated belong to them:
     centre_x, centre_y detail     the middle of the box, where one object that is no crowd is all there is
     area               detail     of its segment, likewise
 
-Positions and areas are shares of the image as it is in the file, not of the square that a model may pad it to.
+Positions and areas are shares of the upright image, not of the square that a model may pad it to. A file whose size is
+not the annotated one, nor a multiple of it, is refused when it is read.
 Source: Lin et al., ECCV 2014, and the data format at cocodataset.org.
 """
 
@@ -21,7 +22,7 @@ from typing import NamedTuple
 
 from extract.data.files import FileSource, Picture, refuse_split, require
 from extract.data.labels import multi_labels, number_labels
-from extract.data.tables import read_json, records
+from extract.data.tables import read_json, records, refuse_repeated
 from extract.errors import UserError
 
 NAME = "COCO 2017"
@@ -49,12 +50,12 @@ def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSourc
     file, folder = f"annotations/instances_{split}2017.json", f"{split}2017"
     require(NAME, root, file, folder)
     data = read_json(root / file, without=("segmentation",))
-    images = records(root / file, data, "images", id=int, file_name=str, width=int, height=int)
-    for _, name, width, height in images:
-        if width < 1 or height < 1:
-            raise UserError(f"{root / file}: image {name} is {width} x {height} pixels; expected the official file")
+    images = image_records(root / file, data)
     things = _things(root / file, data, [image[0] for image in images])
-    pictures = [Picture(name, root / folder / name, image_group(number)) for number, name, _, _ in images]
+    pictures = [
+        Picture(name, root / folder / name, image_group(number), size=(width, height))
+        for number, name, width, height in images
+    ]
     lone: list[Thing | None] = [
         found[0] if len(found) == 1 and not found[0].crowd else None for found in (things[image[0]] for image in images)
     ]
@@ -77,6 +78,16 @@ def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSourc
 def image_group(number: int) -> str:
     """The group of a COCO image, in every data set that is built on COCO's images."""
     return f"coco/{number}"
+
+
+def image_records(path: Path, data: dict) -> list[tuple[int, str, int, int]]:
+    """Id, file, width and height of every image that `data`, as read from `path`, lists. Raises UserError."""
+    images = records(path, data, "images", id=int, file_name=str, width=int, height=int)
+    for _, name, width, height in images:
+        if width < 1 or height < 1:
+            raise UserError(f"{path}: image {name} is {width} x {height} pixels; expected the official file")
+    refuse_repeated((name for _, name, _, _ in images), "file_name", f"{path}: images")
+    return images
 
 
 def corners(path: Path, bbox: list, number: int) -> tuple[float, float, float, float]:

@@ -2,18 +2,24 @@
 
     [texture]                       # the column
     suite = "detail"                # or "semantic"
-    kind = "classes"                # or "multilabel", "number"
+    kind = "classes"                # or "multilabel", "number", "circular"
     classes = ["plain", "dotted"]   # optional; otherwise all values of the column in this split
-    unit = ""                       # optional, of a number
+    unit = ""                       # optional, of a number or an angle
+    period = 360                    # of a circular task alone, in its unit: values so far apart mean the same
 
-Cells. Empty, null and NaN: the label is unknown. Several labels: a list, or words separated by `|` or `;` (a lone
-separator, or an empty list: none of them). Classes are kept sorted.
+Cells. Empty, null, NaN and the words that tables write for them (`NA`, `N/A`, `nan`, `null`): the label is unknown,
+unless `classes` lists the word; the task's note says how many words there were. Several labels: a list, or words
+separated by `|` or `;` (a lone separator, or an empty list: none of them). Classes are kept sorted.
+
+Text is compared in Unicode's normal form C, without blanks around it.
 """
 
 import math
 import re
 import tomllib
-from collections.abc import Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -22,11 +28,13 @@ import numpy as np
 
 from extract.data.files import printable
 from extract.errors import UserError
-from extract.store import Kind, Suite, Task
+from extract.store import NUMERIC, Kind, Suite, Task
 
 NOT_LABELS = frozenset({"file_name", "id", "group"})
+UNKNOWN = frozenset({"na", "n/a", "#n/a", "<na>", "nan", "null"})  # in any case; of R, pandas, spreadsheets, databases
 
 Label = int | float | np.ndarray
+_WORDS = {"number": "number", "circular": "circular value"}
 
 
 def read_tasks(path: Path) -> dict[str, dict[str, Any]]:
@@ -34,9 +42,10 @@ def read_tasks(path: Path) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return {}
     try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+        found = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
+    settings = {cell_text(name): task for name, task in found.items()}
     choices = {"suite": get_args(Suite), "kind": get_args(Kind)}
     for name, task in settings.items():
         if not isinstance(task, dict):
@@ -44,34 +53,57 @@ def read_tasks(path: Path) -> dict[str, dict[str, Any]]:
         for key, allowed in choices.items():
             if task.get(key) not in allowed:
                 raise UserError(f"{path}: {key} of [{name}] is {task.get(key)!r}; it is one of {', '.join(allowed)}")
-        unknown = sorted(set(task) - {"suite", "kind", "unit", "classes"})
+        unknown = sorted(set(task) - {"suite", "kind", "unit", "classes", "period"})
         if unknown:
-            raise UserError(f"{path}: [{name}] has {unknown[0]!r}; it takes suite, kind, unit and classes")
-        if task["kind"] == "number" and "classes" in task:
-            raise UserError(f"{path}: [{name}] is a number and has classes; remove them or change its kind")
+            raise UserError(f"{path}: [{name}] has {unknown[0]!r}; it takes suite, kind, unit, classes and period")
+        if task["kind"] in NUMERIC and "classes" in task:
+            what = _WORDS[task["kind"]]
+            raise UserError(f"{path}: [{name}] is a {what} and has classes; remove them or change its kind")
+        _check_period(task, f"{path}: [{name}]")
         if not isinstance(task.get("unit", ""), str):
             raise UserError(f'{path}: unit of [{name}] is {task["unit"]!r}; it is text, such as "cm"')
         listed = task.get("classes", [])
         if not isinstance(listed, list) or not all(isinstance(label, str) and label for label in listed):
             raise UserError(f'{path}: classes of [{name}] are {listed!r}; expected a list such as ["a", "b"]')
+        if listed:
+            task["classes"] = [cell_text(label) for label in listed]
     return settings
+
+
+def _check_period(task: dict[str, Any], where: str) -> None:
+    period = task.get("period")
+    if task["kind"] != "circular":
+        if period is not None:
+            raise UserError(f'{where} has a period and is of kind "{task["kind"]}"; write kind = "circular"')
+    elif not isinstance(period, int | float) or isinstance(period, bool) or not 0 < period < math.inf:
+        raise UserError(
+            f"{where} is circular and its period is {period!r}; write how far apart values are that mean the same, "
+            "such as period = 360 of degrees, or 180 of the degrees of a line without ends"
+        )
 
 
 def make_task(name: str, setting: dict[str, Any], toml: Path, table: Path, column: Sequence[Any]) -> Task:
     """The task of one column of `table`, with `setting` from `toml`. Raises UserError for a column without a label."""
     kind = cast(Kind, setting["kind"])
-    classes: set[str] = set()
-    if kind != "number":
+    classes = set(setting.get("classes", ()))
+    words = Counter(cell_text(cell) for cell in column if _unknown(cell, classes) and isinstance(cell, str))
+    del words[""]
+    if kind not in NUMERIC and not classes:
         where = f"{table}, column {name}"
-        classes = set(setting.get("classes", ())) or {label for cell in column for label in _words(kind, cell, where)}
+        classes = {label for cell in column if not _unknown(cell) for label in _words(kind, cell, where)}
         if not classes:
-            raise UserError(f"column {name!r} of {table} is empty in every row; remove it with its task in {toml}")
-    return Task(name, setting["suite"], kind, tuple(sorted(classes)), setting.get("unit", ""))
+            raise UserError(
+                f"column {name!r} of {table} is empty in every row; remove it with its task in {toml}, or list its "
+                "classes there"
+            )
+    note = f"unknown in {words.total()} cells that say {' or '.join(sorted(words))}" if words else ""
+    unit, period = setting.get("unit", ""), float(setting.get("period", 0))
+    return Task(name, setting["suite"], kind, tuple(sorted(classes)), unit, note, period=period)
 
 
 def label_of(task: Task, cell: Any, where: str) -> Label:
     """The label of one cell, in the form of `store.Task`. Raises UserError that says `where`."""
-    if task.kind == "number":
+    if task.kind in NUMERIC:
         if _unknown(cell):
             return math.nan
         try:
@@ -80,8 +112,8 @@ def label_of(task: Task, cell: Any, where: str) -> Label:
             number = math.inf
         if math.isinf(number):
             raise UserError(f"{where}: {cell!r} is no finite number; leave the cell empty where it is unknown")
-        return number
-    if _unknown(cell):
+        return number % task.period % task.period if task.kind == "circular" else number  # twice: -1e-20 % 360 is 360
+    if _unknown(cell, task.classes):
         return -1 if task.kind == "classes" else np.full(len(task.classes), 255, np.uint8)
     index = _index(task.classes)
     chosen = _words(task.kind, cell, where)
@@ -102,8 +134,6 @@ def _index(classes: tuple[str, ...]) -> dict[str, int]:
 
 def _words(kind: Kind, cell: Any, where: str) -> list[str]:
     """The class names in one cell."""
-    if _unknown(cell):
-        return []
     if kind == "multilabel":
         parts = cell if isinstance(cell, list) else re.split(r"[|;]", cell_text(cell))
         return [word for word in map(cell_text, parts) if word]
@@ -112,19 +142,19 @@ def _words(kind: Kind, cell: Any, where: str) -> list[str]:
     return [cell_text(cell)]
 
 
-def _unknown(cell: Any) -> bool:
-    return not isinstance(cell, list) and cell_text(cell) in {"", "nan", "NaN"}
+def _unknown(cell: Any, classes: Collection[str] = ()) -> bool:
+    if isinstance(cell, list):
+        return False
+    text = cell_text(cell)
+    return not text or (text.casefold() in UNKNOWN and not (isinstance(cell, str) and text in classes))
+
+
+def given(cell: Any) -> str:
+    """The text of a cell that is no label; "" where it is unknown."""
+    return "" if _unknown(cell) else cell_text(cell)
 
 
 def cell_text(cell: Any) -> str:
-    """What a cell says, on one line; "" for null."""
-    return "" if cell is None else printable(str(cell).strip())
+    """What a cell says, on one line and in Unicode's form C; "" for null."""
+    return "" if cell is None else unicodedata.normalize("NFC", printable(str(cell).strip()))
 
-
-def refuse_repeated(values: Sequence[str], what: str, where: Path) -> None:
-    """Raises UserError for the first value that stands twice."""
-    seen: set[str] = set()
-    for value in values:
-        if value in seen:
-            raise UserError(f"{what} {value!r} stands twice in {where}; keep one")
-        seen.add(value)

@@ -14,6 +14,9 @@ Splits: `train` and `test`, as train_test_split.txt suggests. Images are whole: 
     head_x, head_y            detail     where the beak points: the unit vector from the nape to the beak; unknown where
                                          one of the two is hidden, as it is on a bird that faces the camera
 
+No file says how large the images are. One that ends before its beak or nape is refused when it is read; one that was
+stretched a little cannot be told, and turns its heads.
+
 Source: Wah, Branson, Welinder, Perona, Belongie, CNS-TR-2011-001, and the README of the archive (whose 322 attributes
 are 312).
 """
@@ -27,7 +30,7 @@ import numpy as np
 
 from extract.data.files import FileSource, Picture, refuse_split, require
 from extract.data.labels import Labels, class_labels, number_labels, table_labels
-from extract.data.tables import read_rows
+from extract.data.tables import read_rows, refuse_repeated
 from extract.errors import UserError
 
 NAME = "CUB-200-2011"
@@ -39,6 +42,7 @@ FILES = (
 )  # fmt: skip
 NOT_VISIBLE = 1  # of certainties.txt: 1 not visible, 2 guessing, 3 probably, 4 definitely
 ATTRIBUTE_NOTE = "CUB attributes as their annotator marked them; unknown where not visible"
+Point = tuple[float, float]
 HEAD_NOTE = "unit vector from the nape to the beak in the image; unknown where either is hidden"
 
 
@@ -50,19 +54,25 @@ def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSourc
     names = read_rows(root / "images.txt", int, str, form="<image id> <file>")
     in_train = dict(read_rows(root / "train_test_split.txt", int, _flag, form="<image id> <1 for train, 0 for test>"))
     _require_all([number for number, _ in names], in_train, root / "train_test_split.txt")
+    refuse_repeated((file for _, file in names), "file", root / "images.txt")
     chosen = [(number, file) for number, file in names if in_train[number] == (split == "train")]
     numbers = [number for number, _ in chosen]
-    pictures = [Picture(file, root / "images" / file, f"cub/{number}") for number, file in chosen]
+    heads = _heads(root, numbers)
+    pictures = [
+        Picture(file, root / "images" / file, f"cub/{number}", reach=head and _reach(*head))
+        for (number, file), head in zip(chosen, heads, strict=True)
+    ]
     labels = [
         class_labels("species", "semantic", _species(root, numbers), note="bird species"),
         *_attributes(root, [number for number, _ in names], numbers),
-        *_head(root, numbers),
+        *_directions(heads),
     ]
     return FileSource("cub", split, pictures, [one for one in labels if one is not None], limit=limit)
 
 
 def _species(root: Path, numbers: list[int]) -> list[str]:
     names = dict(read_rows(root / "classes.txt", int, str, form="<class id> <class name>"))
+    refuse_repeated(names.values(), "class", root / "classes.txt")
     path = root / "image_class_labels.txt"
     species = dict(read_rows(path, int, int, form="<image id> <class id>"))
     _require_all(numbers, species, path)
@@ -78,6 +88,7 @@ def _species(root: Path, numbers: list[int]) -> list[str]:
 def _attributes(root: Path, known: list[int], numbers: list[int]) -> Iterator[Labels | None]:
     """One task a group, for the images `numbers` out of all that are `known`."""
     names = read_rows(_names_file(root), int, _attribute, form="<attribute id> has_<group>::<value>")
+    refuse_repeated((f"{group}::{value}" for _, (group, value) in names), "attribute", _names_file(root))
     ids = [number for number, _ in names]
     table = _read_marks(root / MARKS, known, ids)
     image, attribute, present, certainty = table[table[:, 3] != NOT_VISIBLE].T
@@ -111,6 +122,11 @@ def _read_marks(path: Path, images: list[int], attributes: list[int]) -> np.ndar
         raise _complaint(path, images, attributes) from None
     if not all(np.isin(table[:, i], values).all() for i, values in enumerate(allowed)):
         raise _complaint(path, images, attributes)
+    marks = table[:, 0].astype(np.int64) * (max(attributes) + 1) + table[:, 1]
+    first, counts = np.unique(marks, return_index=True, return_counts=True)[1:]
+    if counts.max() > 1:
+        image, attribute = table[first[counts > 1][0], :2]
+        raise UserError(f"{path} marks attribute {attribute} of image {image} twice; keep one line")
     return table
 
 
@@ -143,24 +159,34 @@ def _attribute(cell: str) -> tuple[str, str]:
 # ---- the head
 
 
-def _head(root: Path, numbers: list[int]) -> Iterator[Labels | None]:
+def _heads(root: Path, numbers: list[int]) -> list[tuple[Point, Point] | None]:
+    """Nape and beak of every image, in pixels; None where one of the two is hidden."""
     names = read_rows(root / "parts" / "parts.txt", int, str, form="<part id> <part name>")
+    refuse_repeated((name for _, name in names), "part", root / "parts" / "parts.txt")
     ids = {name: number for number, name in names}
     for part in ("beak", "nape"):
         if part not in ids:
             raise UserError(f"{root / 'parts' / 'parts.txt'} has no part {part!r}; it has {', '.join(ids)}")
-    rows = read_rows(
-        root / "parts" / "part_locs.txt", int, int, float, float, _flag, form="<image id> <part id> <x> <y> <visible>"
-    )
+    form = "<image id> <part id> <x> <y> <visible>"
+    rows = read_rows(root / "parts" / "part_locs.txt", int, int, float, float, _flag, form=form, key=2)
     seen = {(image, part): (x, y) for image, part, x, y, visible in rows if visible}
-    directions = [_direction(seen.get((n, ids["nape"])), seen.get((n, ids["beak"]))) for n in numbers]
+    pairs = [(seen.get((number, ids["nape"])), seen.get((number, ids["beak"]))) for number in numbers]
+    return [(nape, beak) if nape and beak else None for nape, beak in pairs]
+
+
+def _reach(one: Point, other: Point) -> Point:
+    return max(one[0], other[0]), max(one[1], other[1])
+
+
+def _directions(heads: list[tuple[Point, Point] | None]) -> Iterator[Labels | None]:
+    directions = [head and _direction(*head) for head in heads]
     for axis, unit in enumerate(("-1 left to 1 right", "-1 up to 1 down")):
         values = [None if direction is None else direction[axis] for direction in directions]
         yield number_labels(f"head_{'xy'[axis]}", "detail", values, unit, note=HEAD_NOTE)
 
 
-def _direction(start: tuple[float, float] | None, end: tuple[float, float] | None) -> tuple[float, float] | None:
-    if start is None or end is None or start == end:
+def _direction(start: Point, end: Point) -> Point | None:
+    if start == end:
         return None
     x, y = end[0] - start[0], end[1] - start[1]
     return x / math.hypot(x, y), y / math.hypot(x, y)

@@ -19,6 +19,7 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 
 from extract.data.labels import Labels
 from extract.data.source import ImageError, Item
+from extract.data.tables import refuse_repeated
 from extract.errors import UserError
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # Pillow's others include programs, such as PostScript
@@ -36,13 +37,21 @@ class Picture(NamedTuple):
     sets built on the same images agree on it."""
     box: tuple[float, float, float, float] | None = None
     """Cut out before anything else: left, top, right, bottom in pixels; what lies outside the image is left out."""
+    size: tuple[float, float] | None = None
+    """Width and height in pixels of the upright image that the annotations were made on; None where they do not say
+    it. A file of another size is that image only where both sides differ by one factor; a box is scaled by it."""
+    reach: tuple[float, float] | None = None
+    """How far right and down a position lies that a label was made from, in pixels; None without one. A file that
+    ends before it is another image, see `beyond`."""
 
 
 class FileSource:
     """Pictures with their labels, as a data source (`extract.data.source.Source`), in the official order.
 
-    `limit` takes that many, see `spread`. Raises UserError where there is no picture.
+    `limit` takes that many, see `spread`. Raises UserError where there is no picture, or two have one id.
     """
+
+    notes: tuple[str, ...] = ()
 
     def __init__(
         self, name: str, split: str, pictures: Sequence[Picture], labels: Sequence[Labels], *, limit: int | None = None
@@ -51,6 +60,7 @@ class FileSource:
             raise UserError(f"{name} has no image in its split {split!r}")
         for task, values in labels:
             assert len(values) == len(pictures), f"{task.name}: {len(values)} labels for {len(pictures)} pictures"
+        refuse_repeated((picture.id for picture in pictures), "id", f"{name}, split {split}")
         self.name, self.split = name, split
         self.tasks = tuple(task for task, _ in labels)
         self._labels = {task.name: values for task, values in labels}
@@ -61,15 +71,31 @@ class FileSource:
         return len(self._chosen)
 
     def __getitem__(self, index: int) -> Item:
-        """The item, its image upright and RGB. Raises ImageError for a file that is missing or no whole image."""
+        """The item, its image upright and RGB. Raises ImageError for a file that is missing or no whole image, and for
+        one that its annotations cannot have been made on.
+        """
         index = self._chosen[index]
         at = self._pictures[index]
         path = str(at.path)
         image = read_image(path)
-        if at.box is not None:
-            image = cut(image, at.box, printable(path))
+        box = at.box
+        if at.size is not None:
+            across, down = scale(image.size, at.size, printable(path))
+            box = box and (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
+        if at.reach is not None and beyond(image.size, at.reach):
+            raise ImageError(
+                printable(path),
+                f"its annotations reach to ({at.reach[0]:g}, {at.reach[1]:g}) and the upright file has {image.width} x "
+                f"{image.height} pixels; use the official file, or one that was not resized",
+            )
+        if box is not None:
+            image = cut(image, box, printable(path))
         labels = {name: values[index] for name, values in self._labels.items()}
         return Item(at.id, printable(path), at.group, image, labels)
+
+    def labels(self) -> dict[str, np.ndarray]:
+        """See `Tabled`."""
+        return {name: values[self._chosen] for name, values in self._labels.items()}
 
 
 def spread(count: int, limit: int | None) -> list[int]:
@@ -78,6 +104,28 @@ def spread(count: int, limit: int | None) -> list[int]:
     """
     n = count if limit is None else min(limit, count)
     return [i * count // n for i in range(n)]
+
+
+def scale(file: tuple[int, int], annotated: tuple[float, float], path: str) -> tuple[float, float]:
+    """By how much the `file` is wider and higher than the image that was `annotated`; both are (width, height).
+
+    Raises ImageError where no one factor makes both sides, each to less than a pixel: the file was then stretched, cut
+    or turned.
+    """
+    least = max((side - 1) / of for side, of in zip(file, annotated, strict=True))
+    most = min((side + 1) / of for side, of in zip(file, annotated, strict=True))
+    if least >= most:
+        raise ImageError(
+            path,
+            f"annotated as an image of {annotated[0]:g} x {annotated[1]:g} pixels, and the upright file has {file[0]} "
+            f"x {file[1]}, which no one factor explains; use the file that was annotated, or one scaled as a whole",
+        )
+    return file[0] / annotated[0], file[1] / annotated[1]
+
+
+def beyond(size: tuple[int, int], reach: tuple[float, float]) -> bool:
+    """Whether positions that reach so far lie outside of an image of `size`, more than annotators' hands explain."""
+    return any(far > 1.05 * side for far, side in zip(reach, size, strict=True))
 
 
 def cut(image: Image.Image, box: tuple[float, float, float, float], path: str) -> Image.Image:

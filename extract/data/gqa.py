@@ -6,7 +6,7 @@
 A question about one object is about the *main object*: the one whose box covers most of the image, of equal ones the
 first listed. A graph lists some of the attributes that hold and none that do not, so an attribute that is not listed
 is unknown. Attributes are therefore asked by family: with exactly one of a family listed, that is the label, and with
-none or several it is unknown.
+none or several it is unknown. A file whose size is not the graph's, nor a multiple of it, is refused when it is read.
 Format: https://cs.stanford.edu/people/dorarad/gqa/download.html; the families are types of GQA's attributes as
 its questions use them, without the words of two such types (dark is a tone too; black stays, though it can be said of
 a person).
@@ -45,6 +45,8 @@ _MAIN = "of the main object, the one whose box covers most of the image"
 class _Graph(NamedTuple):
     image: str
     """Its number in Visual Genome."""
+    size: tuple[float, float]
+    """Width and height in pixels."""
     location: str | None
     weather: str | None
     name: str | None
@@ -89,7 +91,8 @@ def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSourc
         number_labels("area", "detail", [graph.area for graph in graphs], "share of the image", note=f"box {_MAIN}"),
     )
     pictures = [
-        Picture(graph.image, root / "images" / f"{graph.image}.jpg", f"vg/{graph.image}") for graph in graphs
+        Picture(graph.image, root / "images" / f"{graph.image}.jpg", f"vg/{graph.image}", size=graph.size)
+        for graph in graphs
     ]
     return FileSource("gqa", split, pictures, [labels for labels in made if labels], limit=limit)
 
@@ -111,12 +114,13 @@ def _graph(image: str, record: Any, path: Path) -> _Graph:
             covered, box, main, place = area, (left, top, right, bottom), thing, here
     location, weather = _said(record, "location", where), _said(record, "weather", where)
     if main is None or box is None:
-        return _Graph(image, location, weather, None, frozenset(), None, None, None)
+        return _Graph(image, (width, height), location, weather, None, frozenset(), None, None, None)
     listed: list[str] = field(main, "attributes", list, place)
     if not all(isinstance(word, str) for word in listed):
         raise UserError(f"{place} has attributes {str(listed)[:60]}; expected a list of words")
     return _Graph(
         image,
+        (width, height),
         location,
         weather,
         field(main, "name", str, place),

@@ -11,10 +11,14 @@ columns that tasks.toml does not name are no labels. A ClassLabel's classes are 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from extract.data.columns import NOT_LABELS, Label, cell_text, label_of, make_task, read_tasks, refuse_repeated
+import numpy as np
+
+from extract.data.columns import NOT_LABELS, Label, cell_text, given, label_of, make_task, read_tasks
 from extract.data.files import read_image, refuse_split, spread
 from extract.data.source import ImageError, Item
+from extract.data.tables import refuse_repeated
 from extract.errors import UserError
+from extract.store import NUMERIC
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,6 +36,9 @@ class DiskDataset:
         self.name, self.split = root.resolve().name, split
         self._root = root
         table = _load(root, split)
+        texts = [cell_text(name) for name in table.column_names]
+        refuse_repeated(texts, "column", root)
+        table = table.rename_columns(dict(zip(table.column_names, texts, strict=True)))
         self._column = _image_column(table, root)
         settings = _settings(table, root, self._column)
         own = [name for name in ("id", "group") if name in table.column_names]
@@ -48,6 +55,7 @@ class DiskDataset:
         for task in self.tasks:
             where = f"{root}, {split}, {task.name}, row"
             self._labels[task.name] = [label_of(task, cell, f"{where} {i}") for i, cell in enumerate(cells[task.name])]
+        self.notes = tuple(f"{task.name}: {task.note}" for task in self.tasks if task.note)
         images = table.select_columns([self._column]).with_format(None)
         self._images = images.cast_column(self._column, Image(decode=False))
 
@@ -64,6 +72,10 @@ class DiskDataset:
         image = read_image(path, content) if content is not None else read_image(stored["path"])
         labels = {name: values[row] for name, values in self._labels.items()}
         return Item(self._ids[row], path, self._groups[row], image, labels)
+
+    def labels(self) -> dict[str, np.ndarray]:
+        """See `Tabled`."""
+        return {name: np.array([values[row] for row in self._rows]) for name, values in self._labels.items()}
 
 
 def open_split(root: Path, split: str, *, limit: int | None = None) -> DiskDataset:
@@ -122,8 +134,8 @@ def _settings(table: "Dataset", root: Path, image: str) -> dict[str, dict[str, A
                 "remove or rename it"
             )
         declared = _declared(table.features[name])
-        if declared and setting["kind"] != "number":
-            settings[name] = {"classes": [label.strip() for label in declared]} | setting
+        if declared and setting["kind"] not in NUMERIC:
+            settings[name] = {"classes": [cell_text(label) for label in declared]} | setting
     return settings
 
 
@@ -169,7 +181,7 @@ def _named(names: list[str], cell: Any, where: str) -> Any:
 
 
 def _texts(cells: list[Any] | None, otherwise: list[str]) -> list[str]:
-    return [cell_text(cell) or other for cell, other in zip(cells or [None] * len(otherwise), otherwise, strict=True)]
+    return [given(cell) or other for cell, other in zip(cells or [None] * len(otherwise), otherwise, strict=True)]
 
 
 def _listed(table: "Dataset") -> str:

@@ -1,29 +1,42 @@
 """A folder of one's own images, after Hugging Face's imagefolder convention. Knows files and labels; no model.
 
     FOLDER/tasks.toml            the suite and kind of every label column (see `columns`)
-    FOLDER/val/metadata.csv      (or .jsonl, .parquet) file_name, a column a task, optionally `id` and `group`
+    FOLDER/val/metadata.csv      (or .tsv, .jsonl, .parquet) file_name, a column a task, optionally `id` and `group`
     FOLDER/val/street/1.jpg      images, in folders or not
+    FOLDER/metadata.csv          instead of that in val: of all splits, with file names such as val/street/1.jpg
 
 Images come in the order of the metadata, then those without a row, sorted by name, with unknown labels. A row whose
-file is missing or damaged raises ImageError when it is read. Without metadata all images of the split are read, and
-there are no labels.
+file is missing or damaged raises ImageError when it is read. A file is found also where its name on the disk differs in
+Unicode form, case or the slash from that in the metadata, and no other does.
+
+Without metadata, where every image lies in one of several folders of the split (val/cat/1.jpg, val/dog/1.jpg, as for
+torchvision's ImageFolder), the folders are the classes of a task `label`: semantic, unless tasks.toml says otherwise;
+an empty tasks.toml leaves it out. Else all images of the split are read, and there are no labels.
 """
 
 import csv
 import json
 import os
-from collections.abc import Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from extract.data.columns import NOT_LABELS, Label, cell_text, label_of, make_task, read_tasks, refuse_repeated
+import numpy as np
+
+from extract.data.columns import NOT_LABELS, Label, cell_text, given, label_of, make_task, read_tasks
 from extract.data.files import printable, read_image, spread
 from extract.data.source import Item
+from extract.data.tables import once, refuse_repeated
 from extract.errors import UserError
-from extract.store import Task
+from extract.store import NUMERIC, Task
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
+DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 
 
 class _Row(NamedTuple):
@@ -45,22 +58,33 @@ class ImageFolder:
     def __init__(self, root: Path, split: str, *, limit: int | None = None) -> None:
         self.name, self.split = printable(root.resolve().name), split
         self._folder = _split_folder(root, split)
-        metadata = _metadata_of(self._folder)
+        files, others = _files(self._folder)
+        toml = _named(root, ("tasks.toml",)) or root / "tasks.toml"
+        metadata = _named(self._folder, METADATA) or _named(root, METADATA)
         self.tasks: tuple[Task, ...] = ()
         rows: list[_Row] = []
-        if metadata is not None:
-            cells = _read_table(metadata)
-            self.tasks = _tasks(root / "tasks.toml", metadata, cells)
-            rows = _rows(metadata, cells, self.tasks)
+        notes: list[str] = []
+        if metadata is None:
+            self.tasks, rows, notes = _by_folder(self._folder, files, others, toml)
+        else:
+            within = "" if metadata.parent == self._folder else split
+            cells = _of_split(metadata, _read_table(metadata), within)
+            self.tasks = _tasks(toml, metadata, [cell for _, _, cell in cells])
+            rows = _rows(metadata, cells, self.tasks, _finder(files))
+            notes = [f"{task.name}: {task.note}" for task in self.tasks if task.note]
+            others = [name for name in others if name != metadata.name]
         listed = {row.file for row in rows}
         unknown = {task.name: label_of(task, None, "") for task in self.tasks}
-        for file in _images(self._folder):
-            if file not in listed:
-                rows.append(_Row(file, printable(file), printable(file), unknown))
+        rows += [_row(file, unknown) for file in files if file not in listed]
         if not rows:
-            raise UserError(f"no images in {self._folder}; it takes {', '.join(sorted(SUFFIXES))}, also in sub-folders")
+            there = f"; it has {_endings(others)}" if others else ""
+            takes = ", ".join(sorted(SUFFIXES))
+            raise UserError(f"no images in {self._folder}; it takes {takes}, also in sub-folders{there}")
         refuse_repeated([row.id for row in rows], "id", metadata or self._folder)
         self._rows = [rows[i] for i in spread(len(rows), limit)]
+        if others:
+            notes.append(f"left out {_endings(others)}; images among them can be read as JPEG or PNG")
+        self.notes = tuple(notes)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -70,6 +94,10 @@ class ImageFolder:
         row = self._rows[index]
         path = str(self._folder / row.file)
         return Item(row.id, printable(path), row.group, read_image(path), row.labels)
+
+    def labels(self) -> dict[str, np.ndarray]:
+        """See `Tabled`."""
+        return {task.name: np.array([row.labels[task.name] for row in self._rows]) for task in self.tasks}
 
 
 # ---- the layout
@@ -85,30 +113,86 @@ def _split_folder(root: Path, split: str) -> Path:
     except PermissionError as error:  # of the folder itself or of one that it lies in
         raise UserError(f"{root} cannot be read ({error.strerror}); give yourself the right to read it") from error
     has = f"its splits: {', '.join(splits)}" if splits else "it has no folder that could be a split"
-    loose = any(Path(name).suffix.lower() in SUFFIXES or name in METADATA for name in inside)
+    loose = any(Path(name).suffix.lower() in SUFFIXES for name in inside)
     move = f"; move the images that lie in {root} itself to {root}/{split}" if loose else ""
     raise UserError(f"{root} has no split {split!r}; {has}{move}")
 
 
-def _metadata_of(folder: Path) -> Path | None:
-    found = [folder / name for name in METADATA if (folder / name).exists()]
+def _named(folder: Path, names: Collection[str]) -> Path | None:
+    """The file of one of these names, in any case, in `folder`."""
+    try:
+        found = sorted(path for path in folder.iterdir() if path.name.lower() in names)
+    except PermissionError as error:
+        raise UserError(f"{folder} cannot be read ({error.strerror}); give yourself the right to read it") from error
     if len(found) > 1:
         raise UserError(f"{folder} has {' and '.join(path.name for path in found)}; keep one of them")
     return found[0] if found else None
 
 
-def _images(folder: Path) -> list[str]:
-    """Every image file below `folder`, but for hidden ones, relative to it and sorted."""
+def _files(folder: Path) -> tuple[list[str], list[str]]:
+    """The image files below `folder`, and all others, but for hidden ones: relative to it and sorted."""
 
     def stop(error: OSError) -> None:
         raise UserError(f"{error.filename} cannot be read ({error.strerror}); allow it, or move it away") from error
 
-    found = []
+    images: list[str] = []
+    others: list[str] = []
     for at, folders, files in os.walk(folder, onerror=stop):  # Path.rglob would pass over what it may not read
         folders[:] = [name for name in folders if not name.startswith(".")]
-        names = [name for name in files if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")]
-        found += [(Path(at) / name).relative_to(folder).as_posix() for name in names]
-    return sorted(found)
+        for name in files:
+            if not name.startswith("."):
+                found = images if Path(name).suffix.lower() in SUFFIXES else others
+                found.append((Path(at) / name).relative_to(folder).as_posix())
+    return sorted(images), sorted(others)
+
+
+def _endings(files: Sequence[str]) -> str:
+    """How many files there are of each kind: 11 .heic, 1 .txt."""
+    counts = Counter(PurePosixPath(file).suffix or "without an ending" for file in files)
+    return ", ".join(f"{count} {printable(ending)}" for ending, count in counts.most_common())
+
+
+def _by_folder(
+    folder: Path, files: Sequence[str], others: Sequence[str], toml: Path
+) -> tuple[tuple[Task, ...], list[_Row], list[str]]:
+    """What a split without metadata has: the task `label` where every image lies in one of several folders, the images
+    with their labels, and what there is to say. Raises UserError where metadata was meant to be there.
+    """
+    if not files:
+        return (), [], []
+    settings = read_tasks(toml)
+    near = [f"{folder.name}/{name}" for name in others] + [path.name for path in sorted(toml.parent.iterdir())]
+    tables = [name for name in near if PurePosixPath(name).name.lower().startswith("metadata.")]
+    classes = {file: cell_text(file.split("/")[0]) if "/" in file else "" for file in files}
+    names = sorted(set(classes.values()) - {""})
+    of_folders = 1 < len(names) < len(files) and "" not in classes.values()
+    if tables or set(settings) - ({"label"} if of_folders else set()):
+        what = f"{toml} declares {', '.join(settings)}, and no metadata has it" if settings else "no metadata is read"
+        besides = f" ({', '.join(map(printable, tables[:3]))} is not read)" if tables else ""
+        raise UserError(
+            f"{what}{besides}; put it in {folder}/metadata.csv (or .tsv, .jsonl, .parquet), with file_name and a "
+            f"column a task, or in {folder.parent}/metadata.csv, with file names that begin with {folder.name}/; "
+            "without both files, images are extracted without labels"
+        )
+    loose = [file for file, name in classes.items() if not name]
+    if len(names) > 1 and loose:
+        note = f"the folders of {folder} are no classes, as {len(loose)} images lie beside them ({printable(loose[0])})"
+        return (), [], [note]
+    if not of_folders or (toml.exists() and not settings):
+        return (), [], []
+    setting = settings.get("label", {"suite": "semantic", "kind": "classes"})
+    declared = {} if setting["kind"] in NUMERIC else {"classes": names}
+    task = make_task("label", declared | setting, toml, folder, list(classes.values()))
+    task = replace(task, note="the folder of the split that the image lies in")
+    labels = {name: label_of(task, name, f"{folder}, folder {name}") for name in names}
+    note = f"no metadata: the folders are the classes of the {task.suite} task label; an empty tasks.toml leaves it out"
+    return (task,), [_row(file, {"label": labels[name]}) for file, name in classes.items()], [note]
+
+
+def _row(file: str, labels: dict[str, Label]) -> _Row:
+    """The image of a file that no table tells of."""
+    name = cell_text(file)
+    return _Row(file, name, name, labels)
 
 
 # ---- the table
@@ -116,9 +200,9 @@ def _images(folder: Path) -> list[str]:
 
 def _read_table(path: Path) -> list[dict[str, Any]]:
     """The rows as they stand, all with the same columns."""
-    readers = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+    readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
     try:
-        rows = readers[path.suffix](path)
+        rows = readers[path.suffix.lower()](path)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}; expected UTF-8 text") from error
     if not rows:
@@ -130,18 +214,28 @@ def _read_table(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:
+    """The rows of a table with a header, its cells apart by what stands around file_name there."""
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        refuse_repeated(list(reader.fieldnames or ()), "column", path)
+        header = file.readline()
+        file.seek(0)
+        delimiter = next((one for one in DELIMITERS if "file_name" in _header(header, one)), ",")
+        reader = csv.DictReader(file, strict=True, delimiter=delimiter, skipinitialspace=True)
+        columns = [cell_text(name) for name in reader.fieldnames or ()]
+        refuse_repeated(columns, "column", path)
+        reader.fieldnames = columns
         rows = []
         for row in reader:
             if None in row or None in row.values():
                 raise UserError(
-                    f"{path} line {reader.line_num} has not the {len(reader.fieldnames or ())} cells of the header; "
-                    "put cells that hold a comma in double quotes"
+                    f"{path} line {reader.line_num} has not the {len(columns)} cells of the header; put cells that "
+                    f"hold {DELIMITERS[delimiter]} in double quotes"
                 )
             rows.append(dict(row))
     return rows
+
+
+def _header(line: str, delimiter: str) -> list[str]:
+    return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))]
 
 
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -150,12 +244,12 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=partial(once, where=f"{path} line {number}"))
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path} line {number} is no JSON: {error}") from error
         if not isinstance(row, dict):
             raise UserError(f'{path} line {number} is no object; expected {{"file_name": ..., ...}}')
-        rows.append(row)
+        rows.append({cell_text(name): cell for name, cell in row.items()})
     return rows
 
 
@@ -167,29 +261,81 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
         table = parquet.ParquetFile(path).read()
     except pyarrow.ArrowException as error:
         raise UserError(f"{path} is no parquet table: {str(error).splitlines()[0]}") from error
-    refuse_repeated(table.column_names, "column", path)
-    return table.to_pylist()
+    columns = [cell_text(name) for name in table.column_names]
+    refuse_repeated(columns, "column", path)
+    return table.rename_columns(columns).to_pylist()
 
 
-def _rows(path: Path, cells: Sequence[dict[str, Any]], tasks: Sequence[Task]) -> list[_Row]:
+_Cells = tuple[str, str, dict[str, Any]]
+"""Of one row of the metadata: where it stands, its file within the split, and its cells."""
+
+
+def _of_split(path: Path, table: Sequence[dict[str, Any]], split: str) -> list[_Cells]:
+    """The rows of a split; all with `split` "", as in metadata that lies in the split's own folder."""
     rows = []
-    for number, cell in enumerate(cells, 1):
+    for number, cells in enumerate(table, 1):
         where = f"{path} row {number}"
-        file = _file_name(cell["file_name"], where)
-        name = cell_text(cell.get("id")) or printable(file)
-        labels = {task.name: label_of(task, cell[task.name], f"{where}, {task.name}") for task in tasks}
-        rows.append(_Row(file, name, cell_text(cell.get("group")) or name, labels))
-    refuse_repeated([row.file for row in rows], "file_name", path)
+        file = _file_name(cells["file_name"], where)
+        if split and cell_text(file.split("/")[0]) == cell_text(split):
+            rows.append((where, file.partition("/")[2], cells))
+        elif not split:
+            rows.append((where, file, cells))
+    if not rows:
+        raise UserError(
+            f"{path} has no row of the split {split!r}: their file names begin with {split}/, and that of row 1 is "
+            f"{str(table[0]['file_name'])!r}"
+        )
     return rows
 
 
+def _rows(
+    path: Path, rows: Sequence[_Cells], tasks: Sequence[Task], find: Callable[[str], str]
+) -> list[_Row]:
+    found = []
+    for where, name, cells in rows:
+        file = find(name)
+        labels = {task.name: label_of(task, cells[task.name], f"{where}, {task.name}") for task in tasks}
+        named = given(cells.get("id")) or cell_text(file)
+        found.append(_Row(file, named, given(cells.get("group")) or named, labels))
+    refuse_repeated([row.file for row in found], "file_name", path)
+    return found
+
+
 def _file_name(cell: Any, where: str) -> str:
-    name = PurePosixPath("" if cell is None else str(cell).strip())
+    name = PurePosixPath("" if cell is None else str(cell).strip().replace("\\", "/"))
     if name == PurePosixPath("."):
         raise UserError(f"{where} has no file_name; it says which image the row is")
     if name.is_absolute() or ".." in name.parts or "\0" in str(name):
         raise UserError(f"{where}: file_name {str(name)!r} leads out of the split's folder; move it in")
     return str(name)
+
+
+def _finder(files: Sequence[str]) -> Callable[[str], str]:
+    """What gives the one of `files` that a name means: itself, or else the only one that differs in the form of its
+    letters alone; a name that means none is given back.
+    """
+    exact, forms = set(files), (_normal, lambda name: _normal(name).casefold())
+    tables = []
+    for form in forms:
+        table: dict[str, list[str]] = {}
+        for file in files:
+            table.setdefault(form(file), []).append(file)
+        tables.append(table)
+
+    def find(name: str) -> str:
+        if name in exact:
+            return name
+        for form, table in zip(forms, tables, strict=True):
+            same = table.get(form(name), [])
+            if len(same) == 1:
+                return same[0]
+        return name
+
+    return find
+
+
+def _normal(name: str) -> str:
+    return unicodedata.normalize("NFC", name.replace("\\", "/"))
 
 
 # ---- tasks and labels
@@ -203,7 +349,7 @@ def _tasks(toml: Path, metadata: Path, cells: Sequence[dict[str, Any]]) -> tuple
         if name not in settings:
             raise UserError(
                 f"column {name!r} of {metadata} has no task in {toml}; add [{name}] with "
-                f'suite = "semantic" or "detail" and kind = "classes", "multilabel" or "number", or remove the column'
+                f'suite = "semantic" or "detail" and kind = "classes", "multilabel", "number" or "circular"'
             )
     for name in settings:
         if name not in columns:

@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from extract.store import Suite, Task
+from extract.store import Kind, Suite, Task
 
 RARE = 10  # images; below it, five folds cannot all have two of the class
+_SHOWN = 8  # classes of a `summary`
 
 
 class Labels(NamedTuple):
@@ -77,13 +78,38 @@ def table_labels(
 
 
 def number_labels(
-    name: str, suite: Suite, values: Sequence[float | None], unit: str, *, note: str = ""
+    name: str, suite: Suite, values: Sequence[float | None], unit: str, *, note: str = "", period: float = 0.0
 ) -> Labels | None:
-    """One number an image in `unit`, None or NaN where unknown. None when all are unknown or equal."""
+    """One number an image in `unit`, None or NaN where unknown; with a period, a circular value. None when all are
+    unknown or equal.
+    """
     array = np.array([math.nan if value is None else value for value in values], np.float64)
+    if period:
+        array = array % period % period  # twice, as -1e-20 % 360 is 360
     if len(set(array[~np.isnan(array)])) < 2:
         return None
-    return Labels(Task(name, suite, "number", unit=unit, note=note), array)
+    kind: Kind = "circular" if period else "number"
+    return Labels(Task(name, suite, kind, unit=unit, note=note, period=period), array)
+
+
+def summary(task: Task, values: np.ndarray) -> str:
+    """How often each class is there, rare ones first, as a label that was mistyped once is; of numbers their range.
+
+    `values` are a task's labels in the form of `Labels`.
+    """
+    if task.kind in ("classes", "multilabel"):
+        rows = values == np.arange(len(task.classes))[:, None] if task.kind == "classes" else values.T == 1
+        counts = sorted(zip(rows.sum(1).tolist(), task.classes, strict=True))
+        unknown = np.sum(values == -1) if task.kind == "classes" else np.sum((values == 255).any(1))
+        shown = counts if len(counts) <= _SHOWN + 2 else counts[:_SHOWN]
+        words = ", ".join(f"{name} {count}" for count, name in shown)
+        if len(shown) < len(counts):
+            words += f", and {len(counts) - len(shown)} more of up to {counts[-1][0]}"
+    else:
+        known = values[~np.isnan(values)]
+        unknown = len(values) - len(known)
+        words = f"{known.min():g} to {known.max():g} {task.unit}".rstrip() if len(known) else "none known"
+    return words + (f"; {unknown} unknown" if unknown else "")
 
 
 def _with_rule(note: str, counts: Counter[str], kept: Sequence[str], rare: int, fate: str) -> str:

@@ -6,7 +6,8 @@
 PATH may be COCO's own folder. Splits: `train`, `val`, `test`.
 
 An item is one object, cut out of its image by its box; parts of objects, and boxes without an area, are left out.
-Objects of one image share its group, which is also its group in COCO.
+Of an image that was made smaller as a whole the box is too; one whose size no one factor explains is refused when it is
+read. Objects of one image share its group, which is also its group in COCO.
 
     object                                       semantic   one of 75
     shade, pattern, material, transparency       detail     multi-label: an annotated object has what it lists and lacks
@@ -23,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
-from extract.data.coco import corners, image_group
+from extract.data.coco import corners, image_group, image_records
 from extract.data.files import FileSource, Picture, refuse_split, require
 from extract.data.labels import Labels, class_labels, table_labels
-from extract.data.tables import read_json, records
+from extract.data.tables import read_json, records, refuse_repeated
 from extract.errors import UserError
 
 NAME = "PACO-LVIS"
@@ -43,9 +44,9 @@ def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSourc
     require(NAME, root, file)
     path = root / file
     data = read_json(path, without=("segmentation",))
-    images = {number: name for number, name in records(path, data, "images", id=int, file_name=str)}
-    require(NAME, root, *sorted({name.split("/")[0] for name in images.values() if "/" in name}))
-    categories = {number: name for number, name in records(path, data, "categories", id=int, name=str)}
+    images = {number: (name, (width, height)) for number, name, width, height in image_records(path, data)}
+    require(NAME, root, *sorted({name.split("/")[0] for name, _ in images.values() if "/" in name}))
+    categories = dict(records(path, data, "categories", id=int, name=str))
     pictures: list[Picture] = []
     names: list[str] = []
     rows: list[dict[str, Any]] = []
@@ -61,7 +62,8 @@ def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSourc
         box = corners(path, bbox, number)
         if box[2] <= box[0] or box[3] <= box[1]:
             continue
-        pictures.append(Picture(str(number), root / images[image], image_group(image), box))
+        name, size = images[image]
+        pictures.append(Picture(str(number), root / name, image_group(image), box, size))
         names.append(categories[category])
         rows.append(row)
     labels = [class_labels("object", "semantic", names, note=f"category {CROP_NOTE}"), *_attributes(path, data, rows)]
@@ -69,7 +71,8 @@ def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSourc
 
 
 def _attributes(path: Path, data: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[Labels | None]:
-    names = {number: name for number, name in records(path, data, "attributes", id=int, name=str)}
+    names = dict(records(path, data, "attributes", id=int, name=str))
+    refuse_repeated(names.values(), "name", f"{path}: attributes")
     listed = [_listed(path, row, names) for row in rows]
     kinds = data.get("attr_type_to_attr_idxs")
     for kind, task in TASKS.items():

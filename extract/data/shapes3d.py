@@ -35,6 +35,7 @@ class Shapes3D:
     """One split of 3D Shapes as a data source. Opens the file when the first image is read, in every process anew."""
 
     name = "3dshapes"
+    notes: tuple[str, ...] = ()
 
     def __init__(self, path: Path, split: str, rows: np.ndarray, groups: list[str], labels: list[Labels]) -> None:
         self.split = split
@@ -58,6 +59,10 @@ class Shapes3D:
             raise ImageError(str(self._path), f"image {row} cannot be read ({str(error).splitlines()[0]})") from error
         labels = {task: values[index] for task, values in self._labels.items()}
         return Item(name, f"{self._path}#{row}", self._groups[index], Image.fromarray(pixels), labels)
+
+    def labels(self) -> dict[str, np.ndarray]:
+        """See `Tabled`."""
+        return self._labels
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_images": None}

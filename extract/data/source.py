@@ -1,6 +1,6 @@
 """What every data source gives: images with an id, a group and labels. Knows no model and no folder layout."""
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -33,9 +33,20 @@ class Source(Protocol):
     name: str
     split: str
     tasks: tuple[Task, ...]
-
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Item:
         """The item, with an RGB image. Raises ImageError when its image cannot be read."""
+        ...
+
+
+@runtime_checkable
+class Tabled(Source, Protocol):
+    """A source whose labels stand in files, so that all are known before an image is read."""
+
+    notes: tuple[str, ...]
+    """What whoever starts a run should know of the data: what was left out, or read in a way of its own."""
+
+    def labels(self) -> dict[str, np.ndarray]:
+        """By task, the labels of all items in their order, as in `Item.labels`."""
         ...

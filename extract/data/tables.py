@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -11,13 +11,15 @@ from extract.errors import UserError
 T = TypeVar("T")
 
 
-def read_rows(path: Path, *columns: Callable[[str], Any], form: str) -> list[tuple]:
+def read_rows(path: Path, *columns: Callable[[str], Any], form: str, key: int = 1) -> list[tuple]:
     """The lines of a text table, each cell through the function of its column; blank lines are left out.
 
-    Cells are apart by blanks, and the last column takes the rest of the line. `form` says in an error what a line
-    should look like. Raises UserError that names the line, or the file that has none.
+    Cells are apart by blanks, and the last column takes the rest of the line. The first `key` cells say what a line is
+    about, and no two lines may be about the same. `form` says in an error what a line should look like. Raises
+    UserError that names the line, or the file that has none.
     """
-    rows = []
+    rows: list[tuple] = []
+    lines: dict[tuple, int] = {}
     try:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             cells = line.strip().split(maxsplit=len(columns) - 1)
@@ -27,6 +29,11 @@ def read_rows(path: Path, *columns: Callable[[str], Any], form: str) -> list[tup
                 rows.append(tuple(column(cell) for column, cell in zip(columns, cells, strict=True)))
             except ValueError:
                 raise UserError(f"{path} line {number} is {line!r}; expected {form}") from None
+            first = lines.setdefault(rows[-1][:key], number)
+            if first != number:
+                raise UserError(
+                    f"{path} line {number} is {line!r}, and line {first} is about {' '.join(cells[:key])} too; keep one"
+                )
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}; expected UTF-8 text") from error
     if not rows:
@@ -37,17 +44,18 @@ def read_rows(path: Path, *columns: Callable[[str], Any], form: str) -> list[tup
 def read_json(path: Path, *, without: Sequence[str] = ()) -> dict[str, Any]:
     """The object in a JSON file, fields called `without` left out wherever they are (large ones that nobody needs).
 
-    Raises UserError for anything else than a JSON object.
+    Raises UserError for anything else than a JSON object, and for an object that gives a field twice.
     """
 
-    def drop(found: dict[str, Any]) -> dict[str, Any]:
+    def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = once(pairs, str(path))
         for name in without:
             found.pop(name, None)
         return found
 
     try:
         with path.open("rb") as file:
-            data = json.load(file, object_hook=drop if without else None)
+            data = json.load(file, object_pairs_hook=build)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}; is it whole? Unpack or download it again") from error
     if not isinstance(data, dict):
@@ -55,16 +63,42 @@ def read_json(path: Path, *, without: Sequence[str] = ()) -> dict[str, Any]:
     return data
 
 
+def once(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
+    """A JSON object from its fields, for the `object_pairs_hook` of `json`, which alone keeps the last of two of one
+    name. Raises UserError that says `where`.
+    """
+    found: dict[str, Any] = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        name = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{where}: {name[:60]!r} stands twice in one object; keep one")
+    return found
+
+
+def refuse_repeated(values: Iterable[Any], what: str, where: object) -> None:
+    """Raises UserError for the first value that stands twice."""
+    seen: set[Any] = set()
+    for value in values:
+        if value in seen:
+            raise UserError(f"{what} {value!r} stands twice in {where}; keep one")
+        seen.add(value)
+
+
 def records(path: Path, data: dict[str, Any], table: str, **fields: type) -> list[tuple]:
     """The named fields of every row of `data[table]`, as read from `path`, in the order given.
 
-    Raises UserError that names the row where one is missing or not of its type, see `field`.
+    Raises UserError that names the row where one is missing or not of its type, see `field`, and where two rows have
+    one `id`.
     """
     rows = field(data, table, list, str(path))
-    return [
+    found: list[tuple] = [
         tuple(field(row, name, kind, where) for name, kind in fields.items())
         for row, where in ((row, f"{path}: {table}[{number}]") for number, row in enumerate(rows))
     ]
+    if "id" in fields:
+        at = list(fields).index("id")
+        refuse_repeated((row[at] for row in found), "id", f"{path}: {table}")
+    return found
 
 
 def field(record: Any, name: str, kind: type[T], where: str) -> T:

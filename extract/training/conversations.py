@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from extract.data import scenes
+from extract.data.tables import once
 from extract.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,12 +55,13 @@ def read_conversations(path: Path) -> list[Conversation]:
     """The rows of a JSON in the LLaVA instruction format, such as llava_v1_5_mix665k.json.
 
     A list of objects with `conversations`, turns `from` human and gpt by turns, and, for some, an `image`. As in LLaVA
-    a gpt turn before the first question is left out, and so is a question without an answer at the end. Raises
-    UserError that names the row.
+    a gpt turn before the first question is left out, and so is a question without an answer at the end. An `id` is only
+    a name for messages: in the official file it is the image's, which several rows are about. Raises UserError that
+    names the row, and for a field that stands twice in one.
     """
     try:
         with path.open("rb") as file:
-            rows = json.load(file)
+            rows = json.load(file, object_pairs_hook=lambda pairs: once(pairs, str(path)))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}; expected a LLaVA instruction file") from error
     if not isinstance(rows, list) or not rows:

@@ -227,6 +227,9 @@ def _rows(config: FinetuneConfig, report: Path | None) -> list[Conversation]:
     if config.data == "scenes":
         return scene_conversations()
     rows = read_conversations(Path(config.data))
+    repeats = len(rows) - len({(row.image, row.turns) for row in rows})
+    if repeats and report is not None:
+        print(f"htc-train: {repeats} of {len(rows)} rows have the image and the turns of another; all of them are used")
     return with_images(rows, _images(config), skip=config.on_error == "skip", report=report)
 
 

@@ -148,6 +148,13 @@ def order_agreement(
     return _over_pairs(rho, groups_N, seed).only, _over_pairs(tau, groups_N, seed).only
 
 
+def mean_of_read_layers(values_LT: np.ndarray) -> np.ndarray:
+    """(..., L, T) -> (..., T): the mean over the layers that answers can hang on. Text reads the states before each
+    layer, so nothing that `<voco>` takes in the last one reaches it. 0 where there is one layer, as nothing does.
+    """
+    return values_LT[..., :-1, :].sum(-2) / max(values_LT.shape[-2] - 1, 1)
+
+
 def figure3(run: Run, images: Sequence[int], tokens: int = FIGURE_TOKENS) -> np.ndarray:
     """(images, L, F) float32: attention on each of the first hybrid tokens, mean over heads."""
     at = _hybrid(run.shape.roles)[:tokens]

@@ -10,9 +10,10 @@ that hybrid tokens do not mix, and a bridge runs the whole sequence under a mask
     logits, cache = lens.run_with_cache(embeddings, names_filter="blocks.0.attn.hook_pattern", pos_slice=voco_at(model))
 
 Every call of the bridge gets the mask of the model's topology and its positions, a hook gets a copy of its tensor
-(edited in place or returned, both count), and what would give wrong numbers without a word is refused. Names are
-TransformerLens' own: `blocks.{l}.attn.hook_pattern`, `hook_v`, `hook_attn_scores`, `blocks.{l}.hook_resid_pre`, ...
-<voco>'s rows of `hook_pattern` are `Compressed.attention`, and its `hook_resid_pre` is `Compressed.hidden`.
+(edited in place or returned, both count; left as it is, nothing is edited), and what would give wrong numbers without a
+word is refused. Names are TransformerLens' own: `blocks.{l}.attn.hook_pattern`, `hook_v`, `hook_attn_scores`,
+`blocks.{l}.hook_resid_pre`, ... <voco>'s rows of `hook_pattern` are `Compressed.attention`, and its `hook_resid_pre` is
+`Compressed.hidden`.
 """
 
 from __future__ import annotations
@@ -114,7 +115,8 @@ def _guard(point: HookPoint) -> None:
     """Lets the point's forward hooks have copies, and looks at what they make of attention."""
     add = point.add_hook
     checks = {"hook_pattern": _check_rows, "hook_attn_scores": _check_scores}
-    check = checks.get((point.name or "").rpartition(".")[2])
+    kind = (point.name or "").rpartition(".")[2]
+    check, in_graph = checks.get(kind), kind not in ("hook_scale", "hook_normalized")
 
     def add_guarded(hook: Callable[..., Any], dir: Literal["fwd", "bwd"] = "fwd", **kwargs: Any) -> Any:
         if dir != "fwd":
@@ -122,9 +124,15 @@ def _guard(point: HookPoint) -> None:
         given_hook = hook
 
         def guarded(tensor: Any, *, hook: Any) -> Any:
-            own = tensor.clone() if isinstance(tensor, Tensor) else tensor
+            if not isinstance(tensor, Tensor):
+                return given_hook(tensor, hook=hook)
+            own = tensor.clone()
             made = given_hook(own, hook=hook)
+            # TransformerLens takes what comes back for an edit, and computes an edited norm in another way. A gradient
+            # by a copy that the hook kept needs it in the graph, which a norm that is not edited never has it in.
             made = own if made is None else made
+            if made is own and not (in_graph and own.requires_grad) and torch.equal(own, tensor):
+                return None
             if check is not None:
                 check(made, point.name)
             return made

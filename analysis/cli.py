@@ -186,12 +186,19 @@ def _jobs(config: AnalyzeConfig, against: Run | None, probes: Path | None) -> li
         Job("attention", False, seed | {"against": beside}, _attention),
         Job("reconstruct", True, seed | images, _reconstruct),
         Job("contributions", True, seed | images, _contributions),
-        # "ranks": files of before had those of effects in all layers alone, and are made anew.
-        Job("knockouts", True, seed | images | {"ranks": "of layers, questions and probes"} | fitted, _knockouts),
+        # "ranks", "shapley": files of before ranked effects on answers by a layer that no text reads, and sampled
+        # orders; they are made anew.
+        Job(
+            "knockouts", True, seed | images | {"ranks": "of layers that are read", "shapley": "exact"} | fitted,
+            _knockouts,
+        ),
         # "readouts": files of before had none of single images, and are made anew.
         Job("interchange", True, seed | {"pairs": config.pairs, "readouts": "of each image"} | fitted, _interchange),
-        Job("reading", True, seed | {"reading_images": config.reading_images} | fitted, _reading),
-        Job("map", False, seed | {"neighbours": geometry.NEIGHBOURS}, _map),
+        # "counts": files of before counted images where they come in groups; "ties": they broke them by rounding.
+        Job(
+            "reading", True, seed | {"reading_images": config.reading_images, "counts": "groups"} | fitted, _reading
+        ),
+        Job("map", False, seed | {"neighbours": geometry.NEIGHBOURS, "ties": "in order"}, _map),
     ]
 
 

@@ -20,7 +20,7 @@ VALUES = 16
 what the code says."""
 BINS = 8
 PER_PAIR = 4
-"""Images for each value of a code and of a label, that intervals of information hold."""
+"""Groups of images for each value of a code and of a label, that intervals of information hold."""
 SHUFFLES = 20
 SMOOTHING = 50.0  # images that all places together count as, in the frequencies of one place
 _SHRINKAGE = (0.01, 0.1, 1.0, 10.0)  # of the covariance, in mean eigenvalues
@@ -35,6 +35,9 @@ class Usage(NamedTuple):
     """Bits of a code, 0 to log2 of the codebook's size; with Miller and Madow's correction."""
     used: np.ndarray
     """Codes that occur at all."""
+    draws: float
+    """Of a group's codes: effective groups of images, times places. With fewer than there are codes, entropy and
+    perplexity are too low: the correction knows nothing of codes that were not seen."""
 
     @property
     def perplexity(self) -> stats.Intervals:
@@ -75,15 +78,18 @@ def usage(codes_NPG: np.ndarray, size: int, groups_N: stats.Groups, seed: int) -
         used[group] = (counts > 0).sum()
         bits = -np.log2(np.maximum(counts, 1) / (N * P))
         surprise[:, group] = bits[codes_NPG[..., group]].mean(1)
+    draws = stats.effective_groups(groups_N) * P  # what near-copies of an image add is no draw
     # To first order, an entropy moves with the shares of the codes as the mean of these surprises does.
     found = stats.intervals_of_means(surprise, groups_N, seed)
-    more = (used - 1) / (2 * N * P * np.log(2))
-    return Usage(stats.Intervals(*(np.clip(part + more, 0, np.log2(size)) for part in found)), used)
+    more = (used - 1) / (2 * draws * np.log(2))
+    return Usage(stats.Intervals(*(np.clip(part + more, 0, np.log2(size)) for part in found)), used, draws)
 
 
-def values_for(images: int) -> int:
-    """How many values of a code so many images can tell apart, 2 to `VALUES`."""
-    return max(2, min(VALUES, images // (BINS * PER_PAIR)))
+def values_for(groups_N: stats.Groups) -> int:
+    """How many values of a code images of these groups can tell apart, 2 to `VALUES`. Groups count, not images: four
+    near-copies say as much of a code and a label as one of them.
+    """
+    return max(2, min(VALUES, int(stats.effective_groups(groups_N)) // (BINS * PER_PAIR)))
 
 
 def most_frequent(codes_NV: np.ndarray, kept: int) -> np.ndarray:
@@ -109,9 +115,12 @@ def information(values_NV: np.ndarray, labels_N: np.ndarray, groups_N: stats.Gro
     """Mutual information of variables (small ints from 0) with labels (ints, -1 unknown).
 
     Counting alone finds some in any finite sample, more with more values. What remains of it when labels are passed
-    around between groups of images is taken off; where the label does matter this is a little too much. Intervals from
-    `pointwise` are right where variables say something, and too wide (by up to sqrt(2)) where they say nothing, given
-    some 4 images for each pair of values: see `values_for`.
+    around between groups of images is taken off: without bias where a variable says nothing. Where it says something,
+    too much may go, by how many groups there are for each pair of a value and a class. In simulations (16 values, 8
+    classes) of 0.07, 0.44 and 1.65 bits, 0.07, 0.44 and 1.66 were left with 4; with 1, 0.06, 0.41 and 1.54, the same
+    with four copies of every image, and 0.06, 0.42 and 1.57 with groups of uneven sizes: see `values_for`. Intervals
+    from `pointwise` are right where variables say something, and too wide (by up to sqrt(2)) where they say nothing,
+    given these 4.
     """
     known = labels_N >= 0
     values, groups = values_NV[known], np.asarray(groups_N)[known]
@@ -130,7 +139,7 @@ def information(values_NV: np.ndarray, labels_N: np.ndarray, groups_N: stats.Gro
     def gain(order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Joint shares (V, K, C), and log2 of them over the product of shares; 0 where nothing falls."""
         joint = (hot.T @ label_hot[order]).reshape(V, K, -1).astype(np.float64) / n
-        product = joint.sum(2, keepdims=True) * share
+        product = joint.sum(2, keepdims=True) * label_hot[order].mean(0, dtype=np.float64)
         return joint, np.log2(np.divide(joint, product, out=np.ones_like(joint), where=joint > 0))
 
     joint, table = gain(np.arange(n))

@@ -62,15 +62,30 @@ def neighbours(features_ND: np.ndarray, groups_N: stats.Groups, k: int = NEIGHBO
     """(N, k) the images with the largest cosine, nearest first, none of the image's own group; -1 where there are not
     as many.
     """
-    length = np.linalg.norm(features_ND, axis=1, keepdims=True)
-    unit = np.divide(features_ND, length, out=np.zeros(features_ND.shape, np.float32), where=length > 0)
-    return by_likeness(lambda start, stop: unit[start:stop] @ unit.T, groups_N, k)
+    first, which = distinct(features_ND)
+    length = np.linalg.norm(features_ND[first], axis=1, keepdims=True)
+    unit = np.divide(features_ND[first], length, out=np.zeros((len(first), features_ND.shape[1]), np.float32),
+                     where=length > 0)  # fmt: skip
+    return by_likeness(lambda start, stop: (unit[which[start:stop]] @ unit.T)[:, which], groups_N, k)
 
 
 def nearest(points_ND: np.ndarray, groups_N: stats.Groups, k: int = NEIGHBOURS) -> np.ndarray:
     """The same by distance."""
-    square = (points_ND**2).sum(1)
-    return by_likeness(lambda start, stop: 2 * points_ND[start:stop] @ points_ND.T - square, groups_N, k)
+    first, which = distinct(points_ND)
+    points = points_ND[first]
+    square = (points**2).sum(1)
+    return by_likeness(lambda start, stop: (2 * points[which[start:stop]] @ points.T - square)[:, which], groups_N, k)
+
+
+def distinct(rows_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) where the distinct rows come first, in order, and (N,) which of them each row is.
+
+    A product of matrices rounds by where a row lies, so that rows that are equal would be told apart: what is computed
+    of the distinct ones and handed out is the same for all.
+    """
+    places: dict[bytes, int] = {}
+    which = np.array([places.setdefault(row.tobytes(), len(places)) for row in rows_ND + 0], dtype=int)  # -0 is 0
+    return np.unique(which, return_index=True)[1], which
 
 
 def shared(one_NK: np.ndarray, other_NK: np.ndarray) -> np.ndarray:
@@ -203,7 +218,9 @@ def read_out_angles(one_Dk: np.ndarray, other_Dk: np.ndarray, features_ND: np.nd
 
 
 def by_likeness(likeness: Callable[[int, int], np.ndarray], groups_N: stats.Groups, k: int) -> np.ndarray:
-    """The same by any likeness: `likeness(start, stop)` gives (stop - start, N), which is overwritten."""
+    """The same by any likeness: `likeness(start, stop)` gives (stop - start, N), which is overwritten. Of those that
+    are equally near, the earlier images come first.
+    """
     _, group = np.unique(np.asarray(groups_N), return_inverse=True)
     N = len(group)
     step = max(1, 2**23 // N)
@@ -214,6 +231,10 @@ def by_likeness(likeness: Callable[[int, int], np.ndarray], groups_N: stats.Grou
         like = likeness(start, stop)
         like[group[start:stop, None] == group] = -np.inf
         best = np.argpartition(-like, some - 1, axis=1)[:, :some]
+        last = np.take_along_axis(like, best, 1).min(1, keepdims=True)
+        tied = (like >= last).sum(1) > some
+        best[tied] = np.argsort(-like[tied], axis=1, kind="stable")[:, :some]
+        best.sort(1)
         score = np.take_along_axis(like, best, 1)
         order = np.argsort(-score, axis=1, kind="stable")
         best, score = np.take_along_axis(best, order, 1), np.take_along_axis(score, order, 1)

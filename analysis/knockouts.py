@@ -13,7 +13,7 @@ The last two need a token whose path is its own, the star topology. In `causal` 
 are rounding.
 
 Legend: N images, B of a batch, L layers, V variants, T hybrid tokens (anchors and patches), X keys before `<voco>`,
-d width, Q questions, P probes, R repetitions.
+d width, Q questions, P probes.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+from scipy.special import comb
 from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn import functional as F
 
 from analysis import contributions, passes
+from analysis.attention import mean_of_read_layers
 from analysis.passes import Keys, Passes, Shared
 from analysis.sample import Sample, Texts, take
 from analysis.stats import intervals_of_means
@@ -50,15 +52,6 @@ class Effects(NamedTuple):
     """(B, V, Q), true answer's log-probability less what it was, nats; NaN without an answer. Q is 0 without texts."""
     z: Tensor
     """(B, V, d), z_voco at the last layer."""
-
-
-class Coalitions(NamedTuple):
-    """Orders in which players join, and who is there at each step."""
-
-    orders: np.ndarray
-    """(R, players), by turns drawn at random and the reverse of the one before, which lowers the noise."""
-    members: np.ndarray
-    """(R, players + 1, players) bool; step 0 is nobody, the last everybody."""
 
 
 class Gradients(NamedTuple):
@@ -173,24 +166,20 @@ def gradients(model: HTCVLM, hybrid: Tensor, prefix: Tensor, texts: Texts) -> Gr
     return Gradients(gate, torch.stack(products, 1) if star else None)
 
 
-def coalitions(players: int, repetitions: int, rng: np.random.Generator) -> Coalitions:
-    """Orders for `shapley`; an even number of repetitions."""
-    drawn = [rng.permutation(players) for _ in range(-(-repetitions // 2))]
-    orders = np.array([order for one in drawn for order in (one, one[::-1])]).reshape(-1, players)[:repetitions]
-    joined = orders.argsort(-1)  # when each player comes
-    return Coalitions(orders, joined[:, None] < np.arange(players + 1)[None, :, None])
+def coalitions(players: int) -> np.ndarray:
+    """(2^players, players) bool: who is in each; the first is nobody, the last everybody."""
+    return np.arange(2**players)[:, None] >> np.arange(players) & 1 == 1
 
 
-def shapley(joining: Coalitions, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Shapley values of the players (players,) from the worth (R, players + 1) of the coalitions, and their standard
-    errors from the pairs of orders (NaN with fewer than two pairs). The values sum to what everybody is worth more
-    than nobody.
+def shapley(worth: np.ndarray) -> np.ndarray:
+    """Exact Shapley values (..., players) of what all `coalitions` are worth (..., 2^players): what a player adds, the
+    mean over all orders in which players may join. They sum to what everybody is worth more than nobody.
     """
-    gains: np.ndarray = np.empty(joining.orders.shape)
-    np.put_along_axis(gains, joining.orders, np.diff(values, axis=1), 1)
-    pairs: np.ndarray = gains.reshape(-1, 2, gains.shape[1]).mean(1) if len(gains) % 2 == 0 else gains
-    error = pairs.std(0, ddof=1) / np.sqrt(len(pairs)) if len(pairs) > 1 else np.full(gains.shape[1], np.nan)
-    return gains.mean(0), error
+    players = worth.shape[-1].bit_length() - 1
+    members = coalitions(players)
+    size = members.sum(1)[:, None]
+    joining, staying = (1 / (players * np.maximum(comb(players - 1, before), 1)) for before in (size - 1, size))
+    return worth @ np.where(members, joining, -staying)
 
 
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -207,11 +196,13 @@ def ranks_of_attention(
     """How well kinds of attention (B, kinds, L, T) rank the sizes of effects over an image's tokens, Spearman.
 
     `window_rank` (B, kinds, L): each layer's attention with `windows` (B, L, T), what closing a token in that layer
-    only does. Then, by the names of `effects` (B, T, K), (B, kinds, K): the mean over layers with each of these.
+    only does. Then, by the names of `effects` (B, T, K), (B, kinds, K): the mean over layers with each of these; over
+    those that text reads for `question_rank`, as what it says hangs on no other.
     """
     yield "window_rank", rank_correlation(attention, np.abs(windows)[:, None])
     for name, values in effects.items():
-        yield name, rank_correlation(attention.mean(2)[:, :, None], np.abs(np.moveaxis(values, -1, 1))[:, None])
+        mean = mean_of_read_layers(attention) if name == "question_rank" else attention.mean(2)
+        yield name, rank_correlation(mean[:, :, None], np.abs(np.moveaxis(values, -1, 1))[:, None])
 
 
 # ---- the section
@@ -225,7 +216,7 @@ class _Places(NamedTuple):
     anchors: np.ndarray
     patches: np.ndarray
     players: dict[str, np.ndarray]
-    """Each anchor, and the patches of each quadrant."""
+    """Each anchor, or four parts of them where there are more, and the patches of each quadrant."""
     keys: int
     """X."""
 
@@ -239,12 +230,11 @@ def analyse(
     seed: int = 0,
     draws: int = 8,
     donors: int = 2,
-    orders: int = 8,
     on_images: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
     """The section `knockouts`, over `limit` images of the run; `on_images` is told how many are done.
 
-    `draws` of random patches, `donors` for resampling, `orders` of the Shapley values, all per image.
+    `draws` of random patches and `donors` for resampling, per image.
 
     images, groups: lists of N. token_role (T,), token_row, token_col: the hybrid tokens. questions: list of Q.
     Leave-one-out: loo_cosine, loo_change (N, T, L+1) and loo_answers (N, T, Q), see `Effects`; base_answers (N, Q);
@@ -254,16 +244,18 @@ def analyse(
     Groups: group_names (G), group_modes (M), group_cosine, group_change (N, M, G) at the last layer, group_answers
     (N, M, G, Q), over draws and donors; mean_group_cosine, mean_group_change (M, G), mean_group_answers (M, G, Q),
     mean_group_answer (M, G) over questions too. NaN where a mode does not exist for the topology or the sample.
-    group_size: tokens in a random and in the attended group. group_window_change (N, L, 2): anchors and patches, closed
+    group_size: tokens in a random and in the attended group, the latter by the mean attention of the layers that text
+    reads. group_window_change (N, L, 2): anchors and patches, closed
     in one layer only; group_window_answers (N, L, 2), mean over questions: 0 in the last layer, which no text reads.
     Shapley: shapley_players, shapley_answers (N, players; nats, mean over questions) and shapley_cosine, what each adds
-    to the answers and to z_voco's cosine with itself; *_error (N, players) from the orders of one image.
+    to the answers and to z_voco's cosine with itself, exactly: all coalitions are run.
     Ranks: rank_predictors (attention; attention x value x output; sizes of `Gradients`, with answers), rank_effects (z,
     answers), rank (N, predictors, effects, L+1): Spearman over the T tokens with the size of the effect, the last with
-    the mean over layers as predictor; NaN where a predictor is constant, as gradients at the last layer are. Of the
-    first two predictors also, see `ranks_of_attention`: window_rank (N, 2, L) with window_change; question_rank
-    (N, 2, Q) with loo_answers; probe_rank (N, 2, P+1) with loo_probe_changes, the last with their mean over the probes
-    of classes and labels, NaN where all are of numbers.
+    the mean over layers as predictor: over all of them for z, over those that text reads for answers; NaN where a
+    predictor is constant, as gradients at the last layer are. Of the first two predictors also, see
+    `ranks_of_attention`: window_rank (N, 2, L) with window_change; question_rank (N, 2, Q) with loo_answers; probe_rank
+    (N, 2, P+1) with loo_probe_changes, the last with their mean over the probes of classes and labels, NaN where all
+    are of numbers.
     mean_X are means of X over images; all come with _lower and _upper, 95 % intervals over groups of images. What is
     about answers is missing where the data ask nothing, and what is about probes without probes.
     """
@@ -276,7 +268,7 @@ def analyse(
     found: dict[str, list[np.ndarray]] = {}
     for images in passes.batches(model, len(taken.ids)):
         others = [taken.hybrid[(images + shift) % len(taken.ids)].to(model.device) for shift in shifts]
-        batch = _of_batch(model, taken, images, places, readers, mean.to(model.device), others, draws, orders, rng)
+        batch = _of_batch(model, taken, images, places, readers, mean.to(model.device), others, draws, rng)
         for name, values in batch:
             found.setdefault(name, []).append(np.asarray(values, dtype=np.float32))
         if on_images is not None:
@@ -304,6 +296,7 @@ def analyse(
     return section
 
 
+_ANCHOR_PLAYERS = 4  # with four quadrants 256 coalitions, which are all run
 _GROUPS = ("anchors", "random patches", "attended patches", "patches")
 _MODES = ("zero", "mean", "resampled")
 _PREDICTORS = ("attention", "attention x value x output", "gradient x gate", "gradient x input")
@@ -339,7 +332,6 @@ def _of_batch(
     mean: Tensor,
     others: list[Tensor],
     draws: int,
-    orders: int,
     rng: np.random.Generator,
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Everything of these B images, by its name in the section."""
@@ -384,7 +376,7 @@ def _of_batch(
             yield "group_window_answers", _nanmean(_numpy(torch.stack(answers, 1)))
 
         yield from _of_groups(shared, places, effects, _swaps(model, shared, mean, others), draws, rng)
-        yield from _of_players(places, effects, base_answers, len(images), orders, rng)
+        yield from _of_players(places, effects, base_answers)
 
         predictors = [torch.stack([row[:, 0].mean(1) for row in shared.base.rows], 1)]
         predictors += [torch.stack([contributions.decompose(model, shared, layer).token_norms for layer in layers], 1)]
@@ -397,9 +389,12 @@ def _of_batch(
         for slope in (slopes.gate, slopes.times_input):
             if slope is not None:
                 predicted.append(_numpy(slope)[..., places.tokens - prefix.shape[1]])
-    # (B, L+1, T); slopes have a sign until they are added up.
-    predicted = [np.abs(np.concatenate([values, values.mean(1, keepdims=True)], 1)) for values in predicted]
-    ranks = [[rank_correlation(values, size[:, None]) for size in sizes] for values in predicted]
+    ranks = []
+    for values in predicted:
+        # (B, L+1, T), for z and for the answers; slopes have a sign until they are added up.
+        means = (values.mean(1), mean_of_read_layers(values))
+        each = [np.abs(np.concatenate([values, mean[:, None]], 1)) for mean in means]
+        ranks.append([rank_correlation(one, size[:, None]) for one, size in zip(each, sizes, strict=False)])
     yield "rank", np.moveaxis(np.array(ranks), 2, 0)
 
 
@@ -411,7 +406,8 @@ def _of_groups(
     draws: int,
     rng: np.random.Generator,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    attention = _numpy(torch.stack([row[:, 0].mean(1) for row in shared.base.rows], 1).mean(1))  # (B, S)
+    looks = shared.base.rows[:-1] or shared.base.rows  # what text reads hangs on; a single layer is read by nobody
+    attention = _numpy(torch.stack([row[:, 0].mean(1) for row in looks], 1).mean(1))  # (B, S)
     size = _group_size(places)
     variants = []
     for looked in attention:
@@ -440,33 +436,15 @@ def _of_groups(
 
 
 def _of_players(
-    places: _Places,
-    effects: Callable[..., Effects],
-    base_answers: Tensor | None,
-    images: int,
-    orders: int,
-    rng: np.random.Generator,
+    places: _Places, effects: Callable[..., Effects], base_answers: Tensor | None
 ) -> Iterator[tuple[str, np.ndarray]]:
-    count = len(places.players)
     belongs = np.stack([_closed(places, part) for part in places.players.values()])  # (players, X)
-    joining = [coalitions(count, orders, rng) for _ in range(images)]
-    # Everybody is the base pass, and nobody the same in all orders.
-    inner = np.stack([joins.members[:, 1:-1].reshape(-1, count) for joins in joining])
-    away = np.concatenate([np.ones((images, 1, count), dtype=bool), ~inner], 1)
-    out = effects((away[..., None] & belongs).any(2))
-    worth = {"cosine": (_numpy(out.cosine[..., -1]), np.ones(images))}
+    out = effects((~coalitions(len(belongs))[:-1] @ belongs)[None])  # everybody is the base pass
+    cosine = _numpy(out.cosine[..., -1])
+    yield "shapley_cosine", shapley(np.concatenate([cosine, np.ones_like(cosine[:, :1])], 1).astype(float))
     if base_answers is not None:
-        before = _numpy(base_answers[:, 0])
-        worth["answers"] = (_nanmean(_numpy(out.answers) + before[:, None]), _nanmean(before))
-    for name, (values, everybody) in worth.items():
-        found = []
-        for image, joins in enumerate(joining):
-            steps = np.empty((len(joins.orders), count + 1))
-            steps[:, 0], steps[:, -1] = values[image, 0], everybody[image]
-            steps[:, 1:-1] = values[image, 1:].reshape(len(joins.orders), count - 1)
-            found.append(shapley(joins, steps))
-        yield f"shapley_{name}", np.array([value for value, _ in found])
-        yield f"shapley_{name}_error", np.array([error for _, error in found])
+        gained = _nanmean(_numpy(out.answers))
+        yield "shapley_answers", shapley(np.concatenate([gained, 0 * gained[:, :1]], 1).astype(float))
 
 
 def _swaps(model: HTCVLM, shared: Shared, mean: Tensor, others: list[Tensor]) -> dict[str, list[Keys | None]]:
@@ -495,7 +473,11 @@ def _places(model: HTCVLM) -> _Places:
     roles, rows, cols = (np.array(part) for part in model.config.keys_of_voco())
     anchors, patches = np.flatnonzero(roles == "anchor"), np.flatnonzero(roles == "patch")
     middle = model.config.grid / 2
-    players = {f"anchor {i + 1}": anchors[i : i + 1] for i in range(len(anchors))}
+    players = {}
+    for part in np.array_split(np.arange(len(anchors)), min(len(anchors), _ANCHOR_PLAYERS) or 1):
+        if len(part):
+            name = f"anchor {part[0] + 1}" if len(part) == 1 else f"anchors {part[0] + 1} to {part[-1] + 1}"
+            players[name] = anchors[part]
     for name, low, left in (("upper left", 0, 1), ("upper right", 0, 0), ("lower left", 1, 1), ("lower right", 1, 0)):
         inside = ((rows[patches] >= middle) == low) & ((cols[patches] < middle) == left)
         if inside.any():

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import sparse
 from scipy.sparse.linalg import eigsh
+from threadpoolctl import threadpool_limits
 
 from analysis import geometry, reading, rerun, stats
 from extract.errors import UserError
@@ -32,6 +33,7 @@ class Principal(NamedTuple):
     """(k,) shares of the whole variance."""
 
 
+@threadpool_limits.wrap(limits=1)  # sums of several threads round in other ways, and UMAP makes another map of that
 def analyse(run: Run, seed: int = 0) -> dict[str, Any]:
     """Maps of z_voco (last stored layer), v_d, pooled V and the codes, as one section.
 
@@ -41,7 +43,8 @@ def analyse(run: Run, seed: int = 0) -> dict[str, Any]:
     are `nearest_rows` (M, n, 10) int32, rows of the run, nearest first, none of the image's own group, -1 where there
     are not as many; `nearest_distance` (M, n, 10) float32, Euclidean over the root mean square distance of two of the
     images, NaN where there is none. Features are standardised; codes are alike in as many as are equal. The same seed
-    gives the same maps on the same machine.
+    gives the same maps on the same machine, with any number of threads and where images come more than once: those that
+    are equally near are in the order of the run.
 
     Raises UserError where the run has less than 5 images.
     """
@@ -50,15 +53,17 @@ def analyse(run: Run, seed: int = 0) -> dict[str, Any]:
     rows = rerun.sample(run, IMAGES, seed)
     all_groups = run.groups()
     groups = [all_groups[row] for row in rows]
-    features = reading.representations(run, rows)
-    likeness = {name: inner_products(geometry.standardised(values)) for name, values in features.items()}
+    features = {name: geometry.standardised(values) for name, values in reading.representations(run, rows).items()}
     if run.shape.codes is not None:
-        likeness["codes"] = equal_codes(run.codes()[rows].reshape(len(rows), -1))
+        features["codes"] = run.codes()[rows].reshape(len(rows), -1)
     pca, umap, variance, kept, near, away = [], [], [], [], [], []
-    for like in likeness.values():
-        found = principal(like)
-        pca.append(_two(found.scores))
-        umap.append(umap_of(found.scores, seed))
+    for name, values in features.items():
+        first, which = geometry.distinct(values)
+        like = equal_codes(values[first]) if name == "codes" else inner_products(values[first])
+        found = principal(like, np.bincount(which))
+        scores, like = found.scores[which], like[np.ix_(which, which)]
+        pca.append(_two(scores))
+        umap.append(umap_of(scores, seed))
         variance.append(_two(found.variance[None])[0])
         true = nearest_by(like, groups)
         kept.append([geometry.shared(true, geometry.nearest(at, groups)) for at in (pca[-1], umap[-1])])
@@ -66,7 +71,7 @@ def analyse(run: Run, seed: int = 0) -> dict[str, Any]:
         away.append(distances(like, true))
     ends = stats.intervals_of_means(np.moveaxis(np.array(kept), 2, 0), groups, seed)
     return {
-        "map_of": list(likeness),
+        "map_of": list(features),
         "rows": rows,
         "pca": np.array(pca, np.float32),
         "umap": np.array(umap, np.float32),
@@ -93,20 +98,26 @@ def equal_codes(codes_NV: np.ndarray) -> np.ndarray:
     return (hot @ hot.T).toarray()
 
 
-def principal(likeness_NN: np.ndarray, components: int = COMPONENTS) -> Principal:
-    """The leading components from inner products, which need not be centred; fewer where there are not as many."""
+def principal(
+    likeness_NN: np.ndarray, counts_N: np.ndarray | None = None, components: int = COMPONENTS
+) -> Principal:
+    """The leading components from inner products, which need not be centred; fewer where there are not as many.
+    `counts_N`: how many images each row stands for, 1 when left out.
+    """
     N = len(likeness_NN)
-    mean = likeness_NN.mean(0, dtype=np.float64)
-    centred = likeness_NN - mean - mean[:, None] + mean.mean()
+    counts = np.ones(N) if counts_N is None else counts_N
+    root = np.sqrt(counts)
+    mean = likeness_NN @ counts / counts.sum()
+    centred = (likeness_NN - mean - mean[:, None] + mean @ counts / counts.sum()) * root * root[:, None]
     whole = np.trace(centred)
-    if components < N - 1:  # from a fixed start, so that the result is always the same
-        values, vectors = eigsh(centred, components, v0=np.cos(np.arange(N)), which="LA")
+    if components < N - 1:  # from a fixed start, and a seed for where the rank is less, so that it is always the same
+        values, vectors = eigsh(centred, components, v0=np.cos(np.arange(N)), which="LA", rng=0)
     else:
         values, vectors = np.linalg.eigh(centred)
     order = [at for at in np.argsort(-values, kind="stable") if values[at] > 1e-6 * max(whole, 0)][:components]
-    values, vectors = values[order], vectors[:, order]
-    signs = np.sign(vectors[np.abs(vectors).argmax(0), np.arange(len(order))])
-    return Principal(vectors * signs * np.sqrt(values), values / whole if whole > 0 else values)
+    values, scores = values[order], vectors[:, order] / root[:, None]
+    signs = np.sign(scores[np.abs(scores).argmax(0), np.arange(len(order))])
+    return Principal(scores * signs * np.sqrt(values), values / whole if whole > 0 else values)
 
 
 def umap_of(points_NK: np.ndarray, seed: int) -> np.ndarray:

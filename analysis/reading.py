@@ -69,7 +69,8 @@ def analyse(
       `neighbours_minus_pooled` (tasks,): z_voco minus pooled V; `neighbours_shared` (representations,
       representations), by chance `neighbours_shared_chance`;
     * `cka` (R, R) and `dimension_two_nn`, `dimension_participation` (R,) of `likeness_of`, standardised features;
-    * codes: `code_entropy`, `code_perplexity`, `code_used` (G,) of `code_size`; `code_label_bits` (tasks, G) mean
+    * codes: `code_entropy`, `code_perplexity`, `code_used` (G,) of `code_size`, too low where `code_draws` are fewer
+      (see `codes.Usage`); `code_label_bits` (tasks, G) mean
       mutual information of one code with `code_tasks`, less chance, by place `code_label_map` (tasks, places), of
       `code_label_entropy` (tasks,) bits; codes count in at most 16 values (cells of similar vectors with the model,
       else the most frequent and the rest), numbers in 8 ranges, labels of a multilabel task one by one;
@@ -270,7 +271,7 @@ def _codes(
     if codebook is None and config.get("mgvq"):
         size = config["mgvq"]["codebook_size"] // config["mgvq"]["groups"]
     used = codes.usage(all_NhwG.reshape(N, h * w, G), size, run.groups(), seed)
-    section: Section = {"code_size": size, "code_used": used.used}
+    section: Section = {"code_size": size, "code_used": used.used, "code_draws": used.draws}
     section |= used.entropy.section("code_entropy") | used.perplexity.section("code_perplexity")
 
     chosen = np.unique(np.linspace(0, h * w - 1, min(h * w, PLACES)).round().astype(int))
@@ -279,9 +280,9 @@ def _codes(
     n, P, _ = some.shape
     together = np.tile(np.arange(G), P)
     if codebook is None:
-        values = codes.most_frequent(some.reshape(n, -1), codes.values_for(n) - 1)
+        values = codes.most_frequent(some.reshape(n, -1), codes.values_for(groups) - 1)
     else:
-        values = codes.cells(codebook, codes.values_for(n), seed)[np.arange(G), some].reshape(n, -1)
+        values = codes.cells(codebook, codes.values_for(groups), seed)[np.arange(G), some].reshape(n, -1)
 
     bits, maps, entropies, tasks = [], [], [], []
     for task in run.tasks:

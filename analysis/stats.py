@@ -16,6 +16,7 @@ from scipy import stats
 RESAMPLES = 1000
 COVERAGE = 0.95
 BLOCKS = 20  # of the jackknife
+_ALIKE = 8  # groups that change places
 
 Groups = Sequence[str] | np.ndarray
 """The group of each image, by name or number; images of a group are not independent."""
@@ -146,22 +147,46 @@ def blocks(groups_N: Groups, seed: int, most: int = BLOCKS) -> np.ndarray:
     return dealt[at]
 
 
-def shuffles(groups_N: Groups, seed: int, times: int) -> Iterator[np.ndarray]:
-    """(N,) orders of the images that pass labels from group to group: images of a group stay together, so that labels
-    that they share stay shared. Groups change places with groups of their size.
+def effective_groups(groups_N: Groups) -> float:
+    """As many groups of one size would tell as much, where images of a group are alike: (sum of sizes)^2 / sum of their
+    squares (Kish 1965). 1 to the number of groups, which it is where all have one size.
     """
-    names, at = np.unique(np.asarray(groups_N), return_inverse=True)
+    sizes = np.unique(np.asarray(groups_N), return_counts=True)[1].astype(float)
+    return float(sizes.sum() ** 2 / (sizes**2).sum())
+
+
+def shuffles(groups_N: Groups, seed: int, times: int) -> Iterator[np.ndarray]:
+    """(N,) whose label each image gets when labels pass from group to group: images of a group get those of one group,
+    so that labels that they share stay shared. Groups change places with groups of their size, or of about their size
+    where fewer than 8 have it: a larger one then gets some labels twice, a smaller one leaves some out.
+    """
+    _, at = np.unique(np.asarray(groups_N), return_inverse=True)
     members = np.argsort(at, kind="stable")
-    sizes = np.bincount(at, minlength=len(names))
+    sizes = np.bincount(at)
     starts = np.cumsum(sizes) - sizes
+    group = at[members]
+    place = np.arange(len(at)) - starts[group]
+    alike = _alike(sizes)
     rng = np.random.default_rng(seed)
     for _ in range(times):
+        giver = np.arange(len(sizes))
+        for some in alike:
+            giver[some] = some[rng.permutation(len(some))]
         order = np.empty(len(at), dtype=int)
-        for size in np.unique(sizes):
-            chosen = np.flatnonzero(sizes == size)
-            places = starts[chosen][:, None] + np.arange(size)
-            order[members[places]] = members[places[rng.permutation(len(chosen))]]
+        order[members] = members[starts[giver[group]] + place % sizes[giver[group]]]
         yield order
+
+
+def _alike(sizes_G: np.ndarray) -> list[np.ndarray]:
+    """Groups of one size, or of neighbouring sizes that together are 8 or more."""
+    found: list[np.ndarray] = []
+    for size in np.unique(sizes_G):
+        here = np.flatnonzero(sizes_G == size)
+        if found and min(len(found[-1]), len(here)) < _ALIKE:
+            found[-1] = np.concatenate([found[-1], here])
+        else:
+            found.append(here)
+    return found
 
 
 def _group_sums(values: np.ndarray, groups_N: Groups) -> np.ndarray:

@@ -106,6 +106,16 @@ def entry(section: Section, name: str, *at: int) -> Interval:
     return Interval(*(float(np.asarray(section[name + end])[at].item()) for end in ("", "_lower", "_upper")))
 
 
+def few_draws(draws: float, size: int) -> str:
+    """A warning that a codebook of `size` codes has more of them than were drawn; "" where it has not."""
+    if draws >= size:
+        return ""
+    return (
+        f"Entropy and perplexity of the codes are too low: {draws:,.0f} draws (groups of images x places) cannot show "
+        f"how {size:,} codes are used. Extract more images."
+    )
+
+
 # ---- the sentences
 
 
@@ -493,6 +503,8 @@ def _reading(section: Section) -> Iterator[RenderableType]:
         "patches: a linear map to each, held out; bits of a code: a linear readout, held out; tasks: 10 nearest "
         "neighbours", style=_GREY,
     )  # fmt: skip
+    if "code_draws" in section and (doubt := few_draws(section["code_draws"], section["code_size"])):
+        yield Text(f"! {doubt}", style="yellow")
 
 
 _TABLES: dict[str, Callable[[Any], Iterator[RenderableType]]] = {

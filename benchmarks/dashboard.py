@@ -288,7 +288,6 @@ def random_knockouts(run: Run) -> dict[str, dict[str, Any]]:
         "group_modes": ["zero", "mean", "resampled"], "group_size": ANCHORS,
         "rank_predictors": ["attention", "attention x value x output", "gradient x gate", "gradient x input"],
         "rank_effects": ["z", "answers"], "shapley_players": [f"anchor {at + 1}" for at in range(ANCHORS)] + corners,
-        "shapley_cosine_error": np.ones((n, ANCHORS + 4)), "shapley_answers_error": np.ones((n, ANCHORS + 4)),
         "loo_change": rng.random((n, T, LAYERS + 1), np.float32), "loo_answers": rng.normal(size=(n, T, Q)),
         "window_change": rng.random((n, LAYERS, T), np.float32), **arrays,
         "mean_group_answer": np.zeros((3, 4)), "mean_group_answer_lower": np.zeros((3, 4)),

@@ -112,12 +112,15 @@ def choose_image(ids: Sequence[str], chosen: Sequence[int]) -> int:
     return number
 
 
+_LAYERS = "Layer l turns z_voco[l-1] into z_voco[l]; layer 0 is the embedding. No text reads what the last one makes."
+
+
 def choose_attention(shape: RunShape) -> tuple[int | None, int | None]:
     """Layer and head, each from 0, or None for the mean."""
     left, right = st.columns(2)
     chosen = []
     for column, key, count, words in (
-        (left, "layer", shape.layers, "Layer l turns z_voco[l-1] into z_voco[l]; layer 0 is the embedding."),
+        (left, "layer", shape.layers, _LAYERS),
         (right, "head", shape.heads, "Counted from 1."),
     ):
         options = ["mean", *map(str, range(1, count + 1))]

@@ -121,13 +121,20 @@ def test_blocks_hold_whole_groups() -> None:
 
 
 def test_shuffles_carry_groups_as_a_whole() -> None:
-    groups = list("aabbcddefgg")
-    labels = np.array([0, 0, 1, 1, 2, 3, 3, 4, 5, 6, 6])
-    orders = list(stats.shuffles(groups, 0, 50))
-    assert len({tuple(order) for order in orders}) > 10
-    for order in orders:
-        assert sorted(order) == list(range(11))
-        assert all(len({labels[order][i] for i in range(11) if groups[i] == name}) == 1 for name in set(groups))
+    even = np.repeat(np.arange(12), 3)
+    mixed = np.random.default_rng(1).permutation([*np.repeat(np.arange(9), 2), *range(9, 20)])  # 9 of two, 11 of one
+    distinct = np.repeat(np.arange(7), np.arange(1, 8))
+    for groups, sizes_stay in ((even, True), (mixed, True), (distinct, False)):
+        orders = list(stats.shuffles(groups, 0, 50))
+        assert len({tuple(order) for order in orders}) > 40
+        sizes = np.bincount(groups)
+        for order in orders:
+            for name in set(groups):
+                of = groups[order[groups == name]]
+                assert (of == of[0]).all() and (sizes[of[0]] == sizes[name] or not sizes_stay)
+            assert not sizes_stay or sorted(order) == list(range(len(groups))), "every label once"
+    moved = np.mean([order != np.arange(28) for order in orders])
+    assert moved > 0.5, "groups of a size of their own change places too"
 
 
 def test_groups_of_another_number_are_refused() -> None:

@@ -22,8 +22,8 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from test_extract import small_model
 
-from analysis import rerun, results, summary
-from analysis.cli import main
+from analysis import cli, rerun, results, summary
+from analysis.cli import AnalyzeConfig, main
 from analysis.stats import Interval
 from analysis.summary import Sentence
 from extract import models
@@ -351,6 +351,23 @@ def test_other_settings_are_made_anew_and_only_they(folder: Path, capsys: Any) -
     assert after["attention"] == before["attention"] and after["contributions"] != before["contributions"]
     with results.read(folder / "run.analysis.h5") as found:
         assert len(found["contributions"]["images"]) == 5
+
+
+def test_sections_of_an_older_version_are_made_anew(folder: Path, capsys: Any) -> None:
+    with open_run(folder / "run.h5") as run:
+        of = results.identity(run)
+    old = {
+        "knockouts": {"images": 6, "ranks": "of layers, questions and probes", "probes": None},
+        "reading": {"reading_images": 20, "probes": None}, "map": {"neighbours": 10},
+    }  # fmt: skip
+    for name, settings in old.items():
+        save(folder / "run.analysis.h5", name, run=of, settings={"seed": 0} | settings)
+    config = AnalyzeConfig(("knockouts", "reading", "map"), images=6, reading_images=20)
+    jobs = [job for job in cli._jobs(config, None, None) if job.name in old]
+    assert [job.name for job in cli._missing(jobs, folder / "run.analysis.h5", of)] == [job.name for job in jobs]
+    said = capsys.readouterr().out
+    for name, changed in (("knockouts", "ranks, shapley"), ("reading", "counts"), ("map", "ties")):
+        assert f"{name:<14}is there with other settings ({changed}): made anew in its place" in said
 
 
 def test_another_run_of_the_same_name(folder: Path, capsys: Any) -> None:

@@ -20,6 +20,7 @@ from extract.vlm.star import Topology, star_mask
 TEXT = torch.tensor([3, 1, 4, 1, 5])
 PATTERNS = [f"blocks.{layer}.attn.hook_pattern" for layer in range(LAYERS)]
 STATES = [f"blocks.{layer}.hook_resid_pre" for layer in range(LAYERS)]
+NORMS = [f"blocks.{LAYERS - 1}.ln1.hook_scale", f"blocks.{LAYERS - 1}.ln2.hook_normalized", "ln_final.hook_scale"]
 SCORES = [f"blocks.{layer}.attn.hook_attn_scores" for layer in range(LAYERS)]
 
 
@@ -59,6 +60,10 @@ def stock(case: Case, mask: Tensor) -> Any:
 def mask_of(case: Case) -> Tensor:
     prefix = len(case.model.config.prefix_ids)
     return star_mask(prefix, case.voco - prefix, len(TEXT), topology=case.model.config.topology)
+
+
+def edits(warned: Any) -> list[str]:
+    return [str(one.message) for one in warned if "edited" in str(one.message)]
 
 
 def close(scores: Tensor, hook: Any, rows: int | slice, token: int) -> Tensor:
@@ -143,6 +148,41 @@ def test_a_hook_cannot_spoil_what_it_is_given(case: Case) -> None:
     held = cache[STATES[0]].clone()
     case.lens.run_with_hooks(case.embeddings, fwd_hooks=[(STATES[0], zero)])
     torch.testing.assert_close(cache[STATES[0]], held, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+def test_what_a_hook_leaves_as_it_is_is_no_edit(case: Case, mode: Callable[[], Any], recwarn: Any) -> None:
+    """So that TransformerLens stays on its native path, and the numbers are those without hooks."""
+    with mode():
+        embeddings = sequence(case.model, *(part.detach().clone() for part in case.hybrid), TEXT)
+        plain = case.lens(embeddings)
+        cached, cache = case.lens.run_with_cache(embeddings)
+        for name in NORMS:
+            for look in (lambda tensor, hook: None, lambda tensor, hook: tensor):
+                seen = case.lens.run_with_hooks(embeddings, fwd_hooks=[(name, look)])
+                torch.testing.assert_close(seen, plain, rtol=0, atol=0)
+    torch.testing.assert_close(cached, plain, rtol=0, atol=0)
+    assert all(name in cache for name in [*NORMS, *PATTERNS]) and not edits(recwarn)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@torch.no_grad()
+def test_what_a_hook_changes_is_an_edit_however_it_does_that(case: Case, in_place: bool, recwarn: Any) -> None:
+    def double(tensor: Tensor, hook: Any) -> Tensor | None:
+        return None if tensor.mul_(2).numel() and in_place else tensor
+
+    plain = case.lens(case.embeddings)
+    for name in [*NORMS, STATES[0]]:
+        assert (case.lens.run_with_hooks(case.embeddings, fwd_hooks=[(name, double)]) - plain).abs().max() > 1e-4
+    assert edits(recwarn), "TransformerLens says that it computes these norms in another way"
+
+
+def test_gradients_by_what_a_hook_kept(case: Case) -> None:
+    kept: list[Tensor] = []
+    for name in (STATES[1], PATTERNS[1], f"blocks.{LAYERS - 1}.attn.hook_v"):
+        logits = case.lens.run_with_hooks(case.embeddings, fwd_hooks=[(name, lambda tensor, hook: kept.append(tensor))])
+        (slope,) = torch.autograd.grad(logits[:, -1, 3].sum(), kept.pop())
+        assert slope.abs().max() > 0
 
 
 def test_weights_are_shared_and_the_model_stays_as_it_is(case: Case) -> None:

@@ -85,8 +85,11 @@ def test_dots_and_bars_hold_estimates_intervals_and_the_image() -> None:
     lines = figures.window_lines(by_role, own_by=None, unit="u", what="z", n=3).data
     assert [line.y[0] for line in lines] == [1, 2] and list(lines[0].x) == [1, 2, 3, 4]
     assert [line.name for line in lines] == ["all anchors", "all patches"]
-    shapley = figures.shapley_bars(["anchor 1", "lower left patches"], rank_K3, own_P2=None, unit="u", what="z", n=3)
+    players = ["anchor 1", "lower left patches"]
+    shapley = figures.shapley_bars(players, rank_K3, own_P=np.ones(2), unit="u", what="z", n=3)
     assert len(set(shapley.data[0].marker.color)) == 2
+    np.testing.assert_array_equal(shapley.data[1].x, [1, 1])
+    assert shapley.data[1].error_x.array is None, "the values of one image are exact"
 
 
 def test_the_two_by_two_picture_mirrors_the_mixed_cells() -> None:
@@ -144,8 +147,7 @@ def knockouts(ids: list[str]) -> dict[str, Any]:
         + [f"{where} patches" for where in ("upper left", "upper right", "lower left", "lower right")],
         "loo_change": rng.random((n, T, L + 1)), "loo_answers": rng.normal(size=(n, T, 2)),
         "loo_probe_flips": flips, "loo_probe_changes": rng.normal(size=(n, T, 2)),
-        "window_change": rng.random((n, L, T)), "shapley_cosine_error": np.ones((n, A + 4)),
-        "shapley_answers_error": np.ones((n, A + 4)), **arrays,
+        "window_change": rng.random((n, L, T)), **arrays,
     }  # fmt: skip
     section["loo_answers"][1, :, 1] = np.nan
     for name, values in arrays.items():
@@ -241,6 +243,16 @@ def test_without_analyses_it_says_what_fills_it(tmp_path: Path, open_app: Any) -
     assert not app.exception and app.code[0].value == f"htc-analyze interchange --run {run}"
 
 
+def test_an_analysis_of_an_older_version_is_not_shown_as_one_of_this(tmp_path: Path, open_app: Any) -> None:  # noqa: F811
+    run = write_run(tmp_path / "run.h5", 6)
+    old = knockouts([f"val-{at:03d}" for at in range(6)]) | {"shapley_cosine_error": np.ones((len(SAMPLE), A + 4))}
+    write_analysis(run, knockouts=old)
+    for part, names in ((None, "knockouts contributions"), (GROUPS, "knockouts")):
+        app = open_app(run, page=PAGE, **({} if part is None else {"causes": part}))
+        assert not app.exception and not charts(app)
+        assert app.code[0].value == f"htc-analyze {names} --run {run}"
+
+
 def test_maps_of_an_image_of_the_sample_are_on_one_scale(analysed: Path, open_app: Any) -> None:  # noqa: F811
     app = open_app(analysed, page=PAGE, image="4")
     assert not app.exception and not app.error
@@ -290,6 +302,13 @@ def test_a_layer_alone_and_other_effects(analysed: Path, open_app: Any) -> None:
     np.testing.assert_allclose(numbers(trace["z"]).ravel(), causes.times_even(loss_T)[:A], rtol=1e-5)
     assert trace["zmin"] == -trace["zmax"]
     same_ranks(app, section["question_rank"][:, :, 0], PREDICTORS[:2])
+    # Text reads nothing of the last layer, so what lies beside the answers leaves it out, and says so.
+    of_layers = {"map_attention": random_rows(6)[3].mean(1), "map_norm": contributions([""] * 6)["norm"][0]}
+    for name, values_LS in of_layers.items():
+        values_T = values_LS[:-1].mean(0)[1 : 1 + T]
+        trace = charts(app)[name]["data"][1]
+        np.testing.assert_allclose(numbers(trace["z"]).ravel(), causes.times_even(values_T)[:A], rtol=2e-3)
+        assert "all layers but the last, which no text reads" in subtitle(charts(app)[name])
     app.selectbox(key="question").set_value("where").run()
     assert "map_effect" not in charts(app) and any("has no such answer" in info.value for info in app.info)
     same_ranks(app, section["question_rank"][:, :, 1], PREDICTORS[:2])

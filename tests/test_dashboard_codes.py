@@ -281,6 +281,12 @@ def test_with_the_analyses_beside_it(analysed: Path, open_app: Any) -> None:  # 
     assert any("22.5 [21.5, 23.5] dB" in item.value for item in app.caption)
 
 
+def test_more_codes_than_draws_are_told(tmp_path: Path, run_file: Path, open_app: Any) -> None:  # noqa: F811
+    app = app_at(open_app, write_run(tmp_path / "run.h5", 2))
+    assert not app.exception and any("8 draws" in item.value and "9 codes" in item.value for item in app.warning)
+    assert not app_at(open_app, run_file).warning
+
+
 def test_a_run_without_codes_says_why_it_is_empty(tmp_path: Path, open_app: Any) -> None:  # noqa: F811
     app = app_at(open_app, write_coded(tmp_path / "run.h5", mgvq=False))
     assert not app.exception and not charts(app) and "no MGVQ" in app.info[0].value

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -305,22 +306,38 @@ def test_probe_changes() -> None:
 
 
 def test_shapley_values_of_known_games() -> None:
-    joining = coalitions(5, 6, np.random.default_rng(0))
-    assert joining.members[:, 0].sum() == 0 and joining.members[:, -1].all()
-    assert (np.diff(joining.members.sum(-1), axis=1) == 1).all()
-    np.testing.assert_array_equal(joining.orders[0], joining.orders[1][::-1])
+    members = coalitions(5)
+    assert members.shape == (32, 5) and len(np.unique(members, axis=0)) == 32
+    assert not members[0].any() and members[-1].all()
     weights = np.array([3.0, -1, 0, 2, 5])
-    values, errors = shapley(joining, joining.members @ weights)
-    np.testing.assert_allclose(values, weights, atol=1e-12)
-    np.testing.assert_allclose(errors, 0, atol=1e-12)
+    np.testing.assert_allclose(shapley(members @ weights + 7), weights, atol=1e-12)
 
     # Two left gloves and a right one: a pair is worth 1. Its owner gets 2/3, the others 1/6.
-    many = coalitions(3, 4000, np.random.default_rng(0))
-    pair = (many.members[..., 0] | many.members[..., 1]) & many.members[..., 2]
-    values, errors = shapley(many, pair.astype(float))
-    np.testing.assert_allclose(values, [1 / 6, 1 / 6, 2 / 3], atol=0.03)
-    assert (np.abs(values - [1 / 6, 1 / 6, 2 / 3]) < 4 * errors + 1e-12).all()
-    np.testing.assert_allclose(values.sum(), 1)
+    gloves = coalitions(3)
+    pair = (gloves[:, 0] | gloves[:, 1]) & gloves[:, 2]
+    np.testing.assert_allclose(shapley(np.stack([pair, 3 * pair])), [[1 / 6, 1 / 6, 2 / 3], [0.5, 0.5, 2]])
+    np.testing.assert_allclose(shapley(np.array([2.0, 5.0])), [3])
+
+
+def test_shapley_values_are_the_mean_over_all_orders() -> None:
+    worth = np.random.default_rng(0).normal(size=2**4)
+    gains = np.zeros(4)
+    for order in permutations(range(4)):
+        there = 0  # the number of the coalition, a bit a player
+        for player in order:
+            gains[player] += worth[there | 1 << player] - worth[there]
+            there |= 1 << player
+    np.testing.assert_allclose(shapley(worth), gains / 24)
+    np.testing.assert_allclose(shapley(worth).sum(), worth[-1] - worth[0])
+
+
+def test_players_are_few_enough_for_all_coalitions() -> None:
+    """However many anchors there are, every token is of exactly one player."""
+    for anchors, names in ((0, []), (1, ["anchor 1"]), (4, [f"anchor {at}" for at in (1, 2, 3, 4)]),
+                           (6, ["anchors 1 to 2", "anchors 3 to 4", "anchor 5", "anchor 6"])):  # fmt: skip
+        places = knockouts._places(tiny(num_anchors=anchors))
+        assert list(places.players)[:-4] == names
+        np.testing.assert_array_equal(np.sort(np.concatenate(list(places.players.values()))), places.tokens)
 
 
 def test_rank_correlation_is_spearmans() -> None:
@@ -343,9 +360,10 @@ def test_ranks_of_attention_that_tells_all_or_the_reverse() -> None:
     sign = rng.choice([-1, 1], (2, 9))  # an effect's size is what is ranked
     effects = np.stack([np.log1p(mean[:, 0]) * sign, sign / mean[:, 1], np.ones((2, 9)), rng.normal(size=(2, 9))], -1)
     effects[1, 4, 3] = np.nan
-    found = dict(ranks_of_attention(attention, windows, {"one_rank": effects, "other_rank": effects[..., :1]}))
+    found = dict(ranks_of_attention(attention, windows, {"one_rank": effects, "other_rank": effects[..., :1],
+                                                         "question_rank": effects[..., :2]}))  # fmt: skip
     assert {name: values.shape for name, values in found.items()} == {
-        "window_rank": (2, 2, 3), "one_rank": (2, 2, 4), "other_rank": (2, 2, 1)
+        "window_rank": (2, 2, 3), "one_rank": (2, 2, 4), "other_rank": (2, 2, 1), "question_rank": (2, 2, 2)
     }  # fmt: skip
     np.testing.assert_allclose(found["window_rank"][:, 0, :2], [[1, -1]] * 2)
     np.testing.assert_allclose(found["one_rank"][:, 0, 0], 1)
@@ -359,6 +377,10 @@ def test_ranks_of_attention_that_tells_all_or_the_reverse() -> None:
             np.testing.assert_allclose(found["window_rank"][image, kind], expected)
             expected = [spearmanr(mean[image, kind], np.abs(effects[image, :, at])).statistic for at in (0, 1)]
             np.testing.assert_allclose(found["one_rank"][image, kind, :2], expected)
+            # What is said hangs on the layers before the last alone.
+            read = attention[image, kind, :2].mean(0)
+            expected = [spearmanr(read, np.abs(effects[image, :, at])).statistic for at in (0, 1)]
+            np.testing.assert_allclose(found["question_rank"][image, kind], expected)
 
 
 # ---- the section
@@ -387,8 +409,8 @@ def test_the_section(extracted: tuple[HTCVLM, Path]) -> None:
     given["hue", "z_voco", LAYERS] = Probe("classes", ("a", "b"), -column, none, np.zeros(WIDTH))
     told: list[int] = []
     with open_run(path) as run:
-        found = knockouts.analyse(model, run, limit=4, probes=given, orders=4, on_images=told.append)
-        again = knockouts.analyse(model, run, limit=4, probes=given, orders=4)
+        found = knockouts.analyse(model, run, limit=4, probes=given, on_images=told.append)
+        again = knockouts.analyse(model, run, limit=4, probes=given)
         taken = take(model, run, 4, seed=0)
     assert taken.texts is not None
     assert told == [4] and found["images"] == taken.ids == [f"scenes-val-00000{row}" for row in taken.rows]
@@ -422,6 +444,27 @@ def test_the_section(extracted: tuple[HTCVLM, Path]) -> None:
     effect = np.abs(np.nanmean(found["loo_answers"][0], -1))
     looked = shared.base.rows[1][0, 0].mean(0)[:N].numpy()
     np.testing.assert_allclose(found["rank"][0, 0, 1, 1], spearmanr(looked, effect).statistic, atol=1e-6)
+    # Text reads nothing that the last layer makes, so what it looks at there tells no effect on answers, only on z.
+    by_layer = torch.stack([row[0, 0].mean(0)[:N] for row in shared.base.rows])
+    for at, (over, of) in enumerate(((by_layer, loo.change[0, :, -1].numpy()), (by_layer[:-1], effect))):
+        wanted = spearmanr(over.mean(0).numpy(), of).statistic
+        np.testing.assert_allclose(found["rank"][0, 0, at, -1], wanted, atol=1e-3)
+    every = spearmanr(by_layer.mean(0).numpy(), effect).statistic
+    assert abs(found["rank"][0, 0, 1, -1] - every) > 0.01, "the last layer would have changed it"
+    most = by_layer[:-1].mean(0)[A:].topk(A).indices + A
+    attended = knock_out(model, shared, torch.zeros(1, 1, N, dtype=torch.bool).index_fill(-1, most, True))
+    np.testing.assert_allclose(found["group_change"][0, 0, 2], attended.change[0, 0, -1], atol=1e-6)
+    # Shapley values are those of all coalitions, of each player's tokens together.
+    half = (0, 1), (2, 3)
+    quarters = [[A + 4 * row + col for row in rows for col in cols] for rows in half for cols in half]
+    players = torch.zeros(A + 4, N, dtype=torch.bool)
+    for player, tokens in enumerate([*([at] for at in range(A)), *quarters]):
+        players[player, tokens] = True
+    absent = torch.from_numpy(~coalitions(A + 4)).float() @ players.float() > 0
+    worth = knock_out(model, shared, absent[None], texts=taken.texts)
+    np.testing.assert_allclose(found["shapley_answers"], shapley(worth.answers.nanmean(-1).numpy()), atol=1e-4)
+    np.testing.assert_allclose(found["shapley_cosine"], shapley(worth.cosine[..., -1].numpy()), atol=1e-5)
+    assert not any("error" in name for name in found)
     assert set(np.unique(found["loo_probe_flips"][..., [0, 2]])) <= {0, 1}
     check_ranks(found, shared.base.rows)
     assert all(isinstance(value, np.ndarray | list | float | int | str) for value in found.values())
@@ -438,7 +481,7 @@ def check_ranks(found: dict[str, Any], rows: list[Tensor]) -> None:
     for at in range(images):
         for name, looked, effects in (
             ("window_rank", attention[at], found["window_change"][at]),
-            ("question_rank", attention[at].mean(0), found["loo_answers"][at].T),
+            ("question_rank", attention[at, :-1].mean(0), found["loo_answers"][at].T),
             ("probe_rank", attention[at].mean(0), np.concatenate([probes, of_classes], -1)[at].T),
         ):
             looked = np.broadcast_to(looked, effects.shape)

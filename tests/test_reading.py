@@ -1,15 +1,18 @@
 """What z_voco holds: every quantity on a case with a known answer, then the shipped model's own run."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.linear_model import Ridge
 from sklearn.neighbors import NearestNeighbors
+from threadpoolctl import threadpool_limits
 
-from analysis import attention, codes, geometry, maps, reading, ridge, stats
+from analysis import attention, codes, geometry, maps, reading, ridge, stats, summary
 from extract import models
 from extract.cli import main
 from extract.errors import UserError
@@ -38,6 +41,29 @@ def test_neighbours_are_scikit_learns_but_never_of_the_own_group() -> None:
     assert (groups[near] != groups[:, None]).all()
     few = geometry.neighbours(x[:6], groups[:6], 10)
     assert ((few >= 0).sum(1) == 4).all()
+
+
+def test_images_that_are_equally_near_come_in_their_order() -> None:
+    """Whatever a product of matrices makes of equal rows, and however many threads make it."""
+    distinct_rows, which = normal(40, 300), np.random.default_rng(0).integers(0, 40, 500)
+    x = distinct_rows[which]
+    first, of = geometry.distinct(x)
+    assert len(first) == 40 and (x[first][of] == x).all() and (np.diff(first) > 0).all()
+    assert geometry.distinct(np.array([[0.0], [-0.0], [1.0]]))[1].tolist() == [0, 0, 1]
+    for search in (geometry.neighbours, geometry.nearest):
+        found = []
+        for threads in (1, 2, 4):
+            with threadpool_limits(threads):
+                found.append(search(x, np.arange(500)))
+        assert (found[0] == found[1]).all() and (found[0] == found[2]).all()
+        for image, near in enumerate(found[0]):
+            copies = [at for at in np.flatnonzero(which == which[image]) if at != image][:10]
+            assert near[: len(copies)].tolist() == copies
+    codes_NV = np.random.default_rng(1).integers(0, 3, (60, 5))  # few codes: many images are alike in as many
+    like = maps.equal_codes(codes_NV)
+    for image, near in enumerate(maps.nearest_by(like, np.arange(60))):
+        others = [at for at in np.argsort(-like[image], kind="stable") if at != image]
+        assert near.tolist() == others[:10]
 
 
 def test_shared_neighbours() -> None:
@@ -265,6 +291,25 @@ def test_usage_of_known_codes() -> None:
     assert (found.entropy.lower <= found.entropy.estimate).all() and (found.entropy.upper <= 6).all()
 
 
+def test_copies_of_images_are_no_more_draws_of_codes() -> None:
+    drawn = np.random.default_rng(0).integers(0, 64, (20, 5, 2))
+    once = codes.usage(drawn, 64, np.arange(20), seed=0)
+    copies = codes.usage(np.repeat(drawn, 4, axis=0), 64, np.repeat(np.arange(20), 4), seed=0)
+    assert once.draws == copies.draws == 100
+    np.testing.assert_allclose(copies.entropy.estimate, once.entropy.estimate)
+    np.testing.assert_allclose(copies.entropy.lower, once.entropy.lower)
+    # Half of all images in one group tell about as much as three groups of even sizes.
+    assert stats.effective_groups([0] * 20 + list(range(1, 21))) == pytest.approx(1600 / 420)
+
+
+def test_few_draws_of_many_codes_are_told() -> None:
+    drawn = np.random.default_rng(0).integers(0, 512, (30, 10, 1))
+    found = codes.usage(drawn, 512, np.arange(30), seed=0)
+    assert found.perplexity.estimate[0] < 400, "it is 512"
+    assert re.search("too low: 300 draws.*512 codes", summary.few_draws(found.draws, 512))
+    assert summary.few_draws(512, 512) == ""
+
+
 def test_the_usage_interval_holds_the_entropy() -> None:
     held = []
     share = np.array([0.5, 0.25, 0.125, 0.125])  # 1.75 bits
@@ -305,6 +350,30 @@ def test_independent_codes_of_groups_say_nothing_either() -> None:
         values, labels = rng.integers(0, 8, (60, 4))[group], rng.integers(0, 4, 60)[group]
         mean.append(codes.information(values, labels, group, seed).bits.mean())
     assert abs(np.mean(mean)) < 0.02
+
+
+def test_information_counts_groups_not_images() -> None:
+    rng = np.random.default_rng(0)
+    values, labels = rng.integers(0, 4, (64, 6)), rng.integers(0, 4, 64)
+    values[:, :3] = labels[:, None]
+    once = codes.information(values, labels, np.arange(64), 0)
+    group = np.repeat(np.arange(64), 4)
+    copies = codes.information(values[group], labels[group], group, 0)
+    np.testing.assert_allclose(copies.bits, once.bits, atol=1e-6)
+    assert codes.values_for(np.arange(512)) == codes.values_for(np.repeat(np.arange(512), 3)) == 16
+    assert codes.values_for(np.repeat(np.arange(64), 8)) == 2, "512 images, and 64 that differ"
+
+
+def test_information_where_no_two_groups_have_one_size() -> None:
+    group = np.repeat(np.arange(40), np.arange(1, 41))
+    mean = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        labels = rng.integers(0, 3, 40)
+        values = np.stack([labels, *rng.integers(0, 3, (6, 40))], 1)
+        mean.append(codes.information(values[group], labels[group], group, seed).bits)
+    bits = np.mean(mean, 0)
+    assert 1.35 < bits[0] < np.log2(3) and (np.abs(bits[1:]) < 0.03).all()
 
 
 def test_information_of_a_noisy_copy() -> None:
@@ -399,6 +468,22 @@ def test_principal_components_are_those_of_the_features() -> None:
     np.testing.assert_allclose(np.abs(found.scores), np.abs(axes * sizes)[:, :3], atol=1e-6)
     np.testing.assert_allclose(found.variance, (sizes**2 / (sizes**2).sum())[:3])
     assert maps.principal(np.ones((6, 6))).scores.shape == (6, 0)
+
+
+def test_principal_components_of_rows_that_stand_for_several() -> None:
+    x, which = normal(70, 60), np.repeat(np.arange(70), np.arange(70) % 3 + 1)
+    once = maps.principal(maps.inner_products(x), np.bincount(which))
+    every = maps.principal(maps.inner_products(x[which]))
+    np.testing.assert_allclose(once.scores[which], every.scores, atol=1e-4)
+    np.testing.assert_allclose(once.variance, every.variance, rtol=1e-5)
+
+
+def test_components_of_less_than_full_rank_repeat_themselves() -> None:
+    """A search that runs out of directions takes new ones, by a seed."""
+    for likeness in (maps.inner_products(normal(300, 9)), maps.inner_products(np.repeat(normal(12, 80), 20, axis=0))):
+        first = maps.principal(likeness)
+        for _ in range(3):
+            np.testing.assert_array_equal(maps.principal(likeness).scores, first.scores)
 
 
 def test_equal_codes_are_counted() -> None:
@@ -505,6 +590,23 @@ def test_maps_of_a_run(run: Run) -> None:
     assert near[0, 7].tolist() == np.argsort(from_seven)[1:11].tolist() and (np.diff(away, axis=2) >= -1e-6).all()
     again = maps.analyse(run, seed=1)
     np.testing.assert_array_equal(found["umap"], again["umap"])
+
+
+@pytest.mark.slow
+def test_maps_of_images_that_come_more_than_once_repeat_themselves(tmp_path: Path) -> None:
+    (tmp_path / "photos" / "val").mkdir(parents=True)
+    for at in range(60):
+        colours = np.random.default_rng(at % 12).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(colours).resize((64, 64)).save(tmp_path / "photos" / "val" / f"{at:02d}.png")
+    out = tmp_path / "run.h5"
+    assert main(["--data", str(tmp_path / "photos"), "--split", "val", "--out", str(out), "--device", "cpu"]) == 0
+    found = []
+    for threads in (1, 2, 2):
+        with threadpool_limits(threads), open_run(out) as run:
+            found.append(maps.analyse(run, seed=1))
+    for name, value in found[0].items():
+        for again in found[1:]:
+            np.testing.assert_array_equal(value, again[name])
 
 
 def test_runs_that_are_too_small_are_refused(tmp_path: Path) -> None:

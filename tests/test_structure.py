@@ -22,7 +22,7 @@ ALLOWED = {
     "dashboards": {
         "dashboards", "extract.store", "extract.shards", "extract.errors", "probes.results", "probes.table",
         "probes.figures", "probes.predictions", "probes.inference", "probes.metrics", "probes.circular",
-        "analysis.results", "analysis.summary", "analysis.stats",
+        "analysis.results", "analysis.summary", "analysis.stats", "analysis.attention",
     },
 }
 H5PY_AT = {

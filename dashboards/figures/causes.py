@@ -212,12 +212,12 @@ def window_lines(
 
 
 def shapley_bars(
-    players: Sequence[str], value_P3: np.ndarray, *, own_P2: np.ndarray | None, unit: str, what: str, n: int
+    players: Sequence[str], value_P3: np.ndarray, *, own_P: np.ndarray | None, unit: str, what: str, n: int
 ) -> go.Figure:
     """What each anchor and each quarter of the patches adds, on average over all orders in which they may join.
 
-    value_P3: (P, 3). own_P2: (P, 2) of the image that is looked at, its value and standard error. Players whose name
-    begins with `anchor` have the anchors' colour.
+    value_P3: (P, 3), means with their intervals. own_P: (P,) of the image that is looked at. Players whose name begins
+    with `anchor` have the anchors' colour.
     """
     names = [escape(name) for name in players]
     colours = [ROLE_COLOURS["anchor" if name.startswith("anchor") else "patch"] for name in players]
@@ -228,10 +228,9 @@ def shapley_bars(
             hovertemplate="%{y}: %{x:.4~g} [%{customdata[0]:.4~g}, %{customdata[1]:.4~g}]<extra></extra>",
         )
     )  # fmt: skip
-    if own_P2 is not None:
+    if own_P is not None:
         figure.add_scatter(
-            x=own_P2[:, 0], y=names, mode="markers", name="this image, ± standard error", marker=_OWN_MARK,
-            error_x={"array": own_P2[:, 1], "color": OWN} | _BARS,
+            x=own_P, y=names, mode="markers", name="this image", marker=_OWN_MARK,
             hovertemplate="this image, %{y}: %{x:.4~g}<extra></extra>",
         )  # fmt: skip
     figure.update_xaxes(title=escape(unit), zeroline=True, zerolinecolor=NEUTRAL)

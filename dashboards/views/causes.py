@@ -11,6 +11,7 @@ import numpy as np
 import streamlit as st
 
 from analysis import summary
+from analysis.attention import mean_of_read_layers
 from analysis.stats import Interval
 from dashboards import attention as att
 from dashboards import causes, data, figures
@@ -35,6 +36,8 @@ class Effect(NamedTuple):
     """By sampled image and token; above 0 something is lost, but for numbers, which change either way."""
     unit: str
     signed: bool
+    read: bool
+    """Whether it is on what text says, which hangs on the layers whose outcome text reads: all but the last."""
     ranked: str
     """The entry of the section that says how well attention ranks it, (N, predictors, ...)."""
     at: tuple[int, ...]
@@ -46,13 +49,17 @@ def show(view: View) -> None:
     sections = data.sections(view.path, view.header)
     st.caption(
         "Attention says where &lt;voco&gt; looks; it is no cause. Here tokens are taken away, or exchanged between two "
-        "images, and everything after them is computed again: what changes then, they caused."
+        "images, and everything after them is computed again: what changes then, they caused. z_voco is &lt;voco&gt; "
+        "after the last layer, which no text reads: answers hang on what it is before that."
     )
     parts = st.tabs(list(_PARTS), key="causes", bind="query-params", on_change="rerun")  # computes only the open one
     for part, (name, command, content) in zip(parts, _PARTS.values(), strict=True):
         if part.open:
             with part:
-                if name in sections:
+                if name == "knockouts" and name in sections and "shapley_cosine_error" in sections[name]:
+                    what = "This is of an older version, which counted a layer that no text reads and sampled orders."
+                    fill(what, command, view.path)
+                elif name in sections:
                     content(view, sections)
                 elif name == "interchange" and not view.header.shape.anchors:
                     st.info("The model has no anchors: there is nothing to interchange.")
@@ -170,10 +177,10 @@ def _choose_effect(view: View, section: data.Section) -> tuple[Effect, int | Non
         if window == _ALL:
             change_NT = section["loo_change"][..., -1]
             at = section["rank_effects"].index("z"), -1
-            return Effect(Z, change_NT, "of the length of z_voco", False, "rank", at), None
+            return Effect(Z, change_NT, "of the length of z_voco", False, False, "rank", at), None
         layer = layers.index(window) - 1
         change_NT = section["window_change"][:, layer]
-        return Effect(Z, change_NT, "of the length of z_voco", False, "window_rank", (layer,)), layer
+        return Effect(Z, change_NT, "of the length of z_voco", False, False, "window_rank", (layer,)), layer
     if chosen == ANSWERS:
         names = section["questions"]
         with of:
@@ -181,10 +188,10 @@ def _choose_effect(view: View, section: data.Section) -> tuple[Effect, int | Non
         loss_NTQ = -section["loo_answers"]
         if which == _MEAN:
             at = section["rank_effects"].index("answers"), -1
-            return Effect(ANSWERS, causes.mean_known(loss_NTQ), "nats lost", True, "rank", at), None
+            return Effect(ANSWERS, causes.mean_known(loss_NTQ), "nats lost", True, True, "rank", at), None
         number = names.index(which)
         words = f"the true answer, {which}"
-        return Effect(words, loss_NTQ[..., number], "nats lost", True, "question_rank", (number,)), None
+        return Effect(words, loss_NTQ[..., number], "nats lost", True, True, "question_rank", (number,)), None
     names, change_NTP = section["probes"], section["loo_probe_changes"]
     numbers = np.isnan(section["loo_probe_flips"]).all((0, 1))
     with of:
@@ -192,13 +199,13 @@ def _choose_effect(view: View, section: data.Section) -> tuple[Effect, int | Non
         which = select("Probe", options, "probe", format_func=_or_mean)
     if which == _MEAN:
         words = f"what {int((~numbers).sum())} probes of classes read"
-        return Effect(words, -change_NTP[..., ~numbers].mean(-1), "nats lost", True, "probe_rank", (-1,)), None
+        return Effect(words, -change_NTP[..., ~numbers].mean(-1), "nats lost", True, False, "probe_rank", (-1,)), None
     number = names.index(which)
     words, values_NT, unit = f"what the probe of {which} reads", -change_NTP[..., number], "nats lost"
     if numbers[number]:
         unit = next((task.unit for task in view.header.tasks if task.name == which), "") + " more"
         values_NT = -values_NT
-    return Effect(words, values_NT, unit, True, "probe_rank", (number,)), None
+    return Effect(words, values_NT, unit, True, False, "probe_rank", (number,)), None
 
 
 def _or_mean(name: str) -> str:
@@ -221,14 +228,14 @@ def _maps(
     record = data.image_record(view.key, view.selection.image)
     row_LS = record.attention.mean(1)
     closed = "closed in all layers" if window is None else f"closed in layer {window + 1} only"
-    layers = "mean over layers and heads" if window is None else f"layer {window + 1}, mean over heads"
+    layers = f"{_layers(effect, window)}, mean over heads"
     shown: list[tuple[str, str, np.ndarray, str, str]] = [
         ("effect", "Knock-out", effect.values_NT[here], effect.unit, closed),
-        ("attention", "Attention", _of_window(row_LS, window)[keys], "of all attention", layers),
+        ("attention", "Attention", _of_window(row_LS, effect, window)[keys], "of all attention", layers),
     ]
     weighed = [] if contributions is None else contributions["images"]
     if contributions is not None and section["images"][here] in weighed:
-        norm_T = _of_window(contributions["norm"][weighed.index(section["images"][here])], window)[keys]
+        norm_T = _of_window(contributions["norm"][weighed.index(section["images"][here])], effect, window)[keys]
         shown.append(("norm", "Value-weighted attention", norm_T, "length of what is handed over", layers))
     if not np.isfinite(shown[0][2]).all():
         st.info(f"Of this image nothing is known of {plain(effect.words)}: it has no such answer.")
@@ -290,18 +297,26 @@ def _dots(
     known = int(np.isfinite(rank_NP).sum(0).max())
     where = effect.words if window is None else f"{effect.words}, knocked out in layer {window + 1} only"
     draw(made(figures.rank_dots, names, mean_P3, own_K=own, effect=where, n=known), "ranks")
-    what = "the mean over layers" if window is None else f"layer {window + 1}"
     gradients = " Gradients are first-order estimates of the effect on the true answers." if len(names) > 2 else ""
     how_to_read(
-        f"1: the predictor ({what}) puts an image's tokens in the order of their effects; 0: it says nothing of them."
-        f" Value-weighted: the length of attention × value × output projection.{gradients} Dots are means over the "
-        "sample, diamonds this image."
+        f"1: the predictor ({_layers(effect, window)}) puts an image's tokens in the order of their effects; 0: it "
+        f"says nothing of them. Value-weighted: the length of attention × value × output projection.{gradients} Dots "
+        "are means over the sample, diamonds this image."
     )
 
 
-def _of_window(values: np.ndarray, window: int | None) -> np.ndarray:
-    """(..., L, T) -> (..., T): of one layer, or the mean."""
-    return values.mean(-2) if window is None else values[..., window, :]
+def _of_window(values: np.ndarray, effect: Effect, window: int | None) -> np.ndarray:
+    """(..., L, T) -> (..., T): of one layer, or the mean over those that the effect can hang on."""
+    if window is not None:
+        return values[..., window, :]
+    return mean_of_read_layers(values) if effect.read else values.mean(-2)
+
+
+def _layers(effect: Effect, window: int | None) -> str:
+    """What `_of_window` gives, in words."""
+    if window is not None:
+        return f"layer {window + 1}"
+    return "mean over all layers but the last, which no text reads" if effect.read else "mean over layers"
 
 
 # ---- groups
@@ -343,8 +358,8 @@ def _groups(view: View, section: data.Section, here: int | None) -> None:
         draw(made(figures.group_bars, groups, modes, effect_MG3, own_MG=own, unit=unit, what=what, n=n), "groups")
         how_to_read(
             "Bars: what is lost when a group cannot be read, when its tokens are replaced by the sample's mean at "
-            "their place, or by those of another image. Compare the anchors with as many patches; all patches have "
-            "an axis of their own."
+            "their place, or by those of another image. Compare the anchors with as many patches, random ones and the "
+            "most attended in the layers that text reads; all patches have an axis of their own."
         )
     mean = f"{ANSWERS}, mean over questions" if chosen == ANSWERS else chosen
     with right:
@@ -361,16 +376,14 @@ def _groups(view: View, section: data.Section, here: int | None) -> None:
     shapley = "shapley_cosine" if chosen == Z else "shapley_answers"
     if shapley in section:
         value_P3 = _stored(section, f"mean_{shapley}", 1)
-        own = None
-        if here is not None:
-            own = np.stack([section[shapley][here], section[f"{shapley}_error"][here]], -1)
+        own = None if here is None else section[shapley][here]
         unit = "cosine with the whole z_voco" if chosen == Z else "nats gained"
         players = section["shapley_players"]
-        draw(made(figures.shapley_bars, players, value_P3, own_P2=own, unit=unit, what=mean, n=n), "shapley")
+        draw(made(figures.shapley_bars, players, value_P3, own_P=own, unit=unit, what=mean, n=n), "shapley")
         how_to_read(
-            "What each adds when anchors and quarters of the patches join one by one, averaged over orders; the bars "
-            "sum to what all are worth more than none. It shares out what tokens can only do together, which no "
-            "single knock-out shows."
+            "What each adds when anchors and quarters of the patches join one by one, the mean over all orders: every "
+            "coalition was run, so that an image's values are exact. They sum to what all are worth more than none. "
+            "That shares out what tokens can only do together, which no single knock-out shows."
         )
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import streamlit as st
 
+from analysis import summary
+from analysis.stats import effective_groups
 from dashboards import codes, controls, data, figures
 from dashboards.chart import draw, made, points
 from dashboards.controls import fill, how_to_read, plain, select, side_by_side, table
@@ -146,6 +148,10 @@ def _usage(view: View, read: data.Codes, section: data.Section | None, group: in
             "A bar at the dashed line means that all codes of the group are used evenly; a low bar, that few codes do "
             "most of the work. Click a bar to choose its group."
         )
+        rows, places = range(n) if ends is not None else read.rows, read.codes.shape[2]
+        draws = effective_groups([view.header.groups[row] for row in rows]) * places
+        if doubt := summary.few_draws(draws, size):
+            st.warning(doubt)
         if ends is None:
             fill("Counted here, without intervals.", "htc-analyze reading", view.path)
     with right:
@@ -252,8 +258,8 @@ def _bits(view: View, section: data.Section | None, group: int, task: str) -> No
         draw(figure, "codes_bits", on_click=taken)
         how_to_read(
             "Orange: knowing one code of the group, or rather which of at most 16 kinds of codes it is, tells some of "
-            "the label; purple is noise below zero. Bits of many codes of an image overlap and cannot be added. "
-            "Click a cell to choose its label and group."
+            "the label; purple is noise below zero. With few groups of images some of the bits are lost. Bits of many "
+            "codes of an image overlap and cannot be added. Click a cell to choose its label and group."
         )
     with right:
         if at is None:

@@ -72,7 +72,8 @@ def show(view: View) -> None:
     )
     how_to_read(
         f"{len(some)} of the {header.shape.images:,} images, evenly spaced, as thumbnails. The model squeezes each "
-        "into the one token &lt;voco&gt;; this run holds that token at every layer and what it looked at."
+        "into the one token &lt;voco&gt;; this run holds that token at every layer and what it looked at. Text reads "
+        "it as it enters each layer; no text reads z_voco, what leaves the last one."
     )
     _sentences(view)
     _probes(view)

@@ -15,7 +15,8 @@ import torch
 
 from extract.data.source import ImageError, Source
 from extract.errors import UserError
-from extract.pipeline import Frame, Prepared, read_ahead
+from extract.images import Frame
+from extract.pipeline import Prepared, read_ahead
 from extract.store import Batch, RunShape, Task
 from extract.vlm.config import HTCConfig
 from extract.vlm.invariants import check_invariants
@@ -173,7 +174,7 @@ def _run(
 
 def frame_of(config: HTCConfig) -> Frame:
     """How images become the input of this model."""
-    return Frame(config.image_size, config.image_fit, tuple(config.image_mean))
+    return config.frame
 
 
 def as_pixels(images: Sequence[Prepared], device: torch.device) -> torch.Tensor:

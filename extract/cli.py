@@ -432,12 +432,14 @@ def announce(plan: Plan, shards: Shards, *, virtual: bool) -> None:
     """Prints what will be done and how large it will be. Raises UserError when the disk has less room."""
     from rich.filesize import decimal
 
+    from extract.images import square_words
     from extract.store import estimate_bytes
 
     job = shards.job
     size = estimate_bytes(plan.shape, job.tasks, job.store_dtype)
     settings, source, environment = plan.info.config, plan.source, plan.info.environment
     print(f"model  {_model_words(plan.info)}, {settings['dtype']} on {environment['device']}")
+    print(f"image  {square_words(plan.info.model['config'])}")
     labels = f"{len(source.tasks)} tasks" if source.tasks else "no labels, so nothing to probe"
     print(f"data   {source.name} {source.split}: {plan.shape.images} images, {labels}")
     for line in _data_words(source):

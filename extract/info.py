@@ -85,10 +85,14 @@ def show(run: Run) -> None:
     """Prints what is in the run, without reading the numbers."""
     from rich.filesize import decimal
 
+    from extract.images import square_words
+
     info, settings = run.info, run.info.config
+    model = info.model.get("config", {})
     rows = {
         "run": f"{run.path}, complete, {run.created[:19]}, {decimal(run.nbytes)}",
         "model": f"{info.model.get('name')} {str(info.model.get('sha256'))[:8]}, {info.topology}",
+        **({"image": square_words(model)} if "image_fit" in model else {}),
         "data": f"{info.dataset} {info.split}: {len(run)} images, {len(run.skipped)} skipped",
         "made": ", ".join(f"{key} {settings[key]}" for key in ("dtype", "device", "limit", "seed") if key in settings),
         "with": ", ".join(f"{name} {version}" for name, version in info.environment.items()),

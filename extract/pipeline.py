@@ -21,23 +21,13 @@ import numpy as np
 
 from extract.data.source import ImageError, Source
 from extract.errors import UserError
-from extract.images import Fit, thumbnail
+from extract.images import Frame, thumbnail
 from extract.store import THUMBNAIL
 
 T = TypeVar("T")
 
 _MOST_WORKERS = 4  # each holds a copy of the source's tables
 _WORTH_WORKERS = 500  # images; a process takes about a second to start, in which that many small ones are read
-
-
-class Frame(NamedTuple):
-    """How an image becomes the model's input."""
-
-    size: int
-    """Pixels a side, R."""
-    fit: Fit
-    mean: tuple[float, ...]
-    """What `pad` fills with, per channel in [0, 1]."""
 
 
 class Prepared(NamedTuple):
@@ -130,7 +120,10 @@ def _prepared(source: Source, index: int, frame: Frame) -> _Found:
         item = source[index]
     except ImageError as error:
         return error.path, error.reason
-    pixels, small = (thumbnail(item.image, size, fit=frame.fit, mean=frame.mean) for size in (frame.size, THUMBNAIL))
+    resize = None if frame.resize is None else round(frame.resize * THUMBNAIL / frame.size)  # the same square, smaller
+    pixels, small = (
+        thumbnail(item.image, **each._asdict()) for each in (frame, frame._replace(size=THUMBNAIL, resize=resize))
+    )
     return Prepared(item.id, item.path, item.group, item.labels, pixels, small)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ from extract.data.files import printable, read_image
 from extract.data.imagefolder import ImageFolder
 from extract.data.source import ImageError
 from extract.errors import UserError
-from extract.images import prepare, thumbnail
+from extract.images import Fit, prepare, thumbnail
 from extract.store import Run, open_run
 from extract.vlm.config import CLIP_MEAN
 
@@ -306,7 +306,9 @@ def test_padding_in_strips_gives_the_pixels_of_the_whole_square(
 
 def test_the_longest_line_takes_no_square_of_its_side() -> None:
     """Which would be 13 GB."""
-    assert prepare(Image.new("RGB", (65_535, 1)), 16).shape == (3, 16, 16)
+    for fit in get_args(Fit):
+        for size in ((65_535, 1), (1, 65_535)):
+            assert prepare(Image.new("RGB", size), 16, fit=fit).shape == (3, 16, 16)
 
 
 # ---- what the model makes of an image

@@ -10,14 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import peft
 import pytest
 import sentencepiece
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     CLIPConfig,
+    CLIPImageProcessorPil,
     CLIPModel,
     CLIPVisionConfig,
     CLIPVisionModel,
@@ -30,6 +34,7 @@ from transformers import (
 from extract import models
 from extract.cli import main
 from extract.errors import UserError
+from extract.info import main as info_main
 from extract.models.layouts import BEFORE_IMAGE
 from extract.store import open_run
 from extract.vlm.config import CLIP_MEAN, CLIP_STD, HTCConfig
@@ -246,7 +251,7 @@ def test_llava_answers_as_in_transformers(layout: str, llavas: dict[str, Path], 
     model = load(llavas[layout])
     config = model.config
     assert (config.topology, config.num_anchors, config.vision_layer) == ("uncompressed", 0, -2)
-    assert (config.image_fit, config.infix_ids) == ("pad", ())
+    assert (config.image_fit, config.infix_ids) == ("pad" if layout.startswith("original") else "crop", ())
     assert not model.training and model.mgvq is None and config == models.read_config(llavas[layout])
     pixels, text = some_input()
     space = space_of(llavas[layout])
@@ -263,6 +268,60 @@ def test_the_prompt_is_cut_as_a_processor_cuts_it(llavas: dict[str, Path]) -> No
     assert ids[0] == 1 and tokenizer.convert_ids_to_tokens(ids[image + 1 : image + 3]) == ["▁", "<0x0A>"]
     original = models.read_config(llavas["original, whole CLIP"])
     assert original.prefix_ids == tuple(ids[:image]), "tokenizer.model and tokenizer.json say the same"
+
+
+def copied(folder: Path, to: Path, **settings: Any) -> Path:
+    """A copy whose config.json has these settings, and none of those that are `...`."""
+    shutil.copytree(folder, to)
+    config = json.loads((to / "config.json").read_text()) | settings
+    (to / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
+    return to
+
+
+PROCESSOR: dict[str, Any] = {"size": 40, "crop_size": SIZE, "resample": 2, "image_mean": [0.5, 0.4, 0.3]}
+
+
+def test_images_become_square_as_the_checkpoint_s_processor_makes_them(
+    llavas: dict[str, Path], tmp_path: Path, capsys: Any
+) -> None:
+    """For the pixels, in the run and on the screen."""
+    folder = copied(llavas["today"], tmp_path / "model")
+    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    (tmp_path / "data" / "val").mkdir(parents=True)
+    for width in (50, 33):
+        pixels = np.random.default_rng(width).integers(0, 256, (41, width, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "data" / "val" / f"{width}.png")
+    run = tmp_path / "run.h5"
+    command = ["--model", str(folder), "--data", str(tmp_path / "data"), "--split", "val", "--device", "cpu"]
+    assert main([*command, "--out", str(run)]) == 0
+    words = "the middle cropped to a square, 28 px, bilinear, of 40 px the middle"
+    assert f"image  {words}" in capsys.readouterr().out
+    assert info_main([str(run)]) == 0 and words in capsys.readouterr().out
+
+    processor = CLIPImageProcessorPil.from_pretrained(folder)
+    images = [Image.open(path) for path in sorted((tmp_path / "data" / "val").glob("*.png"))]
+    model, wanted = load(folder), processor(images, return_tensors="pt").pixel_values.float()
+    mean, std = (torch.tensor(values)[:, None, None] for values in (model.config.image_mean, model.config.image_std))
+    with open_run(run) as made, torch.no_grad():
+        patches = model.encode(wanted * std + mean)[0].patches
+        np.testing.assert_allclose(made.v_pooled(), patches.mean(1).numpy(), rtol=2e-3, atol=2e-3)  # float16
+        assert made.info.model["config"]["image_fit"] == "crop"
+        assert made.info.model["config"]["image_resize"] == 40
+
+
+@pytest.mark.parametrize(("ratio", "fit"), [("pad", "pad"), (None, "crop"), (..., "crop"), ("square", "crop")])
+@pytest.mark.parametrize("layout", ["original, tower alone", "original, tower inside"])
+def test_image_aspect_ratio_is_what_llava_s_own_code_makes_of_it(
+    ratio: Any, fit: str, layout: str, llavas: dict[str, Path], tmp_path: Path
+) -> None:
+    """It decides on the padding; the rest is said by the processor beside its CLIP."""
+    folder = copied(llavas[layout], tmp_path / "model", image_aspect_ratio=ratio)
+    assert models.read_config(folder).image_fit == fit
+    (folder / "clip" / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    (folder / "preprocessor_config.json").write_text("not that of the tower")
+    config = models.read_config(folder)
+    assert (config.image_fit, config.image_resize, config.image_resample) == (fit, 40, "bilinear")
+    assert config.image_mean == (0.5, 0.4, 0.3)
 
 
 @pytest.mark.parametrize("layer", [-2, -1, 1])
@@ -469,7 +528,7 @@ def test_adapters_of_another_model(llavas: dict[str, Path], tmp_path: Path) -> N
         load(models.find("htc-tiny"), adapter=tmp_path)
     extra = {"base_model.model.model.layers.1.self_attn.v_proj.lora_magnitude_vector": torch.ones(1)}
     torch.save(extra, tmp_path / "non_lora_trainables.bin")
-    with pytest.raises(UserError, match="lora_magnitude_vector"):
+    with pytest.raises(UserError, match="more than LoRA of linear layers: .*lora_magnitude_vector"):
         load(llavas["today"], adapter=tmp_path)
     extra = {"base_model.model.model.mm_projector.0.weight": torch.ones(32, 16, dtype=torch.int8)}
     torch.save(extra, tmp_path / "non_lora_trainables.bin")
@@ -486,6 +545,52 @@ def test_adapters_of_another_model(llavas: dict[str, Path], tmp_path: Path) -> N
         load(llavas["today"], adapter=tmp_path)
     with pytest.raises(UserError, match="no adapter_config.json"):
         load(llavas["today"], adapter=tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (lambda: peft.LoraConfig(target_modules=["embed_tokens"]), r"more than LoRA .*lora_embedding_A, .*\(2 of"),
+        (lambda: peft.LoraConfig(target_modules=["patch_embedding"]), r"more than LoRA .*patch_embedding.lora_A"),
+        (lambda: peft.LoraConfig(target_modules=["q_proj"], use_dora=True), "use_dora; expected plain LoRA"),
+        (lambda: peft.LoHaConfig(target_modules=["q_proj"]), "peft_type LOHA.*; expected plain LoRA"),
+        (lambda: peft.IA3Config(target_modules=["k_proj"], feedforward_modules=[]), "IA3.*; expected plain LoRA"),
+        (lambda: peft.VeraConfig(target_modules=["v_proj"], r=4), "peft_type VERA.*; expected plain LoRA"),
+    ],
+    ids=["embedding", "convolution", "dora", "loha", "ia3", "vera"],
+)
+def test_an_adapter_of_another_kind_is_named_as_that(
+    settings: Callable[[], Any], words: str, llavas: dict[str, Path], tmp_path: Path
+) -> None:
+    """Not as one of another model; also where adapter_config.json says less than the weights."""
+    base = LlavaForConditionalGeneration.from_pretrained(llavas["today"])
+    peft.get_peft_model(base, settings()).save_pretrained(tmp_path, save_embedding_layers=False)
+    with pytest.raises(UserError, match=words):
+        load(llavas["today"], adapter=tmp_path)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8, "lora_alpha": 8}))
+    with pytest.raises(UserError, match="more than LoRA of linear layers"):
+        load(llavas["today"], adapter=tmp_path)
+
+
+def test_a_folder_of_llava_s_lora_training_that_is_not_whole(llavas: dict[str, Path], tmp_path: Path) -> None:
+    base, adapter = llavas["original, whole CLIP"], tmp_path / "adapter"
+    write_original_adapter(adapter)
+    shutil.copy(base / "config.json", adapter)
+    load(base, adapter=adapter)
+    projector = (adapter / "non_lora_trainables.bin").read_bytes()
+    (adapter / "non_lora_trainables.bin").unlink()
+    with pytest.raises(UserError, match="lacks non_lora_trainables.bin, .*; copy that file there"):
+        load(base, adapter=adapter)
+    with pytest.raises(UserError, match="lacks non_lora_trainables.bin"):
+        models.digest(base, adapter)
+    (adapter / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    load(base, adapter=adapter)  # of a language model: nothing else was trained
+
+    (adapter / "non_lora_trainables.bin").write_bytes(projector)
+    config = json.loads((base / "config.json").read_text())
+    (adapter / "config.json").write_text(json.dumps(config | {"image_aspect_ratio": None}))
+    with pytest.raises(UserError, match="square by crop, and its base .* by pad; change image_aspect_ratio"):
+        load(base, adapter=adapter)
 
 
 # ---- what is refused
@@ -665,9 +770,72 @@ def test_a_tied_head_may_be_left_out(pieces: Path, tmp_path: Path) -> None:
     write_tokenizer(tmp_path, pieces, added=None, fast=False)
     original_config(tmp_path, tie_word_embeddings=True)
     write_weights(tmp_path, state)
-    language = load(tmp_path).language_model
-    assert language.lm_head.weight is language.model.embed_tokens.weight
-    assert torch.equal(language.lm_head.weight, state["model.embed_tokens.weight"])
+    embedding = state.pop("model.embed_tokens.weight")
+    names = ("model.embed_tokens.weight", "lm_head.weight")
+    for stored in ((names[0],), (names[1],), names):  # either of them stands for both
+        write_weights(tmp_path, state | {name: embedding.clone() for name in stored})
+        model = load(tmp_path)
+        language = model.language_model
+        assert language.lm_head.weight is language.model.embed_tokens.weight, stored
+        assert torch.equal(language.lm_head.weight, embedding) and model.config.text.tie_word_embeddings
+
+
+def write_tied(folder: Path, pieces: Path) -> tuple[Path, LlamaForCausalLM]:
+    """An original LLaVA whose config.json ties head and embedding, and its language model."""
+    torch.manual_seed(0)
+    folder.mkdir()
+    words = LlamaForCausalLM(LlamaConfig(vocab_size=330, tie_word_embeddings=True, **SETTINGS_OF_LLAMA)).eval()
+    shapes = {"0.weight": (32, 16), "0.bias": (32,), "2.weight": (32, 32), "2.bias": (32,)}
+    state = {f"model.mm_projector.{name}": torch.randn(shape) for name, shape in shapes.items()}
+    state |= {name: tensor.clone() for name, tensor in words.state_dict().items()}
+    CLIPVisionModel(CLIPVisionConfig(**SETTINGS_OF_CLIP)).save_pretrained(folder / "clip")
+    write_tokenizer(folder, pieces, added=None, fast=False)
+    original_config(folder, tie_word_embeddings=True)
+    write_weights(folder, state)
+    return folder, words
+
+
+def test_a_stored_head_wins_over_a_configuration_that_ties_it(pieces: Path, tmp_path: Path) -> None:
+    """As in transformers."""
+    folder, words = write_tied(tmp_path / "model", pieces)
+    state = load_file(folder / "model.safetensors")
+    head = torch.randn_like(state["lm_head.weight"])
+    write_weights(folder, state | {"lm_head.weight": head})
+    words.save_pretrained(tmp_path / "words")
+    write_weights(tmp_path / "words", words.state_dict() | {"lm_head.weight": head})
+    wanted = LlamaForCausalLM.from_pretrained(tmp_path / "words").state_dict()
+    model = load(folder)
+    for name, tensor in model.language_model.state_dict().items():
+        assert torch.equal(tensor, wanted[name]), name
+    assert torch.equal(model.language_model.lm_head.weight, head)
+    assert not torch.equal(model.language_model.model.embed_tokens.weight, head)
+    model.save_pretrained(tmp_path / "saved")  # nothing is lost on the way to a file and back
+    for again in (load(tmp_path / "saved"), HTCVLM.from_pretrained(tmp_path / "saved")):
+        assert torch.equal(again.language_model.lm_head.weight, head)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"modules_to_save": ["lm_head"]}, {"modules_to_save": ["embed_tokens"]},
+        {"modules_to_save": ["embed_tokens", "lm_head"]}, {"target_modules": ["q_proj", "lm_head"]}, {},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_an_adapter_trains_of_tied_embeddings(settings: dict[str, Any], pieces: Path, tmp_path: Path) -> None:
+    """The head that an adapter brings, or changes, is used; and what it leaves alone stays the base's."""
+    folder, words = write_tied(tmp_path / "model", pieces)
+    torch.manual_seed(1)
+    tuned = peft.get_peft_model(words, peft.LoraConfig(**lora_settings(**settings))).eval()
+    for name, parameter in tuned.named_parameters():
+        if "modules_to_save" in name:
+            parameter.data.add_(torch.randn_like(parameter))
+    tuned.save_pretrained(tmp_path / "adapter")
+    model, ids = load(folder, adapter=tmp_path / "adapter"), torch.randint(3, 330, (2, 7))
+    with torch.no_grad():  # not merged: PEFT's merging puts what is added to a head into the embedding too
+        wanted, found = tuned(input_ids=ids).logits, model.language_model(input_ids=ids).logits
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    assert model.config.text.tie_word_embeddings == (not settings)
 
 
 # ---- memory

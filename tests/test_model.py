@@ -442,7 +442,7 @@ def test_patches_lie_where_the_image_has_them() -> None:
     [
         ({"projector": "resampler"}, "projector is 'resampler'; it is one of linear, mlp2x_gelu"),
         ({"topology": "ring"}, "topology is 'ring'; it is one of star, causal, full"),
-        ({"image_fit": "crop"}, "image_fit is 'crop'; it is one of pad, stretch"),
+        ({"image_fit": "fill"}, "image_fit is 'fill'; it is one of pad, crop, stretch"),
         ({"num_anchors": -1}, "num_anchors is -1"),
         ({"anchors": "kmeans", "num_anchors": 17}, "num_anchors is 17; it is 0 to 16"),
         ({"anchors": "codes"}, "anchors is 'codes'; it is one of mgvq, random, attended, kmeans"),

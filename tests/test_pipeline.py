@@ -23,8 +23,8 @@ from extract.capture import as_pixels, capture, fitting_batch_size, frame_of, se
 from extract.data import FORMATS, open_source
 from extract.data.source import ImageError, Item
 from extract.errors import UserError
-from extract.images import prepare, thumbnail
-from extract.pipeline import Frame, Prepared, behind, default_workers, read_ahead
+from extract.images import Frame, prepare, thumbnail
+from extract.pipeline import Prepared, behind, default_workers, read_ahead
 from extract.store import Batch, Task
 from extract.vlm.config import HTCConfig
 from extract.vlm.model import HTCVLM
@@ -205,7 +205,7 @@ def test_every_source_can_be_sent_to_a_worker(name: str, tmp_path: Path) -> None
     assert set(found.labels) == {task.name for task in source.tasks}
 
 
-@pytest.mark.parametrize("fit", ["pad", "stretch"])
+@pytest.mark.parametrize("fit", ["pad", "crop", "stretch"])
 def test_what_is_read_is_what_the_model_and_the_run_see(fit: Any) -> None:
     frame = FRAME._replace(fit=fit)
     images = [image for image in read_ahead(Numbered("", count=3), frame) if isinstance(image, Prepared)]

@@ -92,7 +92,7 @@ def load(folder: Path, *, dtype: torch.dtype, device: str, adapter: Path | None 
     shapes = _check_fit(folder, checkpoint)
     change = Adapter() if adapter is None else read_adapter(adapter)
     if adapter is not None:
-        check_adapter(adapter, change, shapes)
+        check_adapter(adapter, change, shapes, checkpoint.config.image_fit)
 
     with init_empty_weights(include_buffers=False):  # what is computed and not stored, such as RoPE's frequencies
         model = HTCVLM(checkpoint.config)
@@ -106,7 +106,10 @@ def load(folder: Path, *, dtype: torch.dtype, device: str, adapter: Path | None 
             _read_file(model, path, here, added, change.scaling, dtype=dtype, device=device)
     head, embed = model.language_model.lm_head, model.language_model.model.embed_tokens
     if checkpoint.config.text.tie_word_embeddings:
-        head.weight = embed.weight
+        if torch.equal(head.weight, embed.weight):
+            head.weight = embed.weight
+        else:  # as in transformers: what is stored, or an adapter's, wins over what config.json says
+            model.config.text.tie_word_embeddings = False
     if checkpoint.voco_token is not None and "voco" not in weights:
         model.voco = torch.nn.Parameter(embed.weight[checkpoint.voco_token].clone())
     return model.eval().to(device)
@@ -153,8 +156,6 @@ def _check_fit(folder: Path, checkpoint: Checkpoint) -> dict[str, tuple[int, ...
     except (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError) as error:
         raise UserError(f"{folder / 'config.json'} describes no model that can be built: {line(error)}") from error
     optional = {"voco"} if checkpoint.voco_token is not None else set()
-    if config.text.tie_word_embeddings:
-        optional.add("language_model.lm_head.weight")
     missing = [name for name in wanted if name not in weights and name not in optional]
     unknown = [at.key for name, at in weights.items() if name not in wanted]
     others = [

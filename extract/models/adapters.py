@@ -14,7 +14,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from extract.errors import UserError
-from extract.models.layouts import model_name
+from extract.images import Fit
+from extract.models.layouts import fit_of, model_name
 from extract.models.weights import ADAPTER_FILES, FLOATS, Stored, read_json, reading, stored, weight_files
 
 if TYPE_CHECKING:
@@ -42,10 +43,15 @@ class Adapter(NamedTuple):
     """Weights that were trained in full (PEFT's `modules_to_save`, LLaVA's non_lora_trainables.bin)."""
     tensors: Sequence[Stored] = ()
     """All of them."""
+    image_fit: Fit | None = None
+    """How images became square where it was trained; None where its folder does not say."""
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """The adapter in `folder`, from its adapter_config.json and the names in its files. Raises UserError."""
+    """The adapter in `folder`, from its adapter_config.json and the names in its files. Raises UserError.
+
+    Also where LLaVA's training wrote the folder and a part of it was not copied.
+    """
     path = folder / "adapter_config.json"
     if not path.is_file():
         raise UserError(f"{folder} holds no adapter_config.json; an adapter is a directory that PEFT saved")
@@ -68,12 +74,24 @@ def read_adapter(folder: Path) -> Adapter:
     halves: dict[str, dict[str, Stored]] = {}
     replaced = {}
     for tensor in tensors:
-        key = tensor.key.removeprefix("base_model.model.")
+        # A base_layer is the weight that LoRA is beside, which PEFT saves where it is tied to another.
+        key = tensor.key.removeprefix("base_model.model.").replace(".base_layer.", ".")
         lora = re.fullmatch(r"(.+)\.lora_([AB])(\.default)?\.weight", key)
         if lora is None:
             replaced[model_name(key)] = tensor
         else:
             halves.setdefault(model_name(f"{lora[1]}.weight"), {})[lora[2]] = tensor
+    image_fit = None
+    if (folder / "config.json").is_file():  # LLaVA's training writes the model's there, PEFT does not
+        with reading(folder / "config.json"):
+            llava = read_json(folder / "config.json")
+        if {"mm_projector_type", "mm_vision_tower"} & llava.keys():
+            image_fit = fit_of(llava)
+            if not extra.is_file() and not any(name.startswith("patch_projector.") for name in replaced):
+                raise UserError(
+                    f"{folder} is of LLaVA's LoRA training, by its config.json, and lacks non_lora_trainables.bin, "
+                    "which holds the projector that was trained too; copy that file there"
+                )
     for name, pair in halves.items():
         if len(pair) != 2 or pair["A"].shape[:1] != (rank,):
             raise UserError(f"{folder} has for {name} no A and B of rank {rank}, as its adapter_config.json says")
@@ -82,11 +100,27 @@ def read_adapter(folder: Path) -> Adapter:
         added={name: (pair["A"], pair["B"]) for name, pair in halves.items()},
         replaced=replaced,
         tensors=tensors,
+        image_fit=image_fit,
     )
 
 
-def check_adapter(folder: Path, adapter: Adapter, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises UserError unless all of it belongs to weights of these shapes."""
+def check_adapter(folder: Path, adapter: Adapter, shapes: Mapping[str, tuple[int, ...]], image_fit: Fit) -> None:
+    """Raises UserError unless all of it belongs to weights of these shapes, of a model that sees images like this."""
+    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+
+    prefixes = tuple(set(PEFT_TYPE_TO_PREFIX_MAPPING.values()))
+    kinds = [tensor.key for tensor in adapter.tensors if _part(tensor).startswith(prefixes)]
+    if kinds:
+        raise UserError(
+            f"the adapter in {folder} is more than LoRA of linear layers: {', '.join(kinds[:3])} ({len(kinds)} of "
+            f"{len(adapter.tensors)} in all) cannot be merged here; expected plain LoRA"
+        )
+    if adapter.image_fit not in (None, image_fit):
+        raise UserError(
+            f"the adapter in {folder} was trained on images that were made square by {adapter.image_fit}, and its base "
+            f"makes them square by {image_fit}; change image_aspect_ratio in either config.json, or the base's "
+            "preprocessor_config.json"
+        )
     lost = [tensor.key for name, tensor in adapter.replaced.items() if shapes.get(name) != tensor.shape]
     for name, (a, b) in adapter.added.items():
         if shapes.get(name) != (*b.shape[:-1], *a.shape[1:]) or b.shape[1:] != a.shape[:1]:
@@ -97,6 +131,12 @@ def check_adapter(folder: Path, adapter: Adapter, shapes: Mapping[str, tuple[int
             f"the adapter in {folder} fits another model: here is no place for {', '.join(lost[:3])} "
             f"({len(lost)} of {len(adapter.tensors)} in all); choose its base with --model"
         )
+
+
+def _part(tensor: Stored) -> str:
+    """What a tensor is in its adapter's kind, such as lora_embedding_A; nothing for what is merged here."""
+    part = next((part for part in reversed(tensor.key.split(".")) if part not in ("weight", "default")), "")
+    return "" if part in ("lora_A", "lora_B") and len(tensor.shape) == 2 else part
 
 
 def merged(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scaling: float) -> torch.Tensor:

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from extract.errors import UserError
+from extract.images import Fit
 from extract.models import hub
+from extract.models.processors import image_settings
 from extract.models.weights import Stored, line, read_json, stored, weight_files
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ AFTER_IMAGE = "\n"
 """What follows the image: in LLaVA-1.5 the question comes next, in VoCo-LLaMA <voco>."""
 VOCO = "<voco>"
 EMBEDDING = "language_model.model.embed_tokens.weight"
+HEAD = "language_model.lm_head.weight"
 
 # Names in the layouts, and in HTCVLM. No two contradict, so an adapter may use those of another layout than its base.
 _NAMES = (
@@ -57,7 +60,8 @@ class Checkpoint(NamedTuple):
 
     config: HTCConfig
     weights: dict[str, Stored]
-    """Where the weights are, by HTCVLM's names."""
+    """Where the weights are, by HTCVLM's names; where only one of embedding and head is stored, and `config` ties
+    them, both are there."""
     folders: tuple[list[Stored], ...]
     """Every tensor in the model's folder, and in that of its vision tower where it comes from another."""
     voco_token: int | None = None
@@ -82,10 +86,21 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     found = stored(weight_files(folder))
     raw = _raw_config(folder)
     if raw["model_type"] == "llava_llama" or (raw["model_type"] == "llava" and "mm_vision_tower" in raw):
-        return _original(folder, raw, found)
-    if raw["model_type"] == "llava":
-        return _hugging_face(folder, raw, found)
-    return Checkpoint(read_config(folder), _by_name(found), (found,))
+        checkpoint = _original(folder, raw, found)
+    elif raw["model_type"] == "llava":
+        checkpoint = _hugging_face(folder, raw, found)
+    else:
+        checkpoint = Checkpoint(read_config(folder), _by_name(found), (found,))
+    if checkpoint.config.text.tie_word_embeddings:
+        for name, other in ((HEAD, EMBEDDING), (EMBEDDING, HEAD)):
+            if other in checkpoint.weights:
+                checkpoint.weights.setdefault(name, checkpoint.weights[other])
+    return checkpoint
+
+
+def fit_of(raw: dict[str, Any]) -> Fit:
+    """How LLaVA's own code makes images square under this config.json: CLIP's processor crops what is not padded."""
+    return "pad" if raw.get("image_aspect_ratio") == "pad" else "crop"
 
 
 def model_name(key: str) -> str:
@@ -129,7 +144,7 @@ def _hugging_face(folder: Path, raw: dict[str, Any], found: list[Stored]) -> Che
         _expect(folder, "vision_feature_layer", config.vision_feature_layer, "one layer")
     return _llava(
         folder, config.vision_config, config.text_config, config.vision_feature_layer, "mlp2x_gelu",
-        _by_name(found), (found,),
+        _by_name(found), (found,), folder, None,
     )  # fmt: skip
 
 
@@ -141,7 +156,7 @@ def _original(folder: Path, raw: dict[str, Any], found: list[Stored]) -> Checkpo
     _expect(folder, "mm_projector_type", projector, "linear", "mlp2x_gelu")
     _expect(folder, "mm_vision_select_feature", raw.get("mm_vision_select_feature"), None, "patch")
     _expect(folder, "mm_use_im_start_end", raw.get("mm_use_im_start_end"), None, False)
-    _expect(folder, "image_aspect_ratio", raw.get("image_aspect_ratio"), None, "pad")
+    _expect(folder, "image_aspect_ratio", raw.get("image_aspect_ratio"), None, "pad", "square")
 
     weights, folders = _by_name(found), [found]
     whole = any(name.startswith("vision_tower.") for name in weights)
@@ -158,7 +173,7 @@ def _original(folder: Path, raw: dict[str, Any], found: list[Stored]) -> Checkpo
     with _configuring(folder):
         text = LlamaConfig(**{name: value for name, value in raw.items() if name in known})
     layer = raw.get("mm_vision_select_layer", -2)
-    return _llava(folder, vision, text, layer, projector, weights, tuple(folders))
+    return _llava(folder, vision, text, layer, projector, weights, tuple(folders), tower, fit_of(raw) == "pad")
 
 
 def _llava(
@@ -169,8 +184,13 @@ def _llava(
     projector: Projector,
     weights: dict[str, Stored],
     folders: tuple[list[Stored], ...],
+    processor: Path,
+    pad: bool | None,
 ) -> Checkpoint:
-    """The prompt's part of both: LLaVA's text reads every patch, and VoCo-LLaMA's reads <voco>."""
+    """What both have: LLaVA's text reads every patch, VoCo-LLaMA's reads <voco>, and a processor prepares images.
+
+    `processor` is the folder of the image processor, `pad` as in `image_settings`.
+    """
     from extract.vlm.config import HTCConfig
 
     tokenizer = read_tokenizer(folder)
@@ -180,12 +200,15 @@ def _llava(
     if after[:1] == [tokenizer.bos_token_id]:
         del after[0]
     infix, voco = (after[:-1], after[-1:]) if compresses else ([], after[:1])
-    rows = weights[EMBEDDING].shape[0] if EMBEDDING in weights and weights[EMBEDDING].shape else text.vocab_size
+    words = weights.get(EMBEDDING, weights.get(HEAD))
+    rows = words.shape[0] if words is not None and words.shape else text.vocab_size
     if not voco or voco[0] >= rows:
         raise UserError(
             f"the tokenizer in {folder} makes {after or 'nothing'} of the newline after the image; expected tokens "
             f"below {rows}: is it this model's?"
         )
+    side: Any = vision.image_size
+    images = image_settings(processor, side if isinstance(side, int) else side[0], pad=pad)
     with _configuring(folder):
         text.vocab_size = rows  # more than the tokenizer's, and than some config.json's
         config = HTCConfig(
@@ -197,6 +220,7 @@ def _llava(
             topology="causal" if compresses else "uncompressed",
             prefix_ids=prefix,
             infix_ids=infix,
+            **images,
         )
     return Checkpoint(config, weights, folders, voco[0])
 

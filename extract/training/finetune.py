@@ -148,6 +148,7 @@ def _architecture(config: FinetuneConfig, own: HTCConfig) -> HTCConfig | None:
         return HTCConfig(
             vision_config=own.vision.to_dict(), text_config=own.text.to_dict(), vision_layer=own.vision_layer,
             projector=own.projector, image_mean=own.image_mean, image_std=own.image_std, image_fit=own.image_fit,
+            image_resize=own.image_resize, image_resample=own.image_resample,
             mgvq=PRESETS[config.mgvq_preset].to_dict(), num_anchors=0 if config.anchors == "none" else ANCHORS,
             anchors="mgvq" if config.anchors == "none" else config.anchors, anchor_place=config.anchor_place,
             topology=config.topology,
@@ -158,6 +159,7 @@ def _architecture(config: FinetuneConfig, own: HTCConfig) -> HTCConfig | None:
 
 def _with_voco(llava: HTCVLM, wanted: HTCConfig, mgvq: MGVQ | None) -> HTCVLM:
     """The parts of a LLaVA in a model of the `wanted` architecture; what is new is random but for <voco>."""
+    wanted.text.tie_word_embeddings = llava.config.text.tie_word_embeddings  # which its files decide
     with torch.device("meta"):
         model = HTCVLM(wanted)
     for name in ("vision_tower", "patch_projector", "language_model"):

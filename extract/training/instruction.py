@@ -41,7 +41,7 @@ class Instructions(Dataset):
         skip: bool = False,
     ) -> None:
         self.rows, self.encode, self.open_image, self.skip = rows, encode, open_image, skip
-        self._prepare = partial(prepare, size=config.image_size, fit=config.image_fit, mean=config.image_mean)
+        self._frame = config.frame._asdict()
         self._no_pixels = torch.zeros(3, config.image_size, config.image_size)
 
     def __len__(self) -> int:
@@ -50,7 +50,7 @@ class Instructions(Dataset):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         row = self.rows[index]
         try:
-            pixels = self._no_pixels if row.image is None else self._prepare(self.open_image(row.image))
+            pixels = self._no_pixels if row.image is None else prepare(self.open_image(row.image), **self._frame)
         except ImageError as error:
             if not self.skip:
                 raise UserError(f"{row.name}: {error}; mend it, or leave such rows out with --on-error skip") from error

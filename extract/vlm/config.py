@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, PretrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from extract.images import CLIP_MEAN, Fit
+from extract.images import CLIP_MEAN, Fit, Frame, Resample
 from extract.vlm.mgvq import MGVQ_F16C32_G8, MGVQConfig
 from extract.vlm.star import TOPOLOGIES, Topology
 
@@ -70,7 +70,11 @@ class HTCConfig(PretrainedConfig):
     image_std: tuple[float, ...] | list[float] = CLIP_STD
     """What CLIP's input is normalised with, per channel, of values in [0, 1]."""
     image_fit: Fit = "pad"
-    """How an image becomes square: `pad` with the mean colour (LLaVA-1.5) or `stretch`."""
+    """How an image becomes square: `pad` with the mean colour (LLaVA-1.5's training), `crop` or `stretch`."""
+    image_resize: int | None = None
+    """Pixels of the resized square, or with `crop` of the shorter side, whose middle is kept; None: `image_size`."""
+    image_resample: Resample = "bicubic"
+    """The filter of Pillow that resizes it."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         mgvq: Any = None
@@ -102,6 +106,13 @@ class HTCConfig(PretrainedConfig):
     def image_size(self) -> int:
         """Pixels a side, R."""
         return _side(self.vision.image_size)
+
+    @property
+    def frame(self) -> Frame:
+        """How an image becomes the input of this model, for `extract.images`."""
+        return Frame(
+            self.image_size, self.image_fit, tuple(self.image_mean), self.image_resize, self.image_resample
+        )
 
     @property
     def grid(self) -> int:
@@ -165,11 +176,14 @@ class HTCConfig(PretrainedConfig):
             ("projector", self.projector, get_args(Projector)),
             ("topology", self.topology, TOPOLOGIES),
             ("image_fit", self.image_fit, get_args(Fit)),
+            ("image_resample", self.image_resample, get_args(Resample)),
             ("anchors", self.anchors, get_args(Anchors)),
             ("anchor_place", self.anchor_place, get_args(AnchorPlace)),
         ):
             if value not in choices:
                 raise ValueError(f"{name} is {value!r}; it is one of {', '.join(choices)}")
+        if self.image_resize is not None and self.image_resize < size:
+            raise ValueError(f"image_resize is {self.image_resize}; it is {size} (image_size) or more, or none")
         most = self.num_patches if self.anchors != "mgvq" else math.inf
         if not 0 <= self.num_anchors <= most:
             raise ValueError(f"num_anchors is {self.num_anchors}; it is 0 to {most} (the paper has 4)")

@@ -6,6 +6,7 @@ The arithmetic up to <voco> is in `star`; text runs through the stock transforme
 pixel_values are (B, 3, R, R) in [0, 1] everywhere; each tower's normalisation is applied in here.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -24,6 +25,7 @@ from extract.vlm.mgvq import MGVQ, MGVQEncoding
 from extract.vlm.picks import pick_anchors
 
 IGNORED_LABEL = -100
+_GREEDY = {"do_sample": False, "max_new_tokens": 64}
 
 
 class Hybrid(NamedTuple):
@@ -260,7 +262,8 @@ class HTCVLM(PreTrainedModel):
         Where `vision_features` or `q` are given, the frozen tower that computes them does not run; with
         both, no pixels are needed. `has_image` (B,) is false for texts without an image, whose pixels are not
         looked at. `num_items_in_batch`: divide by this many labels instead of by those that are here, so that the
-        losses of the parts of a batch (devices, accumulated steps) add up to the whole batch's.
+        losses of the parts of a batch (devices, accumulated steps) add up to the whole batch's. Raises ValueError
+        where there is no label to divide by.
         """
         compressed = self.compress(*self._hybrid_of(pixel_values, vision_features, q))
         logits = self.read(compressed, input_ids, attention_mask, has_image)
@@ -268,6 +271,12 @@ class HTCVLM(PreTrainedModel):
         if labels is not None:
             predicted, wanted = logits[..., :-1, :].flatten(0, -2).float(), labels[..., 1:].flatten()
             how = "mean" if num_items_in_batch is None else "sum"
+            count = (wanted != IGNORED_LABEL).sum() if num_items_in_batch is None else num_items_in_batch
+            if count == 0:
+                raise ValueError(
+                    f"all labels are {IGNORED_LABEL} (ignored), or have no token before them, so there is no loss; "
+                    "label at least one answer token, or give no labels"
+                )
             loss = F.cross_entropy(predicted, wanted, ignore_index=IGNORED_LABEL, reduction=how)
             if num_items_in_batch is not None:
                 loss = loss / num_items_in_batch
@@ -288,12 +297,16 @@ class HTCVLM(PreTrainedModel):
         """New token ids (B, at most max_new_tokens) after the prompts `input_ids` (B, T), padded on the left.
 
         The image comes as pixels, as features and q, or already `compressed`. `kwargs` go to transformers'
-        `generate`: greedy and 64 tokens by default; beams and several answers an image are not supported.
+        `generate`: greedy and 64 tokens by default, and always with a cache, which is where <voco> is. Raises
+        ValueError for beams, several answers an image, and other searches than greedy and sampling.
         """
         if input_ids is None or input_ids.shape[-1] == 0:
             raise ValueError("generate needs input_ids, a prompt of at least one token an image")
+        self._check_search(kwargs)
         if compressed is None:
             compressed = self.compress(*self._hybrid_of(pixel_values, vision_features, q))
+        if len(input_ids) != len(compressed.hidden):
+            raise ValueError(f"{len(input_ids)} prompts for {len(compressed.hidden)} images; expected one an image")
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         position_ids, mask = _after_voco(compressed, input_ids, attention_mask)
@@ -302,9 +315,24 @@ class HTCVLM(PreTrainedModel):
             past_key_values=_repeat(compressed.cache, 1),
             position_ids=position_ids,
             attention_mask=mask,
-            **({"do_sample": False, "max_new_tokens": 64} | kwargs),
+            **(kwargs if "generation_config" in kwargs else _GREEDY | kwargs) | {"use_cache": True},
         )
         return output[:, input_ids.shape[1] :]
+
+    def _check_search(self, kwargs: dict[str, Any]) -> None:
+        """Raises ValueError unless these arguments of transformers' `generate` make one answer an image."""
+        own: Any = self.language_model.generation_config
+        given = copy.deepcopy(kwargs.get("generation_config", own))
+        given.update(**(kwargs if "generation_config" in kwargs else _GREEDY | kwargs))
+        mode = given.get_generation_mode(kwargs.get("assistant_model")).value
+        if mode not in ("greedy_search", "sample") or (given.num_return_sequences or 1) > 1:
+            raise ValueError(
+                f"generate was asked for {mode.replace('_', ' ')} with {given.num_return_sequences or 1} answers an "
+                "image; it can do greedy search and sampling with one: leave out num_beams, num_return_sequences and "
+                "the like, and call it again for more answers"
+            )
+        if given.return_dict_in_generate:
+            raise ValueError("generate gives token ids alone; leave out return_dict_in_generate")
 
     def _hybrid_of(
         self, pixel_values: Tensor | None, vision_features: Tensor | None, q: Tensor | None

@@ -92,10 +92,9 @@ def _square(image: Image.Image, frame: Frame) -> Image.Image:
         short = min(image.size)
         target = int(resized * image.width / short), int(resized * image.height / short)
     if target[0] * target[1] > MOST:
-        box = _middle_box(target, frame.size)
-        scale = image.width / target[0], image.height / target[1]
-        source = tuple(edge * scale[axis % 2] for axis, edge in enumerate(box))
-        return image.resize((frame.size, frame.size), resample, source)
+        left, top, right, bottom = _middle_box(target, frame.size)
+        x, y = image.width / target[0], image.height / target[1]
+        return image.resize((frame.size, frame.size), resample, (left * x, top * y, right * x, bottom * y))
     # Pillow's filters widen with the reduction, so this is antialiased.
     return _middle(image if image.size == target else image.resize(target, resample), frame.size)
 

@@ -1,5 +1,6 @@
 """HTC-VLM: loss and answers are those of the full masked sequence; it saves, loads and stays frozen."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, CLIPVisionModel, Trainer, TrainingArguments
+from transformers import AutoConfig, AutoModel, CLIPVisionModel, GenerationConfig, Trainer, TrainingArguments
 
 from extract import models
 from extract.vlm.config import HTCConfig
@@ -235,6 +236,72 @@ def test_generate_stops_at_the_end_token() -> None:
     assert stopped == free[: free.index(end) + 1]
     with pytest.raises(ValueError, match="needs input_ids"):
         model.generate(pixels)
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_answers_do_not_depend_on_a_cache_being_asked_for(topology: Any, tmp_path: Path) -> None:
+    """The cache holds <voco>: without it the text would not see the image. Checkpoints after training ask for none."""
+    model, pixels, ids = small_model(topology=topology), images(), texts(B, T)
+    wanted, logits = model.generate(pixels, ids, max_new_tokens=6), model(pixels, input_ids=ids).logits
+    assert torch.equal(model.generate(pixels, ids, max_new_tokens=6, use_cache=False), wanted)
+    given = GenerationConfig(max_new_tokens=6, use_cache=False, pad_token_id=0)
+    assert torch.equal(model.generate(pixels, ids, generation_config=given), wanted)
+    model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    saved["text_config"]["use_cache"] = saved["use_cache"] = False
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    for loaded in (HTCVLM.from_pretrained(tmp_path), models.load(tmp_path, dtype=torch.float32, device="cpu")):
+        assert not loaded.config.text.use_cache
+        assert torch.equal(loaded.generate(pixels, ids, max_new_tokens=6), wanted)
+        torch.testing.assert_close(loaded(pixels, input_ids=ids).logits, logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"num_beams": 2}, "asked for beam search with 1 answers"),
+        ({"num_beams": 3, "num_return_sequences": 2}, "beam search with 2 answers"),
+        ({"num_beams": 2, "do_sample": True}, "beam sample"),
+        ({"num_return_sequences": 2, "do_sample": True}, "sample with 2 answers"),
+        ({"generation_config": GenerationConfig(num_beams=2)}, "beam search"),
+        ({"prompt_lookup_num_tokens": 2}, "assisted generation"),
+        ({"penalty_alpha": 0.6, "top_k": 4}, "contrastive search"),
+        ({"return_dict_in_generate": True}, "leave out return_dict_in_generate"),
+        ({"input_ids": torch.ones(3, 2, dtype=torch.long)}, "3 prompts for 2 images"),
+    ],
+    ids=str,
+)
+def test_searches_that_generate_cannot_do_are_refused_in_a_sentence(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        small_model().generate(images(2), **({"input_ids": texts(2, 3)} | settings))
+    assert "\n" not in str(caught.value)
+
+
+def test_sampling_gives_one_answer_an_image() -> None:
+    model, pixels, ids = small_model(), images(), texts(B, 3)
+    torch.manual_seed(0)
+    free = model.generate(pixels, ids, do_sample=True, temperature=2.0, max_new_tokens=5)
+    torch.manual_seed(0)
+    assert torch.equal(model.generate(pixels, ids, do_sample=True, temperature=2.0, max_new_tokens=5), free)
+    assert not torch.equal(model.generate(pixels, ids, do_sample=True, temperature=2.0, max_new_tokens=5), free)
+
+
+@pytest.mark.parametrize("shape", [(B, T), (B, Q, T)])
+def test_labels_that_are_all_ignored_are_an_error(shape: tuple[int, ...]) -> None:
+    model, pixels, ids = small_model(), images(), texts(*shape)
+    nothing = torch.full_like(ids, -100)
+    first = nothing.clone()
+    first[..., 0] = ids[..., 0]  # which no token is before
+    for labels in (nothing, first):
+        with pytest.raises(ValueError, match="all labels are -100"):
+            model(pixels, input_ids=ids, labels=labels)
+    with pytest.raises(ValueError, match="all labels are -100"):
+        model(pixels, input_ids=ids, labels=ids, num_items_in_batch=torch.tensor(0))
+    # A part of a larger batch may have no label of its own.
+    assert model(pixels, input_ids=ids, labels=nothing, num_items_in_batch=7).loss == 0
+    one = nothing.clone()
+    one[0, ..., -1] = 5
+    assert model(pixels, input_ids=ids, labels=one).loss.isfinite()
 
 
 @pytest.mark.parametrize("layer", [0, 2, -2])

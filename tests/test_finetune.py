@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPVisionConfig, LlamaConfig
+from tokenizers import Tokenizer
+from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from extract import models
 from extract.data import scene_words, scenes
@@ -99,12 +101,22 @@ def losses(folder):
 # ---- what is taught
 
 
-def test_labels_are_the_answers_and_their_ends(tokenizer):
+@pytest.mark.parametrize("known", [True, False])
+def test_labels_are_the_answers_and_their_ends(tokenizer, known):
+    """In the usual template, or, where its words are unknown, in one without any."""
     turns = (("where is this ?", "desert"), ("which objects are there ?", "boat car"))
+    before, after = ("USER: ", " ASSISTANT:") if known else ("", "")
+    if known:
+        core = json.loads(tokenizer.backend_tokenizer.to_str())
+        words = set(re.findall(r"\w+|[^\w\s]+", f"{SYSTEM} USER: ASSISTANT:".lower())) - set(core["model"]["vocab"])
+        core["model"]["vocab"] |= {word: len(tokenizer) + i for i, word in enumerate(sorted(words))}
+        specials = {name: getattr(tokenizer, name) for name in ("unk_token", "bos_token", "eos_token")}
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(core)), **specials)
     tokens = Encoder(tokenizer, 1000)(turns)
+    assert tokenizer.unk_token_id not in tokens.ids
     assert tokenizer.decode(tokens.ids[tokens.labels != -100]) == "desert </s> boat car </s>"
-    first = tokenizer(f"{SYSTEM} USER: where is this ? ASSISTANT:").input_ids  # <s> is in front
-    second = tokenizer("USER: which objects are there ? ASSISTANT:", add_special_tokens=False).input_ids
+    first = tokenizer(f"{SYSTEM + ' ' if known else ''}{before}where is this ?{after}").input_ids  # <s> is in front
+    second = tokenizer(f"{before}which objects are there ?{after}", add_special_tokens=False).input_ids
     word = tokenizer.convert_tokens_to_ids
     end = word("</s>")
     assert tokens.ids.tolist() == [*first, word("desert"), end, *second, word("boat"), word("car"), end]
@@ -115,9 +127,8 @@ def test_labels_are_the_answers_and_their_ends(tokenizer):
 @pytest.mark.parametrize("kind", ["sentencepiece", "bytes"])
 def test_the_pieces_are_the_tokens_of_the_whole_text(kind):
     """A LLaMA-like tokenizer puts a blank in front of each text; a byte-level one, like LLaMA-3's, does not."""
-    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, trainers
+    from tokenizers import decoders, normalizers, pre_tokenizers, trainers
     from tokenizers import models as kinds
-    from transformers import PreTrainedTokenizerFast
 
     text = [SYSTEM + " USER: ASSISTANT:", *scenes.QUESTIONS.values(), *scenes.vocabulary()] * 3
     specials = ["<unk>", "<s>", "</s>"]
@@ -208,11 +219,21 @@ def test_a_file_of_no_rows_is_refused(tmp_path, content):
 
 
 def test_scenes_are_conversations_with_their_answers():
-    rows = scene_conversations(count=3)
-    assert dict(rows[1].turns) == {
-        scenes.QUESTIONS[name]: answer for name, answer in scenes.scene("train", 1).answers.items()
-    }
-    assert [question for question, _ in rows[0].turns] != [question for question, _ in rows[1].turns]
+    rows = scene_conversations(count=200)
+    for i, row in enumerate(rows):
+        (asked,) = row.turns
+        answers = scenes.scene("train", i).answers
+        assert asked in {(scenes.QUESTIONS[name], answer) for name, answer in answers.items()}
+        assert row.image == f"train/{i}"
+    assert {row.turns[0][0] for row in rows} == set(scenes.QUESTIONS.values())
+
+
+def test_the_shipped_model_is_asked_as_it_was_trained(settings, capsys):
+    """The command of the guide begins where the model's own training ended, not above the nats of guessing."""
+    settings = replace(settings, init_from="htc-tiny", mgvq=None, batch=16, device_batch=16, max_steps=1)
+    finetune(replace(settings, learning_rate=1e-9, max_length=2048))
+    assert losses(settings.out)[0] < 0.6  # 6.95 in words that it does not know; guessing among 80 has 4.4
+    assert "questions stand without it" in capsys.readouterr().out
 
 
 # ---- rows as batches
@@ -370,7 +391,7 @@ def test_lora_merged_is_the_model_that_was_trained(settings):
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"data": "nowhere.json"}, "nowhere.json cannot be read"),
         ({"init_from": "nowhere"}, "nowhere"),
-        ({"max_length": 20}, "scenes has 0 rows, less than one batch of 4"),
+        ({"max_length": 3}, "scenes has 0 rows, less than one batch of 4"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_in_one_line(settings, options, said):

@@ -4,12 +4,15 @@ The text after <voco> is the vicuna-v1 template with VoCo-LLaMA's system prompt 
 
     <s>SYSTEM USER: question ASSISTANT: answer</s>USER: question ASSISTANT: answer</s>
 
+A tokenizer that knows the template's words as <unk> alone, such as htc-tiny's, gets a template of its own vocabulary,
+the one that htc-tiny was trained with: <s>question answer</s>question answer</s>.
+
 Newlines within a turn stay, as in LLaVA; VoCo-LLaMA's training takes them out of rows with an image. Blanks around an
 answer go: its first token is then the one that follows ASSISTANT: in a prompt.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -70,13 +73,12 @@ def read_conversations(path: Path) -> list[Conversation]:
 
 
 def scene_conversations(split: str = "train", count: int = _SCENES) -> list[Conversation]:
-    """The built-in scenes as conversations: every question that a scene answers, in an order of its own."""
+    """The built-in scenes as conversations: of each scene one of the questions that it answers."""
     rows = []
     for i in range(count):
         answers = scenes.scene(split, i).answers
-        asked = np.random.default_rng(i).permutation(sorted(answers))
-        turns = tuple((scenes.QUESTIONS[name], answers[name]) for name in asked)
-        rows.append(Conversation(f"scenes {split} {i}", f"{split}/{i}", turns))
+        asked = str(np.random.default_rng(i).choice(sorted(answers)))
+        rows.append(Conversation(f"scenes {split} {i}", f"{split}/{i}", ((scenes.QUESTIONS[asked], answers[asked]),)))
     return rows
 
 
@@ -90,13 +92,16 @@ class Encoder:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", max_length: int) -> None:
         self.tokenizer, self.max_length = tokenizer, max_length
+        self.plain = tokenizer.unk_token_id is not None and tokenizer.unk_token_id in self._ids(_asked("", first=True))
+        """Whether the tokenizer does not know the template, and questions and answers stand alone."""
         self._blank = "" if self._ids("x x") == 2 * self._ids("x") else " "
 
     def __call__(self, turns: Sequence[tuple[str, str]]) -> Tokens:
         """The text of a conversation and what is taught of it."""
         pieces = [([self.tokenizer.bos_token_id], False)]
-        for question, answer in _prompts(turns):
-            pieces += [(self._ids(question), False), (self._ids(self._blank + answer), True)]
+        for i, (question, answer) in enumerate(turns):
+            prompt = question if self.plain else _asked(question, first=i == 0)
+            pieces += [(self._ids(prompt), False), (self._ids(self._blank + answer), True)]
             pieces += [([self.tokenizer.eos_token_id], True)]
         ids = np.array([token for piece, _ in pieces for token in piece], np.int64)
         taught = np.array([is_taught for piece, is_taught in pieces for _ in piece])
@@ -105,9 +110,8 @@ class Encoder:
 
     def keeps(self, turns: Sequence[tuple[str, str]]) -> bool:
         """Whether a label is left after cutting."""
-        question, _ = next(iter(_prompts(turns[:1])))
         # No token is shorter than a byte, so that a short question (nearly all are) need not be tokenised.
-        if len(question.encode()) + 2 < self.max_length:
+        if len(_asked(turns[0][0], first=True).encode()) + 2 < self.max_length:
             return True
         return bool((self(turns[:1]).labels != IGNORED_LABEL).any())
 
@@ -116,10 +120,9 @@ class Encoder:
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
 
 
-def _prompts(turns: Iterable[tuple[str, str]]) -> Iterable[tuple[str, str]]:
-    """Each turn's words up to the blank before its answer, and the answer."""
-    for i, (question, answer) in enumerate(turns):
-        yield f"{'' if i else SYSTEM + ' '}USER: {question} ASSISTANT:", answer
+def _asked(question: str, *, first: bool) -> str:
+    """A turn of the template up to the blank before its answer."""
+    return f"{SYSTEM + ' ' if first else ''}USER: {question} ASSISTANT:"
 
 
 def _conversation(row: Any, name: str) -> Conversation:

@@ -252,6 +252,8 @@ def _instructions(
     kept = [row for row in rows if encode.keeps(row.turns)]
     if talk and room < config.max_length:
         print(f"htc-train: texts are cut to {room} tokens, the model's last position, instead of {config.max_length}")
+    if talk and encode.plain:
+        print("htc-train: the tokenizer does not know the words of the usual template, so questions stand without it")
     if talk and len(kept) < len(rows):
         print(f"htc-train: {len(rows) - len(kept)} of {len(rows)} rows are left out, cut before their first answer")
     if len(kept) < config.batch:

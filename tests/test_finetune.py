@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerFast
 
@@ -508,6 +510,21 @@ def test_the_command_s_model_is_one_that_htc_extract_runs(settings, photos, tmp_
     run = tmp_path / "run.h5"
     extract = ["--model", str(settings.out), "--data", "scenes", "--split", "val", "--limit", "4", "--out", str(run)]
     assert extract_cli.main(extract) == 0 and run.exists()
+
+
+def test_a_head_of_its_own_stays_through_training(settings, llava, tmp_path):
+    """Also where the config.json of the checkpoint that the training begins with says otherwise; the new one is right."""
+    folder = tmp_path / "start"
+    shutil.copytree(llava, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["tie_word_embeddings"] = True
+    (folder / "config.json").write_text(json.dumps(config))
+    head = load_file(folder / "model.safetensors")["language_model.lm_head.weight"]
+    finetune(replace(settings, init_from=str(folder), learning_rate=1e-9))
+    trained = models.load(settings.out, dtype=torch.float32, device="cpu").language_model
+    torch.testing.assert_close(trained.lm_head.weight.data, head, atol=1e-6, rtol=0)
+    assert (trained.model.embed_tokens.weight - head).abs().max() > 0.1
+    assert not models.read_config(settings.out).text.tie_word_embeddings
 
 
 def test_a_damaged_image_in_the_middle_of_a_run_can_be_skipped_then(settings, photos):

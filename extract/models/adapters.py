@@ -106,15 +106,6 @@ def read_adapter(folder: Path) -> Adapter:
 
 def check_adapter(folder: Path, adapter: Adapter, shapes: Mapping[str, tuple[int, ...]], image_fit: Fit) -> None:
     """Raises UserError unless all of it belongs to weights of these shapes, of a model that sees images like this."""
-    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
-
-    prefixes = tuple(set(PEFT_TYPE_TO_PREFIX_MAPPING.values()))
-    kinds = [tensor.key for tensor in adapter.tensors if _part(tensor).startswith(prefixes)]
-    if kinds:
-        raise UserError(
-            f"the adapter in {folder} is more than LoRA of linear layers: {', '.join(kinds[:3])} ({len(kinds)} of "
-            f"{len(adapter.tensors)} in all) cannot be merged here; expected plain LoRA"
-        )
     if adapter.image_fit not in (None, image_fit):
         raise UserError(
             f"the adapter in {folder} was trained on images that were made square by {adapter.image_fit}, and its base "
@@ -126,11 +117,21 @@ def check_adapter(folder: Path, adapter: Adapter, shapes: Mapping[str, tuple[int
         if shapes.get(name) != (*b.shape[:-1], *a.shape[1:]) or b.shape[1:] != a.shape[:1]:
             lost.append(a.key)
     lost += [tensor.key for tensor in adapter.tensors if tensor.dtype not in FLOATS]
-    if lost:
+    if not lost:
+        return
+    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING  # takes seconds to import
+
+    prefixes = tuple(set(PEFT_TYPE_TO_PREFIX_MAPPING.values()))
+    kinds = [tensor.key for tensor in adapter.tensors if _part(tensor).startswith(prefixes)]
+    if kinds:
         raise UserError(
-            f"the adapter in {folder} fits another model: here is no place for {', '.join(lost[:3])} "
-            f"({len(lost)} of {len(adapter.tensors)} in all); choose its base with --model"
+            f"the adapter in {folder} is more than LoRA of linear layers: {', '.join(kinds[:3])} ({len(kinds)} of "
+            f"{len(adapter.tensors)} in all) cannot be merged here; expected plain LoRA"
         )
+    raise UserError(
+        f"the adapter in {folder} fits another model: here is no place for {', '.join(lost[:3])} "
+        f"({len(lost)} of {len(adapter.tensors)} in all); choose its base with --model"
+    )
 
 
 def _part(tensor: Stored) -> str:

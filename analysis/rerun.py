@@ -41,9 +41,11 @@ class Place(NamedTuple):
 def find_model(run: Run, *, model: str | None = None, device: str | None = None) -> Place:
     """The model that made `run`, at the place that the run names or at `model`, on its device or on `device`.
 
-    Its weights are compared with those of the run by their digest. Raises UserError where they are others, or nowhere.
+    Its weights are compared with those of the run by their digest, and so is how it makes images square. Raises
+    UserError where they are others, or nowhere.
     """
     from extract import models
+    from extract.images import square_changes
 
     settings, wanted = run.info.config, run.info.model
     name = _setting(run, "model") if model is None else model
@@ -61,6 +63,13 @@ def find_model(run: Run, *, model: str | None = None, device: str | None = None)
         raise UserError(
             f"{folder} is another model than that of {run.path.name} (its weights are {sha256[:8]}, the run's "
             f"{str(wanted.get('sha256'))[:8]}); say where {wanted.get('name')} is with --model, or extract again"
+        )
+    changes = square_changes(wanted.get("config") or {}, models.read_config(folder).to_dict())
+    if changes:
+        words = "; ".join(f"{name} was {old} and is {new}" for name, old, new in changes)
+        raise UserError(
+            f"{folder} makes images square otherwise than when {run.path.name} was made ({words}); bring its "
+            "preprocessor_config.json or config.json back, or extract again"
         )
     device = _usable(_setting(run, "device") if device is None else device)
     dtype = _setting(run, "dtype")

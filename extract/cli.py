@@ -415,11 +415,15 @@ def refuse_other_shards(shards: Shards, plan: Plan, job: Job, *, auto: bool) -> 
 
 
 def _differences(info: RunInfo, images: int, tasks: Sequence[Task], plan: Plan, free: set[str]) -> Iterator[str]:
+    from extract.images import square_changes
+
     there, here = info.config, plan.info.config
     pairs: dict[str, Any] = {key: (there.get(key), here[key]) for key in here if key not in free}
     pairs["images"] = images, plan.shape.images
     if info.model["sha256"] != plan.info.model["sha256"]:
         pairs["model"] = _model_words(info), _model_words(plan.info)
+    for key, old, new in square_changes(info.model.get("config") or {}, plan.info.model["config"]):
+        pairs[key] = old, new  # a file of the model's folder says it, and no weight
     for key, (old, new) in pairs.items():
         if old != new:
             yield f"{key}: {_words(old)} there, {_words(new)} now"
@@ -432,7 +436,7 @@ def announce(plan: Plan, shards: Shards, *, virtual: bool) -> None:
     """Prints what will be done and how large it will be. Raises UserError when the disk has less room."""
     from rich.filesize import decimal
 
-    from extract.images import square_words
+    from extract.info import square_words
     from extract.store import estimate_bytes
 
     job = shards.job

@@ -69,13 +69,21 @@ def thumbnail(
     return np.array(_square(image, Frame(size, fit, mean, resize, resample)))
 
 
-def square_words(config: Mapping[str, Any]) -> str:
-    """How the model with this configuration, as a run keeps it, makes its images square, in words."""
-    verbs = {"pad": "padded to a square", "crop": "the middle cropped to a square", "stretch": "stretched to a square"}
-    size, resize = config["vision_config"]["image_size"], config.get("image_resize")
-    side = size if isinstance(size, int) else size[0]
-    words = f"{verbs[config['image_fit']]}, {side} px, {config.get('image_resample', 'bicubic')}"
-    return words + (f", of {resize} px the middle" if resize else "")
+def square_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Field, then and now, where the configuration `now` makes other pixels of an image than that of a run, `before`.
+
+    Nothing where the run has no configuration. Runs of version 0.1 lack the fields that it had one value of.
+    """
+    if "image_fit" not in before:
+        return []
+    before = {"image_resize": None, "image_resample": "bicubic"} | dict(before)
+    names = ("image_fit", "image_resize", "image_resample", "image_mean", "image_std")
+    pairs = [(name, _listed(before.get(name)), _listed(now[name])) for name in names]
+    return [pair for pair in pairs if pair[1] != pair[2]]
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _square(image: Image.Image, frame: Frame) -> Image.Image:

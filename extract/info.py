@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -85,10 +85,8 @@ def show(run: Run) -> None:
     """Prints what is in the run, without reading the numbers."""
     from rich.filesize import decimal
 
-    from extract.images import square_words
-
     info, settings = run.info, run.info.config
-    model = info.model.get("config", {})
+    model = info.model.get("config") or {}
     rows = {
         "run": f"{run.path}, complete, {run.created[:19]}, {decimal(run.nbytes)}",
         "model": f"{info.model.get('name')} {str(info.model.get('sha256'))[:8]}, {info.topology}",
@@ -117,6 +115,14 @@ def show(run: Run) -> None:
     if run.tasks:
         ordered = sorted(run.tasks, key=lambda task: task.suite, reverse=True)
         _print_table(("suite", "task", "kind", "what"), [(t.suite, t.name, t.kind, _what(t)) for t in ordered])
+
+
+def square_words(config: Mapping[str, Any]) -> str:
+    """How the model with this configuration, as a run keeps it, makes its images square, in words."""
+    verbs = {"pad": "padded to a square", "crop": "the middle cropped to a square", "stretch": "stretched to a square"}
+    side, resize = config.get("vision_config", {}).get("image_size"), config.get("image_resize")
+    of = f" of {resize}" if resize else ""
+    return f"{verbs.get(config['image_fit'], 'made square')}, {side} px{of}, {config.get('image_resample', 'bicubic')}"
 
 
 def _what(task: Task) -> str:

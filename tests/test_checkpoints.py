@@ -31,6 +31,7 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
+from analysis.rerun import find_model
 from extract import models
 from extract.cli import main
 from extract.errors import UserError
@@ -294,7 +295,7 @@ def test_images_become_square_as_the_checkpoint_s_processor_makes_them(
     run = tmp_path / "run.h5"
     command = ["--model", str(folder), "--data", str(tmp_path / "data"), "--split", "val", "--device", "cpu"]
     assert main([*command, "--out", str(run)]) == 0
-    words = "the middle cropped to a square, 28 px, bilinear, of 40 px the middle"
+    words = "the middle cropped to a square, 28 px of 40, bilinear"
     assert f"image  {words}" in capsys.readouterr().out
     assert info_main([str(run)]) == 0 and words in capsys.readouterr().out
 
@@ -307,6 +308,12 @@ def test_images_become_square_as_the_checkpoint_s_processor_makes_them(
         np.testing.assert_allclose(made.v_pooled(), patches.mean(1).numpy(), rtol=2e-3, atol=2e-3)  # float16
         assert made.info.model["config"]["image_fit"] == "crop"
         assert made.info.model["config"]["image_resize"] == 40
+        assert find_model(made).folder == folder
+    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR | {"resample": 3}))
+    assert main([*command, "--out", str(run)]) == 2, "with the same weights it is another run"
+    assert "image_resample: bilinear there, bicubic now" in capsys.readouterr().err
+    with open_run(run) as made, pytest.raises(UserError, match="image_resample was bilinear and is bicubic"):
+        find_model(made)
 
 
 @pytest.mark.parametrize(("ratio", "fit"), [("pad", "pad"), (None, "crop"), (..., "crop"), ("square", "crop")])

@@ -513,7 +513,7 @@ def test_the_command_s_model_is_one_that_htc_extract_runs(settings, photos, tmp_
 
 
 def test_a_head_of_its_own_stays_through_training(settings, llava, tmp_path):
-    """Also where the config.json of the checkpoint that the training begins with says otherwise; the new one is right."""
+    """Also where config.json of what the training begins with says otherwise; the new one is right."""
     folder = tmp_path / "start"
     shutil.copytree(llava, folder)
     config = json.loads((folder / "config.json").read_text())

@@ -1,11 +1,14 @@
 """Laws of circular values: arithmetic round the circle, probes of angles, and what is written and shown of them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import integrate, stats
 from sklearn.linear_model import Ridge
+from test_dashboard import PAGES, charts, open_app  # noqa: F401 - a fixture
+from test_dashboard_probes import IMAGES
 from test_probes import make_run
 
 import probes
@@ -274,3 +277,11 @@ def test_pages_show_angles(run: Path) -> None:
     assert codes.known(y, "circular").all()
     parts = np.stack([codes.answering(y, "circular", at) for at in range(4)])
     assert parts.sum(0).tolist() == [1] * N and len(codes.answers(y, "circular", (), "degrees")) == 4
+
+
+@pytest.mark.parametrize("query", [*({"page": page} for page in PAGES), {**IMAGES, "task": "angle"}])
+def test_every_page_shows_a_run_with_angles(run: Path, open_app: Any, query: dict[str, str]) -> None:  # noqa: F811
+    app = open_app(run, **query)
+    assert not app.exception and not app.error
+    if "task" in query:
+        assert "the short way round" in str(charts(app)["probe_values"]["layout"])

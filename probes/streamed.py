@@ -32,7 +32,6 @@ def hold_out(
     """`protocol.hold_out` with memory of `budget` bytes, labels aside, whatever the number of rows.
 
     Numbers are probed as there, exactly. Of circular values the strength is that of the least squared error of cosine
-    Numbers are probed as there, exactly. Of circular values the strength is that of the least squared error of cosine
     and sine. Logistic probes begin with the strengths within a decade of the one that ridge on the labels prefers and
     go on from there as `strengths` says, each on one inner fold in place of three: a pass over the rows costs minutes.
     Raises UserError for features that are not finite and a budget that is too small.

@@ -63,13 +63,17 @@ def resample_groups(n_groups: int, seed: int, resamples: int = RESAMPLES) -> np.
     return rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=resamples).astype(np.uint16)
 
 
-def interval(draws: np.ndarray, n_groups: int) -> tuple[float, float]:
+def over_training_sets(quantity: Sampled, name: str) -> Sampled:
+    return quantity
+
+
+def interval(draws: np.ndarray, n_groups: float) -> tuple[float, float]:
     """COVERAGE interval of a score: quantiles of its draws (R,), a little further out than the nominal ones, as
     resampling G groups understates the spread by sqrt((G - 1) / G) and takes it as known. It stays inside the
     range of the score. NaN draws are left out; NaN where there is nothing else.
     """
     known = draws[np.isfinite(draws)]
-    if len(known) == 0 or n_groups < 2:
+    if len(known) == 0 or n_groups <= 1:
         return float("nan"), float("nan")
     tail = stats.norm.cdf(-_critical(n_groups) * np.sqrt(n_groups / (n_groups - 1)))
     lower, upper = np.quantile(known, [tail, 1 - tail])
@@ -83,7 +87,7 @@ def mean(quantities: Sequence[Sampled]) -> Sampled:
     )
 
 
-def difference(a: Sampled, b: Sampled, n_groups: int) -> Difference:
+def difference(a: Sampled, b: Sampled, n_groups: float) -> Difference:
     """a - b with both on the same resamples of the same `n_groups` groups: between representations, between a task
     and its control (selectivity), or between two cross-entropies (what a representation adds to another,
     I(z; Y | v_d) = H(Y | v_d) - H(Y | v_d, z)).
@@ -101,7 +105,7 @@ def difference(a: Sampled, b: Sampled, n_groups: int) -> Difference:
     return Difference(estimate, estimate - reach, estimate + reach, float(p))
 
 
-def retention(score: Sampled, whole: Sampled, floor: Sampled, n_groups: int) -> Retention:
+def retention(score: Sampled, whole: Sampled, floor: Sampled, n_groups: float) -> Retention:
     """How much of what `whole` has over the floor `score` has, all on the same resamples of `n_groups` groups.
 
     Fieller's interval: the ratios r for which score - floor - r (whole - floor) is not significant. Percentiles of the
@@ -177,11 +181,11 @@ def sign_flip(differences_GH: np.ndarray, seed: int, flips: int = FLIPS) -> Sign
     return SignFlips((1 + alone) / (flips + 1), (1 + among) / (flips + 1))
 
 
-def _critical(n_groups: int) -> float:
+def _critical(n_groups: float) -> float:
     return float(stats.t.ppf((1 + COVERAGE) / 2, n_groups - 1))
 
 
-def _covariance(draws: Sequence[np.ndarray], n_groups: int) -> np.ndarray:
+def _covariance(draws: Sequence[np.ndarray], n_groups: float) -> np.ndarray:
     """Of quantities on the same resamples; resampling G groups understates it by (G - 1) / G."""
     known = np.isfinite(draws).all(0)
     return np.atleast_2d(np.cov(np.asarray(draws)[:, known])) * n_groups / (n_groups - 1)

@@ -228,12 +228,15 @@ class _Live:
     """(P,) float64, as good as stopping needs it."""
     close: Tensor
     """(P,) bool: the last step is expected to have reached the tolerance."""
+    stuck: Tensor
+    """(P,) bool: no length of the last step led down."""
 
     def keep(self, stay: Tensor) -> tuple[_Live, Tensor]:
         block, columns = self.block.keep(stay)
         w, z, p, y, weight = (t[columns] for t in (self.w, self.z, self.p, self.y, self.weight))
         known = None if self.known is None else self.known[columns]
-        return _Live(block, w, z, p, y, known, weight, self.objective[stay], self.close[stay]), columns
+        of_problem = self.objective[stay], self.close[stay], self.stuck[stay]
+        return _Live(block, w, z, p, y, known, weight, *of_problem), columns
 
 
 def _mean_curvature(live: _Live) -> list[Tensor]:
@@ -406,7 +409,7 @@ class Path:
             energy = live.block.sums(_dot(g, inverse(g)))
             if curvature is not None:
                 near = energy <= 2 * self._tolerance * live.objective * torch.where(live.close, 5, 0.2)
-                done = near | (step == _MAX_STEPS)
+                done = near | live.stuck | (step == _MAX_STEPS)
                 if done.any():
                     problems = live.block.problem
                     objective[problems], gap[problems] = self._certify(live, residual, g, strength, curvature)
@@ -417,7 +420,8 @@ class Path:
                     g, energy, inverse = g[columns], energy[~done], inverse.keep(live.block, ~done, columns)
             s, forcing = self._newton_step(live, g, inverse, energy, penalty)
             self._move(live, g, s, forcing, strength)
-            curvature = self._centre(live) if live.close.any() or step == _MAX_STEPS - 1 else None
+            ends = live.close | live.stuck
+            curvature = self._centre(live) if ends.any() or step == _MAX_STEPS - 1 else None
 
     def _begin(self, wanted: Tensor, strength: float) -> _Live:
         """From the best point in the span of the last two, found on cached logits."""
@@ -425,7 +429,7 @@ class Path:
         w, z, y, weight = (t[columns] for t in (self._w, self._z, self._y, self._weight))
         known = None if self._known is None else self._known[columns]
         nothing = torch.zeros(len(block.problem), device=w.device)
-        live = _Live(block, w, z, z, y, known, weight, nothing.double(), nothing.bool())
+        live = _Live(block, w, z, z, y, known, weight, nothing.double(), nothing.bool(), nothing.bool())
         if self._advanced:
             w1, z1 = self._earlier
             self._best_in_span(live, w1[columns], z1[columns], strength)
@@ -461,7 +465,11 @@ class Path:
             damp = 2 / torch.maximum(d0.abs(), d1.abs()).clamp_min(2)
             a0, a1 = torch.where(apart, a0 - damp * d0, a0), torch.where(apart, a1 - damp * d1, a1)
         c0, c1 = (block.spread(a, dtype) for a in (best0, best1))
+        before = self._objective(live, strength, dtype)
         live.w, live.z = (w0 * c0).addcmul_(w1, c1), (z0 * c0).addcmul_(z1, c1)
+        # Where rows are all but certain the quadratic model sees no bend and may lead anywhere.
+        worse = block.spread(~(self._objective(live, strength, dtype) <= before), torch.bool)
+        live.w, live.z = torch.where(worse, w0, live.w), torch.where(worse, z0, live.z)
 
     def _newton_step(
         self, live: _Live, g: Tensor, inverse: _Preconditioner, energy: Tensor, penalty: Tensor
@@ -530,11 +538,20 @@ class Path:
             found = falls & (slope <= level) & ((slope >= -level) | (t == 1)) | (start <= 0)
             if found.all():
                 break
-            over = slope > 0
+            over = ~(slope <= 0)  # also where a step into nowhere has none
             low, slope_low = torch.where(over, low, t), torch.where(over, slope_low, slope)
             high, slope_high = torch.where(over, t, high), torch.where(over, slope, slope_high)
-            share = (slope_low / (slope_low - slope_high)).clamp(0.2, 0.8)
+            share = (slope_low / (slope_low - slope_high)).nan_to_num(0.2).clamp(0.2, 0.8)
             t = torch.where(found, t, low + share * (high - low))
+        else:
+            # Where rows are all but certain there is no bend to lead a step: better none than one that goes up.
+            lost = ~(found | (live.objective <= before))
+            if lost.any():
+                stay = block.spread(lost, torch.bool)
+                live.z, live.w = torch.where(stay, z, live.z), torch.where(stay, w, live.w)
+                live.p = _probabilities(block.groups, live.z, live.known)
+                live.objective = torch.where(lost, before, live.objective)
+                live.stuck = lost
         relative = start / 2 / live.objective
         left = torch.where(t == 1, torch.maximum(forcing, (8 * relative).clamp(max=1.0)), 1.0)
         live.close = relative * left <= self._tolerance

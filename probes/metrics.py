@@ -89,6 +89,8 @@ class Scores(NamedTuple):
     n: int
     """Rows scored: those with a label."""
     n_groups: int
+    effective_groups: float
+    """See `effective_groups`."""
 
 
 Metrics = dict[str, np.ndarray]  # (R,) each
@@ -123,7 +125,12 @@ def score(
             part.append(measure(weights_GR))
     of, without = ({name: np.concatenate([p[name] for p in part]) for name in part[0]} for part in parts)
     of, without = _related(of, without), _related(without, without)
-    return Scores(_sampled(of), _sampled(without), len(y), len(used))
+    return Scores(_sampled(of), _sampled(without), len(y), len(used), effective_groups(np.bincount(compact)))
+
+
+def effective_groups(sizes: np.ndarray) -> float:
+    """How many groups of one size vary as much as groups of these sizes: (sum of sizes)^2 / sum of squared sizes."""
+    return float(sizes.sum() ** 2 / (sizes.astype(np.float64) ** 2).sum())
 
 
 def evaluate(

@@ -50,6 +50,7 @@ CURVE = (0.05, 0.1, 0.2, 0.4)
 CONTROL_DRAWS = 3
 _MOST_CONFUSED = 60  # classes of a confusion matrix that is kept
 _SMALL = 2**25  # numbers of a representation below which folds run side by side, each with one thread
+_LARGE_GROUP = 0.1  # of the images
 _NO_BETTER = 0.01  # than what the category alone tells
 LOOSE = 1e-5  # a certified gap above it is told
 
@@ -154,6 +155,7 @@ def plan(run: Run, settings: Settings, *, train: Run | None = None, random: Run 
         fold = folds.assign([one.labels for one in ready], groups, settings.folds, settings.seed)
     else:
         fold = np.where(np.arange(len(groups)) < len(train), np.where(counted, -1, -2), 0)
+    warnings += _uneven(groups[fold >= 0])
     text_reads_voco = run.shape.layers > 1 and run.info.topology != "uncompressed"
     if text_reads_voco and READ not in reps and not settings.representations:
         warnings += (f"{run.path.name} does not store all states that text reads of <voco>: voco_read is left out",)
@@ -178,6 +180,18 @@ def plan(run: Run, settings: Settings, *, train: Run | None = None, random: Run 
             f"online code, and for all representations one fold of {int((fold == 0).sum())} images is held out",
         )
     return Plan(run, train, random, settings, ready, reps, fold, groups, types, warnings)
+
+
+def _uneven(groups: np.ndarray) -> tuple[str, ...]:
+    """A warning where few groups decide: resampling whole groups then tells less than it says."""
+    _, sizes = np.unique(groups, return_counts=True)
+    largest, effective = sizes.max() / sizes.sum(), metrics.effective_groups(sizes)
+    if largest <= _LARGE_GROUP:
+        return ()
+    return (
+        f"the largest of {len(sizes)} groups holds {largest:.0%} of the images: they vary like {effective:.1f} groups "
+        "of one size, for which intervals are too short and p-values too small; collect more groups, or split it",
+    )
 
 
 def _is_large(runs: Sequence[Run], at: Representation, settings: Settings) -> bool:
@@ -644,7 +658,7 @@ def _results(plan: Plan, found: dict[Representation, Found], config: dict[str, A
 
 def _row(one: ProbeTask, t: int, at: Representation, found: Found, whole: Found | None) -> Row:
     kind, scores = one.task.kind, found.scores[t]
-    metric, groups = METRIC[kind], scores.n_groups
+    metric, groups = METRIC[kind], scores.effective_groups
     score = _interval(scores.of[metric], groups)
     parts = [fold[t] for fold in found.held_out]
     gaps = [part.gap for part in parts if part.gap is not None]
@@ -663,7 +677,7 @@ def _row(one: ProbeTask, t: int, at: Representation, found: Found, whole: Found 
         lower=_bound(score.lower, scores.of[metric].estimate),
         upper=_bound(score.upper, scores.of[metric].estimate),
         n=scores.n,
-        n_groups=groups,
+        n_groups=scores.n_groups,
         floor=scores.floor[metric].estimate,
         metrics={name: _interval(value, groups) for name, value in scores.of.items()},
         bits=scores.of["V-information"].estimate,
@@ -701,7 +715,7 @@ def _doubts(row: Row, shortcut: Baseline | None) -> list[str]:
 
 def _suite_mean(plan: Plan, suite: str, at: Representation, found: Found, whole: Found | None) -> SuiteMean:
     of = [t for t, one in enumerate(plan.tasks) if one.task.suite == suite]
-    groups = max(found.scores[t].n_groups for t in of)
+    groups = max(found.scores[t].effective_groups for t in of)
     score, floor = _mean(plan, found, of), _mean(plan, found, of, floor=True)
     bits = inference.mean([found.scores[t].of["V-information"] for t in of])
     kept = None if whole is None else inference.retention(score, _mean(plan, whole, of), floor, groups)
@@ -736,12 +750,12 @@ def _differences(plan: Plan, found: dict[Representation, Found], suites: Sequenc
     for a, b in combinations(plan.columns, 2):
         for t, one in enumerate(plan.tasks):
             metric = METRIC[one.task.kind]
-            groups = found[a].scores[t].n_groups
+            groups = found[a].scores[t].effective_groups
             told, p = _difference(found[a].scores[t].of[metric], found[b].scores[t].of[metric], groups)
             by_task.append(_comparison(one.task.suite, one.task.name, a, b, metric, told, p))
         for suite in suites:
             of = [t for t, one in enumerate(plan.tasks) if one.task.suite == suite]
-            groups = max(found[a].scores[t].n_groups for t in of)
+            groups = max(found[a].scores[t].effective_groups for t in of)
             told, p = _difference(_mean(plan, found[a], of), _mean(plan, found[b], of), groups)
             by_suite.append(_comparison(suite, None, a, b, "mean", told, p))
     return [*_corrected(by_task), *_corrected(by_suite)]
@@ -756,7 +770,7 @@ def _conditional(plan: Plan, found: dict[Representation, Found]) -> list[Compari
             if name in parts:
                 for t, one in enumerate(plan.tasks):
                     before, after = (found[at].scores[t].of["cross-entropy"] for at in (parts[name], join))
-                    told, p = _difference(before, after, found[join].scores[t].n_groups)
+                    told, p = _difference(before, after, found[join].scores[t].effective_groups)
                     made.append(_comparison(one.task.suite, one.task.name, join, parts[name], "bits", told, p))
     return _corrected(made)
 
@@ -767,7 +781,7 @@ def _code_differences(plan: Plan, found: dict[Representation, Found]) -> list[Co
     for a, b in combinations([at for at in plan.columns if found[at].compression is not None], 2):
         for t, one in enumerate(plan.tasks):
             ours, theirs = ((found[at].compression or [])[t] for at in (a, b))
-            told, p = _difference(ours, theirs, found[a].scores[t].n_groups)
+            told, p = _difference(ours, theirs, found[a].scores[t].effective_groups)
             made.append(_comparison(one.task.suite, one.task.name, a, b, "compression", told, p))
     return _corrected(made)
 
@@ -801,7 +815,7 @@ def _baselines(plan: Plan) -> Iterator[Baseline]:
             draws_RG,
         )
         metric = METRIC[one.task.kind]
-        score, bits = (_interval(found.of[name], found.n_groups) for name in (metric, "V-information"))
+        score, bits = (_interval(found.of[name], found.effective_groups) for name in (metric, "V-information"))
         yield Baseline(one.task.suite, one.task.name, "category alone", metric, score, bits)
 
 
@@ -809,8 +823,8 @@ def _curve_points(plan: Plan, found: dict[Representation, Found]) -> Iterator[Cu
     for at in plan.columns:
         for images, by_task in found[at].curve:
             for one, scores in zip(plan.tasks, by_task, strict=True):
-                metric = METRIC[one.task.kind]
-                score, bits = (_interval(scores.of[name], scores.n_groups) for name in (metric, "V-information"))
+                metric, groups = METRIC[one.task.kind], scores.effective_groups
+                score, bits = (_interval(scores.of[name], groups) for name in (metric, "V-information"))
                 yield CurvePoint(one.task.suite, one.task.name, at.name, at.layer, images, metric, score, bits)
 
 
@@ -832,16 +846,16 @@ def _protocol(plan: Plan) -> dict[str, Any]:
 # ---- numbers as they are told
 
 
-def _interval(quantity: Sampled, groups: int) -> Interval:
+def _interval(quantity: Sampled, groups: float) -> Interval:
     return _told(quantity.estimate, *inference.interval(quantity.draws, groups))
 
 
-def _difference(a: Sampled, b: Sampled, groups: int) -> tuple[Interval, float]:
+def _difference(a: Sampled, b: Sampled, groups: float) -> tuple[Interval, float]:
     found = inference.difference(a, b, groups)
     return _told(found.estimate, found.lower, found.upper), found.p
 
 
-def _retention(score: Sampled, whole: Scores, metric: str, groups: int) -> Interval:
+def _retention(score: Sampled, whole: Scores, metric: str, groups: float) -> Interval:
     return _kept(inference.retention(score, whole.of[metric], whole.floor[metric], groups))
 
 

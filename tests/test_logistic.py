@@ -406,3 +406,20 @@ def test_rows_that_are_predicted_with_certainty_leave_nothing_to_invert() -> Non
         fit = path.advance(strength)
         (logs,) = log_probabilities(fit, basis.train)
         assert np.isfinite(fit.objective).all() and (logs.argmax(1) == np.repeat(np.arange(3), 2)).all()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_weakest_strengths_of_separable_labels_stay_finite(seed):
+    """Where rows are all but certain there is no curvature left to lead a step."""
+    rng = np.random.default_rng(seed)
+    x = np.repeat(rng.standard_normal((24, 2)), 40, 1) * (1 + 1e-6 * rng.standard_normal((24, 80)))
+    basis = Basis.fit(x.astype(np.float32))
+    tasks = [Target(rng.integers(0, 3, 24), 3), Target(rng.integers(0, 2, (24, 3)).astype(np.uint8), 0)]
+    tasks += [Target((x[:, 0] > 0).astype(int), 2), Target(np.digitize(x[:, 0], [-0.5, 0.5]), 3)]
+    path = Path(basis.train, basis.eigenvalues, tasks, tolerance=1e-5)
+    last = np.full(len(tasks), np.inf)
+    for strength in 10.0 ** np.arange(2, -8.5, -0.5):
+        fit = path.advance(strength)
+        assert np.isfinite(fit.objective).all() and np.isfinite(fit.gap).all()
+        assert (fit.objective <= last * (1 + 1e-3) + 1e-6).all(), "a weaker penalty never costs more"
+        last = fit.objective

@@ -59,6 +59,8 @@ def test_they_give_the_scores_and_the_confusions(folder: Path, scored: Results) 
         assert one.prediction is not None and len(one.rows) == row.n
         of = metrics.evaluate(one.kind, one.y, one.prediction, one.fold)
         for name, value in of.items():
+            if name == "cross-entropy" and one.kind in ("classes", "multilabel"):
+                continue  # bits are counted with probes that are chosen by them
             assert value == pytest.approx(row.metrics[name].estimate, abs=2e-3), (row.task, name)
         if one.kind == "classes":
             assert one.right is not None and one.right.mean() == pytest.approx(row.estimate)
@@ -106,7 +108,8 @@ def test_of_many_classes_the_chosen_and_the_true_one_are_kept(tmp_path: Path) ->
     (row,) = results.read(tmp_path / "run.probes.json").rows
     assert one.prediction is None and one.right is not None and one.of_true is not None
     assert one.right.mean() == pytest.approx(row.estimate) and 0.2 < row.estimate < 1
-    assert -np.log2(one.of_true).mean() == pytest.approx(row.metrics["cross-entropy"].estimate, rel=1e-3)
+    assert row.strength != row.coded_strength, "bits are counted with other probes"
+    assert -np.log2(one.of_true).mean() > (row.metrics["cross-entropy"].estimate or 0)
     with safe_open(str(tmp_path / "run.probes.predictions.safetensors"), "np") as file:
         assert file.get_tensor("0.0.logs").shape == (400, 2)
 

@@ -16,7 +16,7 @@ import pytest
 
 from extract.errors import UserError
 from extract.store import Batch, Kind, RunInfo, RunShape, RunWriter, Task, open_run
-from probes import results, suite, tasks
+from probes import inference, metrics, results, suite, tasks
 from probes.cells import Code, Fold, Kept
 from probes.cli import main
 from probes.codelength import Codelength, Labels
@@ -800,3 +800,29 @@ def test_help_imports_nothing_heavy() -> None:
     text, modules = json.loads(done.stdout)
     assert "htc-probe" in text and "--layers" in text
     assert not {"sklearn", "scipy", "pandas", "torch", "h5py", "joblib", "numpy"} & set(modules)
+
+
+# ---- groups of different sizes
+
+
+def test_a_group_that_decides_is_warned_of(tmp_path: Path) -> None:
+    z_voco = np.random.default_rng(0).standard_normal((N, 2, 4))
+    labels = {SIZE: z_voco[:, 1, 0], COIN: np.arange(N) % 2}
+    for name, groups, told in [
+        ("half", ["one"] * (N // 2) + [str(i) for i in range(N // 2)], "the largest of 121 groups holds 50% of"),
+        ("pairs", [str(i // 2) for i in range(N)], None),
+    ]:
+        with open_run(make_run(tmp_path / f"{name}.h5", z_voco, labels, groups=groups)) as run:
+            plan = suite.plan(run, quick("detail"))
+            found = [warning for warning in plan.warnings if "largest of" in warning]
+            assert found == [] if told is None else told in found[0] and "like 4.0 groups" in found[0]
+
+
+def test_uneven_groups_count_for_fewer(tmp_path: Path) -> None:
+    """Intervals are those of as many groups of one size as vary as much."""
+    assert metrics.effective_groups(np.full(30, 7)) == pytest.approx(30)
+    assert metrics.effective_groups(np.array([50] + [1] * 50)) == pytest.approx(100**2 / (50**2 + 50))
+    y, said = np.arange(200) % 2, np.log(np.full((200, 2), 0.5))
+    groups = np.minimum(np.arange(200), 100)  # one of 100
+    scores = metrics.score("classes", y, said, said, np.zeros(200), groups, inference.resample_groups(101, 0, 50))
+    assert scores.n_groups == 101 and scores.effective_groups == pytest.approx(200**2 / (100**2 + 100))

@@ -24,6 +24,8 @@ from probes.metrics import Sampled
 RESAMPLES = 1000
 FLIPS = 10_000
 COVERAGE = 0.95
+CLEAR = 2
+"""So many reaches of its interval the whole must lie above its floor for `kept`."""
 
 
 class Difference(NamedTuple):
@@ -46,6 +48,18 @@ class Retention(NamedTuple):
     """-inf and inf where not bounded."""
     bounded: bool
     """False: the whole cannot be told from the floor (or is below it), so that no ratio to it is excluded."""
+
+
+class Equivalence(NamedTuple):
+    """Whether a difference is smaller than a margin, or larger."""
+
+    difference: Difference
+    within: float
+    """Of two one-sided tests (Schuirmann 1987), that the true difference is the margin or more, up or down: the larger
+    of the two p-values.
+    """
+    beyond: float
+    """Two-sided, that it is the margin or less. No more than one of the two p-values is below 0.5."""
 
 
 class SignFlips(NamedTuple):
@@ -119,6 +133,63 @@ def retention(score: Sampled, whole: Sampled, floor: Sampled, n_groups: int) -> 
     return Retention(ratio, float((middle - root) / square), float((middle + root) / square), True)
 
 
+def kept(score: Sampled, whole: Sampled, floor: Sampled, n_groups: int) -> Sampled | None:
+    """`retention` as a quantity that can be averaged and compared, by `difference`, with another one on the same
+    resamples; None where the whole is not clearly above its floor (`CLEAR`).
+
+    Draws are linearised (the delta method): of the ratio r of part to whole, ((part - p) - r (whole - w)) / w around r.
+    A ratio of draws would go to infinity where the whole of a resample is at its floor. Simulated with equal
+    retentions, 1,500 data sets of 300 groups a case: 3 to 5 % of differences have p < 0.05; without `CLEAR`, where the
+    whole only just stood out from its floor, up to 10 %.
+    """
+    above = difference(whole, floor, n_groups)
+    if not above.estimate > CLEAR * (above.estimate - above.lower):
+        return None
+    part, of = score.estimate - floor.estimate, above.estimate
+    ratio = part / of
+    moved = (score.draws - floor.draws - part) - ratio * (whole.draws - floor.draws - of)
+    return Sampled(ratio, ratio + moved / of)
+
+
+def equivalence(a: Sampled, b: Sampled, n_groups: int, margin: float) -> Equivalence:
+    """Whether a - b is within `margin` (above 0), by the standard error of `difference`. That a difference is not
+    significant says nothing of the kind: with few images none is.
+    """
+    found = difference(a, b, n_groups)
+    inside = margin - abs(found.estimate)
+    spread = (found.upper - found.lower) / 2 / _critical(n_groups)
+    if spread == 0:
+        return Equivalence(found, float(inside <= 0), float(inside >= 0))
+    one_sided = float(stats.t.sf(inside / spread, n_groups - 1))
+    return Equivalence(found, one_sided, min(1.0, 2 * (1 - one_sided)))
+
+
+def share_interval(share: Sampled, n_groups: float) -> tuple[float, float]:
+    """COVERAGE interval of what is between 0 and 1 and stands on few images, such as the recall of one class: Wilson's
+    (1927), with as many images as would vary by themselves as much as the draws do. Where these do not vary, as all
+    answers are right, or all wrong, every group counts as one image. NaN for a single group.
+
+    n_groups: those that hold such images; where they are uneven, the effective number of them (`effective`).
+    Simulated: with 10 images and a recall of 0.9 it holds the truth in 98 %, percentiles of the draws in 65 %.
+    """
+    known = share.draws[np.isfinite(share.draws)]
+    if n_groups < 1 + 1e-9 or not len(known) or not np.isfinite(share.estimate):
+        return float("nan"), float("nan")
+    p = min(max(share.estimate, 0.0), 1.0)
+    variance = known.var() * n_groups / (n_groups - 1)
+    images = p * (1 - p) / variance if variance > 1e-12 < p * (1 - p) else n_groups
+    square = _critical(n_groups) ** 2 / images
+    middle = (p + square / 2) / (1 + square)
+    reach = np.sqrt(square * (p * (1 - p) + square / 4)) / (1 + square)
+    return max(float(middle - reach), 0.0), min(float(middle + reach), 1.0)
+
+
+def effective(sizes: np.ndarray) -> float:
+    """How many groups of equal size a mean over groups of these sizes (G,) is as sure as (Kish 1965)."""
+    total = float(sizes.sum())
+    return total**2 / float((sizes.astype(float) ** 2).sum()) if total else 0.0
+
+
 def folds_disagree(scores: Sequence[float], whole: Sampled) -> bool:
     """Whether the scores of K folds lie further apart than their images explain: by more than 0.1, and with a chance
     below 1e-4 if all probes were as good. A fold, a Kth of the groups, varies sqrt(K) times as much as the whole.
@@ -177,7 +248,7 @@ def sign_flip(differences_GH: np.ndarray, seed: int, flips: int = FLIPS) -> Sign
     return SignFlips((1 + alone) / (flips + 1), (1 + among) / (flips + 1))
 
 
-def _critical(n_groups: int) -> float:
+def _critical(n_groups: float) -> float:
     return float(stats.t.ppf((1 + COVERAGE) / 2, n_groups - 1))
 
 

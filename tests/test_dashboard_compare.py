@@ -89,7 +89,7 @@ def write_probes(run: Path, right: float, *, predictions: bool = True) -> None:
         for of in rows
     )
     made = results.Results({}, of, {}, (), tuple(rows), means, confusions=tuple(confusions))
-    path, _ = results.write(made, results.default_path(run))
+    path, *_ = results.write(made, results.default_path(run))
     if predictions:
         sure = np.log(np.where(said[:, None] == np.arange(2), 0.8, 0.2))
         every = np.arange(len(labels))

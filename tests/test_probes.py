@@ -318,14 +318,14 @@ def test_results_name_their_run_and_settings_and_survive_a_round_trip(found: Res
     assert found.config["folds"] == 2 and found.config["suites"] == ["semantic", "detail"]
     assert found.config["protocol"]["images"] == N and found.config["protocol"]["groups"] == N // 2
     assert {"python", "numpy", "torch"} <= set(found.versions)
-    path, listed = results.write(found, tmp_path / "a" / "r.probes.json")
+    path, listed, _ = results.write(found, tmp_path / "a" / "r.probes.json")
     assert results.read(path) == found
     assert listed.name == "r.probes.csv"
     with listed.open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert [line["task"] for line in lines] == [row.task for row in found.rows]
     assert [float(line["estimate"]) for line in lines] == [row.estimate for row in found.rows]
-    assert sorted(p.name for p in path.parent.iterdir()) == ["r.probes.csv", "r.probes.json"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["r.probes.classes.csv", "r.probes.csv", "r.probes.json"]
     # v_pooled knows sizes and no shapes.
     undefined = {line["task"]: line["retention"] == "not defined (v_pooled is at its floor)" for line in lines}
     assert undefined["shape"] and not undefined["size"]
@@ -335,7 +335,7 @@ def test_results_name_their_run_and_settings_and_survive_a_round_trip(found: Res
 
 
 def test_result_files_that_cannot_be_read_say_so(found: Results, tmp_path: Path) -> None:
-    path, _ = results.write(found, tmp_path / "r.json")
+    path, *_ = results.write(found, tmp_path / "r.json")
     body = json.loads(path.read_text())
     for change, message in [
         ({"schema": "x"}, "no probe results"),
@@ -724,7 +724,8 @@ def test_all_means_every_task_and_match_dim_writes_no_weights(folder: Path, tmp_
     assert main([*argv, "--representations", "z_voco", "--no-controls", "--match-dim", "4"]) == 0
     found = results.read(out)
     assert {row.task for row in found.rows} == {task.name for task in TASKS}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["all.csv", "all.json", "all.predictions.safetensors"]
+    written = ["all.classes.csv", "all.csv", "all.json", "all.predictions.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == written
 
 
 @pytest.mark.parametrize(
@@ -737,6 +738,9 @@ def test_all_means_every_task_and_match_dim_writes_no_weights(folder: Path, tmp_
         (["--layers", "7"], "layer 7 is not in planted-val.h5; it holds 0, 1, 2"),
         (["--layers", "first"], "neither 'all' nor numbers"),
         (["--folds", "1"], "use 2 or more"),
+        (["--margin", "0"], "--margin 0 is no part of a metric; use one between 0 and 1, such as 0.02"),
+        (["--margin", "2"], "--margin 2 is no part of a metric"),
+        (["--margin", "nan"], "--margin nan is no part of a metric"),
         (["--folds", "100"], "no task of planted-val.h5 can be probed: shape: 3 of 3 classes dropped"),
         (["--match-dim", "0"], "use 1 or more"),
         (["--jobs", "-1"], "--jobs -1"),

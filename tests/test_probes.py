@@ -718,6 +718,50 @@ def test_the_command_as_typed(folder: Path, capsys: pytest.CaptureFixture[str]) 
     assert not list(folder.glob("*.partial"))  # what was kept of the cells is not needed any more
 
 
+def test_what_a_reviewer_asks_is_in_the_results_and_their_tables(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """z_voco holds shapes and the size, v_pooled the size alone; XOR of two directions takes a hidden layer."""
+    out = tmp_path / "all.json"
+    argv = ["--run", str(folder / "planted-val.h5"), "--folds", "2", "--jobs", "1", "--out", str(out), "--ceiling"]
+    argv += ["--representations", "z_voco", "v_pooled", "--no-controls", "--margin", "0.1"]
+    assert main([*argv, "--report", str(tmp_path)]) == 0
+    found = results.read(out)
+    kept = {one.task: one for one in found.kept}
+    assert {one.representation for one in found.kept} == {"z_voco"} and {one.margin for one in found.kept} == {0.1}
+    assert kept["shape"].verdict in (results.GAINED, results.NOTHING) and kept["size"].verdict != results.LOST
+    assert kept["coin"].verdict == results.NOTHING and found.config["protocol"]["margin"] == 0.1
+    rows = by_name(found)
+    for one in found.kept:
+        if one.task is not None:
+            whole = rows[one.task, "v_pooled", None]
+            at = rows[one.task, one.representation, one.layer]
+            assert one.difference.estimate == pytest.approx(at.estimate - whole.estimate)
+    (gap,) = found.suite_gaps
+    assert (gap.representation, gap.first, gap.second) == ("z_voco", "semantic", "detail")
+    # Recalls, weighted by their images, make top-1.
+    for name, layer in (("z_voco", 2), ("v_pooled", None)):
+        here = [one for one in found.by_class if (one.task, one.representation) == ("shape", name)]
+        assert {one.name for one in here} == set(SHAPE.classes) and sum(one.n for one in here) == N - 4
+        hits = sum(one.n * (one.score.estimate or 0) for one in here)
+        assert hits / (N - 4) == pytest.approx(rows["shape", name, layer].estimate)
+    assert {one.task for one in found.by_class} == {"shape", "present", "coin"}
+    with results.classes_path(out).open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["task"], line["name"], line["n"]) for line in lines] == [
+        (one.task, one.name, str(one.n)) for one in found.by_class
+    ]
+    assert {(one.task, one.representation) for one in found.ceilings} == {
+        (row.task, row.representation) for row in found.rows
+    }
+    for ceiling in found.ceilings:
+        linear = rows[ceiling.task, ceiling.representation, ceiling.layer]
+        assert ceiling.score.estimate == pytest.approx(linear.estimate + (ceiling.difference.estimate or 0))
+        assert ceiling.folds > 0 or ceiling.difference.estimate == 0
+    told = capsys.readouterr().out
+    assert "ceiling" in told and "within 0.1?" in told
+
+
 def test_all_means_every_task_and_match_dim_writes_no_weights(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "all.json"
     argv = ["--all", "--run", str(folder / "planted-val.h5"), "--folds", "2", "--jobs", "1", "--out", str(out)]
@@ -754,6 +798,7 @@ def test_all_means_every_task_and_match_dim_writes_no_weights(folder: Path, tmp_
         (["--train-run", "no.h5"], "no run at no.h5"),
         (["--runs-folder", "nowhere"], "no finished run in nowhere/; make one with: htc-extract --split val"),
         (["--run", "no.h5"], "no run at no.h5"),
+        (["--ceiling", "--memory", "1e-6"], "no --curve and no --ceiling; give more --memory"),
         (["--device", "abacus"], "--device abacus cannot be used"),
     ],
 )

@@ -57,10 +57,10 @@ def kept(tasks: Sequence[ProbeTask], found: Found, margin: float) -> list[Kept]:
         for t, one in enumerate(tasks):
             metric = METRIC[one.task.kind]
             of = scores[t].of[metric], whole[t].of[metric], whole[t].floor[metric]
-            by_task.append(_kept(one.task.suite, one.task.name, at, metric, margin, *of, scores[t].n_groups))
+            by_task.append(_kept(one.task.suite, one.task.name, at, metric, margin, *of, _groups(scores, [t])))
         for suite, these in _suites(tasks).items():
             of = mean(tasks, scores, these), mean(tasks, whole, these), mean(tasks, whole, these, floor=True)
-            by_suite.append(_kept(suite, None, at, "mean", margin, *of, max(scores[t].n_groups for t in these)))
+            by_suite.append(_kept(suite, None, at, "mean", margin, *of, _groups(scores, these)))
     return [*_decided(by_task), *_decided(by_suite)]
 
 
@@ -73,7 +73,7 @@ def suite_gaps(tasks: Sequence[ProbeTask], found: Found) -> list[SuiteGap]:
     for at, scores in found.items():
         if at == WHOLE:
             continue
-        groups = max(one.n_groups for one in scores)
+        groups = _groups(scores, range(len(tasks)))
         shares = [
             inference.kept(
                 mean(tasks, scores, of), mean(tasks, whole, of), mean(tasks, whole, of, floor=True), groups
@@ -115,7 +115,7 @@ def ceilings(
     for at, scores in found.items():
         for t, one in enumerate(tasks):
             metric = METRIC[one.task.kind]
-            score, groups = scores[t].of[metric], scores[t].n_groups
+            score, groups = scores[t].of[metric], _groups(scores, [t])
             ends = inference.interval(score.draws, groups)
             *told, p = inference.difference(score, linear[at][t].of[metric], groups)
             made.append(
@@ -126,6 +126,11 @@ def ceilings(
             )  # fmt: skip
     adjusted = _holm([one.p for one in made])
     return [replace(one, p_holm=math.nan if p is None else p) for one, p in zip(made, adjusted, strict=True)]
+
+
+def _groups(scores: Sequence[Scores], of: Sequence[int]) -> int:
+    """That a quantity of the tasks numbered `of` stands on."""
+    return max(scores[t].n_groups for t in of)
 
 
 def _suites(tasks: Sequence[ProbeTask]) -> dict[str, list[int]]:

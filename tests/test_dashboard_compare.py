@@ -76,7 +76,8 @@ def write_probes(run: Path, right: float, *, predictions: bool = True) -> None:
             results.Row(
                 "semantic", "object", "classes", "", name, layer, 8, "top-1", right, right - 0.1, right + 0.1,
                 len(labels), len(labels) // 2, 0.5, {"V-information": bits}, right, None, None, None, None,
-                results.Interval(right, right - 0.2, right + 0.2), 1.0, False, 1e-7, (right,), ("disc", "bar"),
+                None, results.Interval(right, right - 0.2, right + 0.2), 1.0, 1.0, False, 1e-7, (right,),
+                ("disc", "bar"),
             )
         )  # fmt: skip
         counts = np.zeros((2, 2), int)

@@ -8,7 +8,7 @@ The designs:
 
 * fixed: probes of a training set of their own (`--train-run`); the truth is what these very probes score on all images.
 * 5 folds: the truth is what probes of so many images score in the mean, over training sets too.
-* groups of 4: the same, rows in groups of four that share most of what they are; as many groups as rows elsewhere.
+* groups of 4: the same, twice as many rows, in groups of four that share most of what they are.
 * uneven groups: the same, groups of 1 to 40 rows.
 * half in one: the same, one group with half of the rows. No interval is right here: htc-probe warns.
 """
@@ -47,7 +47,7 @@ class Settings:
     sets: int = 300
     """Data sets of each design."""
     rows: int = 400
-    """Images of a data set; groups of "groups of 4"."""
+    """Images of a data set; twice as many in groups of 4."""
     features: int = 12
     population: int = 3000
     """Images on which each data set's probes show what they score in truth (fixed probes: seven times as many)."""
@@ -136,7 +136,7 @@ def record(settings: Settings, design: str, number: int) -> dict[tuple[str, str]
     rng = np.random.default_rng([number, *design.encode()])
     n = settings.rows
     sizes = {
-        "groups of 4": [4] * n,
+        "groups of 4": [4] * (n // 2),
         "uneven groups": _uneven(rng, n),
         "half in one": [n // 2] + [1] * (n - n // 2),
     }.get(design, [1] * n)
@@ -159,7 +159,7 @@ def record(settings: Settings, design: str, number: int) -> dict[tuple[str, str]
             ours, theirs = (scores[t].of[name] for scores in told)
             groups_used = told[0][t].effective_groups
             if not fixed:
-                ours, theirs = inference.over_training_sets(ours, name), inference.over_training_sets(theirs, name)
+                ours, theirs = (inference.over_training_sets(one, name, _FOLDS) for one in (ours, theirs))
             lower, upper = inference.interval(ours.draws, groups_used)
             test = inference.difference(ours, theirs, groups_used)
             found[task.kind, name] = Record(ours.estimate, lower, upper, truth[t][name], test.estimate, test.p)

@@ -1,5 +1,5 @@
-"""The work of a probing, cut into cells that can be computed anywhere and kept: one representation in one fold, or its
-online code. Knows arrays and a folder; not runs, scores or tables.
+"""The work of a probing, cut into cells that can be computed anywhere and kept: one representation in one fold, a
+reader that is not linear there, or its online code. Knows arrays and a folder; not runs, scores or tables.
 
 A finished cell is kept under a digest of all that it was computed from, so an interrupted command, or the same one
 with another task or representation, computes only what is missing.
@@ -13,12 +13,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from extract.store import NUMERIC
-from probes import codelength, protocol, stream, streamed
+from probes import ceiling, codelength, protocol, stream, streamed
+from probes.ceiling import Reader
 from probes.codelength import Codelength, Labels
 from probes.metrics import Gaussian, Prediction, VonMises
 from probes.protocol import HeldOut
@@ -53,15 +54,47 @@ class Fold(NamedTuple):
         found = []
         for number, task in enumerate(tasks):
             strength, coded_strength, at_edge, gap = arrays[f"c{number}"].tolist()
-            values = arrays[f"p{number}"]
-            prediction: Prediction = values
-            if task.kind == "number":
-                prediction = Gaussian(*values)
-            elif task.kind == "circular":
-                prediction = VonMises(values[0], values[1], task.period)
+            prediction = _prediction(task, arrays[f"p{number}"])
             coded = prediction if task.kind in NUMERIC else arrays[f"q{number}"]
             gap = None if np.isnan(gap) else gap
             found.append(HeldOut(prediction, coded, strength, coded_strength, bool(at_edge), gap))
+        return found
+
+
+def _prediction(task: Labels, values: np.ndarray) -> Prediction:
+    if task.kind == "number":
+        return Gaussian(*values)
+    return VonMises(values[0], values[1], task.period) if task.kind == "circular" else values
+
+
+class Ceiling(NamedTuple):
+    """Readers with a hidden layer, on top of the linear probes of a fold: `train` and `test` are its rows."""
+
+    train: np.ndarray
+    test: np.ndarray
+    strengths: np.ndarray
+    """Of the linear probes, by task."""
+
+    def compute(
+        self, x_ND: np.ndarray, tasks: Sequence[Labels], groups: np.ndarray, settings: protocol.Settings
+    ) -> list[Reader]:
+        return ceiling.hold_out(x_ND, tasks, groups, self.train, self.test, self.strengths.tolist(), settings)
+
+    def pack(self, found: Sequence[Reader]) -> dict[str, np.ndarray]:
+        arrays: dict[str, np.ndarray] = {}
+        for number, one in enumerate(found):
+            arrays[f"c{number}"] = np.array([one.epochs, one.decay])
+            if one.prediction is not None:
+                said = one.prediction
+                arrays[f"p{number}"] = np.stack(said[:2]) if isinstance(said, tuple) else said
+        return arrays
+
+    def unpack(self, arrays: dict[str, np.ndarray], tasks: Sequence[Labels]) -> list[Reader]:
+        found = []
+        for number, task in enumerate(tasks):
+            epochs, decay = arrays[f"c{number}"].tolist()
+            said = _prediction(task, arrays[f"p{number}"]) if epochs else None
+            found.append(Reader(said, int(epochs), decay))
         return found
 
 
@@ -103,7 +136,7 @@ class Code(NamedTuple):
         return found
 
 
-Cell = Fold | Code
+Cell = Fold | Code | Ceiling
 
 
 class Kept:
@@ -123,7 +156,7 @@ class Kept:
             digest.update(np.ascontiguousarray(array).tobytes())
         return self.folder / f"{digest.hexdigest()}.npz"
 
-    def read(self, path: Path, cell: Cell, tasks: Sequence[Labels]) -> list[HeldOut] | list[Codelength] | None:
+    def read(self, path: Path, cell: Cell, tasks: Sequence[Labels]) -> list[Any] | None:
         """None where the cell is not kept, or its file is damaged."""
         try:
             with np.load(path, allow_pickle=False) as arrays:

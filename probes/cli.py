@@ -50,6 +50,12 @@ class ProbeConfig:
     none wins by its width."""
     curve: bool = False
     """Also probe from 5, 10, 20 and 40 % of the training images."""
+    margin: float = 0.02
+    """Of the metric (0.02 is two points of top-1): a representation is said to keep what v_pooled has where it is known
+    to score within this margin of it, and to lose where it is known to score lower by more."""
+    ceiling: bool = False
+    """Also read every task with a hidden layer on top of the linear probe: what there is to be read that a linear probe
+    does not reach. Takes several times as long."""
     controls: bool = True
     """Also probe random labels by type: what remembering types alone would score."""
     types: Annotated[str | None, tyro.conf.arg(metavar="TASK")] = None
@@ -121,6 +127,8 @@ def probe(config: ProbeConfig) -> None:
             device=config.device,
             jobs=config.jobs,
             memory=config.memory,
+            margin=config.margin,
+            ceiling=config.ceiling,
         )
         plan = suite.plan(run, settings, train=train, random=random)
         learned = "" if train is None else f", learned from {train.path}"

@@ -17,7 +17,20 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from probes import table
-from probes.results import NOT_DEFINED, Comparison, Interval, Results, Row, SuiteMean, is_defined, label
+from probes.results import (
+    NOT_DEFINED,
+    Ceiling,
+    ClassScore,
+    Comparison,
+    Interval,
+    Kept,
+    Results,
+    Row,
+    SuiteGap,
+    SuiteMean,
+    is_defined,
+    label,
+)
 from probes.table import Key
 
 CAPTIONS = {
@@ -40,6 +53,19 @@ CAPTIONS = {
     "the other representation. Right of 0, the first is better. Filled: p < 0.05 after Holm's correction.",
     "added": "I(a; Y | b): bits an image that a probe of both saves over a probe of b alone. Left of 0, the wider "
     "probe learned worse from as many images. Filled: p < 0.05 after Holm's correction.",
+    "kept": "Score minus v_pooled's on the same images, with 95 % intervals (of one test, not corrected); the band is "
+    "the margin. Filled: decided, after Holm's correction, to be within the margin (kept) or further from v_pooled "
+    "than that (lost, gained). Open: not decided by so many images, or nothing to keep, where v_pooled itself is not "
+    "clearly further than the margin above its floor.",
+    "gaps": "The share that is kept of what v_pooled's mean over semantic tasks has over its floor, minus the same of "
+    "details, with 95 % intervals (of one test, not corrected). Right of 0, details are lost more than semantics. "
+    "Filled: p < 0.05 after Holm's correction.",
+    "ceilings": "What a hidden layer on top of the linear probe adds to its score, on the same images, with 95 % "
+    "intervals (of one test, not corrected): how much there is to be read that is not linear. Filled: p < 0.05 after "
+    "Holm's correction. Both readers are the same where the layer did no better on the images trained on.",
+    "classes": "Recall of each class (the share of its images that are right), or average precision of each label, "
+    "with 95 % intervals over groups of images: wide for few images, none where a single group has the class. Line: "
+    "the same without features, which is 1 for the most frequent class and 0 for the others.",
     "confusions": "Rows: the true class. Columns: the class that the probe chose. Colour: the share of the row's "
     "images, so every row adds up to 1; the number of images is in the hover text.",
 }  # fmt: skip
@@ -48,6 +74,7 @@ _COLOURS = {"voco_read": "#56B4E9", "z_voco": "#009E73", "v_d": "#E69F00", "v_po
 _OTHERS = ("#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 _NEUTRAL = "#8a8a8a"
 _SHARES = [[0.0, "#ffffff"], [0.5, "#6baed6"], [1.0, "#08306b"]]
+_LISTED = 40  # classes of one figure
 _NAMED = 30  # classes of a confusion matrix whose names still fit
 
 
@@ -206,6 +233,66 @@ def compared(results: Results, suite: str, a: Key, b: Key) -> go.Figure | None:
     return _forest(results, suite, found, names, colours, title, "difference of scores")
 
 
+def kept(results: Results, suite: str) -> go.Figure | None:
+    """What is kept of v_pooled's scores, with the margin as a band; None without v_pooled."""
+    found = table.kept(results, suite)
+    names = [
+        f"{_cut(one.task or 'mean', 24)}: {_plain(label(*key))}{_below(one.verdict)}" for (_, key), one in found.items()
+    ]
+    colours = [_palette(results)[key] for _, key in found]
+    title = "what is kept of v_pooled"
+    figure = _forest(results, suite, list(found.values()), names, colours, title, "score minus v_pooled's")
+    if figure is not None:
+        margin = next(iter(found.values())).margin
+        figure.add_vrect(x0=-margin, x1=margin, fillcolor=_NEUTRAL, opacity=0.25, line_width=0, layer="below")
+        figure.update_layout(height=140 + 36 * len(found))
+    return figure
+
+
+def gaps(results: Results) -> go.Figure | None:
+    """Whether semantics are kept better than details, by representation; None where that is not defined."""
+    found = {key: one for key, one in table.gaps(results).items() if one.p is not None}
+    if not found:
+        return None
+    first = next(iter(found.values()))
+    colours = [_palette(results)[key] for key in found]
+    names = [_plain(label(*key)) for key in found]
+    title = f"retention minus that of {first.second}"
+    return _forest(results, first.first, list(found.values()), names, colours, title, "difference of retentions")
+
+
+def ceilings(results: Results, suite: str) -> go.Figure | None:
+    """What a hidden layer adds to the linear probe; None where none was asked for."""
+    found = table.ceilings(results, suite)
+    names = [
+        f"{_cut(task, 24)}: {_plain(label(*key))}{_below(f'{one.metric} {one.score.estimate or 0:.2f}')}"
+        for (task, key), one in found.items()
+    ]
+    colours = [_palette(results)[key] for _, key in found]
+    figure = _forest(results, suite, list(found.values()), names, colours, "ceiling", "ceiling minus linear probe")
+    return figure if figure is None else figure.update_layout(height=140 + 36 * len(found))
+
+
+def by_class(results: Results, task: str) -> go.Figure | None:
+    """The score of every class or label, the most frequent first; None where the task has none."""
+    of: dict[str, list[ClassScore]] = {}
+    for one in results.by_class:
+        if one.task == task:
+            of.setdefault(one.name, []).append(one)
+    if not of:
+        return None
+    first = next(iter(of.values()))[0]
+    keys = [key for key in table.columns(results, first.suite) if any(_key(one) == key for one in of[first.name])]
+    groups = [
+        _Group(_tick(name, f"n {here[0].n:,}"), {_key(one): one.score for one in here}, here[0].floor)
+        for name, here in list(of.items())[:_LISTED]
+    ]
+    figure = _bars(results, keys, groups, first.metric, dots=True)
+    figure.update_xaxes(range=[-0.02, 1.02])
+    more = f", the {_LISTED} most frequent of {len(of)}" if len(of) > _LISTED else ""
+    return _titled(figure, f"{_plain(task)}: {first.metric} by class{more}", _sample(results, first.suite))
+
+
 def bits_added(results: Results, suite: str) -> go.Figure | None:
     """What one representation says of the labels beyond another; None without joins."""
     shown = [one for one in results.comparisons if one.suite == suite and one.metric == "bits"]
@@ -331,17 +418,17 @@ def _bars(
 def _forest(
     results: Results,
     suite: str,
-    shown: Sequence[Comparison],
+    shown: Sequence[Comparison | Kept | SuiteGap | Ceiling],
     names: Sequence[str],
     colours: Sequence[str],
     title: str,
     axis: str,
 ) -> go.Figure | None:
-    """One line a comparison, on an axis with 0 in its middle."""
+    """One line a comparison, on an axis with 0 in its middle; filled where it holds."""
     if not shown:
         return None
     cells = [one.difference for one in shown]
-    symbols = ["circle" if one.p_holm < table.SIGNIFICANT else "circle-open" for one in shown]
+    symbols = ["circle" if table.holds(one) else "circle-open" for one in shown]
     figure = go.Figure(
         go.Scatter(
             x=[cell.estimate for cell in cells],
@@ -349,8 +436,8 @@ def _forest(
             mode="markers",
             error_x=_whiskers(cells),
             marker={"size": 9, "color": colours, "symbol": symbols},
-            customdata=[[_words(cell), one.p_holm] for cell, one in zip(cells, shown, strict=True)],
-            hovertemplate="%{x:+.3f} %{customdata[0]}, p %{customdata[1]:.2g} after Holm<extra></extra>",
+            customdata=[[_words(cell), _p(one)] for cell, one in zip(cells, shown, strict=True)],
+            hovertemplate="%{x:+.3f} %{customdata[0]}, %{customdata[1]}<extra></extra>",
             showlegend=False,
         )
     )
@@ -361,6 +448,12 @@ def _forest(
     figure.update_yaxes(range=[len(shown) - 0.5, -0.5], zeroline=False, automargin=True, **ticks)
     figure.update_layout(height=140 + 24 * len(shown))
     return _titled(figure, f"{_plain(suite)}: {title}", _sample(results, suite), legend=False)
+
+
+def _p(one: Comparison | Kept | SuiteGap | Ceiling) -> str:
+    if isinstance(one, Kept):
+        return one.verdict
+    return "not tested" if one.p_holm is None else f"p {one.p_holm:.2g} after Holm"
 
 
 def _panels(titles: Sequence[str], height: int = 240) -> tuple[go.Figure, list[_Place]]:

@@ -19,11 +19,13 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from probes.metrics import Sampled
+from probes.metrics import RANGE, Sampled
 
 RESAMPLES = 1000
 FLIPS = 10_000
 COVERAGE = 0.95
+CLEAR = 2
+"""So many reaches of its interval the whole must lie above its floor for `kept`."""
 
 
 class Difference(NamedTuple):
@@ -48,6 +50,18 @@ class Retention(NamedTuple):
     """False: the whole cannot be told from the floor (or is below it), so that no ratio to it is excluded."""
 
 
+class Equivalence(NamedTuple):
+    """Whether a difference is smaller than a margin, or larger."""
+
+    difference: Difference
+    within: float
+    """Of two one-sided tests (Schuirmann 1987), that the true difference is the margin or more, up or down: the larger
+    of the two p-values.
+    """
+    beyond: float
+    """Two-sided, that it is the margin or less. No more than one of the two p-values is below 0.5."""
+
+
 class SignFlips(NamedTuple):
     p: np.ndarray
     """(H,) two-sided, each hypothesis by itself."""
@@ -63,8 +77,17 @@ def resample_groups(n_groups: int, seed: int, resamples: int = RESAMPLES) -> np.
     return rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=resamples).astype(np.uint16)
 
 
-def over_training_sets(quantity: Sampled, name: str) -> Sampled:
-    return quantity
+def over_training_sets(quantity: Sampled, name: str, folds: int) -> Sampled:
+    """The draws of the number called `name` of K `folds`, further from it by sqrt(1 + 1 / (K - 1)): the share of the
+    images that a fold scores over the share that its probe learned from. Resampling what is scored leaves out that
+    other images would have made other probes (Nadeau and Bengio 2003, whose correction for single splits is this share
+    too). Chosen by simulation, see `benchmarks.calibration`: without it 5 folds of 400 images cover 91 to 94 %. One
+    fold, whose probe is what is asked about, stays as it is. Draws stay within the number's range.
+    """
+    if folds < 2:
+        return quantity
+    draws = quantity.estimate + np.sqrt(1 + 1 / (folds - 1)) * (quantity.draws - quantity.estimate)
+    return quantity._replace(draws=np.clip(draws, *RANGE.get(name, (-np.inf, np.inf))))
 
 
 def interval(draws: np.ndarray, n_groups: float) -> tuple[float, float]:
@@ -121,6 +144,57 @@ def retention(score: Sampled, whole: Sampled, floor: Sampled, n_groups: float) -
     middle = part * of - shared
     root = np.sqrt(max(middle**2 - square * (part**2 - var_part), 0))
     return Retention(ratio, float((middle - root) / square), float((middle + root) / square), True)
+
+
+def kept(score: Sampled, whole: Sampled, floor: Sampled, n_groups: float) -> Sampled | None:
+    """`retention` as a quantity that can be averaged and compared, by `difference`, with another one on the same
+    resamples; None where the whole is not clearly above its floor (`CLEAR`).
+
+    Draws are linearised (the delta method): of the ratio r of part to whole, ((part - p) - r (whole - w)) / w around r.
+    A ratio of draws would go to infinity where the whole of a resample is at its floor. Simulated with equal
+    retentions, 1,500 data sets of 300 groups a case: 3 to 5 % of differences have p < 0.05; without `CLEAR`, where the
+    whole only just stood out from its floor, up to 10 %.
+    """
+    above = difference(whole, floor, n_groups)
+    if not above.estimate > CLEAR * (above.estimate - above.lower):
+        return None
+    part, of = score.estimate - floor.estimate, above.estimate
+    ratio = part / of
+    moved = (score.draws - floor.draws - part) - ratio * (whole.draws - floor.draws - of)
+    return Sampled(ratio, ratio + moved / of)
+
+
+def equivalence(a: Sampled, b: Sampled, n_groups: float, margin: float) -> Equivalence:
+    """Whether a - b is within `margin` (above 0), by the standard error of `difference`. That a difference is not
+    significant says nothing of the kind: with few images none is.
+    """
+    found = difference(a, b, n_groups)
+    inside = margin - abs(found.estimate)
+    spread = (found.upper - found.lower) / 2 / _critical(n_groups)
+    if spread == 0:
+        return Equivalence(found, float(inside <= 0), float(inside >= 0))
+    one_sided = float(stats.t.sf(inside / spread, n_groups - 1))
+    return Equivalence(found, one_sided, min(1.0, 2 * (1 - one_sided)))
+
+
+def share_interval(share: Sampled, n_groups: float) -> tuple[float, float]:
+    """COVERAGE interval of what is between 0 and 1 and stands on few images, such as the recall of one class: Wilson's
+    (1927), with as many images as would vary by themselves as much as the draws do. Where these do not vary, as all
+    answers are right, or all wrong, every group counts as one image. NaN for a single group.
+
+    n_groups: those that hold such images; where they are uneven, the effective number of them.
+    Simulated: with 10 images and a recall of 0.9 it holds the truth in 98 %, percentiles of the draws in 65 %.
+    """
+    known = share.draws[np.isfinite(share.draws)]
+    if n_groups < 1 + 1e-9 or not len(known) or not np.isfinite(share.estimate):
+        return float("nan"), float("nan")
+    p = min(max(share.estimate, 0.0), 1.0)
+    variance = known.var() * n_groups / (n_groups - 1)
+    images = p * (1 - p) / variance if variance > 1e-12 < p * (1 - p) else n_groups
+    square = _critical(n_groups) ** 2 / images
+    middle = (p + square / 2) / (1 + square)
+    reach = np.sqrt(square * (p * (1 - p) + square / 4)) / (1 + square)
+    return max(float(middle - reach), 0.0), min(float(middle + reach), 1.0)
 
 
 def folds_disagree(scores: Sequence[float], whole: Sampled) -> bool:

@@ -42,7 +42,14 @@ from probes import circular
 
 METRIC: dict[Kind, str] = {"classes": "top-1", "multilabel": "mAP", "number": "R2", "circular": "circular R2"}
 """The one that stands for a task where there is room for one. Larger is better, 1 is perfect."""
+_SHARE, _EXPLAINED = (0.0, 1.0), (-np.inf, 1.0)
+RANGE: dict[str, tuple[float, float]] = {
+    "top-1": _SHARE, "balanced accuracy": _SHARE, "mAP": _SHARE, "R2": _EXPLAINED, "Spearman": (-1.0, 1.0),
+    "circular R2": _EXPLAINED, "mean cosine": (-1.0, 1.0), "MAE": (0.0, np.inf),
+}  # fmt: skip
+"""What a number can be at all, where that is bounded."""
 UNKNOWN = 255  # of a multi-label entry
+_BY_CLASS = "by class"
 _BIASED = ("balanced accuracy", "mAP", "R2", "Spearman", "circular R2")  # their draws are moved
 
 
@@ -78,6 +85,18 @@ class Sampled(NamedTuple):
     """
 
 
+class ByClass(NamedTuple):
+    """The recall of every class, or the average precision of every label."""
+
+    of: tuple[Sampled, ...]
+    floor: tuple[float, ...]
+    """The same of the prediction without features: of classes 1 for the most frequent one and 0 for the others."""
+    images: np.ndarray
+    """(K,) rows that have the class, or the label."""
+    groups_KG: sparse.csr_array
+    """How many of them are in each group."""
+
+
 class Scores(NamedTuple):
     """classes: top-1, balanced accuracy. multilabel: mAP. number: R2, Spearman, MAE. circular: circular R2, mean cosine
     (of the error), MAE (the short way round). All: cross-entropy and V-information, in bits an image.
@@ -91,9 +110,11 @@ class Scores(NamedTuple):
     n_groups: int
     effective_groups: float
     """See `effective_groups`."""
+    by_class: ByClass | None = None
+    """Of classes and labels."""
 
 
-Metrics = dict[str, np.ndarray]  # (R,) each
+Metrics = dict[str, np.ndarray]  # (R,) each; of `_BY_CLASS` (K, R)
 Measure = Callable[[np.ndarray], Metrics]  # of weights (G, R)
 
 
@@ -123,14 +144,28 @@ def score(
         weights_GR = np.ascontiguousarray(draws_RG[start : start + step, used].T, dtype=np.float64)
         for part, measure in zip(parts, measures, strict=True):
             part.append(measure(weights_GR))
-    of, without = ({name: np.concatenate([p[name] for p in part]) for name in part[0]} for part in parts)
+    of, without = ({name: np.concatenate([p[name] for p in part], -1) for name in part[0]} for part in parts)
+    by_class = _by_class(kind, y, compact, of.pop(_BY_CLASS, None), without.pop(_BY_CLASS, None))
     of, without = _related(of, without), _related(without, without)
-    return Scores(_sampled(of), _sampled(without), len(y), len(used), effective_groups(np.bincount(compact)))
+    return Scores(_sampled(of), _sampled(without), len(y), len(used), effective_groups(np.bincount(compact)), by_class)
 
 
 def effective_groups(sizes: np.ndarray) -> float:
-    """How many groups of one size vary as much as groups of these sizes: (sum of sizes)^2 / sum of squared sizes."""
-    return float(sizes.sum() ** 2 / (sizes.astype(np.float64) ** 2).sum())
+    """How many groups of one size a mean over groups of these sizes (G,) is as sure as (Kish 1965)."""
+    total = float(sizes.sum())
+    return total**2 / float((sizes.astype(np.float64) ** 2).sum()) if total else 0.0
+
+
+def _by_class(
+    kind: Kind, y: np.ndarray, groups: np.ndarray, of_KR: np.ndarray | None, floor_KR: np.ndarray | None
+) -> ByClass | None:
+    """The first column is the estimate."""
+    if of_KR is None or floor_KR is None:
+        return None
+    rows, has = (np.arange(len(y)), y) if kind == "classes" else np.nonzero(y == 1)
+    counts_KG = sparse.csr_array((np.ones(len(rows)), (has, groups[rows])), shape=(len(of_KR), int(groups.max()) + 1))
+    sampled = tuple(Sampled(float(one[0]), one[1:]) for one in of_KR)
+    return ByClass(sampled, tuple(floor_KR[:, 0].tolist()), counts_KG.sum(1).astype(int), counts_KG)
 
 
 def evaluate(
@@ -146,7 +181,7 @@ def evaluate(
     found = metrics(prediction)
     if floor is not None:
         found = _related(found, metrics(floor))
-    return {name: float(value[0]) for name, value in found.items()}
+    return {name: float(value[0]) for name, value in found.items() if name != _BY_CLASS}
 
 
 def _related(of: Metrics, floor: Metrics) -> Metrics:
@@ -206,6 +241,7 @@ def _measure_classes(y: np.ndarray, log_p_nK: np.ndarray, membership: sparse.csr
             "top-1": _ratio(hits, n),
             "balanced accuracy": _mean_known(recall_KR),
             "cross-entropy": _ratio(bits, n),
+            _BY_CLASS: recall_KR,
         }
 
     return measure
@@ -230,15 +266,17 @@ def _measure_multilabel(
 
     def measure(weights_GR: np.ndarray) -> Metrics:
         harmonic = np.append(0, np.cumsum(1 / np.arange(1, 1 + (sizes_G @ weights_GR).max())))
-        precision_CR = [
-            _mean_known(np.stack([ranking.average_precision(weights_GR, harmonic) for ranking in folds]))
-            for folds in rankings
-            if folds
-        ]
-        nothing = np.full((1, weights_GR.shape[1]), np.nan)
+        nothing_R = np.full(weights_GR.shape[1], np.nan)
+        precision_CR = np.stack(
+            [
+                _mean_known(np.stack([nothing_R, *(one.average_precision(weights_GR, harmonic) for one in folds)]))
+                for folds in rankings
+            ]
+        )
         return {
-            "mAP": _mean_known(np.stack(precision_CR) if precision_CR else nothing),
+            "mAP": _mean_known(precision_CR),
             "cross-entropy": _ratio(bits_CG @ weights_GR, known_CG @ weights_GR).sum(0),
+            _BY_CLASS: precision_CR,
         }
 
     return measure

@@ -95,13 +95,13 @@ def hold_out(
     turning = [i for i, task in enumerate(labels) if task.kind == "circular" and np.isfinite(task.y).any()]
     found: dict[int, HeldOut] = {}
     if logistic:
-        basis = _basis(x_ND[rows], settings, torch.float32)
+        basis = basis_of(x_ND[rows], settings, torch.float32)
         test_mr = basis.rotate(x_ND[test])
         chosen = _logistic(basis, [labels[i] for i in logistic], parts, test_mr, settings)
         found |= dict(zip(logistic, chosen, strict=True))
     if numbers:
         # Single precision predicts 5e-3 off at weak strengths.
-        basis = _basis(x_ND[rows].astype(np.float64), settings, torch.float64)
+        basis = basis_of(x_ND[rows].astype(np.float64), settings, torch.float64)
         y_nT = np.stack([labels[i].y for i in numbers], 1)
         held_out_SnT = ridge.leave_out(basis, y_nT, ridge.STRENGTHS, np.sort(inner))
         choice = ridge.choose(ridge.residual_variance(held_out_SnT, y_nT), ridge.STRENGTHS)
@@ -113,7 +113,7 @@ def hold_out(
             gaussian = Gaussian(mean_mT[:, at], np.full(len(mean_mT), scale))
             found[i] = exact(gaussian, choice.strengths[at], choice.at_edge[at])
     if turning:
-        basis = _basis(x_ND[rows].astype(np.float64), settings, torch.float64)
+        basis = basis_of(x_ND[rows].astype(np.float64), settings, torch.float64)
         test_mr = basis.rotate(x_ND[test].astype(np.float64))
         for i in turning:
             probe = angles.fit(basis, labels[i].y, labels[i].period, np.sort(inner))
@@ -142,7 +142,7 @@ def refit(
     turning = [i for i, task in enumerate(tasks) if task.kind == "circular"]
     found: dict[int, Weights] = {}
     if logistic:
-        basis = _basis(x_ND, settings, torch.float32)
+        basis = basis_of(x_ND, settings, torch.float32)
         path = Path(basis.train, basis.eigenvalues, [_target(tasks[i]) for i in logistic])
         for strength in sorted({strengths[i] for i in logistic}, reverse=True):
             here = [at for at, i in enumerate(logistic) if strengths[i] == strength]
@@ -150,12 +150,12 @@ def refit(
             for at, columns in zip(here, fit.columns, strict=True):
                 found[logistic[at]] = _on_features(basis, fit.weights[:, columns], fit.intercepts[columns])
     if numbers:
-        basis = _basis(x_ND.astype(np.float64), settings, torch.float64)
+        basis = basis_of(x_ND.astype(np.float64), settings, torch.float64)
         solved = ridge.fit(basis, np.stack([tasks[i].y for i in numbers], 1), [strengths[i] for i in numbers])
         for at, i in enumerate(numbers):
             found[i] = _on_features(basis, solved.weights[:, [at]], solved.intercepts[[at]])
     if turning:
-        basis = _basis(x_ND.astype(np.float64), settings, torch.float64)
+        basis = basis_of(x_ND.astype(np.float64), settings, torch.float64)
         for i in turning:
             solved = angles.at_strength(basis, tasks[i].y, tasks[i].period, strengths[i])
             found[i] = _on_features(basis, solved.weights, solved.intercepts)
@@ -277,7 +277,8 @@ def smoothed(task: Labels, values: np.ndarray, n: int) -> np.ndarray:
 # ---- small things
 
 
-def _basis(x_nD: np.ndarray, settings: Settings, dtype: torch.dtype) -> Basis:
+def basis_of(x_nD: np.ndarray, settings: Settings, dtype: torch.dtype) -> Basis:
+    """Of training rows, with no more directions than `settings` has."""
     basis = Basis.fit(x_nD, device=settings.device, dtype=dtype)
     if settings.dims is None or settings.dims >= len(basis.eigenvalues):
         return basis

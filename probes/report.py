@@ -60,14 +60,22 @@ def sections(results: Results) -> list[Section]:
             ("layers", "layers of z_voco", figures.layer_curves),
             ("bits", "bits", figures.bits),
             ("differences", "differences between representations", figures.differences),
+            ("kept", "what is kept of v_pooled", figures.kept),
             ("added", "what one representation adds to another", figures.bits_added),
             ("retention", "retention", figures.retention),
+            ("ceilings", "ceiling", figures.ceilings),
             ("learning", "learning curves", figures.learning_curves),
         ):
             drawn = figure(results, suite)
             if drawn is not None:
                 caption = figures.CAPTIONS[kind] + (f" {table.paper_reference(suite)}" if kind == "scores" else "")
                 made.append(Section(f"{suite}: {heading}", caption, (drawn,)))
+    gaps = figures.gaps(results)
+    if gaps is not None:
+        made.append(Section("Semantics and details", figures.CAPTIONS["gaps"], (gaps,)))
+    by_class = tuple(figures.by_class(results, task) for task in dict.fromkeys(one.task for one in results.by_class))
+    if by_class:
+        made.append(Section("Single classes", figures.CAPTIONS["classes"], tuple(filter(None, by_class))))
     confused = dict.fromkeys(one.task for one in results.confusions)
     matrices = tuple(figures.confusions(results, task) for task in confused)
     if matrices:
@@ -274,6 +282,35 @@ def _statistics(results: Results) -> Iterator[str]:
         yield (
             "Retention is (score - floor) / (v_pooled's score - floor), with Fieller's interval"
             + (f"; of {', '.join(undefined)} it is {NOT_DEFINED}." if undefined else ".")
+        )
+    if results.kept:
+        made = results.kept[0]
+        tests, means = (sum((one.task is None) == mean for one in results.kept) for mean in (False, True))
+        yield (
+            f"A representation is said to keep v_pooled's score within a margin of {made.margin:g} of the metric by "
+            "two one-sided tests (Schuirmann 1987), and to lose or gain more than that by a two-sided test of the "
+            f"margin, at p < 0.05 after Holm's correction over {tests} tests of tasks"
+            + (f" and {means} of suite means" if means else "")
+            + "; where v_pooled is not clearly further than the margin above its floor, there is nothing to keep."
+        )
+    if any(one.p is not None for one in results.suite_gaps):
+        one = results.suite_gaps[0]
+        yield (
+            f"The retention of the mean of {one.first} tasks minus that of {one.second} tasks was tested on the same "
+            "resamples, with linearised ratios (delta method; Student's t, two-sided, Holm's correction over "
+            f"{len(results.suite_gaps)} representations)."
+        )
+    if results.by_class:
+        yield (
+            "Recall of single classes and average precision of single labels have Wilson's interval, of as many images "
+            "as would vary by themselves as much as the resamples do."
+        )
+    if results.ceilings:
+        yield (
+            "As a ceiling, a hidden layer of rectified units was added to each linear probe, which stayed as it was, "
+            "and trained by AdamW; the passes over the images and the weight decay, or no layer at all, were chosen by "
+            "the task's metric on the grouped inner folds. Ceiling and linear probe were compared on the same images "
+            f"(Student's t, two-sided, Holm's correction over {len(results.ceilings)} comparisons)."
         )
     if results.curves:
         yield "Learning curves train on random parts of the groups of every training fold, each part within the next."

@@ -25,6 +25,12 @@ MOST_BYTES = 2**26
 """A file that is larger is not read: some kB are usual."""
 NOT_DEFINED = "not defined (v_pooled is at its floor)"
 """A retention without bounds: v_pooled cannot be told from its floor, so that its ratio could be anything."""
+KEPT = "kept within the margin"
+LOST = "lost more than the margin"
+GAINED = "gained more than the margin"
+UNDECIDED = "not decided"
+NOTHING = "nothing to keep"
+"""v_pooled is not clearly further above its floor than the margin, so that all of it could go within the margin."""
 
 
 class Interval(NamedTuple):
@@ -171,6 +177,91 @@ class Confusion:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """Whether a representation keeps what v_pooled scores, within a margin."""
+
+    suite: str
+    task: str | None
+    """None: the mean of the suite."""
+    representation: str
+    layer: int | None
+    metric: str
+    """The task's own, or `mean`; the margin is in its unit."""
+    margin: float
+    difference: Interval
+    """The representation's score minus v_pooled's, on the same images."""
+    within: float | None
+    """p of two one-sided tests, that the scores differ by the margin or more; None where there is `NOTHING` to keep."""
+    within_holm: float | None
+    """Corrected over the tasks, or the means, of all representations (Holm 1979), as the next one."""
+    beyond: float
+    """p, two-sided, that they differ by the margin or less."""
+    beyond_holm: float
+    verdict: str
+    """`KEPT`, `LOST`, `GAINED`, `UNDECIDED` or `NOTHING`."""
+
+
+@dataclass(frozen=True)
+class SuiteGap:
+    """Whether a representation keeps more of one suite than of another."""
+
+    representation: str
+    layer: int | None
+    first: str
+    second: str
+    """Suites: semantic and detail."""
+    difference: Interval
+    """The first suite's retention minus the second's, both of the mean of its tasks; three times None where v_pooled is
+    not clearly above its floor in one of them.
+    """
+    p: float | None
+    """Two-sided, of no difference."""
+    p_holm: float | None
+    """Corrected over the representations (Holm 1979)."""
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """One class, or one label, of a task."""
+
+    suite: str
+    task: str
+    representation: str
+    layer: int | None
+    name: str
+    """Of the class or label."""
+    metric: str
+    """recall (of a class: the share of its images that are right) or average precision (of a label)."""
+    score: Interval
+    """Without ends where a single group has the class."""
+    floor: float | None
+    """The same without features: of classes 1 for the most frequent one and 0 for the others."""
+    n: int
+    """Held-out images that have it."""
+    n_groups: int
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """What a reader that is not linear finds of a task: a hidden layer on top of the linear probe."""
+
+    suite: str
+    task: str
+    representation: str
+    layer: int | None
+    metric: str
+    score: Interval
+    difference: Interval
+    """That score minus the linear probe's, on the same images."""
+    p: float
+    """Two-sided, of no difference."""
+    p_holm: float
+    """Corrected over tasks and representations (Holm 1979)."""
+    folds: int
+    """Outer folds in which the hidden layer did better than none on the inner folds; in others both readers are one."""
+
+
+@dataclass(frozen=True)
 class Results:
     config: dict[str, Any]
     """Settings of the command, and those of the protocol: inner folds, grids, resamples."""
@@ -188,6 +279,12 @@ class Results:
     confusions: tuple[Confusion, ...] = ()
     code_comparisons: tuple[Comparison, ...] = ()
     """`compression` of every two columns, by task; a family of its own for Holm's correction."""
+    kept: tuple[Kept, ...] = ()
+    """Of everything that is compared, beside v_pooled; () without it."""
+    suite_gaps: tuple[SuiteGap, ...] = ()
+    by_class: tuple[ClassScore, ...] = ()
+    ceilings: tuple[Ceiling, ...] = ()
+    """() unless they were asked for."""
 
 
 def label(representation: str, layer: int | None) -> str:
@@ -216,25 +313,44 @@ def predictions_path(path: Path) -> Path:
 
 
 def csv_path(path: Path) -> Path:
-    """The table that goes with the JSON file `path`."""
+    """The table of probes that goes with the JSON file `path`."""
     return path.with_suffix(".csv")
 
 
-def write(results: Results, path: Path) -> tuple[Path, Path]:
-    """Writes `path` (JSON) and its CSV, each whole or not at all. Raises UserError when that fails."""
+def classes_path(path: Path) -> Path:
+    """The table of single classes that goes with the JSON file `path`."""
+    return path.with_suffix(".classes.csv")
+
+
+def write(results: Results, path: Path) -> tuple[Path, ...]:
+    """Writes `path` (JSON) and its two CSV, each whole or not at all. Raises UserError when that fails."""
     body = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **asdict(results)}
-    table = io.StringIO(newline="")
-    writer = csv.writer(table, lineterminator="\n")
-    names = [item.name for item in fields(Row)]
-    writer.writerow(names)
+    rows = []
     for row in results.rows:
-        cells = {name: _cell(getattr(row, name)) for name in names}
+        cells = {item.name: _cell(getattr(row, item.name)) for item in fields(Row)}
         if row.retention is not None and not is_defined(row.retention):
             cells["retention"] = NOT_DEFINED
-        writer.writerow(cells.values())
-    _replace(csv_path(path), table.getvalue())
+        rows.append(list(cells.values()))
+    _replace(csv_path(path), _table([item.name for item in fields(Row)], rows))
+    by_class = [
+        [one.suite, one.task, one.representation, one.layer, one.name, one.metric, *one.score, one.floor, one.n,
+         one.n_groups]
+        for one in results.by_class
+    ]  # fmt: skip
+    _replace(classes_path(path), _table(_BY_CLASS, by_class))
     _replace(path, json.dumps(body, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
-    return path, csv_path(path)
+    return path, csv_path(path), classes_path(path)
+
+
+_BY_CLASS = ("suite", "task", "representation", "layer", "name", "metric", *Interval._fields, "floor", "n", "n_groups")
+
+
+def _table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    table = io.StringIO(newline="")
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([_cell(value) for value in row] for row in rows)
+    return table.getvalue()
 
 
 def read(path: Path | str) -> Results:

@@ -22,8 +22,8 @@ from threadpoolctl import threadpool_limits
 
 from extract.errors import UserError
 from extract.store import NUMERIC, Run
-from probes import controls, features, folds, inference, metrics, oddities, protocol, ridge, tasks
-from probes.cells import Cell, Code, Fold, Kept, StreamedFold
+from probes import claims, controls, features, folds, inference, metrics, oddities, protocol, ridge, tasks
+from probes.cells import Ceiling, Cell, Code, Fold, Kept, StreamedFold
 from probes.codelength import Codelength, Labels
 from probes.features import Representation
 from probes.metrics import METRIC, Gaussian, Prediction, Sampled, Scores, VonMises
@@ -74,6 +74,9 @@ class Settings:
     jobs: int = 0
     memory: float = 8.0
     """GB that a representation may take while it is probed; larger ones are streamed, and all are held out once."""
+    margin: float = 0.02
+    """Of the metric: a representation that is known to score so near to v_pooled keeps what that has."""
+    ceiling: bool = False
 
 
 class Plan(NamedTuple):
@@ -108,7 +111,7 @@ class Plan(NamedTuple):
     @property
     def cells(self) -> int:
         """What `probe` counts as progress."""
-        return sum(len(_cells(self, at)) for at in self.representations)
+        return sum(len(_cells(self, at)) + len(_ceilings(self, at)) for at in self.representations)
 
 
 RANDOM = "random weights"
@@ -121,6 +124,8 @@ def plan(run: Run, settings: Settings, *, train: Run | None = None, random: Run 
         raise UserError(f"--folds {settings.folds} leaves nothing held out; use 2 or more")
     if settings.match_dim is not None and settings.match_dim < 1:
         raise UserError(f"--match-dim {settings.match_dim} leaves no feature; use 1 or more")
+    if not 0 < settings.margin < 1:
+        raise UserError(f"--margin {settings.margin:g} is no part of a metric; use one between 0 and 1, such as 0.02")
     reps = features.representations(run, settings.representations, features.parse_layers(run, settings.layers))
     chosen = tasks.select(run, settings.names)
     warnings: tuple[str, ...] = ()
@@ -172,8 +177,10 @@ def plan(run: Run, settings: Settings, *, train: Run | None = None, random: Run 
         )
     large = [at for at in reps if not at.name.endswith(f"({RANDOM})") and _is_large(runs, at, settings)]
     if large:
-        if settings.match_dim is not None or settings.curve:
-            raise UserError("features that are streamed have no --match-dim and no --curve; give more --memory")
+        if settings.match_dim is not None or settings.curve or settings.ceiling:
+            raise UserError(
+                "features that are streamed have no --match-dim, no --curve and no --ceiling; give more --memory"
+            )
         fold = np.where(fold > 0, -1, fold)
         warnings += (
             f"{label(*large[0])} takes more than --memory {settings.memory:g} GB: it is streamed, without controls and "
@@ -288,6 +295,16 @@ class Found(NamedTuple):
     confusion: list[np.ndarray | None]
     warnings: tuple[str, ...]
     """What is odd about the features."""
+    ceiling: list[Scores] | None = None
+    """Of the readers with a hidden layer."""
+    ceiling_folds: tuple[int, ...] = ()
+    """Of each task, the folds in which the layer did better than none."""
+
+
+def _ceilings(plan: Plan, at: Representation) -> list[int]:
+    """The folds in which the representation gets a reader that is not linear."""
+    asked = plan.settings.ceiling and at in plan.columns and not _is_streamed(plan, at)
+    return _numbers(plan) if asked else []
 
 
 def _cells(plan: Plan, at: Representation) -> list[Cell]:
@@ -358,17 +375,19 @@ def _look(
     cells = _cells(plan, at)
     n_own = len({int(k) for k in plan.fold if k >= 0})
     kept = None if keep is None else Kept(keep)
-    work = []
-    for number, cell in enumerate(cells):
-        these = with_controls if number < n_own else own
-        path = None if kept is None else kept.path(cell, _source(plan, at), these, plan.groups, settings)
-        work.append((cell, these, path))
     jobs = plan.settings.jobs or joblib.cpu_count()
     alone = streamed or x_ND.size > _SMALL or plan.settings.device != "cpu"
-    answers: list[Any] = []
-    for answer in _in_turn(x_ND, work, plan.groups, settings, kept, 0 if alone else jobs):
-        answers.append(answer)
-        on_cell()
+
+    def done(asked: Sequence[tuple[Cell, list[Labels]]]) -> Iterator[Any]:
+        work = []
+        for cell, these in asked:
+            path = None if kept is None else kept.path(cell, _source(plan, at), these, plan.groups, settings)
+            work.append((cell, these, path))
+        for answer in _in_turn(x_ND, work, plan.groups, settings, kept, 0 if alone else jobs):
+            yield answer
+            on_cell()
+
+    answers = list(done([(cell, with_controls if number < n_own else own) for number, cell in enumerate(cells)]))
     held_out: list[list[HeldOut]] = answers[:n_own]
     on_predictions(
         [
@@ -378,7 +397,25 @@ def _look(
             for t, one in enumerate(plan.tasks)
         ]
     )
-    return _score(plan, x_ND.shape[1], answers, n_own, compared, draws_RG)._replace(warnings=_odd(plan, at, x_ND))
+    found = _score(plan, x_ND.shape[1], answers, n_own, compared, draws_RG)._replace(warnings=_odd(plan, at, x_ND))
+    if at not in plan.columns:  # of many layers these would not fit into memory
+        found = found._replace(scores=[one._replace(by_class=None) for one in found.scores])
+    if not _ceilings(plan, at):
+        return found
+    readers = list(done([(_ceiling(plan, k, held_out[number]), own) for number, k in enumerate(_numbers(plan))]))
+    scores = []
+    for t, one in enumerate(own):
+        linear = [fold[t].prediction for fold in held_out]
+        parts = [fold[t].prediction for fold in readers]
+        said = [before if more is None else more for before, more in zip(linear, parts, strict=True)]
+        scores.append(_scored_by(plan, one, said, draws_RG))
+    used = tuple(sum(fold[t].prediction is not None for fold in readers) for t in range(len(own)))
+    return found._replace(ceiling=scores, ceiling_folds=used)
+
+
+def _ceiling(plan: Plan, k: int, linear: Sequence[HeldOut]) -> Ceiling:
+    strengths = np.array([one.strength for one in linear[: len(plan.tasks)]])
+    return Ceiling((plan.fold != k) & (plan.fold > -2), plan.fold == k, strengths)
 
 
 def _odd(plan: Plan, at: Representation, x_ND: Any) -> tuple[str, ...]:
@@ -567,8 +604,12 @@ def _scored_by(plan: Plan, labels: Labels, parts: Sequence[Prediction], draws_RG
     scored = plan.fold >= 0
     floor = _without_features(plan, labels)
     prediction = _assembled(plan, labels, parts)
-    return metrics.score(
+    scores = metrics.score(
         labels.kind, labels.y[scored], prediction, floor, plan.fold[scored], plan.groups[scored], draws_RG
+    )
+    folds = len(_numbers(plan))
+    return scores._replace(
+        of={name: inference.over_training_sets(one, name, folds) for name, one in scores.of.items()}
     )
 
 
@@ -633,6 +674,8 @@ def _results(plan: Plan, found: dict[Representation, Found], config: dict[str, A
                     "for outliers, or groups of another kind"
                 )
     suites = list(dict.fromkeys(one.task.suite for one in plan.tasks))
+    scores = {at: found[at].scores for at in plan.columns}
+    further = {at: read for at in plan.columns if (read := found[at].ceiling) is not None}
     return Results(
         config=config | {"protocol": _protocol(plan)},
         run=identity(plan),
@@ -652,6 +695,12 @@ def _results(plan: Plan, found: dict[Representation, Found], config: dict[str, A
             for at in plan.columns
             for one, counts in zip(plan.tasks, found[at].confusion, strict=True)
             if counts is not None
+        ),
+        kept=tuple(claims.kept(plan.tasks, scores, plan.settings.margin)),
+        suite_gaps=tuple(claims.suite_gaps(plan.tasks, scores)),
+        by_class=tuple(claims.by_class(plan.tasks, scores)),
+        ceilings=tuple(
+            claims.ceilings(plan.tasks, scores, further, {at: found[at].ceiling_folds for at in further})
         ),
     )
 
@@ -736,12 +785,7 @@ def _suite_mean(plan: Plan, suite: str, at: Representation, found: Found, whole:
 
 def _mean(plan: Plan, found: Found, of: Sequence[int], *, floor: bool = False) -> Sampled:
     """The mean of the tasks' own metrics."""
-    return inference.mean(
-        [
-            (found.scores[t].floor if floor else found.scores[t].of)[METRIC[plan.tasks[t].task.kind]]
-            for t in of
-        ]
-    )
+    return claims.mean(plan.tasks, found.scores, of, floor=floor)
 
 
 def _differences(plan: Plan, found: dict[Representation, Found], suites: Sequence[str]) -> list[Comparison]:

@@ -16,7 +16,24 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from probes.results import NOT_DEFINED, Comparison, Interval, Results, Row, SuiteMean, is_defined, label
+from probes.results import (
+    GAINED,
+    KEPT,
+    LOST,
+    NOT_DEFINED,
+    NOTHING,
+    UNDECIDED,
+    Ceiling,
+    Comparison,
+    Interval,
+    Kept,
+    Results,
+    Row,
+    SuiteGap,
+    SuiteMean,
+    is_defined,
+    label,
+)
 
 METRICS = {
     "top-1": "share of images whose class is right",
@@ -27,6 +44,8 @@ METRICS = {
 PAPER = {"semantic": 26.67, "detail": 30.70}
 """Top-1 of z_voco in the paper (arXiv 2512.08240), in percent."""
 SIGNIFICANT = 0.05
+SHORT = {KEPT: "kept", LOST: "lost", GAINED: "gained", UNDECIDED: "?", NOTHING: "-"}
+"""Verdicts in a narrow column."""
 FEW = 20
 """Held-out images of a class below which one of them moves its recall by more than 5 points."""
 
@@ -39,8 +58,9 @@ Key = tuple[str, int | None]
 
 
 def render(results: Results) -> Group:
-    """For every suite its scores, its layers where several were probed, its bits, differences, and what representations
-    add to each other; then how to read them, and warnings.
+    """For every suite its scores, its layers where several were probed, its bits, differences, what is kept of
+    v_pooled, what representations add to each other and what a reader that is not linear finds; then of which suite
+    more is kept, how to read all that, and warnings.
     """
     parts: list[RenderableType] = []
     for suite in suites(results):
@@ -48,7 +68,10 @@ def render(results: Results) -> Group:
         if len(layers(results, suite)) > 1:
             parts.append(_layer_table(results, suite))
         parts.append(_bits(results, suite))
-        parts += [grid for grid in (_differences(results, suite), _added(results, suite)) if grid.lines]
+        told = (_differences, _kept, _added, _ceilings)
+        parts += [grid for make in told if (grid := make(results, suite)).lines]
+    if any(one.p is not None for one in gaps(results).values()):
+        parts.append(_gaps(results))
     parts.append(Text(_legend(results), style=_GREY))
     parts += [Text(f"! {doubt}", style="yellow") for doubt in doubts(results)]
     return Group(*parts)
@@ -129,6 +152,33 @@ def between(results: Results, suite: str, a: Key, b: Key) -> list[Comparison]:
                 estimate, lower, upper = (None if end is None else -end for end in one.difference)
                 found[one.task] = replace(one, a=one.b, b=one.a, difference=Interval(estimate, upper, lower))
     return [found[task] for task in [*tasks(results, suite), None] if task in found]
+
+
+def kept(results: Results, suite: str) -> dict[tuple[str | None, Key], Kept]:
+    """(task, column) -> whether the column keeps what v_pooled has of the task; task None: of the mean."""
+    keys = columns(results, suite)
+    of = {(one.task, (one.representation, one.layer)): one for one in results.kept if one.suite == suite}
+    return {(task, key): of[task, key] for task in [*tasks(results, suite), None] for key in keys if (task, key) in of}
+
+
+def gaps(results: Results) -> dict[Key, SuiteGap]:
+    """Column -> by how much its retention of the first suite exceeds that of the second."""
+    of = {(one.representation, one.layer): one for one in results.suite_gaps}
+    return {key: of[key] for suite in suites(results)[:1] for key in columns(results, suite) if key in of}
+
+
+def holds(one: Comparison | Ceiling | SuiteGap | Kept) -> bool:
+    """Whether it is no chance finding, after Holm's correction."""
+    if isinstance(one, Kept):
+        return one.verdict in (KEPT, LOST, GAINED)
+    return one.p_holm is not None and one.p_holm < SIGNIFICANT
+
+
+def ceilings(results: Results, suite: str) -> dict[tuple[str, Key], Ceiling]:
+    """(task, column) -> what a reader that is not linear finds."""
+    keys = columns(results, suite)
+    of = {(one.task, (one.representation, one.layer)): one for one in results.ceilings if one.suite == suite}
+    return {(task, key): of[task, key] for task in tasks(results, suite) for key in keys if (task, key) in of}
 
 
 def added(comparison: Comparison) -> tuple[str, str]:
@@ -294,9 +344,52 @@ def _added(results: Results, suite: str) -> _Grid:
     return _Grid(f"{suite}: bits an image that one adds to another", heads, lines)
 
 
-def _difference(one: Comparison) -> Text:
+def _kept(results: Results, suite: str) -> _Grid:
+    """Without lines where nothing is beside v_pooled."""
+    found = kept(results, suite)
+    heads = _heads(list(dict.fromkeys(key for _, key in found)))
+    lines = [
+        _Line(
+            Text("mean of the tasks" if task is None else task, style="bold" if task is None else ""),
+            {key: _verdict(one) for (of, key), one in found.items() if of == task},
+            section=task is None,
+        )
+        for task in dict.fromkeys(task for task, _ in found)
+    ]
+    margin = next((one.margin for one in found.values()), 0.0)
+    return _Grid(f"{suite}: does it keep v_pooled's score, within {margin:g}?", heads, lines)
+
+
+def _verdict(one: Kept) -> Text:
+    sure = holds(one)
+    ends = _ends(one.difference.lower, one.difference.upper, 3)
+    return Text(SHORT[one.verdict], style="" if sure else _GREY) + Text("\n" + ends, style=_GREY)
+
+
+def _ceilings(results: Results, suite: str) -> _Grid:
+    """Without lines where none was asked for."""
+    found = ceilings(results, suite)
+    lines = []
+    for task in dict.fromkeys(task for task, _ in found):
+        here = {key: one for (of, key), one in found.items() if of == task}
+        lines.append(_Line(Text(task), {key: _interval(one.score) for key, one in here.items()}))
+        lines.append(_Line(Text(" over linear", style=_GREY), {key: _difference(one) for key, one in here.items()}))
+    heads = _heads(list(dict.fromkeys(key for _, key in found)))
+    return _Grid(f"{suite}: ceiling, what a reader with a hidden layer finds", heads, lines)
+
+
+def _gaps(results: Results) -> _Grid:
+    found = gaps(results)
+    first = next(iter(found.values()))
+    none = Text("not defined", style=_GREY)
+    cells = {key: none if one.p is None else _difference(one) for key, one in found.items()}
+    title = f"{first.first} minus {first.second}: the shares that are kept of v_pooled's means"
+    return _Grid(title, _heads(list(found)), [_Line(Text("retention"), cells)])
+
+
+def _difference(one: Comparison | Ceiling | SuiteGap) -> Text:
     value, lower, upper = one.difference
-    sure = one.p_holm < SIGNIFICANT
+    sure = holds(one)
     sign = "+" if (value or 0) > 0 else ""
     first = Text(f"{sign}{_number(value, 3)}{'*' if sure else ''}", style="" if sure else _GREY)
     return first + Text("\n" + _ends(lower, upper, 3), style=_GREY)
@@ -326,6 +419,16 @@ def _legend(results: Results) -> str:
         "A suite's mean counts each task once, though metrics differ.": len(metrics) > 1,
         "retention: (mean - floor) / (v_pooled's mean - floor).": any(mean.retention for mean in results.suite_means),
         f"retention of {' and '.join(undefined)}: {NOT_DEFINED}.": undefined,
+        f"kept: within {_margin(results)} of v_pooled's score by two one-sided tests; lost, gained: further from it "
+        "than that; each with p < 0.05 after Holm's correction. ?: not decided by so many images. -: v_pooled is not "
+        "clearly further than that above its floor. Below, the 95 % interval of the score minus "
+        "v_pooled's.": results.kept,
+        "Shares kept: above 0, semantics are kept better than details.": any(
+            one.p is not None for one in results.suite_gaps
+        ),
+        "ceiling: a hidden layer on top of the linear probe; over linear: that score minus the linear probe's.": (
+            results.ceilings
+        ),
         "Bits: V-information, what the probe saves over knowing how often labels occur.": True,
         "compression: of the online code, which also rewards learning from few images; 1 saves nothing.": any(
             row.compression is not None for row in rows
@@ -334,6 +437,10 @@ def _legend(results: Results) -> str:
         "learned worse from as many images.": "bits" in kinds,
     }
     return " ".join(text for text, there in said.items() if there) + "\n"
+
+
+def _margin(results: Results) -> str:
+    return f"{next((one.margin for one in results.kept), 0.0):g}"
 
 
 def paper_reference(suite: str) -> str:

@@ -76,7 +76,8 @@ def write_probes(run: Path, right: float, *, predictions: bool = True) -> None:
             results.Row(
                 "semantic", "object", "classes", "", name, layer, 8, "top-1", right, right - 0.1, right + 0.1,
                 len(labels), len(labels) // 2, 0.5, {"V-information": bits}, right, None, None, None, None,
-                results.Interval(right, right - 0.2, right + 0.2), 1.0, False, 1e-7, (right,), ("disc", "bar"),
+                None, results.Interval(right, right - 0.2, right + 0.2), 1.0, 1.0, False, 1e-7, (right,),
+                ("disc", "bar"),
             )
         )  # fmt: skip
         counts = np.zeros((2, 2), int)
@@ -89,7 +90,7 @@ def write_probes(run: Path, right: float, *, predictions: bool = True) -> None:
         for of in rows
     )
     made = results.Results({}, of, {}, (), tuple(rows), means, confusions=tuple(confusions))
-    path, _ = results.write(made, results.default_path(run))
+    path, *_ = results.write(made, results.default_path(run))
     if predictions:
         sure = np.log(np.where(said[:, None] == np.arange(2), 0.8, 0.2))
         every = np.arange(len(labels))

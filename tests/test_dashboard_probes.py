@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from browser import chromium, serving, tab  # noqa: F401
 from test_dashboard import charts, open_app, write_run  # noqa: F401
-from test_probe_tables import LAST, made
+from test_probe_tables import LAST, made, reviewed
 
 from dashboards import answers, data, figures
 from extract.store import open_run
@@ -209,6 +209,19 @@ def test_scores_and_any_two_representations(run_file: Path, open_app) -> None:  
     app.session_state["suite"], app.session_state["measure"] = "detail", "bits"
     app.run()
     assert not app.exception and "detail: V-information" in charts(app)["probe_scores"]["layout"]["title"]["text"]
+
+
+def test_what_is_kept_and_single_classes_are_on_the_page(run_file: Path, open_app) -> None:  # noqa: F811
+    told = reviewed(made())
+    write_results(run_file, kept=told.kept, suite_gaps=told.suite_gaps, by_class=told.by_class, ceilings=told.ceilings)
+    app = open_app(run_file, page="Probes")
+    assert not app.exception
+    assert set(charts(app)) == {"probe_scores", "probe_classes", "probe_gaps", "probe_compared"}
+    assert "category: recall by class" in charts(app)["probe_classes"]["layout"]["title"]["text"]
+    app.session_state["measure"] = "kept"
+    app.run()
+    assert not app.exception
+    assert "what is kept of v_pooled" in charts(app)["probe_scores"]["layout"]["title"]["text"]
 
 
 def test_curves_that_were_not_measured_say_how(run_file: Path, open_app) -> None:  # noqa: F811

@@ -286,3 +286,15 @@ def test_folds_that_disagree_are_told_from_folds_that_vary():
     draws = rng.binomial(400, 0.4, 500) / 400
     assert inference.folds_disagree([0.28, 0.28, 0.92, 0.28, 0.28], Sampled(0.4, draws))
     assert not inference.folds_disagree([0.38, 0.44, np.nan, 0.36, 0.42], Sampled(0.4, draws))
+
+
+@pytest.mark.parametrize("folds", [1, 2, 5, 10])
+def test_draws_of_folds_cover_the_training_sets_too(folds: int) -> None:
+    """Further out by the share that a fold scores over the share that its probe learned from, within the range."""
+    score = sampled(RNG.random(G) < 0.7)
+    wider = inference.over_training_sets(score, "top-1", folds)
+    assert wider.estimate == score.estimate
+    assert wider.draws.std() / score.draws.std() == pytest.approx(1 if folds == 1 else np.sqrt(folds / (folds - 1)))
+    sure = Sampled(0.999, np.clip(0.999 + 0.002 * RNG.standard_normal(500), 0, 1))
+    assert inference.over_training_sets(sure, "top-1", folds).draws.max() == 1
+    assert inference.over_training_sets(sure._replace(estimate=0.9), "V-information", 2).draws.max() > 1

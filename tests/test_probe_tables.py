@@ -10,7 +10,26 @@ import pytest
 from rich.console import Console
 
 from probes import table
-from probes.results import Baseline, Comparison, Confusion, CurvePoint, Interval, Results, Row, SuiteMean, label
+from probes.results import (
+    GAINED,
+    KEPT,
+    LOST,
+    NOTHING,
+    UNDECIDED,
+    Baseline,
+    Ceiling,
+    ClassScore,
+    Comparison,
+    Confusion,
+    CurvePoint,
+    Interval,
+    Kept,
+    Results,
+    Row,
+    SuiteGap,
+    SuiteMean,
+    label,
+)
 
 LAST = 4
 DEFAULT = (("z_voco", LAST), ("v_d", None), ("v_pooled", None), ("v_d+z_voco", None), ("pixels", None))
@@ -127,6 +146,32 @@ def made(
     )  # fmt: skip
 
 
+def reviewed(results: Results) -> Results:
+    """With what is kept, classes by themselves, shares of the suites, and a reader that is not linear."""
+    verdicts = (KEPT, LOST, UNDECIDED, NOTHING, GAINED)
+    keys = [("z_voco", LAST), ("v_d", None), ("pixels", None)]
+    kept, by_class, ceilings = [], [], []
+    for suite, task, kind, classes in TASKS:
+        for key in keys:
+            verdict = verdicts[len(kept) % len(verdicts)]
+            within = None if verdict == NOTHING else 0.01
+            told = around({KEPT: 0.0, LOST: -0.3, GAINED: 0.4}.get(verdict, 0.01))
+            kept.append(Kept(suite, task, *key, METRIC[kind], 0.05, told, within, within, 0.5, 1.0, verdict))
+            ceilings.append(Ceiling(suite, task, *key, METRIC[kind], around(0.9), around(0.1), 1e-5, 1e-4, 5))
+            by_class += [
+                ClassScore(suite, task, *key, name, "recall", score, float(at == 0), 40 - at, 40 - at)
+                for at, name in enumerate(classes)
+                for score in (Interval(0.7, None, None) if at == 3 else around(0.7, 0.1),)
+            ]
+    for suite in ("semantic", "detail"):
+        kept.append(Kept(suite, None, *keys[0], "mean", 0.05, around(0.0), 0.01, 0.01, 1.0, 1.0, KEPT))
+    gaps = [SuiteGap(*key, "semantic", "detail", around(0.2), 1e-4, 2e-4) for key in keys[:2]]
+    gaps.append(SuiteGap(*keys[2], "semantic", "detail", Interval(None, None, None), None, None))
+    return replace(
+        results, kept=tuple(kept), suite_gaps=tuple(gaps), by_class=tuple(by_class), ceilings=tuple(ceilings)
+    )
+
+
 def shown(results: Results, width: int = 100, encoding: str = "utf-8", **options: Any) -> str:
     """What a terminal of this width shows."""
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="")
@@ -144,7 +189,7 @@ EIGHT = (*DEFAULT[:3], *((f"file{number}.npy", None) for number in range(4)), ("
 
 @pytest.mark.parametrize("width", [60, 80, 100, 200])
 def test_nothing_is_cut_off_at_any_width(width: int) -> None:
-    text = shown(made(EIGHT, layers=range(LAST + 1)), width)
+    text = shown(reviewed(made(EIGHT, layers=range(LAST + 1))), width)
     assert "…" not in text and max(len(line.rstrip()) for line in text.splitlines()) <= width
     for name, _ in EIGHT:
         assert name in text
@@ -276,6 +321,27 @@ def test_bits_and_compression_have_a_table_of_their_own() -> None:
     text = shown(made(tasks=TASKS[:1])).split("bits an image that the probe saves")[1]
     assert line_of(text, "category").split() == ["category", "1.80", "0.30", "1.86", "0.15"]
     assert line_of(text, "compression").split() == ["compression", "1.80", "1.30", "1.82", "1.25"]
+
+
+def test_what_is_kept_has_a_verdict_and_the_margin_is_said() -> None:
+    text = shown(reviewed(made()))
+    assert "semantic: does it keep v_pooled's score, within 0.05?" in text
+    part = text[text.index("does it keep") :]
+    assert line_of(part, "category").split() == ["category", "kept", "lost", "?"]
+    assert line_of(part, "present").split() == ["present", "-", "gained", "kept"]
+    assert "within 0.05 of v_pooled's score by two one-sided tests" in " ".join(text.split())
+    assert "does it keep" not in shown(made()) and "one-sided" not in " ".join(shown(made()).split())
+
+
+def test_shares_of_suites_and_ceilings_are_shown_where_there_are_some() -> None:
+    text = shown(reviewed(made()))
+    part = text[text.index("semantic minus detail") :]
+    assert line_of(part, "retention").split() == ["retention", "+0.200*", "+0.200*", "not", "defined"]
+    part = text[text.index("semantic: ceiling") :]
+    assert line_of(part, "category").split() == ["category", *["0.90"] * 3]
+    assert line_of(part, "over linear").split() == ["over", "linear", *["+0.100*"] * 3]
+    for word in ("semantic minus detail", "ceiling", "Shares kept"):
+        assert word not in shown(made())
 
 
 def test_warnings_that_differ_in_their_subject_alone_are_told_together() -> None:

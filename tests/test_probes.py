@@ -318,14 +318,14 @@ def test_results_name_their_run_and_settings_and_survive_a_round_trip(found: Res
     assert found.config["folds"] == 2 and found.config["suites"] == ["semantic", "detail"]
     assert found.config["protocol"]["images"] == N and found.config["protocol"]["groups"] == N // 2
     assert {"python", "numpy", "torch"} <= set(found.versions)
-    path, listed = results.write(found, tmp_path / "a" / "r.probes.json")
+    path, listed, _ = results.write(found, tmp_path / "a" / "r.probes.json")
     assert results.read(path) == found
     assert listed.name == "r.probes.csv"
     with listed.open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert [line["task"] for line in lines] == [row.task for row in found.rows]
     assert [float(line["estimate"]) for line in lines] == [row.estimate for row in found.rows]
-    assert sorted(p.name for p in path.parent.iterdir()) == ["r.probes.csv", "r.probes.json"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["r.probes.classes.csv", "r.probes.csv", "r.probes.json"]
     # v_pooled knows sizes and no shapes.
     undefined = {line["task"]: line["retention"] == "not defined (v_pooled is at its floor)" for line in lines}
     assert undefined["shape"] and not undefined["size"]
@@ -335,7 +335,7 @@ def test_results_name_their_run_and_settings_and_survive_a_round_trip(found: Res
 
 
 def test_result_files_that_cannot_be_read_say_so(found: Results, tmp_path: Path) -> None:
-    path, _ = results.write(found, tmp_path / "r.json")
+    path, *_ = results.write(found, tmp_path / "r.json")
     body = json.loads(path.read_text())
     for change, message in [
         ({"schema": "x"}, "no probe results"),
@@ -718,13 +718,58 @@ def test_the_command_as_typed(folder: Path, capsys: pytest.CaptureFixture[str]) 
     assert not list(folder.glob("*.partial"))  # what was kept of the cells is not needed any more
 
 
+def test_what_a_reviewer_asks_is_in_the_results_and_their_tables(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """z_voco holds shapes and the size, v_pooled the size alone; XOR of two directions takes a hidden layer."""
+    out = tmp_path / "all.json"
+    argv = ["--run", str(folder / "planted-val.h5"), "--folds", "2", "--jobs", "1", "--out", str(out), "--ceiling"]
+    argv += ["--representations", "z_voco", "v_pooled", "--no-controls", "--margin", "0.1"]
+    assert main([*argv, "--report", str(tmp_path)]) == 0
+    found = results.read(out)
+    kept = {one.task: one for one in found.kept}
+    assert {one.representation for one in found.kept} == {"z_voco"} and {one.margin for one in found.kept} == {0.1}
+    assert kept["shape"].verdict in (results.GAINED, results.NOTHING) and kept["size"].verdict != results.LOST
+    assert kept["coin"].verdict == results.NOTHING and found.config["protocol"]["margin"] == 0.1
+    rows = by_name(found)
+    for one in found.kept:
+        if one.task is not None:
+            whole = rows[one.task, "v_pooled", None]
+            at = rows[one.task, one.representation, one.layer]
+            assert one.difference.estimate == pytest.approx(at.estimate - whole.estimate)
+    (gap,) = found.suite_gaps
+    assert (gap.representation, gap.first, gap.second) == ("z_voco", "semantic", "detail")
+    # Recalls, weighted by their images, make top-1.
+    for name, layer in (("z_voco", 2), ("v_pooled", None)):
+        here = [one for one in found.by_class if (one.task, one.representation) == ("shape", name)]
+        assert {one.name for one in here} == set(SHAPE.classes) and sum(one.n for one in here) == N - 4
+        hits = sum(one.n * (one.score.estimate or 0) for one in here)
+        assert hits / (N - 4) == pytest.approx(rows["shape", name, layer].estimate)
+    assert {one.task for one in found.by_class} == {"shape", "present", "coin"}
+    with results.classes_path(out).open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["task"], line["name"], line["n"]) for line in lines] == [
+        (one.task, one.name, str(one.n)) for one in found.by_class
+    ]
+    assert {(one.task, one.representation) for one in found.ceilings} == {
+        (row.task, row.representation) for row in found.rows
+    }
+    for ceiling in found.ceilings:
+        linear = rows[ceiling.task, ceiling.representation, ceiling.layer]
+        assert ceiling.score.estimate == pytest.approx(linear.estimate + (ceiling.difference.estimate or 0))
+        assert ceiling.folds > 0 or ceiling.difference.estimate == 0
+    told = capsys.readouterr().out
+    assert "ceiling" in told and "within 0.1?" in told
+
+
 def test_all_means_every_task_and_match_dim_writes_no_weights(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "all.json"
     argv = ["--all", "--run", str(folder / "planted-val.h5"), "--folds", "2", "--jobs", "1", "--out", str(out)]
     assert main([*argv, "--representations", "z_voco", "--no-controls", "--match-dim", "4"]) == 0
     found = results.read(out)
     assert {row.task for row in found.rows} == {task.name for task in TASKS}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["all.csv", "all.json", "all.predictions.safetensors"]
+    written = ["all.classes.csv", "all.csv", "all.json", "all.predictions.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == written
 
 
 @pytest.mark.parametrize(
@@ -737,6 +782,9 @@ def test_all_means_every_task_and_match_dim_writes_no_weights(folder: Path, tmp_
         (["--layers", "7"], "layer 7 is not in planted-val.h5; it holds 0, 1, 2"),
         (["--layers", "first"], "neither 'all' nor numbers"),
         (["--folds", "1"], "use 2 or more"),
+        (["--margin", "0"], "--margin 0 is no part of a metric; use one between 0 and 1, such as 0.02"),
+        (["--margin", "2"], "--margin 2 is no part of a metric"),
+        (["--margin", "nan"], "--margin nan is no part of a metric"),
         (["--folds", "100"], "no task of planted-val.h5 can be probed: shape: 3 of 3 classes dropped"),
         (["--match-dim", "0"], "use 1 or more"),
         (["--jobs", "-1"], "--jobs -1"),
@@ -750,6 +798,7 @@ def test_all_means_every_task_and_match_dim_writes_no_weights(folder: Path, tmp_
         (["--train-run", "no.h5"], "no run at no.h5"),
         (["--runs-folder", "nowhere"], "no finished run in nowhere/; make one with: htc-extract --split val"),
         (["--run", "no.h5"], "no run at no.h5"),
+        (["--ceiling", "--memory", "1e-6"], "no --curve and no --ceiling; give more --memory"),
         (["--device", "abacus"], "--device abacus cannot be used"),
     ],
 )

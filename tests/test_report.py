@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 import pytest
-from test_probe_tables import LAST, compare, made
+from test_probe_tables import LAST, TASKS, compare, made, reviewed
 
 from extract.errors import UserError
 from probes import figures, report, table
-from probes.results import Confusion, Interval, Results
+from probes.results import GAINED, KEPT, LOST, Confusion, Interval, Results
 
 
 def named(figure: go.Figure, name: str) -> go.Scatter | go.Bar:
@@ -132,6 +132,45 @@ def test_rows_of_a_confusion_matrix_add_up_to_one() -> None:
     assert figure.layout.yaxis.autorange == "reversed"
 
 
+def test_what_is_kept_is_drawn_with_its_margin_and_filled_where_it_is_decided() -> None:
+    results = reviewed(made())
+    figure = figures.kept(results, "semantic")
+    assert figure is not None and figures.kept(made(), "semantic") is None
+    told = list(table.kept(results, "semantic").values())
+    assert list(figure.data[0].x) == [one.difference.estimate for one in told]
+    filled = [one.verdict in (KEPT, LOST, GAINED) for one in told]
+    assert [symbol == "circle" for symbol in figure.data[0].marker.symbol] == filled and not all(filled)
+    band = [shape for shape in figure.layout.shapes if shape.type == "rect"]
+    assert [(shape.x0, shape.x1) for shape in band] == [(-0.05, 0.05)]
+    assert all(one.verdict in name for one, name in zip(told, figure.layout.yaxis.ticktext, strict=True))
+
+
+def test_classes_have_their_numbers_and_none_has_whiskers_without_an_interval() -> None:
+    results = reviewed(made())
+    figure = figures.by_class(results, "category")
+    assert figure is not None and figures.by_class(results, "size") is None
+    assert [name.split("<")[0] for name in figure.layout.yaxis.ticktext] == list(TASKS[0][3])
+    assert "n 40" in figure.layout.yaxis.ticktext[0] and "n 37" in figure.layout.yaxis.ticktext[3]
+    dots = named(figure, "v_d")
+    np.testing.assert_allclose(dots.error_x.array, [0.1, 0.1, 0.1, 0])
+    many = replace(results, by_class=tuple(replace(results.by_class[0], name=f"<b>{at}") for at in range(90)))
+    figure = figures.by_class(many, "category")
+    assert figure is not None and len(figure.layout.yaxis.ticktext) == 40
+    assert "40 most frequent of 90" in figure.layout.title.text and "<b>" not in figure.layout.yaxis.ticktext[0]
+
+
+def test_gaps_and_ceilings_are_drawn_where_they_are_defined() -> None:
+    results = reviewed(made())
+    gaps, further = figures.gaps(results), figures.ceilings(results, "detail")
+    assert gaps is not None and list(gaps.layout.yaxis.ticktext) == ["z_voco@4", "v_d"]
+    assert further is not None and list(further.data[0].x) == [0.1] * 6
+    assert figures.gaps(made()) is None and figures.ceilings(made(), "detail") is None
+    headings = [section.heading for section in report.sections(results)]
+    assert {"semantic: what is kept of v_pooled", "detail: ceiling", "Semantics and details", "Single classes"} <= set(
+        headings
+    )
+
+
 def test_a_representation_has_one_colour_everywhere_and_floors_are_grey() -> None:
     results = made(layers=range(LAST + 1))
     found: dict[str, set[str]] = {}
@@ -243,6 +282,12 @@ def test_methods_say_what_was_done_and_nothing_else() -> None:
     bare = replace(results, comparisons=(), curves=(), baselines=())
     text = " ".join(report.methods(bare))
     assert "Holm" not in text and "Learning curves" not in text and "category alone" not in text
+
+
+def test_methods_say_the_margin_and_what_the_ceiling_is() -> None:
+    text = " ".join(report.methods(reviewed(made())))
+    for words in ("a margin of 0.05", "two one-sided tests", "delta method", "Wilson's interval", "hidden layer"):
+        assert words in text and words not in " ".join(report.methods(made()))
 
 
 def test_methods_follow_the_settings() -> None:

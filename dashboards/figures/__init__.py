@@ -48,7 +48,11 @@ from dashboards.figures.compare import (
 from dashboards.figures.map import MOST_CLASSES, Amounts, Classes, kept_bars, latent_map
 from dashboards.figures.probes import confusion, said_and_true
 from probes.figures import bits as probe_bits
+from probes.figures import by_class as probe_classes
+from probes.figures import ceilings as probe_ceilings
 from probes.figures import compared as probe_differences
+from probes.figures import gaps as probe_gaps
+from probes.figures import kept as probe_kept
 from probes.figures import layer_curves as probe_layers
 from probes.figures import learning_curves as probe_learning
 from probes.figures import retention as probe_retention
@@ -57,8 +61,8 @@ from probes.figures import scores as probe_scores
 __all__ = [
     "anchors_of_both", "difference_curve", "difference_heatmap", "difference_histogram", "differences_by_name",
     "pairs_scatter", "role_differences", "two_curves", "two_maps",
-    "confusion", "said_and_true", "probe_bits", "probe_differences", "probe_layers", "probe_learning",
-    "probe_retention", "probe_scores",
+    "confusion", "said_and_true", "probe_bits", "probe_ceilings", "probe_classes", "probe_differences", "probe_gaps",
+    "probe_kept", "probe_layers", "probe_learning", "probe_retention", "probe_scores",
     "MOST_CLASSES", "Amounts", "Classes", "kept_bars", "latent_map",
     "code_entropy", "code_examples", "code_grid", "code_label_bits", "code_label_map", "code_lifts",
     "code_pictures", "code_places", "code_usage",

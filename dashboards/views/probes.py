@@ -64,7 +64,10 @@ def _scores(view: View, found: Results) -> None:
     left, right = st.columns(2)
     with left:
         suite = pick("Suite", of_tables.suites(found), "suite", format_func=plain)
-    kinds = {"scores": figures.probe_scores, "bits": figures.probe_bits, "retention": figures.probe_retention}
+    kinds = {
+        "scores": figures.probe_scores, "bits": figures.probe_bits, "retention": figures.probe_retention,
+        "kept": figures.probe_kept, "ceilings": figures.probe_ceilings,
+    }  # fmt: skip
     drawn = {kind: made(make, found, suite) for kind, make in kinds.items()}
     with right:
         kind = pick("Show", [kind for kind, figure in drawn.items() if figure is not None], "measure")
@@ -73,6 +76,12 @@ def _scores(view: View, found: Results) -> None:
     draw(figure, "probe_scores")
     how_to_read(plain(CAPTIONS[kind]) + (f" {_reference(suite)}" if kind == "scores" else ""))
     _score_table(found, suite)
+    _classes(found, suite)
+    gaps = made(figures.probe_gaps, found)
+    if gaps is not None:
+        st.subheader("Semantics and details")
+        draw(gaps, "probe_gaps")
+        how_to_read(plain(CAPTIONS["gaps"]))
     st.subheader("Two representations on the same images")
     _compare(found, suite)
 
@@ -105,6 +114,18 @@ def _score_table(found: Results, suite: str) -> None:
             "Scores of held-out images with the ends of their 95 % intervals over groups of images. Control: the same "
             "probe on random labels of categories. Layers are those of z\\_voco; 0 is the embedding."
         )
+
+
+def _classes(found: Results, suite: str) -> None:
+    """Of one task of the suite; nothing where its tasks are numbers."""
+    tasks = list(dict.fromkeys(one.task for one in found.by_class if one.suite == suite))
+    if not tasks:
+        return
+    st.subheader("Single classes")
+    figure = made(figures.probe_classes, found, select("Task", tasks, "classes_of"))
+    assert figure is not None
+    draw(figure, "probe_classes")
+    how_to_read(plain(CAPTIONS["classes"]))
 
 
 def _compare(found: Results, suite: str) -> None:

@@ -61,7 +61,8 @@ class ProbeConfig:
     types: Annotated[str | None, tyro.conf.arg(metavar="TASK")] = None
     """The task whose classes are those types; the semantic one with the most classes when left out."""
     mode: Literal["exact", "guided"] = "exact"
-    """exact tries the whole grid of strengths; guided only those around what ridge points at, in half the time."""
+    """exact tries every strength of the grid first; guided, which is faster, those that ridge points at alone. Both go
+    on as long as an end of what was tried is the best."""
     folds: Annotated[int, tyro.conf.arg(metavar="K")] = 5
     """Outer folds; every image is held out once, with its group."""
     seed: int = 0

@@ -213,16 +213,24 @@ def _probes(results: Results) -> Iterator[str]:
         )
         if used and said.get(name)
     ]
-    loss = "numbers: squared error" + ("; circular values: 1 - cosine" if "circular" in kinds else "")
     if grids:
         yield (
-            f"The strength was chosen for every task, representation and fold out of {' and '.join(grids)} by the "
-            f"held-out cross-entropy ({loss}) in {said.get('inner_folds', '?')} grouped inner folds of "
-            "the training images, from strong to weak"
-            + (", around the one that leave-one-out ridge points at" if said.get("guided") else "")
-            + "; a logistic path ended after two strengths in a row that did worse than its best. The probe was then "
-            "fitted on all training images."
+            f"Strengths were chosen for every task, representation and fold out of {' and '.join(grids)} in "
+            f"{said.get('inner_folds', '?')} grouped inner folds of the training images, for each number by that number"
+            ": top-1 by right answers, mAP by mAP, bits by cross-entropy, R2 by squared error"
+            + (", circular R2 by the cosine of the error" if "circular" in kinds else "")
+            + "."
         )
+        if kinds - set(NUMERIC):
+            begun = "only those" if said.get("guided") else "all of these, those"
+            ladder = said.get("ladder", [])
+            yield (
+                f"Of logistic probes {begun} around the one that leave-one-out ridge points at, and further ones as "
+                "long as an end was the best were tried"
+                + (f", between {max(ladder):g} and {min(ladder):g}" if ladder else "")
+                + "."
+            )
+        yield "The probe was then fitted on all training images."
     gaps = [row.gap for row in results.rows if row.gap is not None]
     if gaps:
         yield (
@@ -247,7 +255,12 @@ def _statistics(results: Results) -> Iterator[str]:
     )
     yield (
         f"The 95 % intervals of scores are percentiles of {said.get('resamples', '?')} resamples of groups of scored "
-        "images, widened for the number of groups; they cover the choice of images, not that of training sets."
+        "images, widened for the number of groups"
+        + (
+            f" and, by sqrt(1 + 1 / {folds - 1}), for the choice of training images."
+            if (folds := said.get("outer_folds", 1)) > 1
+            else "; they cover the choice of these images, given the probes."
+        )
     )
     scores_of = [one for one in results.comparisons if one.metric != "bits"]
     if scores_of:

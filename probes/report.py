@@ -216,9 +216,8 @@ def _probes(results: Results) -> Iterator[str]:
     if grids:
         yield (
             f"Strengths were chosen for every task, representation and fold out of {' and '.join(grids)} in "
-            f"{said.get('inner_folds', '?')} grouped inner folds of the training images, for each number by that number"
-            ": top-1 by right answers, mAP by mAP, bits by cross-entropy, R2 by squared error"
-            + (", circular R2 by the cosine of the error" if "circular" in kinds else "")
+            f"{said.get('inner_folds', '?')} grouped inner folds of the training images, each number's by that number: "
+            + ", ".join(rule for kind, rule in _CHOSEN_BY.items() if kind in kinds)
             + "."
         )
         if kinds - set(NUMERIC):
@@ -239,6 +238,14 @@ def _probes(results: Results) -> Iterator[str]:
         )
     if kinds - set(NUMERIC):
         yield "Held-out probabilities were mixed with the uniform distribution of weight 1 / (training images + 1)."
+
+
+_CHOSEN_BY = {
+    "classes": "top-1 by right answers and bits by cross-entropy",
+    "multilabel": "mAP by mAP and bits by cross-entropy",
+    "number": "R2 and bits by squared error",
+    "circular": "circular R2 and bits by the cosine of the error",
+}
 
 
 def _statistics(results: Results) -> Iterator[str]:

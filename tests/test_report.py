@@ -277,7 +277,7 @@ def test_methods_say_what_was_done_and_nothing_else() -> None:
         "correction over 8 comparisons.", "in 3 random draws", "seed 0", "numpy 2.4.6",
     ):  # fmt: skip
         assert fact in text, fact
-    for absent in ("principal directions", "leave-one-out", "trained on a run of its own"):
+    for absent in ("principal directions", "circular", "only those around", "trained on a run of its own"):
         assert absent not in text
     bare = replace(results, comparisons=(), curves=(), baselines=())
     text = " ".join(report.methods(bare))
@@ -296,10 +296,10 @@ def test_methods_follow_the_settings() -> None:
     other = {"file": "scenes-train.h5", "images": 6000, "dataset": "scenes", "split": "train", "model": "htc-tiny"}
     results = replace(results, config={"protocol": settings}, run=results.run | {"train": other})
     text = " ".join(report.methods(results))
-    assert "the first 64 principal directions" in text and "leave-one-out ridge" in text
+    assert "the first 64 principal directions" in text and "only those around the one that leave-one-out ridge" in text
     assert "6000 images of scenes train" in text and "No scored image" in text and "held out once" not in text
     text = " ".join(report.methods(made(tasks=[("semantic", "category", "classes", ("a", "b"))])))
-    assert "ridge" not in text and "R2" not in text
+    assert "ridge regressions" not in text and "R2" not in text
 
 
 def test_the_conditional_figure_names_what_is_added() -> None:

@@ -109,6 +109,12 @@ class Plan(NamedTuple):
         return tuple(at for at in self.representations if at.layer in (None, last))
 
     @property
+    def shown(self) -> tuple[Representation, ...]:
+        """What has controls and an online code: all columns but joins that are only told by what they add to a part."""
+        parts = {at.name for at in self.columns}
+        return tuple(at for at in self.columns if "+" not in at.name or not parts & set(at.name.split("+")))
+
+    @property
     def cells(self) -> int:
         """What `probe` counts as progress."""
         return sum(len(_cells(self, at)) + len(_ceilings(self, at)) for at in self.representations)
@@ -256,12 +262,13 @@ def asked(plan: Plan) -> list[Asked]:
 def refit(plan: Plan, results: Results) -> dict[Key, Probe]:
     """The probes of what is compared, on all images that any of them learned from, at the strengths in `results`.
 
-    Without those of principal directions (match_dim), which are other features, and of what is streamed.
+    Without those of principal directions (match_dim), which are other features, of what is streamed, and of joins that
+    are only told by what they add to a part.
     """
     strengths = {(row.task, row.representation, row.layer): row.strength for row in results.rows}
     found: dict[Key, Probe] = {}
     rows = plan.fold == -1 if plan.train is not None else plan.fold > -2
-    for at in plan.columns:
+    for at in plan.shown:
         if _is_streamed(plan, at):
             continue
         x_nD = load(plan, at)[rows]
@@ -322,7 +329,7 @@ def _cells(plan: Plan, at: Representation) -> list[Cell]:
             for one in own:
                 cut = np.quantile(order[one.train], share)
                 parts.append(Fold(one.train & (order <= cut), one.test))
-    if plan.settings.match_dim is None:  # the code is of the features as they are
+    if plan.settings.match_dim is None and at in plan.shown:  # the code is of the features as they are
         parts.append(Code(plan.fold == 0 if plan.train is not None else plan.fold >= 0))
     return [*own, *parts]
 
@@ -370,7 +377,8 @@ def _look(
     x_ND = _streamed(plan, at) if streamed else load(plan, at)
     compared = at in plan.columns and not streamed
     own = [one.labels for one in plan.tasks]
-    with_controls = own + (_control_tasks(plan) if compared else [])
+    shown = compared and at in plan.shown
+    with_controls = own + (_control_tasks(plan) if shown else [])
     settings = plan.protocol()
     cells = _cells(plan, at)
     n_own = len({int(k) for k in plan.fold if k >= 0})
@@ -397,7 +405,8 @@ def _look(
             for t, one in enumerate(plan.tasks)
         ]
     )
-    found = _score(plan, x_ND.shape[1], answers, n_own, compared, draws_RG)._replace(warnings=_odd(plan, at, x_ND))
+    found = _score(plan, x_ND.shape[1], answers, n_own, compared, shown, draws_RG)
+    found = found._replace(warnings=_odd(plan, at, x_ND))
     if at not in plan.columns:  # of many layers these would not fit into memory
         found = found._replace(scores=[one._replace(by_class=None) for one in found.scores])
     if not _ceilings(plan, at):
@@ -515,18 +524,21 @@ def _source(plan: Plan, at: Representation) -> str:
 
 
 def _score(
-    plan: Plan, width: int, answers: list[Any], n_own: int, compared: bool, draws_RG: np.ndarray
+    plan: Plan, width: int, answers: list[Any], n_own: int, compared: bool, shown: bool, draws_RG: np.ndarray
 ) -> Found:
     held_out: list[list[HeldOut]] = answers[:n_own]
     own = range(len(plan.tasks))
     scores = [_scores(plan, one.labels, [fold[t] for fold in held_out], draws_RG) for t, one in enumerate(plan.tasks)]
     control = None
-    if compared and plan.types is not None:
+    if shown and plan.types is not None:
         drawn, asked = _control_tasks(plan), _with_control(plan)
         known: dict[str, Sampled] = {}
         for t, one in enumerate(asked):
             of = [
-                _scored_by(plan, drawn[at], [fold[at + len(plan.tasks)].prediction for fold in held_out], draws_RG)
+                _scored_by(
+                    plan, drawn[at], [fold[at + len(plan.tasks)].prediction for fold in held_out], draws_RG,
+                    ranks=one.task.kind == "multilabel",
+                )  # fmt: skip
                 for at in range(t, len(drawn), len(asked))
                 if _varies(plan, drawn[at])
             ]
@@ -545,7 +557,7 @@ def _score(
             )
         whole = round(float(np.mean([cell.train.sum() for cell in cells[:n_own] if isinstance(cell, Fold)])))
         curve.append((whole, scores))
-    codes: list[Codelength] | None = answers[-1] if compared and plan.settings.match_dim is None else None
+    codes: list[Codelength] | None = answers[-1] if shown and plan.settings.match_dim is None else None
     return Found(
         width=width,
         scores=scores,
@@ -596,17 +608,20 @@ def _scores(plan: Plan, labels: Labels, parts: Sequence[HeldOut], draws_RG: np.n
     scores = _scored_by(plan, labels, [one.prediction for one in parts], draws_RG)
     if all(one.coded is one.prediction for one in parts):
         return scores
-    coded = _scored_by(plan, labels, [one.coded for one in parts], draws_RG)
+    coded = _scored_by(plan, labels, [one.coded for one in parts], draws_RG, ranks=False)
     return scores._replace(of=scores.of | {name: coded.of[name] for name in (protocol.BITS, "V-information")})
 
 
-def _scored_by(plan: Plan, labels: Labels, parts: Sequence[Prediction], draws_RG: np.ndarray) -> Scores:
+def _scored_by(
+    plan: Plan, labels: Labels, parts: Sequence[Prediction], draws_RG: np.ndarray, *, ranks: bool = True
+) -> Scores:
     scored = plan.fold >= 0
     floor = _without_features(plan, labels)
     prediction = _assembled(plan, labels, parts)
     scores = metrics.score(
-        labels.kind, labels.y[scored], prediction, floor, plan.fold[scored], plan.groups[scored], draws_RG
-    )
+        labels.kind, labels.y[scored], prediction, floor, plan.fold[scored], plan.groups[scored], draws_RG,
+        ranks=ranks,
+    )  # fmt: skip
     folds = len(_numbers(plan))
     return scores._replace(
         of={name: inference.over_training_sets(one, name, folds) for name, one in scores.of.items()}

@@ -874,13 +874,11 @@ big, small = map(Path, sys.argv[1:])
 load(small)  # what is imported is none of the model's
 config = json.loads((small / "config.json").read_text())
 (small / "config.json").write_text(json.dumps(config | {"hidden_size": 2**16, "intermediate_size": 2**20}))
-started = time.monotonic()
 said, refused = growth(lambda: load(small))
-seconds = time.monotonic() - started
 _, named = growth(lambda: models.read_config(big))
 model, loaded = growth(lambda: load(big))
 size = sum(p.numel() * p.element_size() for p in model.parameters())
-print(json.dumps(dict(said=said, refused=refused, seconds=seconds, named=named, loaded=loaded, size=size)))
+print(json.dumps(dict(said=said, refused=refused, named=named, loaded=loaded, size=size)))
 """
 
 
@@ -906,7 +904,7 @@ def test_memory(stem: str, llavas: dict[str, Path], pieces: Path, tmp_path: Path
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["size"] > 190e6 and 40e6 < shard < 60e6
-    assert "another shape" in found["said"] and found["refused"] < 30e6 and found["seconds"] < 10
+    assert "another shape" in found["said"] and found["refused"] < 30e6
     assert found["named"] < 30e6, "names and shapes are read alone"
     assert found["loaded"] < found["size"] + shard + 20e6
 

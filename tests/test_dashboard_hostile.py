@@ -6,7 +6,6 @@ import logging
 import os
 import resource
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,12 +129,11 @@ def test_a_bad_file_is_told_with_its_reason(folder: Path, good: Path, name: str)
     make, reason = BAD[name]
     shutil.copy(good, folder.parent / "elsewhere.h5")
     make(folder / "bad.h5", good)
-    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = find_runs([folder])
     assert [run.name for run in found.runs] == ["good"]
     ((path, told),) = found.refused
     assert path.name == "bad.h5" and reason in told and len(told) < 700
-    assert time.monotonic() - started < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024, "kB"
 
 
@@ -196,11 +194,11 @@ def test_a_bad_manifest_is_told(folder: Path, good: Path, content: str, reason: 
 
 def test_a_manifest_may_claim_any_number_of_shards(folder: Path, good: Path) -> None:
     shards_of(folder, good, manifest(10**15, 1))
-    started = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert [run.finished for run in find_runs([folder]).runs].count(False) == 1
     with open_any(folder / "bad.h5") as run:
         assert len(run) == 4
-    assert time.monotonic() - started < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024, "kB"
 
 
 def test_links_of_an_unfinished_run_are_not_followed(folder: Path, good: Path, tmp_path: Path) -> None:

@@ -147,11 +147,10 @@ def test_without_on_error_the_first_error_is_raised_after_what_came_before(model
 
 def test_a_killed_worker_is_one_line_and_what_was_read_before_it_arrives(tmp_path: Path) -> None:
     images = read_ahead(Numbered(str(tmp_path), deadly=12), FRAME, workers=2, ahead=8)
-    started = time.monotonic()
     assert [image.id for image in itertools.islice(images, 8) if isinstance(image, Prepared)] == list("01234567")
     with pytest.raises(UserError, match="killed by SIGKILL.*--workers 1 or 0") as caught:
         list(images)
-    assert time.monotonic() - started < 30 and "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_processes_read_many_images_for_a_gpu() -> None:

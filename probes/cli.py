@@ -162,6 +162,8 @@ def probe(config: ProbeConfig) -> None:
 
 
 def _check(config: ProbeConfig) -> None:
+    if config.seed < 0:
+        raise UserError(f"--seed {config.seed} is negative; use 0 or more")
     if config.jobs < 0:
         raise UserError(f"--jobs {config.jobs} is negative; use 0 for one process a core")
     if config.device != "cpu":

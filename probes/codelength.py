@@ -39,8 +39,11 @@ from probes.strengths import FIRST, LADDER
 
 FRACTIONS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5, 1.0)
 LEVELS = 256
-STRENGTHS = LADDER[FIRST.start : LADDER.index(1e-5) + 1 : 2]
-"""Of logistic probes: the decades from 10^2 to 10^-5."""
+STRENGTHS = LADDER[FIRST.start : LADDER.index(1e-8) + 1 : 2]
+"""Of logistic probes: the decades from 10^2 to 10^-8."""
+_ENOUGH = 32  # rows from which ridge has something to point at
+_WEAK = 1e-5
+"""Weaker ones are fitted where ridge on the labels sent points at them; elsewhere this one stands for them."""
 _TOLERANCE = 1e-5
 """Of the share by which a fit's objective may exceed its minimum: less than a thousandth of the code."""
 
@@ -202,9 +205,14 @@ def probes_of(
             test_mr = basis.rotate(x_nD[test])
             targets = [Target(tasks[i].y[train], tasks[i].n_classes) for i in logistic]
             path = Path(basis.train, basis.eigenvalues, targets, tolerance=_TOLERANCE)
+            pointed = ridge.brackets(basis, targets, LADDER) if len(train) >= _ENOUGH else [() for _ in targets]
+            weakest = [min(of, default=np.inf) for of in pointed]
             for strength in strengths:
-                for i, values in zip(logistic, log_probabilities(path.advance(strength), test_mr), strict=True):
-                    made[i].append(values)
+                here = [t for t, least in enumerate(weakest) if strength >= _WEAK or least < _WEAK]
+                fitted = log_probabilities(path.advance(strength, here), test_mr)
+                said = dict(zip(here, fitted, strict=True))
+                for t, i in enumerate(logistic):
+                    made[i].append(said[t] if t in said else made[i][-1])
         if numbers:
             y_nT = np.stack([tasks[i].y for i in numbers], 1)
             for i, gaussian in zip(numbers, _gaussians(x_nD, y_nT, groups, train, test, device), strict=True):

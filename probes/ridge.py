@@ -161,7 +161,8 @@ def brackets(basis: Basis, targets: Sequence[Target], grid: Sequence[float]) -> 
     filled_nC = np.where(known_nC, y_nC, mean_C)
     held_out_SnC = leave_out(basis, filled_nC, COARSE, np.arange(len(filled_nC)))
     held_out_SnC = mean_C + (held_out_SnC - mean_C) * (len(filled_nC) / count_C)
-    variance_SC = residual_variance(held_out_SnC, y_nC)
+    # Beyond a class and its opposite nothing is more wrong: a few rows far out must not decide for all others.
+    variance_SC = residual_variance(held_out_SnC.clip(-0.5, 1.5), y_nC)
     found: list[tuple[float, ...]] = []
     for number in range(len(targets)):
         mine_C = of_C == number

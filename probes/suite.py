@@ -766,7 +766,7 @@ def _doubts(row: Row, shortcut: Baseline | None) -> list[str]:
     name = f"{row.task} from {label(row.representation, row.layer)}"
     notes = []
     # Stronger than strong is the floor itself, so a score at the floor has nothing to gain outside the ladder.
-    if row.at_edge and row.lower > row.floor and row.estimate < 0.995:
+    if row.at_edge and (row.strength < 1 or row.lower > row.floor) and row.estimate < 0.995:
         end = "weakest" if row.strength < 1 else "strongest"
         notes.append(f"{name}: most folds chose the {end} strength that was tried; the score may be too low")
     if row.gap is not None and row.gap > LOOSE and row.lower > row.floor and row.estimate < 0.995:

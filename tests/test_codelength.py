@@ -256,3 +256,14 @@ def test_classes_not_seen_yet_and_constant_labels_are_coded_too() -> None:
     many, constant_label, rare, unknown = code(x, tasks, np.arange(60))
     assert all(np.isfinite(found.row_bits).all() for found in (many, constant_label, rare))
     assert constant_label.compression > 5 and unknown.bits == 0
+
+
+def test_a_label_in_directions_of_little_variance_has_a_short_code_too() -> None:
+    """Wherever ridge on the labels sent points, strengths are tried: nowhere else do weak ones pay."""
+    rng = np.random.default_rng(0)
+    turn = np.linalg.qr(rng.standard_normal((32, 32)))[0]
+    signal = rng.standard_normal((900, 3))
+    x = np.concatenate([rng.standard_normal((900, 29)), 0.003 * signal], 1) @ turn
+    tasks = [Labels("classes", signal.argmax(1), 3), Labels("classes", rng.integers(0, 3, 900), 3)]
+    read, nothing = online(tasks, np.arange(900), probes_of(x.astype(np.float32), tasks, np.arange(900)), seed=0)
+    assert read.compression > 1.3 and nothing.compression < 1.05

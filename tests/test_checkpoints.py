@@ -489,13 +489,15 @@ def write_original_adapter(folder: Path, *, rank: int = 2, **config: Any) -> Sta
     generator = torch.Generator().manual_seed(5)
     prefix = "base_model.model.model.layers.1.self_attn.v_proj"
     a, b = torch.randn(rank, 32, generator=generator), torch.randn(16, rank, generator=generator)
-    projector = torch.randn(32, 16, generator=generator)
+    sizes = {"0.weight": (32, 16), "0.bias": (32,), "2.weight": (32, 32), "2.bias": (32,)}
+    projector = {name: torch.randn(*size, generator=generator) for name, size in sizes.items()}
     folder.mkdir(exist_ok=True)
     settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "fan_in_fan_out": False, "bias": "none", **config}
     (folder / "adapter_config.json").write_text(json.dumps(settings))
     torch.save({f"{prefix}.lora_A.weight": a, f"{prefix}.lora_B.weight": b}, folder / "adapter_model.bin")
-    torch.save({"base_model.model.model.mm_projector.0.weight": projector}, folder / "non_lora_trainables.bin")
-    return {"a": a, "b": b, "projector": projector}
+    trained = {f"base_model.model.model.mm_projector.{name}": tensor for name, tensor in projector.items()}
+    torch.save(trained, folder / "non_lora_trainables.bin")
+    return {"a": a, "b": b} | {f"patch_projector.{name}": tensor for name, tensor in projector.items()}
 
 
 @pytest.mark.parametrize("layout", ["original, whole CLIP", "today"])
@@ -503,7 +505,7 @@ def test_an_adapter_of_the_original_llava(layout: str, llavas: dict[str, Path], 
     parts = write_original_adapter(tmp_path)
     before, after = load(llavas[layout]).state_dict(), load(llavas[layout], adapter=tmp_path).state_dict()
     before["language_model.model.layers.1.self_attn.v_proj.weight"] += 3 * parts["b"] @ parts["a"]
-    before["patch_projector.0.weight"] = parts["projector"]
+    before |= {name: tensor for name, tensor in parts.items() if name.startswith("patch_projector.")}
     for name, tensor in after.items():
         torch.testing.assert_close(tensor, before[name], atol=1e-5, rtol=0)
 
@@ -590,6 +592,14 @@ def test_a_folder_of_llava_s_lora_training_that_is_not_whole(llavas: dict[str, P
         load(base, adapter=adapter)
     with pytest.raises(UserError, match="lacks non_lora_trainables.bin"):
         models.digest(base, adapter)
+    torch.save({}, adapter / "non_lora_trainables.bin")
+    with pytest.raises(UserError, match="lacks 4 of the 4 weights of the projector"):
+        load(base, adapter=adapter)
+    half = {f"base_model.model.model.mm_projector.0.{name}": torch.ones(size) for name, size in (("bias", 32),)}
+    torch.save(half, adapter / "non_lora_trainables.bin")
+    with pytest.raises(UserError, match="lacks 3 of the 4 weights of the projector .* copy the whole file"):
+        load(base, adapter=adapter)
+    (adapter / "non_lora_trainables.bin").unlink()
     (adapter / "config.json").write_text(json.dumps({"model_type": "llama"}))
     load(base, adapter=adapter)  # of a language model: nothing else was trained
 

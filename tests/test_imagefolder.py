@@ -424,3 +424,43 @@ def test_open_source_names_what_there_is() -> None:
         open_source("scenes", "nope")
     with pytest.raises(UserError, match="--limit 0"):
         open_source("scenes", "val", limit=0)
+
+
+@pytest.mark.parametrize(
+    ("cells", "known", "classes"),
+    [
+        (["a|b", "a|NA", "b|null", "b"], [True, False, False, True], ("a", "b")),
+        (["a|b", "NA", "", "|"], [True, False, False, True], ("a", "b")),
+    ],
+)
+def test_a_word_for_unknown_among_several_labels_makes_them_unknown(
+    tmp_path: Path, cells: list[str], known: list[bool], classes: tuple[str, ...]
+) -> None:
+    """Which of the labels it stands for nobody knows; it is no class, and no label is absent for it."""
+    folder = tmp_path / "photos"
+    (folder / "val").mkdir(parents=True)
+    for number in range(len(cells)):
+        Image.new("RGB", (8, 8)).save(folder / "val" / f"{number}.png")
+    rows = "".join(f"{number}.png,{cell}\n" for number, cell in enumerate(cells))
+    (folder / "val" / "metadata.csv").write_text("file_name,tags\n" + rows)
+    (folder / "tasks.toml").write_text('[tags]\nsuite = "semantic"\nkind = "multilabel"\n')
+    source = open_source(str(folder), "val")
+    (task,) = source.tasks
+    assert task.classes == classes
+    labels = np.stack([source[number].labels["tags"] for number in range(len(cells))])
+    assert [(row != 255).all() for row in labels] == known and set(labels[~np.array(known)].ravel()) == {255}
+
+
+def test_null_in_a_list_of_labels_is_unknown(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    (folder / "val").mkdir(parents=True)
+    cells = [["a"], [None], ["NA", "b"], [], None, ["b"]]
+    for number in range(len(cells)):
+        Image.new("RGB", (8, 8)).save(folder / "val" / f"{number}.png")
+    rows = (json.dumps({"file_name": f"{number}.png", "tags": cell}) for number, cell in enumerate(cells))
+    (folder / "val" / "metadata.jsonl").write_text("\n".join(rows))
+    (folder / "tasks.toml").write_text('[tags]\nsuite = "semantic"\nkind = "multilabel"\n')
+    source = open_source(str(folder), "val")
+    assert source.tasks[0].classes == ("a", "b")
+    labels = [source[number].labels["tags"].tolist() for number in range(len(cells))]
+    assert labels == [[1, 0], [255, 255], [255, 255], [0, 0], [255, 255], [0, 1]]

@@ -86,11 +86,12 @@ def make_task(name: str, setting: dict[str, Any], toml: Path, table: Path, colum
     """The task of one column of `table`, with `setting` from `toml`. Raises UserError for a column without a label."""
     kind = cast(Kind, setting["kind"])
     classes = set(setting.get("classes", ()))
-    words = Counter(cell_text(cell) for cell in column if _unknown(cell, classes) and isinstance(cell, str))
+    said = (cell for cell in column if _unknown(kind, cell, classes) and isinstance(cell, str | list))
+    words = Counter("|".join(map(cell_text, cell)) if isinstance(cell, list) else cell_text(cell) for cell in said)
     del words[""]
     if kind not in NUMERIC and not classes:
         where = f"{table}, column {name}"
-        classes = {label for cell in column if not _unknown(cell) for label in _words(kind, cell, where)}
+        classes = {label for cell in column if not _unknown(kind, cell) for label in _words(kind, cell, where)}
         if not classes:
             raise UserError(
                 f"column {name!r} of {table} is empty in every row; remove it with its task in {toml}, or list its "
@@ -104,7 +105,7 @@ def make_task(name: str, setting: dict[str, Any], toml: Path, table: Path, colum
 def label_of(task: Task, cell: Any, where: str) -> Label:
     """The label of one cell, in the form of `store.Task`. Raises UserError that says `where`."""
     if task.kind in NUMERIC:
-        if _unknown(cell):
+        if _unknown(task.kind, cell):
             return math.nan
         try:
             number = float(cell)
@@ -113,7 +114,7 @@ def label_of(task: Task, cell: Any, where: str) -> Label:
         if math.isinf(number):
             raise UserError(f"{where}: {cell!r} is no finite number; leave the cell empty where it is unknown")
         return number % task.period % task.period if task.kind == "circular" else number  # twice: -1e-20 % 360 is 360
-    if _unknown(cell, task.classes):
+    if _unknown(task.kind, cell, task.classes):
         return -1 if task.kind == "classes" else np.full(len(task.classes), 255, np.uint8)
     index = _index(task.classes)
     chosen = _words(task.kind, cell, where)
@@ -135,23 +136,36 @@ def _index(classes: tuple[str, ...]) -> dict[str, int]:
 def _words(kind: Kind, cell: Any, where: str) -> list[str]:
     """The class names in one cell."""
     if kind == "multilabel":
-        parts = cell if isinstance(cell, list) else re.split(r"[|;]", cell_text(cell))
+        parts = _parts(cell)
+        if odd := [part for part in parts if isinstance(part, list | dict)]:
+            raise UserError(f"{where}: {odd[0]!r} is no label; expected a list of words")
         return [word for word in map(cell_text, parts) if word]
     if isinstance(cell, list | dict):
         raise UserError(f'{where}: {cell!r} is no single class; its kind in tasks.toml should be "multilabel"')
     return [cell_text(cell)]
 
 
-def _unknown(cell: Any, classes: Collection[str] = ()) -> bool:
-    if isinstance(cell, list):
-        return False
+def _parts(cell: Any) -> list[Any]:
+    """Of a cell of several labels."""
+    return cell if isinstance(cell, list) else re.split(r"[|;]", cell_text(cell))
+
+
+def _unknown(kind: Kind, cell: Any, classes: Collection[str] = ()) -> bool:
+    """Of several labels, all are unknown where one is: which of them it stands for, nobody knows."""
+    if kind == "multilabel" and (isinstance(cell, list) or cell_text(cell)):
+        return any(_says_nothing(part, classes) for part in _parts(cell) if part is None or cell_text(part))
+    return not isinstance(cell, list) and (not cell_text(cell) or _says_nothing(cell, classes))
+
+
+def _says_nothing(cell: Any, classes: Collection[str]) -> bool:
+    """A word that stands for an unknown label, or null."""
     text = cell_text(cell)
-    return not text or (text.casefold() in UNKNOWN and not (isinstance(cell, str) and text in classes))
+    return cell is None or (text.casefold() in UNKNOWN and not (isinstance(cell, str) and text in classes))
 
 
 def given(cell: Any) -> str:
     """The text of a cell that is no label; "" where it is unknown."""
-    return "" if _unknown(cell) else cell_text(cell)
+    return "" if _unknown("classes", cell) else cell_text(cell)
 
 
 def cell_text(cell: Any) -> str:

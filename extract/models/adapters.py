@@ -67,8 +67,8 @@ def read_adapter(folder: Path) -> Adapter:
             f"{path} has init_lora_weights {config['init_lora_weights']!r}, which changes the model too; save it "
             "converted to a plain LoRA"
         )
-    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, (int, float)):
-        raise UserError(f"{path} has r {rank!r} and lora_alpha {alpha!r}; expected numbers, r 1 or more")
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf:
+        raise UserError(f"{path} has r {rank!r} and lora_alpha {alpha!r}; expected numbers, r 1 or more, alpha above 0")
     extra = folder / "non_lora_trainables.bin"
     tensors = stored([*weight_files(folder, ADAPTER_FILES), *([extra] if extra.is_file() else [])])
     halves: dict[str, dict[str, Stored]] = {}
@@ -92,6 +92,8 @@ def read_adapter(folder: Path) -> Adapter:
                     f"{folder} is of LLaVA's LoRA training, by its config.json, and lacks non_lora_trainables.bin, "
                     "which holds the projector that was trained too; copy that file there"
                 )
+    if not halves and not replaced:
+        raise UserError(f"{folder} holds no weight of an adapter, so its base would pass as adapted; copy them there")
     for name, pair in halves.items():
         if len(pair) != 2 or pair["A"].shape[:1] != (rank,):
             raise UserError(f"{folder} has for {name} no A and B of rank {rank}, as its adapter_config.json says")
@@ -112,6 +114,13 @@ def check_adapter(folder: Path, adapter: Adapter, shapes: Mapping[str, tuple[int
             f"makes them square by {image_fit}; change image_aspect_ratio in either config.json, or the base's "
             "preprocessor_config.json"
         )
+    if adapter.image_fit is not None:  # of LLaVA's training, which trains the projector in full
+        projector = [name for name in shapes if name.startswith("patch_projector.")]
+        if left := [name for name in projector if name not in adapter.replaced]:
+            raise UserError(
+                f"non_lora_trainables.bin in {folder} lacks {len(left)} of the {len(projector)} weights of the "
+                "projector that LLaVA's training wrote there; copy the whole file"
+            )
     lost = [tensor.key for name, tensor in adapter.replaced.items() if shapes.get(name) != tensor.shape]
     for name, (a, b) in adapter.added.items():
         if shapes.get(name) != (*b.shape[:-1], *a.shape[1:]) or b.shape[1:] != a.shape[:1]:

@@ -52,7 +52,7 @@ _MOST_CONFUSED = 60  # classes of a confusion matrix that is kept
 _SMALL = 2**25  # numbers of a representation below which folds run side by side, each with one thread
 _LARGE_GROUP = 0.1  # of the images
 _NO_BETTER = 0.01  # than what the category alone tells
-LOOSE = 1e-5  # a certified gap above it is told
+LOOSE = 1e-3  # a certified gap above it is told
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,8 @@ def brackets(basis: Basis, targets: Sequence[Target], grid: Sequence[float]) -> 
 
     Least squares on one-hot labels, left out one by one, has its best strength s; the curvature of the logistic loss is
     that of least squares times p (1 - p), so the logistic probe shrinks its directions alike at `mean p (1 - p) * s`.
-    Gives the nearest strength of the grid and those within a decade of it. A hint: when the best of them is the first
+    Gives the nearest strength of the grid and those within a decade of it, by squared errors and by squared errors that
+    are cut (see below). A hint: when the best of them is the first
     or the last, search on from there. A basis in float32 will do.
 
     Labels of one task may be known on different rows. A decomposition each would cost more than the search that it
@@ -161,17 +162,18 @@ def brackets(basis: Basis, targets: Sequence[Target], grid: Sequence[float]) -> 
     filled_nC = np.where(known_nC, y_nC, mean_C)
     held_out_SnC = leave_out(basis, filled_nC, COARSE, np.arange(len(filled_nC)))
     held_out_SnC = mean_C + (held_out_SnC - mean_C) * (len(filled_nC) / count_C)
-    # Beyond a class and its opposite nothing is more wrong: a few rows far out must not decide for all others.
-    variance_SC = residual_variance(held_out_SnC.clip(-0.5, 1.5), y_nC)
+    # Also with errors that are cut beyond a class and its opposite: a few rows far out must not decide for all others.
+    variances = [residual_variance(predicted, y_nC) for predicted in (held_out_SnC, held_out_SnC.clip(-0.5, 1.5))]
     found: list[tuple[float, ...]] = []
     for number in range(len(targets)):
         mine_C = of_C == number
         if not mine_C.any():
             found.append(())
             continue
-        best = int(variance_SC[:, mine_C].sum(1).argmin())
         curvature = float((mean_C * (1 - mean_C))[mine_C].mean())
-        found.append(around(curvature * COARSE[best], grid))
+        best = {int(variance_SC[:, mine_C].sum(1).argmin()) for variance_SC in variances}
+        near = {one for at in best for one in around(curvature * COARSE[at], grid)}
+        found.append(tuple(one for one in grid if one in near))
     return found
 
 

@@ -464,3 +464,26 @@ def test_null_in_a_list_of_labels_is_unknown(tmp_path: Path) -> None:
     assert source.tasks[0].classes == ("a", "b")
     labels = [source[number].labels["tags"].tolist() for number in range(len(cells))]
     assert labels == [[1, 0], [255, 255], [255, 255], [0, 0], [255, 255], [0, 1]]
+
+
+def test_tasks_that_lie_in_a_split_are_refused(tmp_path: Path) -> None:
+    """Where they are not read, the run would have no labels, without a word."""
+    folder = tmp_path / "photos"
+    (folder / "val").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(folder / "val" / "0.png")
+    (folder / "val" / "tasks.toml").write_text('[breed]\nsuite = "semantic"\nkind = "classes"\n')
+    with pytest.raises(UserError, match="tasks.toml lies in a split, .* move it to"):
+        open_source(str(folder), "val")
+
+
+def test_metadata_of_the_split_wins_and_it_is_said(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    (folder / "val").mkdir(parents=True)
+    for number in range(2):
+        Image.new("RGB", (8, 8)).save(folder / "val" / f"{number}.png")
+    (folder / "val" / "metadata.csv").write_text("file_name,breed\n0.png,pug\n1.png,lab\n")
+    (folder / "metadata.csv").write_text("file_name,breed\nval/0.png,cat\nval/1.png,dog\n")
+    (folder / "tasks.toml").write_text('[breed]\nsuite = "semantic"\nkind = "classes"\n')
+    source = ImageFolder(folder, "val")
+    assert source.tasks[0].classes == ("lab", "pug")
+    assert any("is read, and" in note and "is not" in note for note in source.notes)

@@ -30,6 +30,7 @@ from extract.errors import UserError
 
 SPLITS = ("train", "val")
 OFFICIAL = (480, 320)  # pixels of every image
+_MANY = 20  # objects
 
 _MAIN = "of the main object, the one nearest to the camera"
 
@@ -122,7 +123,9 @@ def _rendered(folder: Path, scenes: Sequence[_Scene]) -> tuple[int, int]:
         return OFFICIAL
     things = [thing for scene in scenes for thing in scene.objects]
     reach = max((thing.x for thing in things), default=0), max((thing.y for thing in things), default=0)
-    if not beyond(size, reach):
+    # Objects of a larger render lie beyond the official size; where none of many does, the files are enlarged copies.
+    enlarged = size[0] > OFFICIAL[0] and len(things) >= _MANY and not beyond(OFFICIAL, reach)
+    if not beyond(size, reach) and not enlarged:
         return size
     with contextlib.suppress(ImageError):
         scale(size, OFFICIAL, str(path))

@@ -60,7 +60,10 @@ class ImageFolder:
         self._folder = _split_folder(root, split)
         files, others = _files(self._folder)
         toml = _named(root, ("tasks.toml",)) or root / "tasks.toml"
-        metadata = _named(self._folder, METADATA) or _named(root, METADATA)
+        if (lost := _named(self._folder, ("tasks.toml",))) is not None and not toml.is_file():
+            raise UserError(f"{lost} lies in a split, where it is not read; move it to {toml}, which serves all splits")
+        own, above = _named(self._folder, METADATA), _named(root, METADATA)
+        metadata = own or above
         self.tasks: tuple[Task, ...] = ()
         rows: list[_Row] = []
         notes: list[str] = []
@@ -72,6 +75,8 @@ class ImageFolder:
             self.tasks = _tasks(toml, metadata, [cell for _, _, cell in cells])
             rows = _rows(metadata, cells, self.tasks, _finder(files))
             notes = [f"{task.name}: {task.note}" for task in self.tasks if task.note]
+            if own and above:
+                notes.append(f"{own} is read, and {above} is not")
             others = [name for name in others if name != metadata.name]
         listed = {row.file for row in rows}
         unknown = {task.name: label_of(task, None, "") for task in self.tasks}

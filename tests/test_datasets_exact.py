@@ -197,6 +197,7 @@ def test_clevr_leaves_out_rare_classes_and_ties(tmp_path: Path) -> None:
         (2, 2, (960, 640)),  # rendered larger: the scenes' pixels are larger too
         (1, 1, (480, 320)),
         (0.5, 1, (480, 320)),  # made smaller afterwards: they are not
+        (2, 1, (480, 320)),  # made larger afterwards: no object of any scene lies beyond the official size
         (2 / 3, 0.7, (320, 213)),  # rendered smaller
     ],
 )

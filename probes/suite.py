@@ -51,6 +51,7 @@ CONTROL_DRAWS = 3
 _MOST_CONFUSED = 60  # classes of a confusion matrix that is kept
 _SMALL = 2**25  # numbers of a representation below which folds run side by side, each with one thread
 _LARGE_GROUP = 0.1  # of the images
+_FEW_GROUPS = 30  # effective ones, from which simulated intervals are not far too short
 _NO_BETTER = 0.01  # than what the category alone tells
 LOOSE = 1e-3  # a certified gap above it is told
 
@@ -199,7 +200,7 @@ def _uneven(groups: np.ndarray) -> tuple[str, ...]:
     """A warning where few groups decide: resampling whole groups then tells less than it says."""
     _, sizes = np.unique(groups, return_counts=True)
     largest, effective = sizes.max() / sizes.sum(), metrics.effective_groups(sizes)
-    if largest <= _LARGE_GROUP:
+    if largest <= _LARGE_GROUP and effective >= _FEW_GROUPS:
         return ()
     return (
         f"the largest of {len(sizes)} groups holds {largest:.0%} of the images: they vary like {effective:.1f} groups "

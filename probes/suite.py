@@ -51,7 +51,7 @@ CONTROL_DRAWS = 3
 _MOST_CONFUSED = 60  # classes of a confusion matrix that is kept
 _SMALL = 2**25  # numbers of a representation below which folds run side by side, each with one thread
 _LARGE_GROUP = 0.1  # of the images
-_FEW_GROUPS = 30  # effective ones, from which simulated intervals are not far too short
+_FEW_GROUPS = 40  # effective ones, from which simulated intervals are not far too short
 _NO_BETTER = 0.01  # than what the category alone tells
 LOOSE = 1e-3  # a certified gap above it is told
 

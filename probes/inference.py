@@ -1,12 +1,13 @@
 """How sure a score, a difference or a ratio is: everything by resampling whole groups.
 
 Knows quantities with their draws (`metrics.Sampled`) and sums by group; not labels, probes, runs or files.
-Intervals and tests cover the choice of images, given the probes: not that of the training sets.
+Resampling covers the choice of scored images, given the probes; `over_training_sets` adds that of the images that the
+probes of folds learned from. `python -m benchmarks.calibration` tries both together, its table is in docs/probing.md.
 
 Scores have percentile intervals, widened for few groups (`interval`); differences and ratios Student's t with the
-bootstrap's standard error. Chosen by simulation, with clustered rows, every metric and easy to skewed cases:
-of 1,500 data sets the widened percentiles hold the truth in 93.5 to 95.3 % at 300 groups and in 92.4 to 96.1 % at
-100, lowest for scores near their ceiling. BCa does no better (93.5 to 95.2 and 92.3 to 95.9 %) at the price of a
+bootstrap's standard error. Chosen by simulation of fixed probes, with clustered rows, every metric and easy to skewed
+cases: of 1,500 data sets the widened percentiles hold the truth in 93.5 to 95.3 % at 300 groups and in 92.4 to 96.1 %
+at 100, lowest for scores near their ceiling. BCa does no better (93.5 to 95.2 and 92.3 to 95.9 %) at the price of a
 jackknife, plain percentiles lose 0.5 points at 100 groups, and basic intervals, mirrored to the wrong side of a skewed
 score, fall to 89 %. None is right where few rows decide: for R2 of log-normal values from 100 groups it is 76 %.
 

@@ -251,7 +251,7 @@ def costs(task: Labels, parts: Sequence[slice], predictions: Sequence[np.ndarray
 
 
 def _average_precision(y: np.ndarray, scores: np.ndarray) -> float:
-    """Of one label's rows (m,): as `metrics` has it, equal scores counted together; NaN without a positive."""
+    """Of one label's rows (m,): equal scores are counted together, as scikit-learn does; NaN without a positive."""
     known = y != UNKNOWN
     order = np.argsort(-scores[known], kind="stable")
     ranked, positive = -scores[known][order], y[known][order] == 1

@@ -141,9 +141,9 @@ def brackets(basis: Basis, targets: Sequence[Target], grid: Sequence[float]) -> 
 
     Least squares on one-hot labels, left out one by one, has its best strength s; the curvature of the logistic loss is
     that of least squares times p (1 - p), so the logistic probe shrinks its directions alike at `mean p (1 - p) * s`.
-    Gives the nearest strength of the grid and those within a decade of it, by squared errors and by squared errors that
-    are cut (see below). A hint: when the best of them is the first
-    or the last, search on from there. A basis in float32 will do.
+    Gives the nearest strength of the grid and those within a decade of it, for the s of the least squared error and for
+    that of errors cut at half a class beyond right and wrong, which a few rows far out do not decide. A hint: when the
+    best of them is the first or the last, search on from there. A basis in float32 will do.
 
     Labels of one task may be known on different rows. A decomposition each would cost more than the search that it
     saves, so unknown labels count as the mean and predictions are scaled back, exact where all rows are known.
@@ -162,7 +162,6 @@ def brackets(basis: Basis, targets: Sequence[Target], grid: Sequence[float]) -> 
     filled_nC = np.where(known_nC, y_nC, mean_C)
     held_out_SnC = leave_out(basis, filled_nC, COARSE, np.arange(len(filled_nC)))
     held_out_SnC = mean_C + (held_out_SnC - mean_C) * (len(filled_nC) / count_C)
-    # Also with errors that are cut beyond a class and its opposite: a few rows far out must not decide for all others.
     variances = [residual_variance(predicted, y_nC) for predicted in (held_out_SnC, held_out_SnC.clip(-0.5, 1.5))]
     found: list[tuple[float, ...]] = []
     for number in range(len(targets)):

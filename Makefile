@@ -30,6 +30,7 @@ demo: install
 # A thread a process: files run side by side, and threads of more would wait for each other.
 test: install
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile
 

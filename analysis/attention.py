@@ -131,9 +131,7 @@ def agreement(blocks: Callable[[], Iterator[np.ndarray]]) -> np.ndarray:
     return np.concatenate(found)
 
 
-def order_agreement(
-    values_NM: np.ndarray, groups_N: stats.Groups, seed: int
-) -> tuple[stats.Interval, stats.Interval]:
+def order_agreement(values_NM: np.ndarray, groups_N: stats.Groups, seed: int) -> tuple[stats.Interval, stats.Interval]:
     """Spearman's and Kendall's correlation (tau-a) of the order of M things between two images, over all pairs of N.
 
     Kendall's is over at most 2,048 pairs of things, drawn by `seed`.

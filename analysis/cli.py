@@ -189,15 +189,15 @@ def _jobs(config: AnalyzeConfig, against: Run | None, probes: Path | None) -> li
         # "ranks", "shapley": files of before ranked effects on answers by a layer that no text reads, and sampled
         # orders; they are made anew.
         Job(
-            "knockouts", True, seed | images | {"ranks": "of layers that are read", "shapley": "exact"} | fitted,
+            "knockouts",
+            True,
+            seed | images | {"ranks": "of layers that are read", "shapley": "exact"} | fitted,
             _knockouts,
         ),
         # "readouts": files of before had none of single images, and are made anew.
         Job("interchange", True, seed | {"pairs": config.pairs, "readouts": "of each image"} | fitted, _interchange),
         # "counts": files of before counted images where they come in groups; "ties": they broke them by rounding.
-        Job(
-            "reading", True, seed | {"reading_images": config.reading_images, "counts": "groups"} | fitted, _reading
-        ),
+        Job("reading", True, seed | {"reading_images": config.reading_images, "counts": "groups"} | fitted, _reading),
         Job("map", False, seed | {"neighbours": geometry.NEIGHBOURS, "ties": "in order"}, _map),
     ]
 
@@ -254,9 +254,14 @@ def _make(job: Job, inputs: Inputs, out: Path) -> None:
         values = job.compute(inputs, progress)
     seconds = time.monotonic() - started
     results.write(
-        out, job.name, values, run=results.identity(inputs.run), settings=job.settings, versions=_versions(),
+        out,
+        job.name,
+        values,
+        run=results.identity(inputs.run),
+        settings=job.settings,
+        versions=_versions(),
         seconds=seconds,
-    )  # fmt: skip
+    )
     print(f"{job.name:<14}{seconds:.1f} s", flush=True)
 
 
@@ -300,9 +305,13 @@ def _knockouts(inputs: Inputs, progress: Progress) -> dict[str, Any]:
     config, run = inputs.config, inputs.run
     total = min(config.images, len(run))
     return knockouts.analyse(
-        inputs.model(), run, limit=config.images, probes=inputs.probes, seed=config.seed,
+        inputs.model(),
+        run,
+        limit=config.images,
+        probes=inputs.probes,
+        seed=config.seed,
         on_images=lambda done: progress(done, total),
-    )  # fmt: skip
+    )
 
 
 def _interchange(inputs: Inputs, progress: Progress) -> dict[str, Any]:

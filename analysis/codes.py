@@ -208,8 +208,9 @@ def readable_vectors(
         said = found.predict(features_ND[test])
         off = np.einsum("nvb,vab->nva", (said - white[test]) * scales, axes)
         left[test], whole[test] = (off**2).sum(2), ((vectors[test] - mean) ** 2).sum(2)
-        counts = np.stack([[np.bincount(codes_NPG[train, at, group], minlength=K) for group in range(G)]
-                           for at in range(P)])  # fmt: skip
+        counts = np.stack(
+            [[np.bincount(codes_NPG[train, at, group], minlength=K) for group in range(G)] for at in range(P)]
+        )
         everywhere = (counts.sum(0) + 1) / (counts.sum((0, 2))[..., None] + K)
         log_share = np.log((counts + SMOOTHING * everywhere) / (len(train) + SMOOTHING))
         for place, group in np.ndindex(P, G):
@@ -232,9 +233,9 @@ def cells(codebook_GKc: np.ndarray, count: int, seed: int) -> np.ndarray:
     """(groups, K) ints: which of `count` cells of similar vectors a code is in, by k-means within its group."""
     from sklearn.cluster import KMeans
 
-    return np.stack([
-        KMeans(min(count, len(codes)), n_init=1, random_state=seed).fit_predict(codes) for codes in codebook_GKc
-    ])
+    return np.stack(
+        [KMeans(min(count, len(codes)), n_init=1, random_state=seed).fit_predict(codes) for codes in codebook_GKc]
+    )
 
 
 def _readouts(

@@ -136,12 +136,7 @@ def answer_directions(model: HTCVLM, shared: Shared, ids: Tensor, at: int, token
 
 
 def analyse(
-    model: HTCVLM,
-    run: Run,
-    *,
-    limit: int = 200,
-    seed: int = 0,
-    on_images: Callable[[int], object] | None = None,
+    model: HTCVLM, run: Run, *, limit: int = 200, seed: int = 0, on_images: Callable[[int], object] | None = None
 ) -> dict[str, Any]:
     """The section `contributions`, over `limit` images of the run; `on_images` is told how many are done.
 
@@ -265,4 +260,3 @@ def _unembed(model: HTCVLM, tokens: Tensor) -> Tensor:
     """(..., d): the unembedding of tokens, less the vocabulary's mean, times the final norm's weights."""
     weight = model.language_model.lm_head.weight.float()
     return (weight[tokens] - weight.mean(0)) * model.language_model.model.norm.weight.float()
-

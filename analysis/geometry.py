@@ -64,8 +64,9 @@ def neighbours(features_ND: np.ndarray, groups_N: stats.Groups, k: int = NEIGHBO
     """
     first, which = distinct(features_ND)
     length = np.linalg.norm(features_ND[first], axis=1, keepdims=True)
-    unit = np.divide(features_ND[first], length, out=np.zeros((len(first), features_ND.shape[1]), np.float32),
-                     where=length > 0)  # fmt: skip
+    unit = np.divide(
+        features_ND[first], length, out=np.zeros((len(first), features_ND.shape[1]), np.float32), where=length > 0
+    )
     return by_likeness(lambda start, stop: (unit[which[start:stop]] @ unit.T)[:, which], groups_N, k)
 
 

@@ -266,9 +266,7 @@ def _true_values(tasks: Sequence[Task], design: Design, probes: Mapping[str, Pro
     return true
 
 
-def _reader(
-    model: HTCVLM, tasks: Sequence[Task], design: Design, probes: Mapping[str, Probe], true: Values
-) -> Reader:
+def _reader(model: HTCVLM, tasks: Sequence[Task], design: Design, probes: Mapping[str, Probe], true: Values) -> Reader:
     """A function that reads all measures of `true` from compressed images."""
     questions = [m.task for m in true if m.readout == "answer" and m.kind != "number"]
     sheet = scene_questions.Sheet(model, questions) if questions else None

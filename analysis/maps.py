@@ -98,9 +98,7 @@ def equal_codes(codes_NV: np.ndarray) -> np.ndarray:
     return (hot @ hot.T).toarray()
 
 
-def principal(
-    likeness_NN: np.ndarray, counts_N: np.ndarray | None = None, components: int = COMPONENTS
-) -> Principal:
+def principal(likeness_NN: np.ndarray, counts_N: np.ndarray | None = None, components: int = COMPONENTS) -> Principal:
     """The leading components from inner products, which need not be centred; fewer where there are not as many.
     `counts_N`: how many images each row stands for, 1 when left out.
     """
@@ -138,9 +136,14 @@ def umap_of(points_NK: np.ndarray, seed: int) -> np.ndarray:
         from umap import UMAP
 
         model = UMAP(
-            n_neighbors=near.shape[1], n_epochs=EPOCHS, init=start.astype(np.float32), random_state=seed, n_jobs=1,
-            precomputed_knn=(near, away), force_approximation_algorithm=True,
-        )  # fmt: skip
+            n_neighbors=near.shape[1],
+            n_epochs=EPOCHS,
+            init=start.astype(np.float32),
+            random_state=seed,
+            n_jobs=1,
+            precomputed_knn=(near, away),
+            force_approximation_algorithm=True,
+        )
         return model.fit_transform(points)
 
 

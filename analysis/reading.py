@@ -197,9 +197,13 @@ def lens(
         weight, last = np.exp2(here), np.exp2(there)
         mean += weight.sum(0, dtype=np.float64)
         parts.append(
-            ((last * (there - here)).sum(1), -(weight * here).sum(1), here.argmax(1) == there.argmax(1),
-             here[:, list(words)])
-        )  # fmt: skip
+            (
+                (last * (there - here)).sum(1),
+                -(weight * here).sum(1),
+                here.argmax(1) == there.argmax(1),
+                here[:, list(words)],
+            )
+        )
     surprise, entropy, same, chosen = (np.concatenate(part) for part in zip(*parts, strict=True))
     return Lens(np.maximum(surprise, 0), entropy, same, mean / len(hidden_ND), chosen)
 
@@ -210,9 +214,7 @@ def lens(
 def _neighbours(
     run: Run, rows: np.ndarray, features: Mapping[str, np.ndarray], groups: stats.Groups, seed: int
 ) -> Section:
-    near = {
-        name: geometry.neighbours(geometry.standardised(values), groups) for name, values in features.items()
-    }
+    near = {name: geometry.neighbours(geometry.standardised(values), groups) for name, values in features.items()}
     tasks = [task for task in run.tasks if not _empty(run, task, rows)]
     scores: list[stats.Draws] = []
     differences, floors = [], []
@@ -313,9 +315,9 @@ def _codes(
         left, whole = (part.reshape(n, P, G).sum(1) for part in read.errors)
         r2.append(ridge.Errors(left, whole).r2(groups, seed))
         section["code_entropy_read"] = read.floor.mean((0, 1))
-    section |= _table(
-        [stats.draws_of_means(one.mean(1), groups, seed) for one in saved], (len(saved), G)
-    ).section("code_bits")
+    section |= _table([stats.draws_of_means(one.mean(1), groups, seed) for one in saved], (len(saved), G)).section(
+        "code_bits"
+    )
     section["code_bits_map"] = np.stack([one.mean((0, 2)) for one in saved])
     section["code_values"] = "all" if r2 else "most frequent"
     if r2:
@@ -388,9 +390,7 @@ def _lens(run: Run, model: HTCVLM, tokenizer: PreTrainedTokenizerBase | None, se
     return section
 
 
-def _angles(
-    run: Run, probes: Mapping[Key, Probe], rows: np.ndarray, features: np.ndarray, seed: int
-) -> Section:
+def _angles(run: Run, probes: Mapping[Key, Probe], rows: np.ndarray, features: np.ndarray, seed: int) -> Section:
     layer = run.shape.stack[-1]
     axes: dict[str, dict[str, np.ndarray]] = {"semantic": {}, "detail": {}}
     for task in run.tasks:

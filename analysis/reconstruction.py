@@ -60,11 +60,7 @@ def analyse(
     groups = [all_groups[row] for row in rows]
     psnr_N, flat_N = np.array(psnr), np.array(flat)
     return (
-        {
-            "images": [ids[row] for row in rows],
-            "pictures": np.stack(pictures),
-            "psnr_of": psnr_N.astype(np.float32),
-        }
+        {"images": [ids[row] for row in rows], "pictures": np.stack(pictures), "psnr_of": psnr_N.astype(np.float32)}
         | stats.intervals_of_means(psnr_N, groups, seed).section("psnr")
         | stats.intervals_of_means(flat_N, groups, seed).section("psnr_flat")
         | stats.intervals_of_means(psnr_N - flat_N, groups, seed).section("psnr_gain")

@@ -209,8 +209,9 @@ def _usable(device: str) -> str:
         torch.empty(1, device=torch.device(device))
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"device {device} cannot be used here ({reason}); give another with --device, such as cpu") \
-            from error
+        raise UserError(
+            f"device {device} cannot be used here ({reason}); give another with --device, such as cpu"
+        ) from error
     return device
 
 

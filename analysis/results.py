@@ -29,9 +29,7 @@ SCHEMA = "htc-analysis"
 SCHEMA_VERSION = 1
 
 Value = np.ndarray | list[str] | float | int | str
-_DAMAGE = (
-    OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError
-)  # fmt: skip
+_DAMAGE = (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError)
 """What h5py and numpy say of bad bytes."""
 # A value of more bytes than this must be stored in at least a fiftieth of them: a claim alone takes no memory.
 _UNCHECKED = 2**28
@@ -196,8 +194,9 @@ def write(
             os.replace(partial, path)
             _sync(path.parent)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {_line(error)}; free some space, or choose another place with --out") \
-            from error
+        raise UserError(
+            f"cannot write {path}: {_line(error)}; free some space, or choose another place with --out"
+        ) from error
 
 
 @contextlib.contextmanager

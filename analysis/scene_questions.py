@@ -21,10 +21,16 @@ from extract.vlm.model import HTCVLM
 from extract.vlm.star import Compressed
 
 ANSWERS: dict[str, tuple[str, ...]] = {
-    "category": scenes.CATEGORIES, "scene": scenes.SCENES, "count": scenes.COUNTS, "relation": scenes.COMPASS,
-    "texture": scenes.TEXTURES, "orientation": scenes.COMPASS, "shade": scenes.SHADES, "size": scenes.SIZES,
+    "category": scenes.CATEGORIES,
+    "scene": scenes.SCENES,
+    "count": scenes.COUNTS,
+    "relation": scenes.COMPASS,
+    "texture": scenes.TEXTURES,
+    "orientation": scenes.COMPASS,
+    "shade": scenes.SHADES,
+    "size": scenes.SIZES,
     "position": tuple(f"{row} {col}" for row in scenes.ROWS for col in scenes.COLS),
-}  # fmt: skip
+}
 """Every answer that a question can have, in the order of its task's classes where it has a task. `present`, whose
 answers are lists, is not among them."""
 
@@ -32,10 +38,16 @@ NUMBERS = {"size": "size", "position_x": "position", "position_y": "position"}
 """The question whose answer says something of a task that is a number."""
 
 FACTORS = {
-    "category": ("category",), "scene": ("scene",), "count": ("count",), "relation": ("relation",),
-    "texture": ("texture",), "orientation": ("orientation",), "shade": ("shade",), "size": ("size",),
+    "category": ("category",),
+    "scene": ("scene",),
+    "count": ("count",),
+    "relation": ("relation",),
+    "texture": ("texture",),
+    "orientation": ("orientation",),
+    "shade": ("shade",),
+    "size": ("size",),
     "position": ("position", "position_x", "position_y"),
-}  # fmt: skip
+}
 """What can be changed in a scene while all else stays, and the tasks and questions that it decides."""
 
 

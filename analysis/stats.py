@@ -89,9 +89,7 @@ def draws_of_means(values_NQ: np.ndarray, groups_N: Groups, seed: int) -> Draws:
     return draws_of_ratios(np.where(known_NQ, values_NQ, 0), known_NQ, groups_N, seed)
 
 
-def draws_of_ratios(
-    over_NQ: np.ndarray, under_NQ: np.ndarray, groups_N: Groups, seed: int
-) -> Draws:
+def draws_of_ratios(over_NQ: np.ndarray, under_NQ: np.ndarray, groups_N: Groups, seed: int) -> Draws:
     """Sums of `over` (N, ...) divided by sums of `under`, which broadcasts to it; NaN where that is 0."""
     over_GQ, under_GQ = (_group_sums(np.asarray(values), groups_N) for values in (over_NQ, under_NQ))
     shape, n_groups = over_GQ.shape[1:], len(over_GQ)

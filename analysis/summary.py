@@ -238,8 +238,9 @@ def _follows(section: Section) -> Sentence | str:
     verdict = False if False in agrees else None if None in agrees else True
     return Sentence(
         "With the anchors of one image and the patches of another, " + ", ".join(text) + ".",
-        "semantics come from the anchors, details from the patches", verdict,
-    )  # fmt: skip
+        "semantics come from the anchors, details from the patches",
+        verdict,
+    )
 
 
 def follow(section: Section, suite: str, readout: str) -> tuple[Interval, Interval, float] | None:
@@ -396,9 +397,11 @@ _SENTENCES: tuple[tuple[str, str, Callable[[Any], Sentence | str]], ...] = (
 
 def _attention(section: Section) -> Iterator[RenderableType]:
     names = {
-        "anchor_mass": "anchors", "anchor_lift": "times uniform", "top_patches_mass": "top patches",
+        "anchor_mass": "anchors",
+        "anchor_lift": "times uniform",
+        "top_patches_mass": "top patches",
         "entropy_bits": "entropy, bits",
-    }  # fmt: skip
+    }
     names = {name: head for name, head in names.items() if name in section}
     heads = ["heads"] if "anchor_head" in section else []
     rows = []
@@ -413,8 +416,9 @@ def _attention(section: Section) -> Iterator[RenderableType]:
     )
     yield Text(
         "times uniform: of what falls on anchors and patches, the anchors' part over a uniform look's; top patches: as "
-        "many patches as anchors, chosen anew in each row; heads: those that prefer the anchors", style=_GREY,
-    )  # fmt: skip
+        "many patches as anchors, chosen anew in each row; heads: those that prefer the anchors",
+        style=_GREY,
+    )
 
 
 def _reconstruct(section: Section) -> Iterator[RenderableType]:
@@ -501,8 +505,9 @@ def _reading(section: Section) -> Iterator[RenderableType]:
     yield _table(f"What can be read from each, {section['images']} images", ["", *names, "floor"], rows)
     yield Text(
         "patches: a linear map to each, held out; bits of a code: a linear readout, held out; tasks: 10 nearest "
-        "neighbours", style=_GREY,
-    )  # fmt: skip
+        "neighbours",
+        style=_GREY,
+    )
     if "code_draws" in section and (doubt := few_draws(section["code_draws"], section["code_size"])):
         yield Text(f"! {doubt}", style="yellow")
 

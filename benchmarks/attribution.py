@@ -79,18 +79,31 @@ def build(workload: Workload) -> Case:
     torch.manual_seed(0)
     config = HTCConfig(
         vision_config={
-            "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
-            "image_size": 96, "patch_size": 4,
+            "hidden_size": 64,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 96,
+            "patch_size": 4,
         },
         text_config={
-            "hidden_size": 1024, "intermediate_size": 2752, "num_hidden_layers": 6, "num_attention_heads": 16,
-            "num_key_value_heads": 16, "vocab_size": 1000,
+            "hidden_size": 1024,
+            "intermediate_size": 2752,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 16,
+            "vocab_size": 1000,
         },
         mgvq={
-            "widths": (16, 32), "depths": (0, 1), "groups": 4, "codebook_size": 64, "latent_channels": 16,
-            "attention_stages": 1, "head_dim": 16,
+            "widths": (16, 32),
+            "depths": (0, 1),
+            "groups": 4,
+            "codebook_size": 64,
+            "latent_channels": 16,
+            "attention_stages": 1,
+            "head_dim": 16,
         },
-    )  # fmt: skip
+    )
     model = HTCVLM(config).eval()
     model.voco.data.normal_()
     ids = torch.randint(0, 1000, (1, 1, 8))
@@ -123,10 +136,16 @@ def compare(case: Case, settings: Settings, workload: str, with_text: bool) -> T
     texts = case.texts
     read = f"{len(texts.names)} text(s) of up to {texts.ids.shape[-1]} tokens behind each" if with_text else "no text"
     table = Table(
-        "", "best s", "median s", "forward passes (median)", "engine faster by (best)", "(median)", "off the engine by",
+        "",
+        "best s",
+        "median s",
+        "forward passes (median)",
+        "engine faster by (best)",
+        "(median)",
+        "off the engine by",
         title=f"{workload}: all {count} knock-outs of one image, {read}",
         caption=f"{STOCK} and {BRIDGE}: extrapolated from {settings.measured} knock-outs a round",
-    )  # fmt: skip
+    )
     for name, taken in seconds.items():
         in_passes = [each / one for each, one in zip(taken, seconds[FORWARD], strict=True)]
         ratios = [each / own for each, own in zip(taken, seconds[ENGINE], strict=True)]

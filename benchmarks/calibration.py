@@ -121,9 +121,11 @@ def draw(settings: Settings, rng: np.random.Generator, sizes: Sequence[int]) -> 
     direction = hidden @ world.angle + 0.4 * normal(2)
     angle = np.degrees(np.arctan2(*direction.T)) % _PERIOD
     tasks = [
-        Labels("classes", classes, _CLASSES), Labels("multilabel", labels.astype(np.uint8)), Labels("number", number),
+        Labels("classes", classes, _CLASSES),
+        Labels("multilabel", labels.astype(np.uint8)),
+        Labels("number", number),
         Labels("circular", angle, period=_PERIOD),
-    ]  # fmt: skip
+    ]
     first, second = (hidden + 0.5 * normal(settings.features) for _ in range(2))
     return Sample((first, second), tasks, groups)
 
@@ -244,9 +246,14 @@ def table(design: str, found: dict[tuple[str, str], np.ndarray], seconds: float)
         _, lower, upper, truth, _, p = values.T
         so = truth if design == "fixed" else np.full(sets, truth.mean())
         made.add_row(
-            kind, name, f"{so.mean():.3f}", f"{((lower <= so) & (so <= upper)).mean():.3f}",
-            f"{(upper < so).mean():.3f}", f"{(lower > so).mean():.3f}", f"{(p < 0.05).mean():.3f}",
-        )  # fmt: skip
+            kind,
+            name,
+            f"{so.mean():.3f}",
+            f"{((lower <= so) & (so <= upper)).mean():.3f}",
+            f"{(upper < so).mean():.3f}",
+            f"{(lower > so).mean():.3f}",
+            f"{(p < 0.05).mean():.3f}",
+        )
     return made
 
 

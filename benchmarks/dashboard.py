@@ -232,27 +232,55 @@ def random_probes(run: Run, path: Path) -> None:
         asked.append(Asked(task.name, task.kind, task.classes, np.arange(n), np.arange(n) % 5, y))
         rows += [
             results.Row(
-                task.suite, task.name, task.kind, task.unit, at, layer, WIDTH, metric, *some, n, n, 0.1,
-                {metric: some, "V-information": some}, 0.5, None, None, None, None, some, 0.1, False, 1e-6, (0.5,) * 5,
+                task.suite,
+                task.name,
+                task.kind,
+                task.unit,
+                at,
+                layer,
+                WIDTH,
+                metric,
+                *some,
+                n,
+                n,
+                0.1,
+                {metric: some, "V-information": some},
+                0.5,
+                None,
+                None,
+                None,
+                None,
+                some,
+                0.1,
+                False,
+                1e-6,
+                (0.5,) * 5,
                 task.classes,
             )
             for at, layer in keys
-        ]  # fmt: skip
+        ]
     means = [
         results.SuiteMean(suite, at, layer, *some, 0.1, some, some, 2)
-        for suite in ("semantic", "detail") for at, layer in keys
-    ]  # fmt: skip
+        for suite in ("semantic", "detail")
+        for at, layer in keys
+    ]
     confusions = [
         results.Confusion(
-            task.name, at, layer, task.classes,
-            tuple(map(tuple, rng.integers(0, 9, 2 * (len(task.classes),)).tolist())),
+            task.name, at, layer, task.classes, tuple(map(tuple, rng.integers(0, 9, 2 * (len(task.classes),)).tolist()))
         )
-        for task in run.tasks if task.kind == "classes" for at, layer in keys
-    ]  # fmt: skip
+        for task in run.tasks
+        if task.kind == "classes"
+        for at, layer in keys
+    ]
     found = results.Results(
-        {"suites": ["semantic", "detail"]}, analysis.results.identity(run), {}, (), tuple(rows), tuple(means),
+        {"suites": ["semantic", "detail"]},
+        analysis.results.identity(run),
+        {},
+        (),
+        tuple(rows),
+        tuple(means),
         confusions=tuple(confusions),
-    )  # fmt: skip
+    )
     results.write(found, path)
     with Writer(results.predictions_path(path), path.with_suffix(".keep"), found.run, asked, keys) as writer:
         for _ in keys:
@@ -274,25 +302,39 @@ def random_knockouts(run: Run) -> dict[str, dict[str, Any]]:
     rows = np.linspace(0, len(run) - 1, n).astype(int)
     ids, groups = ([names[row] for row in rows] for names in (run.ids(), run.groups()))
     arrays = {
-        "group_change": rng.random((n, 3, 4)), "group_window_change": rng.random((n, LAYERS, 2)),
-        "group_answers": -rng.random((n, 3, 4, Q)), "group_window_answers": -rng.random((n, LAYERS, 2)),
-        "shapley_cosine": rng.random((n, ANCHORS + 4)), "shapley_answers": rng.random((n, ANCHORS + 4)),
-        "rank": rng.uniform(-1, 1, (n, 4, 2, LAYERS + 1)), "window_rank": rng.uniform(-1, 1, (n, 2, LAYERS)),
+        "group_change": rng.random((n, 3, 4)),
+        "group_window_change": rng.random((n, LAYERS, 2)),
+        "group_answers": -rng.random((n, 3, 4, Q)),
+        "group_window_answers": -rng.random((n, LAYERS, 2)),
+        "shapley_cosine": rng.random((n, ANCHORS + 4)),
+        "shapley_answers": rng.random((n, ANCHORS + 4)),
+        "rank": rng.uniform(-1, 1, (n, 4, 2, LAYERS + 1)),
+        "window_rank": rng.uniform(-1, 1, (n, 2, LAYERS)),
         "question_rank": rng.uniform(-1, 1, (n, 2, Q)),
-    }  # fmt: skip
+    }
     corners = [f"{where} patches" for where in ("upper left", "upper right", "lower left", "lower right")]
     knockouts: dict[str, Any] = {
-        "images": ids, "groups": groups, "token_role": list(ROLES[:T]), "token_row": np.array(shape.rows[:T]),
-        "token_col": np.array(shape.cols[:T]), "questions": [f"question {at}" for at in range(Q)], "probes": [],
+        "images": ids,
+        "groups": groups,
+        "token_role": list(ROLES[:T]),
+        "token_row": np.array(shape.rows[:T]),
+        "token_col": np.array(shape.cols[:T]),
+        "questions": [f"question {at}" for at in range(Q)],
+        "probes": [],
         "group_names": ["anchors", "random patches", "attended patches", "patches"],
-        "group_modes": ["zero", "mean", "resampled"], "group_size": ANCHORS,
+        "group_modes": ["zero", "mean", "resampled"],
+        "group_size": ANCHORS,
         "rank_predictors": ["attention", "attention x value x output", "gradient x gate", "gradient x input"],
-        "rank_effects": ["z", "answers"], "shapley_players": [f"anchor {at + 1}" for at in range(ANCHORS)] + corners,
-        "loo_change": rng.random((n, T, LAYERS + 1), np.float32), "loo_answers": rng.normal(size=(n, T, Q)),
-        "window_change": rng.random((n, LAYERS, T), np.float32), **arrays,
-        "mean_group_answer": np.zeros((3, 4)), "mean_group_answer_lower": np.zeros((3, 4)),
+        "rank_effects": ["z", "answers"],
+        "shapley_players": [f"anchor {at + 1}" for at in range(ANCHORS)] + corners,
+        "loo_change": rng.random((n, T, LAYERS + 1), np.float32),
+        "loo_answers": rng.normal(size=(n, T, Q)),
+        "window_change": rng.random((n, LAYERS, T), np.float32),
+        **arrays,
+        "mean_group_answer": np.zeros((3, 4)),
+        "mean_group_answer_lower": np.zeros((3, 4)),
         "mean_group_answer_upper": np.zeros((3, 4)),
-    }  # fmt: skip
+    }
     for name, values in arrays.items():
         knockouts |= intervals_of_means(values, groups, 0).section(f"mean_{name}")
     norm = rng.random((n, LAYERS, shape.keys), np.float32)
@@ -319,7 +361,9 @@ def make(path: Path, images: int) -> None:
             attention = rng.standard_exponential((B, LAYERS, HEADS, len(ROLES)), dtype=np.float32)
             writer.append(
                 Batch(
-                    names, [f"val/{name}.jpg" for name in names], names,
+                    names,
+                    [f"val/{name}.jpg" for name in names],
+                    names,
                     rng.integers(0, 256, (B, 96, 96, 3), dtype=np.uint8),
                     (centres["z"][category] + rng.normal(size=(B, WIDTH)))[:, None].astype(np.float32),
                     rng.normal(size=(B, ANCHORS, WIDTH)).astype(np.float32),
@@ -327,11 +371,13 @@ def make(path: Path, images: int) -> None:
                     rng.integers(0, CODEBOOK, (B, *CODES)),
                     attention / attention.sum(-1, keepdims=True),
                     {
-                        "category": category, "present": rng.integers(0, 2, (B, 20)).astype(np.uint8),
-                        "texture": rng.integers(0, 47, B), "size": rng.normal(100, 20, B),
+                        "category": category,
+                        "present": rng.integers(0, 2, (B, 20)).astype(np.uint8),
+                        "texture": rng.integers(0, 47, B),
+                        "size": rng.normal(100, 20, B),
                     },
                 )
-            )  # fmt: skip
+            )
         writer.finish()
 
 

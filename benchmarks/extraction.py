@@ -270,10 +270,17 @@ def peers(settings: Settings, workload: str, peaks: Mapping[tuple[str, str], flo
     del records
     seconds = time_rounds({name: partial(timed, run) for name, run in runs.items()}, settings.rounds)
     table = Table(
-        "", "best s", "median s", "best ratio", "median ratio", "peak MiB", "kB kept an image", "rows off eager's by",
+        "",
+        "best s",
+        "median s",
+        "best ratio",
+        "median ratio",
+        "peak MiB",
+        "kB kept an image",
+        "rows off eager's by",
         title=f"{WORKLOADS[workload]}: {work.hybrid.shape[1]} hybrid tokens, batch {settings.batch}, float32",
         caption=f"kept: what is handed over as it is; {ENGINE}: its float16 as in the run file",
-    )  # fmt: skip
+    )
     for name in CONTENDERS:
         ratios = [other / own for other, own in zip(seconds[name], seconds[ENGINE], strict=True)]
         table.add_row(
@@ -348,11 +355,16 @@ def pipeline(settings: Settings) -> Table:
         paces[workers] = partial(whole, workers)
     found = time_rounds(paces, settings.rounds)
     table = Table(
-        "", "best images/s", "median images/s", "best share", "median share", "s to the first batch",
+        "",
+        "best images/s",
+        "median images/s",
+        "best share",
+        "median share",
+        "s to the first batch",
         title=f"{settings.model} in {dtype} on {settings.device}: {settings.images} scenes, "
         f"{config.image_size} px, {settings.batch_size} at once",
         caption="the pace of an extraction is that after its first batch, up to the finished file",
-    )  # fmt: skip
+    )
     for name, pace in found.items():
         shares = [own / bare for own, bare in zip(pace, found[BARE], strict=True)]
         table.add_row(
@@ -371,9 +383,14 @@ def wide() -> HTCConfig:
     parts = models.read_config(models.find("htc-tiny")).to_dict()
     parts["vision_config"] |= {"image_size": 336, "patch_size": 14}
     parts["text_config"] |= {
-        "hidden_size": 1024, "intermediate_size": 2752, "num_hidden_layers": 6, "num_attention_heads": 16,
-        "num_key_value_heads": 16, "head_dim": 64, "max_position_embeddings": 1024,
-    }  # fmt: skip
+        "hidden_size": 1024,
+        "intermediate_size": 2752,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "head_dim": 64,
+        "max_position_embeddings": 1024,
+    }
     return HTCConfig(**parts)
 
 
@@ -495,9 +512,13 @@ def storage_table(
     writes = time_rounds({way: partial(write, way) for way in ways}, settings.rounds)
     reads = time_rounds({way: partial(look, way) for way in ways}, settings.rounds)
     table = Table(
-        "chunk", "packed", "size", "write MB/s", f"read {words}, ms",
+        "chunk",
+        "packed",
+        "size",
+        "write MB/s",
+        f"read {words}, ms",
         title=f"{name} {array.shape} float16, {array.nbytes / 1e6:.0f} MB; medians",
-    )  # fmt: skip
+    )
     for way in ways:
         table.add_row(
             *way,

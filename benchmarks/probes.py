@@ -175,13 +175,19 @@ def cells(settings: Settings, work: Work) -> list[Table]:
     best = walk(exact, strengths, rows.double(), gaps)
 
     table = Table(
-        "strength", "scikit-learn s", "this engine s", "ratio", "gap, scikit-learn", "gap, this engine",
-        "agrees, scikit-learn", "agrees, this engine",
+        "strength",
+        "scikit-learn s",
+        "this engine s",
+        "ratio",
+        "gap, scikit-learn",
+        "gap, this engine",
+        "agrees, scikit-learn",
+        "agrees, this engine",
         title=f"{len(chosen)} tasks x {len(strengths)} strengths, one fold, {len(train)} x {settings.width}",
         caption="gap: largest share by which an objective exceeds the float64 optimum (certified to "
         f"{max(fit.gap.max() for fit in gaps):.0e}); agrees: mean (worst) share of {len(unseen)} unseen rows "
         "predicted as there",
-    )  # fmt: skip
+    )
     for i, name in enumerate([*(f"{strength:g}" for strength in strengths), "all"]):
         at = slice(None) if name == "all" else slice(i, i + 1)
         own = statistics.median(totals) if name == "all" else ours.seconds[at].sum()
@@ -277,10 +283,12 @@ def layer(settings: Settings, work: Work) -> list[Table]:
     chosen = ", ".join(f"{settings.strengths[i]:g}" for i in choice)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
     table = Table(
-        "", "seconds", title="one layer end to end",
+        "",
+        "seconds",
+        title="one layer end to end",
         caption=f"strengths chosen: {chosen}; test accuracy: {', '.join(f'{value:.3f}' for value in accuracy)}; "
         f"largest certified gap {gap:.0e}; peak memory of this process {peak:.2f} GiB",
-    )  # fmt: skip
+    )
     for (_, before), (name, after) in zip(marks[:-1], marks[1:], strict=True):
         table.add_row(name, f"{after - before:.2f}")
     table.add_row("all", f"{marks[-1][1] - marks[0][1]:.2f}")
@@ -305,9 +313,14 @@ def probekit(settings: Settings, work: Work) -> list[Table]:
     exact = Path(basis.train.double(), basis.eigenvalues.double(), mine, segments=pieces, tolerance=1e-11)
     path = Path(basis.train, basis.eigenvalues, mine, segments=pieces, half=half)
     table = Table(
-        "strength", "probekit s", "this engine s", "ratio", "gap, probekit", "gap, this engine",
+        "strength",
+        "probekit s",
+        "this engine s",
+        "ratio",
+        "gap, probekit",
+        "gap, this engine",
         title=f"{len(mine)} tasks of two classes, one fold, {len(train)} x {settings.width}",
-    )  # fmt: skip
+    )
     for strength in settings.peer_strengths or settings.strengths:
         started = time.perf_counter()
         fitted = fit_logistic_batch(x, y, c_param=1 / (strength * len(train)), normalize=False)
@@ -322,9 +335,12 @@ def probekit(settings: Settings, work: Work) -> list[Table]:
             z = train @ w + bias
             theirs.append((np.logaddexp(0, z) - truth * z).mean() + strength / 2 * (w**2).sum())
         table.add_row(
-            f"{strength:g}", f"{seconds:.2f}", f"{own:.3f}", f"{seconds / own:.1f} x",
+            f"{strength:g}",
+            f"{seconds:.2f}",
+            f"{own:.3f}",
+            f"{seconds / own:.1f} x",
             *(f"{(found / best - 1).max():.1e}" for found in (np.array(theirs), fit.objective)),
-        )  # fmt: skip
+        )
     return [table]
 
 

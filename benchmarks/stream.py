@@ -120,12 +120,7 @@ def main(settings: Settings) -> None:
             features = Clocked(file["x"])
             began = time.perf_counter()
             survey = stream.survey(
-                features,
-                folds_n,
-                numbers_nT,
-                targets,
-                budget=int(settings.budget * 2**30),
-                device=settings.device,
+                features, folds_n, numbers_nT, targets, budget=int(settings.budget * 2**30), device=settings.device
             )
             parts.append(Part("survey, ridge", 1, time.perf_counter() - began, features.seconds_a_row()))
             path = StreamedPath(features, survey, targets, folds_n > 0)

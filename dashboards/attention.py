@@ -78,10 +78,9 @@ def quantities(roles: Sequence[str]) -> dict[str, Quantity]:
         found = {
             "Anchors": Quantity("anchor_mass", "Attention on the anchors", share, A / S, 1.0),
             "Anchors, lift": Quantity(
-                "anchor_lift", "Lift of the anchors over their uniform share", "times uniform", 1.0,
-                (A + P) / A,
+                "anchor_lift", "Lift of the anchors over their uniform share", "times uniform", 1.0, (A + P) / A
             ),
-        }  # fmt: skip
+        }
         for at in range(A) if A > 1 else ():
             title = f"Attention on anchor {at + 1}"
             found[f"Anchor {at + 1}"] = Quantity("anchor_mass_each", title, share, 1 / S, 1.0, at)
@@ -149,9 +148,7 @@ def head_mean(values: np.ndarray, head: int | None) -> np.ndarray:
     return values.mean(axis=-1) if head is None else values[..., head]
 
 
-def patch_map(
-    row: np.ndarray, roles: Sequence[str], rows: Sequence[int], cols: Sequence[int]
-) -> np.ndarray | None:
+def patch_map(row: np.ndarray, roles: Sequence[str], rows: Sequence[int], cols: Sequence[int]) -> np.ndarray | None:
     """(S,) attention row -> (R, C) grid of what each patch receives; None where patches have no position.
 
     Cells of the grid without a patch are NaN.

@@ -58,20 +58,20 @@ def _made(make: Callable[..., go.Figure | None], arguments: bytes) -> Made | Non
 
 
 def draw(
-    figure: Made,
-    key: str,
-    *,
-    on_click: Callable[[], None] | None = None,
-    on_area: Callable[[], None] | None = None,
+    figure: Made, key: str, *, on_click: Callable[[], None] | None = None, on_area: Callable[[], None] | None = None
 ) -> None:
     """One chart over the width of its column, described for screen readers by its own title. Its camera button saves it
     in the chosen format. `on_click` is called when a point, bar or cell is clicked, `on_area` when a box or a lasso is
     drawn, or undone by a double click; `points` then says what is in it.
     """
     data = {
-        "figure": figure.figure, "alt": figure.words, "name": key, "clicks": on_click is not None,
-        "areas": on_area is not None, "format": st.session_state.get("format", "PNG").lower(),
-    }  # fmt: skip
+        "figure": figure.figure,
+        "alt": figure.words,
+        "name": key,
+        "clicks": on_click is not None,
+        "areas": on_area is not None,
+        "format": st.session_state.get("format", "PNG").lower(),
+    }
     on_click, on_area = on_click or _nothing, on_area or _nothing
     _component(key=key, data=data, on_clicked_change=on_click, on_area_change=on_area)
 

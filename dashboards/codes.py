@@ -71,9 +71,7 @@ def entropy(shares_K: np.ndarray) -> float:
     return float(-(used * np.log2(used)).sum())
 
 
-def associations(
-    found: Held, inside_N: np.ndarray, counted_N: np.ndarray, size: int, tests: int
-) -> Associations:
+def associations(found: Held, inside_N: np.ndarray, counted_N: np.ndarray, size: int, tests: int) -> Associations:
     """Which codes images of a class hold more often than others.
 
     inside_N, counted_N: (N,) bool, the images of the class, and those that are compared. These must not depend on each

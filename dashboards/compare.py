@@ -87,11 +87,14 @@ def sample(blocks: Iterable[np.ndarray], roles: Sequence[str]) -> Sample:
     """Of attention (B, L, H, S), block by block."""
     parts = [
         Sample(
-            rows.astype(np.float16), rows.mean(2, dtype=np.float32), rows.mean(1, dtype=np.float32),
-            att.role_mass(rows, roles), att.measure(rows.astype(np.float32), roles),
+            rows.astype(np.float16),
+            rows.mean(2, dtype=np.float32),
+            rows.mean(1, dtype=np.float32),
+            att.role_mass(rows, roles),
+            att.measure(rows.astype(np.float32), roles),
         )
         for rows in blocks
-    ]  # fmt: skip
+    ]
     arrays = [np.concatenate([part[at] for part in parts]) for at in range(3)]
     named = [{name: np.concatenate([part[at][name] for part in parts]) for name in parts[0][at]} for at in (3, 4)]
     return Sample(arrays[0], arrays[1], arrays[2], named[0], named[1])
@@ -125,9 +128,7 @@ def of_estimates(this: Sequence[Any], other: Sequence[Any]) -> Differences:
     one, two = ([np.asarray(values, dtype=np.float64) for values in ends[:3]] for ends in (this, other))
     reach = np.hypot((one[2] - one[1]) / 2, (two[2] - two[1]) / 2)
     estimate = one[0] - two[0]
-    return Differences(
-        one[0], two[0], estimate, estimate - reach, estimate + reach, _p(estimate, reach), paired=False
-    )
+    return Differences(one[0], two[0], estimate, estimate - reach, estimate + reach, _p(estimate, reach), paired=False)
 
 
 def of_interval(this: np.ndarray, other: np.ndarray, found: Sequence[Any]) -> Differences:
@@ -172,6 +173,7 @@ class Scored(NamedTuple):
     """(n,) bool each: a class, or any label, is wrong; of a number, an error above the deviation of the labels, of a
     circular value above the mean one without looking.
     """
+
 
 def scored(this: Predicted, other: Predicted, rows: np.ndarray, other_rows: np.ndarray) -> Scored | None:
     """Of the images in `rows` of this run and `other_rows` of the other; None where the two answered other questions:
@@ -256,6 +258,7 @@ def _spread(values: np.ndarray, here: np.ndarray, n: int) -> np.ndarray:
     found = np.full(n, np.nan)
     found[here] = values
     return found
+
 
 def shares(counts_KK: np.ndarray) -> np.ndarray:
     """(K, K) counts by true and chosen class -> shares of each true class; NaN where there is no image of it."""

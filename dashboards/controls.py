@@ -233,9 +233,7 @@ def _keep(key: str, options: Sequence[str]) -> None:
         st.session_state[key] = options[0]
 
 
-def side_by_side(
-    spec: int | Sequence[float], key: str, *, least: int = 280, align: Any = "top"
-) -> list[Any]:
+def side_by_side(spec: int | Sequence[float], key: str, *, least: int = 280, align: Any = "top") -> list[Any]:
     """Columns that go under each other where they would be narrower than `least` pixels, as on a small window."""
     columns = f".st-key-row_{key} > * > * > [data-testid='stColumn']"  # not those within these
     st.html(f"<style>{columns} {{min-width: min(100%, {least}px)}}</style>")

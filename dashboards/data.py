@@ -108,9 +108,17 @@ def header(key: RunKey) -> Header:
     if not run.finished and (shards := unfinished(Path(key.path))) is not None:
         expected = shards.job.shape.images
     return Header(
-        run.info, run.shape, run.tasks, run.created, run.skipped, run.ids(), run.paths(), run.groups(),
-        run.finished, expected,
-    )  # fmt: skip
+        run.info,
+        run.shape,
+        run.tasks,
+        run.created,
+        run.skipped,
+        run.ids(),
+        run.paths(),
+        run.groups(),
+        run.finished,
+        expected,
+    )
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
@@ -153,7 +161,7 @@ def refused_beside(run: Path) -> list[Refused]:
 
 
 def _why_refused(path: Path, folder: Path) -> str:
-    """"" for a file that can be read."""
+    """ "" for a file that can be read."""
     if not inside(path, folder):
         return "it is a link that leads out of the folder"
     return _damage(key_of(path)) if path.is_file() else "it is no file"
@@ -409,9 +417,7 @@ def mass_differences(key: RunKey, other: RunKey, chosen: tuple[int, ...]) -> com
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def paired_mass(
-    key: RunKey, other: RunKey, chosen: tuple[int, ...], head: int | None
-) -> tuple[np.ndarray, np.ndarray]:
+def paired_mass(key: RunKey, other: RunKey, chosen: tuple[int, ...], head: int | None) -> tuple[np.ndarray, np.ndarray]:
     """(n, L) float32 of each run: attention of the pairs' images on the anchors, at one head or the mean over heads."""
     at = pairs(key, other, chosen)
     one, two = (att.head_mean(anchor_mass(of), head) for of in (key, other))
@@ -447,9 +453,12 @@ def _attention_blocks(key: RunKey, rows: np.ndarray) -> Iterator[np.ndarray]:
 
 @st.cache_resource(max_entries=2, show_spinner="Comparing what the probes said of each image")
 def paired_probes(
-    key: RunKey, other: RunKey, said: RunKey, other_said: RunKey,
+    key: RunKey,
+    other: RunKey,
+    said: RunKey,
+    other_said: RunKey,
     asked: tuple[tuple[compare.ProbeKey, compare.ProbeKey], ...],
-) -> dict[compare.ProbeKey, compare.Scored]:  # fmt: skip
+) -> dict[compare.ProbeKey, compare.Scored]:
     """Scores of the images that both runs' probes were asked about: `said` and `other_said` are the files of
     predictions, `asked` the probes to lay side by side; by this run's probe. Those of an earlier state of a run, and
     those that answered other questions (other classes, other labels), are left out.
@@ -502,14 +511,18 @@ def latent_map(section: Section, images: int) -> LatentMap:
     """What `htc-analyze map` found of a run of so many images. Raises UserError where it does not fit them."""
     try:
         found = LatentMap(
-            section["map_of"], section["rows"], {"UMAP": section["umap"], "PCA": section["pca"]},
+            section["map_of"],
+            section["rows"],
+            {"UMAP": section["umap"], "PCA": section["pca"]},
             section["pca_variance"],
             {
                 name.upper(): np.stack([section[f"{name}_kept{end}"] for end in ("", "_lower", "_upper")])
                 for name in ("umap", "pca")
             },
-            section["kept_chance"], section.get("nearest_rows"), section.get("nearest_distance"),
-        )  # fmt: skip
+            section["kept_chance"],
+            section.get("nearest_rows"),
+            section.get("nearest_distance"),
+        )
         M, n = len(found.of), len(found.rows)
         fits = all(at.shape == (M, n, 2) for at in found.at.values()) and found.variance.shape == (M, 2)
         fits &= all(kept.shape == (3, M) for kept in found.kept.values())

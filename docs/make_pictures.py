@@ -82,60 +82,87 @@ CODE = {"codegroup": 1, "codetask": "scene"}
 STATES = [
     State("Overview", ONE, picture=True),
     State(
-        "Attention", ONE | {"layer": 3},
-        {"head_heatmap": "heads", "share_curve": "curve", "role_bars": "roles", "distribution": "distribution",
-         "patch_overlay": "overlay", "anchor_bars": "anchors"},
+        "Attention",
+        ONE | {"layer": 3},
+        {
+            "head_heatmap": "heads",
+            "share_curve": "curve",
+            "role_bars": "roles",
+            "distribution": "distribution",
+            "patch_overlay": "overlay",
+            "anchor_bars": "anchors",
+        },
         picture=True,
     ),
     State("Attention", ONE | {"layer": 3, "figure3": "From this one on"}, {"first_tokens": "first_tokens"}),
+    State("What causes what", ONE, {"token_map": "map_effect", "rank_dots": "ranks"}, picture=True, cover="ranks"),
     State(
-        "What causes what", ONE, {"token_map": "map_effect", "rank_dots": "ranks"}, picture=True, cover="ranks",
-    ),
-    State(
-        "What causes what", ONE | {"causes": "Groups of tokens"},
+        "What causes what",
+        ONE | {"causes": "Groups of tokens"},
         {"group_bars": "groups", "window_lines": "windows", "shapley_bars": "shapley"},
     ),
     State(
-        "What causes what", ONE | {"causes": "Anchors and patches interchanged"},
+        "What causes what",
+        ONE | {"causes": "Anchors and patches interchanged"},
         {"follow_dots": "follow", "two_by_two": "cells_answer"},
     ),
     State(
-        "Probes", ONE | {"suite": "detail"}, {"probe_scores": "probe_scores", "probe_differences": "probe_compared"},
+        "Probes",
+        ONE | {"suite": "detail"},
+        {"probe_scores": "probe_scores", "probe_differences": "probe_compared"},
         picture=True,
     ),
     State("Probes", ONE | {"suite": "detail", "measure": "bits"}, {"probe_bits": "probe_scores"}),
     State("Probes", ONE | {"suite": "detail", "measure": "retention"}, {"probe_retention": "probe_scores"}),
     State(
-        "Probes", ONE | {"suite": "detail", "probes": "Layers and training images"},
+        "Probes",
+        ONE | {"suite": "detail", "probes": "Layers and training images"},
         {"probe_layers": "probe_layers", "probe_learning": "probe_learning"},
     ),
-    State(
-        "Probes", ONE | {"probes": "Image by image", "task": "texture"}, {"confusion": "probe_confusion"}, cell,
-    ),
+    State("Probes", ONE | {"probes": "Image by image", "task": "texture"}, {"confusion": "probe_confusion"}, cell),
     State("Probes", ONE | {"probes": "Image by image", "task": "size"}, {"said_and_true": "probe_values"}),
     State("Map", ONE | {"map_colour": "count"}, {"latent_map": "map"}, lasso, picture=True),
     State("Map", ONE, {"kept_bars": "map_kept"}),
     State(
-        "Codes", ONE | CODE,
-        {"code_pictures": "codes_pictures", "code_grid": "codes_grid", "code_entropy": "codes_entropy",
-         "code_usage": "codes_usage", "code_label_bits": "codes_bits", "code_label_map": "codes_map",
-         "code_lifts": "codes_lifts", "code_places": "codes_places", "code_examples": "codes_examples"},
-        code, picture=True,
-    ),
-    State(
-        "Compare", TWO,
-        {"difference_heatmap": "compare_heatmap", "difference_curve": "compare_curve",
-         "role_differences": "compare_roles", "pairs_scatter": "compare_scatter"},
+        "Codes",
+        ONE | CODE,
+        {
+            "code_pictures": "codes_pictures",
+            "code_grid": "codes_grid",
+            "code_entropy": "codes_entropy",
+            "code_usage": "codes_usage",
+            "code_label_bits": "codes_bits",
+            "code_label_map": "codes_map",
+            "code_lifts": "codes_lifts",
+            "code_places": "codes_places",
+            "code_examples": "codes_examples",
+        },
+        code,
         picture=True,
     ),
     State(
-        "Compare", TWO | {"part": "One image"},
-        {"two_maps": "compare_overlay", "anchors_of_both": "compare_anchors",
-         "difference_histogram": "compare_histogram"},
+        "Compare",
+        TWO,
+        {
+            "difference_heatmap": "compare_heatmap",
+            "difference_curve": "compare_curve",
+            "role_differences": "compare_roles",
+            "pairs_scatter": "compare_scatter",
+        },
+        picture=True,
+    ),
+    State(
+        "Compare",
+        TWO | {"part": "One image"},
+        {
+            "two_maps": "compare_overlay",
+            "anchors_of_both": "compare_anchors",
+            "difference_histogram": "compare_histogram",
+        },
     ),
     State("Compare", TWO | {"part": "Probes"}, {"differences_by_name": "compare_semantic"}),
     State("Compare", {"run": "random", "with": "shallow"}, {"two_curves": "compare_depth"}),
-]  # fmt: skip
+]
 
 REPORTS = "reports"
 OF_REPORTS = {"differences": "detail", "bits_added": "detail", "confusions": "texture"}
@@ -170,11 +197,13 @@ def main(folder: Path, only: list[str]) -> None:
 def makers(module: types.ModuleType) -> dict[str, Callable[..., Any]]:
     """Its functions that make figures, by name."""
     return {
-        name: function for name in getattr(module, "__all__", vars(module))
+        name: function
+        for name in getattr(module, "__all__", vars(module))
         if inspect.isfunction(function := getattr(module, name))
         and "Figure" in str(inspect.signature(function).return_annotation)
-        and not name.startswith("_") and function.__module__.startswith(("dashboards.", "probes."))
-    }  # fmt: skip
+        and not name.startswith("_")
+        and function.__module__.startswith(("dashboards.", "probes."))
+    }
 
 
 def arguments(maker: Callable[..., Any]) -> str:

@@ -95,9 +95,14 @@ def write_shards(
 
     # One capture for all: a shard is whole batches, and only the last one of all may end with a smaller one.
     batches = capture(
-        model, rest, batch_size=batch_size, stack=job.shape.stack, workers=workers, check=check,
+        model,
+        rest,
+        batch_size=batch_size,
+        stack=job.shape.stack,
+        workers=workers,
+        check=check,
         on_memory=halved if work.halve else None,
-    )  # fmt: skip
+    )
     try:
         with contextlib.closing(batches):
             for number in numbers:

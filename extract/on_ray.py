@@ -108,8 +108,9 @@ def write_on_ray(shards: Shards, source: Source, work: Work, *, on_images: Calla
                 print(
                     f"no Ray worker is ready after {time.monotonic() - started:.0f} s; free in the cluster: "
                     f"{_words(ray.available_resources())}",
-                    file=sys.stderr, flush=True,
-                )  # fmt: skip
+                    file=sys.stderr,
+                    flush=True,
+                )
             for answer in answers:
                 place, worker, shard = busy.pop(answer)
                 try:

@@ -267,11 +267,13 @@ class Rest:
             if not self._skip:
                 raise
             labels: dict[str, Any] = {
-                task.name: -1 if task.kind == "classes"
-                else np.nan if task.kind in NUMERIC
+                task.name: -1
+                if task.kind == "classes"
+                else np.nan
+                if task.kind in NUMERIC
                 else np.full(len(task.classes), 255, np.uint8)
                 for task in self.tasks
-            }  # fmt: skip
+            }
             return Item(_SKIPPED + error.reason, error.path, "", Image.new("RGB", (96, 96), "gray"), labels)
 
 
@@ -280,9 +282,7 @@ def without_stand_ins(batch: Batch) -> tuple[Batch, list[tuple[str, str]]]:
     keep = [at for at, name in enumerate(batch.ids) if not name.startswith(_SKIPPED)]
     if len(keep) == len(batch.ids):
         return batch, []
-    skipped = [
-        (path, name[1:]) for name, path in zip(batch.ids, batch.paths, strict=True) if name.startswith(_SKIPPED)
-    ]
+    skipped = [(path, name[1:]) for name, path in zip(batch.ids, batch.paths, strict=True) if name.startswith(_SKIPPED)]
 
     def kept(value: Any) -> Any:
         if isinstance(value, dict):

@@ -74,9 +74,7 @@ _TEXT_BYTES = 16  # of a text in its dataset, which is not packed: a length and 
 _MOST_PACKED = 1000  # times as many bytes as the whole file has; all zeros are packed 200 times
 _MOST_TASKS = 10_000
 _MOST_JSON = 2**24  # characters
-_DAMAGE = (
-    OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError
-)  # fmt: skip
+_DAMAGE = (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError)
 """What h5py and numpy say of bad bytes."""
 
 
@@ -143,9 +141,7 @@ class RunShape:
             raise ValueError(
                 f"{len(self.roles)} roles, {len(self.rows)} rows, {len(self.cols)} cols: one of each a key"
             )
-        if list(self.stack) != sorted(set(self.stack)) or not all(
-            0 <= at <= self.layers for at in self.stack
-        ):
+        if list(self.stack) != sorted(set(self.stack)) or not all(0 <= at <= self.layers for at in self.stack):
             raise ValueError(f"stack {self.stack} must ascend within 0 to {self.layers}")
         if self.roles.count("anchor") != self.anchors:
             raise ValueError(f"{self.roles.count('anchor')} keys are anchors, expected {self.anchors}")
@@ -230,9 +226,7 @@ def _columns(shape: RunShape, tasks: Sequence[Task], store_dtype: str) -> dict[s
         "images/id": string,
         "images/path": string,
         "images/group": string,
-        "images/thumbnail": column((THUMBNAIL, THUMBNAIL, 3), "uint8")._replace(
-            chunk=(1, THUMBNAIL, THUMBNAIL, 3)
-        ),
+        "images/thumbnail": column((THUMBNAIL, THUMBNAIL, 3), "uint8")._replace(chunk=(1, THUMBNAIL, THUMBNAIL, 3)),
         "latents/z_voco": column((len(shape.stack), shape.width), store_dtype, piece=(1, shape.width)),
         "latents/v_pooled": column((shape.width,), store_dtype),
         "attention/voco": column(attention, store_dtype)._replace(chunk=(1, *attention)),
@@ -411,9 +405,7 @@ class RunWriter:
         if self._file is None:
             raise ValueError(f"{self.path} is already finished")
         if self._count == 0 and not part:
-            why = (
-                f"; the first of {len(skipped)} skipped: {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
-            )
+            why = f"; the first of {len(skipped)} skipped: {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
             raise UserError(f"{self.path} would hold no image{why}")
         with self._guard():
             text = h5py.string_dtype("utf-8")
@@ -485,9 +477,7 @@ class RunWriter:
 
     def _values(self, batch: Batch) -> dict[str, np.ndarray]:
         """Every dataset's rows for `batch`, checked and in the type in which they are stored."""
-        mass_BLH = np.asarray(batch.attention, dtype=np.float32)[..., self._is_anchor_S].sum(
-            -1, dtype=np.float32
-        )
+        mass_BLH = np.asarray(batch.attention, dtype=np.float32)[..., self._is_anchor_S].sum(-1, dtype=np.float32)
         given: dict[str, Any] = {
             "images/id": np.array(batch.ids, dtype=object),
             "images/path": np.array(batch.paths, dtype=object),
@@ -501,9 +491,7 @@ class RunWriter:
             "attention/anchor_mass": mass_BLH,
         }
         if set(batch.labels) != {task.name for task in self._tasks}:
-            raise ValueError(
-                f"labels of {sorted(batch.labels)}, expected {sorted(task.name for task in self._tasks)}"
-            )
+            raise ValueError(f"labels of {sorted(batch.labels)}, expected {sorted(task.name for task in self._tasks)}")
         given |= {f"labels/{name}": value for name, value in batch.labels.items()}
         values: dict[str, np.ndarray] = {}
         for name, column in self._columns.items():
@@ -512,11 +500,7 @@ class RunWriter:
                 raise ValueError(f"{name} has shape {value.shape}, expected {(len(batch.ids), *column.tail)}")
             if name.startswith(("latents/", "attention/")):
                 value = self._as_stored(name, value, column.dtype, batch.ids)
-            elif (
-                name == "codes"
-                and value.size
-                and not 0 <= value.min() <= value.max() <= np.iinfo("uint16").max
-            ):
+            elif name == "codes" and value.size and not 0 <= value.min() <= value.max() <= np.iinfo("uint16").max:
                 raise ValueError(f"codes run from {value.min()} to {value.max()}, expected 0 to 65535")
             values[name] = value
         for task in self._tasks:
@@ -787,9 +771,7 @@ class Run:
         except UserError:
             raise
         except _DAMAGE as error:
-            raise UserError(
-                f"{self.path} is damaged at {name}: {_reason(error)}; extract it again"
-            ) from error
+            raise UserError(f"{self.path} is damaged at {name}: {_reason(error)}; extract it again") from error
 
 
 def _copy(shard: Run, name: str, target: h5py.Dataset, start: int) -> None:
@@ -858,9 +840,7 @@ def open_run(path: Path | str) -> Run:
     except OSError as error:
         if path.name.endswith(".partial"):
             raise UserError(f"{path} is still being written; wait until it has its final name") from error
-        raise UserError(
-            f"{path} is not a run, or cut short: {_reason(error)}; expected an HDF5 file"
-        ) from error
+        raise UserError(f"{path} is not a run, or cut short: {_reason(error)}; expected an HDF5 file") from error
     try:
         return _parse(path, file)
     except UserError:

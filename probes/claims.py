@@ -15,19 +15,7 @@ import numpy as np
 from probes import inference
 from probes.features import Representation
 from probes.metrics import METRIC, Sampled, Scores, effective_groups
-from probes.results import (
-    GAINED,
-    KEPT,
-    LOST,
-    NOTHING,
-    UNDECIDED,
-    Ceiling,
-    ClassScore,
-    Interval,
-    Kept,
-    SuiteGap,
-    finite,
-)
+from probes.results import GAINED, KEPT, LOST, NOTHING, UNDECIDED, Ceiling, ClassScore, Interval, Kept, SuiteGap, finite
 from probes.tasks import SUITES, ProbeTask
 
 WHOLE = Representation("v_pooled", None)
@@ -75,9 +63,7 @@ def suite_gaps(tasks: Sequence[ProbeTask], found: Found) -> list[SuiteGap]:
             continue
         groups = _groups(scores, range(len(tasks)))
         shares = [
-            inference.kept(
-                mean(tasks, scores, of), mean(tasks, whole, of), mean(tasks, whole, of, floor=True), groups
-            )
+            inference.kept(mean(tasks, scores, of), mean(tasks, whole, of), mean(tasks, whole, of, floor=True), groups)
             for of in (suites[name] for name in SUITES)
         ]
         told, p = Interval(None, None, None), None
@@ -102,9 +88,16 @@ def by_class(tasks: Sequence[ProbeTask], found: Found) -> Iterator[ClassScore]:
                 told = score.estimate, *inference.share_interval(score, effective_groups(sizes))
                 (floor,) = finite([given.floor[c]])
                 yield ClassScore(
-                    one.task.suite, one.task.name, *at, one.classes[c], _OF_CLASS[one.task.kind],
-                    Interval(*finite(told)), floor, int(given.images[c]), len(sizes),
-                )  # fmt: skip
+                    one.task.suite,
+                    one.task.name,
+                    *at,
+                    one.classes[c],
+                    _OF_CLASS[one.task.kind],
+                    Interval(*finite(told)),
+                    floor,
+                    int(given.images[c]),
+                    len(sizes),
+                )
 
 
 def ceilings(
@@ -120,10 +113,17 @@ def ceilings(
             *told, p = inference.difference(score, linear[at][t].of[metric], groups)
             made.append(
                 Ceiling(
-                    one.task.suite, one.task.name, *at, metric, Interval(*finite([score.estimate, *ends])),
-                    Interval(*finite(told)), p, p, folds[at][t],
+                    one.task.suite,
+                    one.task.name,
+                    *at,
+                    metric,
+                    Interval(*finite([score.estimate, *ends])),
+                    Interval(*finite(told)),
+                    p,
+                    p,
+                    folds[at][t],
                 )
-            )  # fmt: skip
+            )
     adjusted = _holm([one.p for one in made])
     return [replace(one, p_holm=math.nan if p is None else p) for one, p in zip(made, adjusted, strict=True)]
 
@@ -141,9 +141,16 @@ def _suites(tasks: Sequence[ProbeTask]) -> dict[str, list[int]]:
 
 
 def _kept(
-    suite: str, task: str | None, at: Representation, metric: str, margin: float,
-    score: Sampled, whole: Sampled, floor: Sampled, groups: float,
-) -> Kept:  # fmt: skip
+    suite: str,
+    task: str | None,
+    at: Representation,
+    metric: str,
+    margin: float,
+    score: Sampled,
+    whole: Sampled,
+    floor: Sampled,
+    groups: float,
+) -> Kept:
     found = inference.equivalence(score, whole, groups, margin)
     to_keep = inference.difference(whole, floor, groups).lower > margin
     within = found.within if to_keep else None

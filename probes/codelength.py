@@ -100,11 +100,7 @@ def blocks(groups: np.ndarray, seed: int, fractions: Sequence[float] = FRACTIONS
 
 
 def online(
-    tasks: Sequence[Labels],
-    groups: np.ndarray,
-    predict: Predict,
-    seed: int,
-    fractions: Sequence[float] = FRACTIONS,
+    tasks: Sequence[Labels], groups: np.ndarray, predict: Predict, seed: int, fractions: Sequence[float] = FRACTIONS
 ) -> list[Codelength]:
     """The online code of every task, all of them on the same blocks; fractions end at 1."""
     sent, *later = blocks(groups, seed, fractions)

@@ -52,8 +52,7 @@ def parse_layers(run: Run, layers: str) -> tuple[int, ...]:
         number += run.shape.layers + 1 if number < 0 else 0
         if number not in stored:
             raise UserError(
-                f"--layers {layers}: layer {text} is not in {run.path.name}; it holds "
-                + ", ".join(map(str, stored))
+                f"--layers {layers}: layer {text} is not in {run.path.name}; it holds " + ", ".join(map(str, stored))
             )
         chosen.add(number)
     return tuple(sorted(chosen | {stored[-1]}))
@@ -235,7 +234,7 @@ def _one_hot(codes_NRCG: np.ndarray, *, together: bool) -> np.ndarray:
     codes_NPG = codes_NRCG.reshape(count, -1, groups)
     columns = []
     for group in range(groups):
-        for places in ([slice(None)] if together else [slice(at, at + 1) for at in range(codes_NPG.shape[1])]):
+        for places in [slice(None)] if together else [slice(at, at + 1) for at in range(codes_NPG.shape[1])]:
             used, at = np.unique(codes_NPG[:, places, group], return_inverse=True)
             hot = np.zeros((count, len(used)), np.float32)
             np.add.at(hot, (np.arange(count)[:, None], at.reshape(count, -1)), 1)

@@ -68,7 +68,7 @@ CAPTIONS = {
     "the same without features, which is 1 for the most frequent class and 0 for the others.",
     "confusions": "Rows: the true class. Columns: the class that the probe chose. Colour: the share of the row's "
     "images, so every row adds up to 1; the number of images is in the hover text.",
-}  # fmt: skip
+}
 
 _COLOURS = {"voco_read": "#56B4E9", "z_voco": "#009E73", "v_d": "#E69F00", "v_pooled": "#0072B2"}
 _OTHERS = ("#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
@@ -133,23 +133,41 @@ def layer_curves(results: Results, suite: str) -> go.Figure | None:
         figure.add_scatter(
             x=[*x, *reversed(x)],
             y=[*(row.upper for row in curve), *(row.lower for row in reversed(curve))],
-            mode="lines", fill="toself", fillcolor=_clear(_COLOURS["z_voco"]), line={"width": 0}, hoverinfo="skip",
-            showlegend=False, **at.trace,
-        )  # fmt: skip
+            mode="lines",
+            fill="toself",
+            fillcolor=_clear(_COLOURS["z_voco"]),
+            line={"width": 0},
+            hoverinfo="skip",
+            showlegend=False,
+            **at.trace,
+        )
         figure.add_scatter(
-            x=x, y=[row.estimate for row in curve], mode="lines+markers", name="z_voco", legendgroup="z_voco",
-            line={"color": _COLOURS["z_voco"], "width": 2}, marker={"size": 5}, showlegend=at.first,
+            x=x,
+            y=[row.estimate for row in curve],
+            mode="lines+markers",
+            name="z_voco",
+            legendgroup="z_voco",
+            line={"color": _COLOURS["z_voco"], "width": 2},
+            marker={"size": 5},
+            showlegend=at.first,
             customdata=[[row.lower, row.upper] for row in curve],
             hovertemplate="layer %{x}: %{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra></extra>",
             **at.trace,
-        )  # fmt: skip
+        )
         ends = [x[0], x[-1]]
         lines = {_plain(label(*key)): (row.estimate, colours[key], "dot") for key in others if (row := _of(of, key))}
         for name, (value, colour, dash) in (lines | {"floor": (of[0].floor, _NEUTRAL, "dash")}).items():
             figure.add_scatter(
-                x=ends, y=[value, value], mode="lines", name=name, legendgroup=name, showlegend=at.first,
-                line={"color": colour, "width": 1.5, "dash": dash}, hovertemplate="%{y:.3f}<extra></extra>", **at.trace,
-            )  # fmt: skip
+                x=ends,
+                y=[value, value],
+                mode="lines",
+                name=name,
+                legendgroup=name,
+                showlegend=at.first,
+                line={"color": colour, "width": 1.5, "dash": dash},
+                hovertemplate="%{y:.3f}<extra></extra>",
+                **at.trace,
+            )
         figure.update_xaxes(title="layer", title_standoff=4, **at.axes)
     return _titled(figure, f"{_plain(suite)}: layers of z_voco", _sample(results, suite))
 
@@ -169,19 +187,31 @@ def learning_curves(results: Results, suite: str) -> go.Figure | None:
             curve = sorted((one for one in here if _key(one) == key), key=lambda one: one.images)
             name = _plain(label(*key))
             figure.add_scatter(
-                x=[one.images for one in curve], y=[one.score.estimate for one in curve], mode="lines+markers",
-                error_y=_whiskers([one.score for one in curve], colours[key]), name=name, legendgroup=name,
+                x=[one.images for one in curve],
+                y=[one.score.estimate for one in curve],
+                mode="lines+markers",
+                error_y=_whiskers([one.score for one in curve], colours[key]),
+                name=name,
+                legendgroup=name,
                 showlegend=at.first,
-                line={"color": colours[key], "width": 2}, marker={"size": 5},
-                hovertemplate="%{x:,} images: %{y:.3f}<extra></extra>", **at.trace,
-            )  # fmt: skip
+                line={"color": colours[key], "width": 2},
+                marker={"size": 5},
+                hovertemplate="%{x:,} images: %{y:.3f}<extra></extra>",
+                **at.trace,
+            )
         images = [one.images for one in here]
         if images:
             figure.add_scatter(
-                x=[min(images), max(images)], y=[of[0].floor] * 2, mode="lines", name="floor", legendgroup="floor",
-                line={"color": _NEUTRAL, "width": 1.5, "dash": "dash"}, showlegend=at.first,
-                hovertemplate="floor: %{y:.3f}<extra></extra>", **at.trace,
-            )  # fmt: skip
+                x=[min(images), max(images)],
+                y=[of[0].floor] * 2,
+                mode="lines",
+                name="floor",
+                legendgroup="floor",
+                line={"color": _NEUTRAL, "width": 1.5, "dash": "dash"},
+                showlegend=at.first,
+                hovertemplate="floor: %{y:.3f}<extra></extra>",
+                **at.trace,
+            )
         ticks = sorted(set(images))
         figure.update_xaxes(type="log", title="training images", title_standoff=4, tickvals=ticks, **at.axes)
         figure.update_xaxes(ticktext=[f"{one:,}" for one in ticks], minor={"ticks": ""}, **at.axes)
@@ -315,13 +345,22 @@ def confusions(results: Results, task: str) -> go.Figure:
         numbers = list(range(len(names)))
         figure.add_heatmap(
             z=[[count / max(total, 1) for count in line] for line, total in zip(one.counts, totals, strict=True)],
-            x=numbers, y=numbers, zmin=0, zmax=1, colorscale=_SHARES, showscale=at.first,
+            x=numbers,
+            y=numbers,
+            zmin=0,
+            zmax=1,
+            colorscale=_SHARES,
+            showscale=at.first,
             colorbar={"title": {"text": "share of row", "side": "right"}, "thickness": 12, "tickformat": ".0%"},
-            customdata=[[[a, b, count] for b, count in zip(names, line, strict=True)]
-                        for a, line in zip(names, one.counts, strict=True)],
+            customdata=[
+                [[a, b, count] for b, count in zip(names, line, strict=True)]
+                for a, line in zip(names, one.counts, strict=True)
+            ],
             hovertemplate="%{customdata[0]} called %{customdata[1]}: %{customdata[2]} images, %{z:.1%}<extra></extra>",
-            xgap=1 if len(names) <= _NAMED else 0, ygap=1 if len(names) <= _NAMED else 0, **at.trace,
-        )  # fmt: skip
+            xgap=1 if len(names) <= _NAMED else 0,
+            ygap=1 if len(names) <= _NAMED else 0,
+            **at.trace,
+        )
         ticks = {"tickvals": numbers, "ticktext": [_cut(name) for name in one.classes]}
         if len(names) > _NAMED:
             ticks = {"showticklabels": False, "tickvals": [], "ticktext": []}
@@ -388,26 +427,35 @@ def _bars(
         control = [(group.control[key], at + offset) for at, group in enumerate(groups) if key in group.control]
         if control:
             figure.add_scatter(
-                x=[value for value, _ in control], y=[at for _, at in control], mode="markers", name="control labels",
-                legendgroup="control", showlegend=number == 0,
+                x=[value for value, _ in control],
+                y=[at for _, at in control],
+                mode="markers",
+                name="control labels",
+                legendgroup="control",
+                showlegend=number == 0,
                 marker={"symbol": "x-thin", "size": 7, "line": {"color": _NEUTRAL, "width": 1.5}},
                 hovertemplate="control labels: %{x:.3f}<extra></extra>",
-            )  # fmt: skip
+            )
     if any(group.floor for group in groups):
         # One line, broken between the groups.
         figure.add_scatter(
             x=[x for group in groups for x in (group.floor, group.floor, None)],
             y=[y for at in range(len(groups)) for y in (at - 0.45, at + 0.45, None)],
-            mode="lines", name="floor", line={"color": _NEUTRAL, "width": 2.5},
+            mode="lines",
+            name="floor",
+            line={"color": _NEUTRAL, "width": 2.5},
             hovertemplate="floor: %{x:.3f}<extra></extra>",
-        )  # fmt: skip
+        )
     alone = [(group.alone, at) for at, group in enumerate(groups) if group.alone is not None]
     if alone:
         figure.add_scatter(
-            x=[value for value, _ in alone], y=[at for _, at in alone], mode="markers", name="category alone",
+            x=[value for value, _ in alone],
+            y=[at for _, at in alone],
+            mode="markers",
+            name="category alone",
             marker={"symbol": "diamond-open", "size": 9, "color": _NEUTRAL, "line": {"width": 2}},
             hovertemplate="category alone: %{x:.3f}<extra></extra>",
-        )  # fmt: skip
+        )
     figure.update_layout(barmode="overlay", height=200 + round(len(groups) * (26 + 15 * len(keys))))
     figure.update_xaxes(title=axis, zeroline=True, zerolinecolor=_NEUTRAL)
     names = {"tickvals": list(range(len(groups))), "ticktext": [group.name for group in groups]}

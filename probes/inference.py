@@ -106,9 +106,7 @@ def interval(draws: np.ndarray, n_groups: float) -> tuple[float, float]:
 
 def mean(quantities: Sequence[Sampled]) -> Sampled:
     """Their mean, entry by entry of the same resamples: of tasks in a suite, or of a control's random draws."""
-    return Sampled(
-        float(np.mean([q.estimate for q in quantities])), np.mean([q.draws for q in quantities], axis=0)
-    )
+    return Sampled(float(np.mean([q.estimate for q in quantities])), np.mean([q.draws for q in quantities], axis=0))
 
 
 def difference(a: Sampled, b: Sampled, n_groups: float) -> Difference:

@@ -44,9 +44,15 @@ METRIC: dict[Kind, str] = {"classes": "top-1", "multilabel": "mAP", "number": "R
 """The one that stands for a task where there is room for one. Larger is better, 1 is perfect."""
 _SHARE, _EXPLAINED = (0.0, 1.0), (-np.inf, 1.0)
 RANGE: dict[str, tuple[float, float]] = {
-    "top-1": _SHARE, "balanced accuracy": _SHARE, "mAP": _SHARE, "R2": _EXPLAINED, "Spearman": (-1.0, 1.0),
-    "circular R2": _EXPLAINED, "mean cosine": (-1.0, 1.0), "MAE": (0.0, np.inf),
-}  # fmt: skip
+    "top-1": _SHARE,
+    "balanced accuracy": _SHARE,
+    "mAP": _SHARE,
+    "R2": _EXPLAINED,
+    "Spearman": (-1.0, 1.0),
+    "circular R2": _EXPLAINED,
+    "mean cosine": (-1.0, 1.0),
+    "MAE": (0.0, np.inf),
+}
 """What a number can be at all, where that is bounded."""
 UNKNOWN = 255  # of a multi-label entry
 _BY_CLASS = "by class"
@@ -237,6 +243,7 @@ def _measure(
 def _measure_classes(y: np.ndarray, log_p_nK: np.ndarray, membership: sparse.csr_array) -> Measure:
     right = log_p_nK.argmax(1) == y
     sums_SG = (membership @ np.stack([np.ones(len(y)), right, row_bits("classes", y, log_p_nK)], 1)).T
+
     def by_class(counted_n: np.ndarray) -> sparse.csr_array:
         is_class_nK = sparse.csr_array((counted_n, (np.arange(len(y)), y)), shape=log_p_nK.shape)
         return (membership @ is_class_nK).T.tocsr()
@@ -296,12 +303,7 @@ def _measure_multilabel(
 
 
 def _measure_number(
-    y: np.ndarray,
-    prediction: Gaussian,
-    fold: np.ndarray,
-    groups: np.ndarray,
-    membership: sparse.csr_array,
-    ranks: bool,
+    y: np.ndarray, prediction: Gaussian, fold: np.ndarray, groups: np.ndarray, membership: sparse.csr_array, ranks: bool
 ) -> Measure:
     error, centred = y - prediction.mean, y - y.mean()
     bits = row_bits("number", y, prediction)

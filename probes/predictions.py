@@ -309,9 +309,7 @@ def _predicted(
         said = VonMises(stored["mean"], stored["concentration"], period)
         return Predicted(kind, classes, rows, fold, y, said.mean, said, none, period)
     if kind == "number":
-        return Predicted(
-            kind, classes, rows, fold, y, stored["mean"], Gaussian(stored["mean"], stored["scale"]), none
-        )
+        return Predicted(kind, classes, rows, fold, y, stored["mean"], Gaussian(stored["mean"], stored["scale"]), none)
     if kind == "multilabel":
         logits = stored["logits"].astype(np.float32)
         return Predicted(kind, classes, rows, fold, y, logits > 0, logits, none)

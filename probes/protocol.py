@@ -134,7 +134,10 @@ def exact(prediction: Gaussian | VonMises, strength: float, at_edge: bool) -> He
 
 
 def refit(
-    x_ND: np.ndarray, tasks: Sequence[Labels], strengths: Sequence[float], settings: Settings = Settings()  # noqa: B008
+    x_ND: np.ndarray,
+    tasks: Sequence[Labels],
+    strengths: Sequence[float],
+    settings: Settings = Settings(),  # noqa: B008
 ) -> list[Weights]:
     """Probes of all rows, each task's at its own strength: to be applied elsewhere, not to be scored."""
     logistic = [i for i, task in enumerate(tasks) if task.kind not in NUMERIC]

@@ -333,10 +333,20 @@ def write(results: Results, path: Path) -> tuple[Path, ...]:
         rows.append(list(cells.values()))
     _replace(csv_path(path), _table([item.name for item in fields(Row)], rows))
     by_class = [
-        [one.suite, one.task, one.representation, one.layer, one.name, one.metric, *one.score, one.floor, one.n,
-         one.n_groups]
+        [
+            one.suite,
+            one.task,
+            one.representation,
+            one.layer,
+            one.name,
+            one.metric,
+            *one.score,
+            one.floor,
+            one.n,
+            one.n_groups,
+        ]
         for one in results.by_class
-    ]  # fmt: skip
+    ]
     _replace(classes_path(path), _table(_BY_CLASS, by_class))
     _replace(path, json.dumps(body, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
     return path, csv_path(path), classes_path(path)
@@ -368,8 +378,7 @@ def read(path: Path | str) -> Results:
         raise UserError(f"{path} holds no probe results (its schema is not {SCHEMA!r})")
     if body.get("schema_version") != SCHEMA_VERSION:
         raise UserError(
-            f"{path} has schema version {body.get('schema_version')}, expected {SCHEMA_VERSION}; "
-            "run htc-probe again"
+            f"{path} has schema version {body.get('schema_version')}, expected {SCHEMA_VERSION}; run htc-probe again"
         )
     try:
         return _from_json(Results, body)

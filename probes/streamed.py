@@ -49,9 +49,15 @@ def hold_out(
     y_NT = np.concatenate(columns, 1) if columns else None
     pairs = {i: (len(numbers) + 2 * at, len(numbers) + 2 * at + 1) for at, i in enumerate(turning)}
     survey = stream.survey(
-        features, inner_N, y_NT, targets, pairs=list(pairs.values()), budget=budget, seed=settings.seed,
+        features,
+        inner_N,
+        y_NT,
+        targets,
+        pairs=list(pairs.values()),
+        budget=budget,
+        seed=settings.seed,
         device=settings.device,
-    )  # fmt: skip
+    )
     found: dict[int, HeldOut] = {}
     if y_NT is not None:
         probe = survey.flat(survey.numbers)

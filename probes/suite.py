@@ -29,18 +29,7 @@ from probes.features import Representation
 from probes.metrics import METRIC, Gaussian, Prediction, Sampled, Scores, VonMises
 from probes.predictions import Asked
 from probes.protocol import HeldOut
-from probes.results import (
-    Baseline,
-    Comparison,
-    Confusion,
-    CurvePoint,
-    Interval,
-    Results,
-    Row,
-    SuiteMean,
-    finite,
-    label,
-)
+from probes.results import Baseline, Comparison, Confusion, CurvePoint, Interval, Results, Row, SuiteMean, finite, label
 from probes.strengths import FIRST, LADDER
 from probes.tasks import ProbeTask
 from probes.weights import Key, Probe
@@ -537,9 +526,12 @@ def _score(
         for t, one in enumerate(asked):
             of = [
                 _scored_by(
-                    plan, drawn[at], [fold[at + len(plan.tasks)].prediction for fold in held_out], draws_RG,
+                    plan,
+                    drawn[at],
+                    [fold[at + len(plan.tasks)].prediction for fold in held_out],
+                    draws_RG,
                     ranks=one.task.kind == "multilabel",
-                )  # fmt: skip
+                )
                 for at in range(t, len(drawn), len(asked))
                 if _varies(plan, drawn[at])
             ]
@@ -620,13 +612,10 @@ def _scored_by(
     floor = _without_features(plan, labels)
     prediction = _assembled(plan, labels, parts)
     scores = metrics.score(
-        labels.kind, labels.y[scored], prediction, floor, plan.fold[scored], plan.groups[scored], draws_RG,
-        ranks=ranks,
-    )  # fmt: skip
-    folds = len(_numbers(plan))
-    return scores._replace(
-        of={name: inference.over_training_sets(one, name, folds) for name, one in scores.of.items()}
+        labels.kind, labels.y[scored], prediction, floor, plan.fold[scored], plan.groups[scored], draws_RG, ranks=ranks
     )
+    folds = len(_numbers(plan))
+    return scores._replace(of={name: inference.over_training_sets(one, name, folds) for name, one in scores.of.items()})
 
 
 def _without_features(plan: Plan, labels: Labels, categories: np.ndarray | None = None) -> Prediction:
@@ -643,9 +632,7 @@ def _without_features(plan: Plan, labels: Labels, categories: np.ndarray | None 
 def _compression(plan: Plan, code: Codelength, draws_RG: np.ndarray) -> Sampled:
     """Of other images, sent in the same order: the lengths of both codes are sums over groups."""
     groups = plan.groups[plan.fold >= 0]
-    bits_G, uniform_G = (
-        np.bincount(groups, of, draws_RG.shape[1]) for of in (code.row_bits, code.row_uniform)
-    )
+    bits_G, uniform_G = (np.bincount(groups, of, draws_RG.shape[1]) for of in (code.row_bits, code.row_uniform))
     bits, uniform = draws_RG @ bits_G, draws_RG @ uniform_G
     return Sampled(code.compression, np.divide(uniform, bits, out=np.full(len(bits), np.nan), where=bits > 0))
 
@@ -715,9 +702,7 @@ def _results(plan: Plan, found: dict[Representation, Found], config: dict[str, A
         kept=tuple(claims.kept(plan.tasks, scores, plan.settings.margin)),
         suite_gaps=tuple(claims.suite_gaps(plan.tasks, scores)),
         by_class=tuple(claims.by_class(plan.tasks, scores)),
-        ceilings=tuple(
-            claims.ceilings(plan.tasks, scores, further, {at: found[at].ceiling_folds for at in further})
-        ),
+        ceilings=tuple(claims.ceilings(plan.tasks, scores, further, {at: found[at].ceiling_folds for at in further})),
     )
 
 

@@ -218,9 +218,7 @@ def together(train: Run, test: Run, tasks: Sequence[Task]) -> Together:
         elif task.kind == "multilabel":
             columns = {name: number for number, name in enumerate(other.classes)}
             unknown = np.full(len(theirs), UNKNOWN, np.uint8)
-            theirs = np.stack(
-                [theirs[:, columns[name]] if name in columns else unknown for name in task.classes], 1
-            )
+            theirs = np.stack([theirs[:, columns[name]] if name in columns else unknown for name in task.classes], 1)
         found.append(np.concatenate([theirs, ours]))
     return Together(found, tuple(warnings))
 

@@ -53,9 +53,14 @@ VALUES = {
 
 def save(path: Path, name: str, values: Any = None, *, run: Any = None, settings: Any = None) -> None:
     results.write(
-        path, name, VALUES if values is None else values, run=RUN if run is None else run, settings=settings or {},
-        versions={"numpy": np.__version__}, seconds=1.5,
-    )  # fmt: skip
+        path,
+        name,
+        VALUES if values is None else values,
+        run=RUN if run is None else run,
+        settings=settings or {},
+        versions={"numpy": np.__version__},
+        seconds=1.5,
+    )
 
 
 # ---- the file
@@ -289,8 +294,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(folder: Path, name: str = "run") -> list[str]:
     return [
-        "--model", str(folder / "model"), "--limit", str(IMAGES), "--out", str(folder / f"{name}.h5"), "--device", "cpu"
-    ]  # fmt: skip
+        "--model",
+        str(folder / "model"),
+        "--limit",
+        str(IMAGES),
+        "--out",
+        str(folder / f"{name}.h5"),
+        "--device",
+        "cpu",
+    ]
 
 
 @pytest.fixture
@@ -316,12 +328,21 @@ def test_all_analyses_and_what_they_say(folder: Path, made: Path, capsys: Any) -
     assert "for reconstruct, contributions, knockouts, interchange, reading" in said.out and not said.err
     assert "In five sentences" in said.out and "not analysed yet" not in said.out
     assert sorted(at.name for at in folder.iterdir()) == [
-        "model", "run.analysis.h5", "run.h5", "run.probes.safetensors"
-    ]  # fmt: skip
+        "model",
+        "run.analysis.h5",
+        "run.h5",
+        "run.probes.safetensors",
+    ]
     with results.read(folder / "run.analysis.h5") as found, open_run(folder / "run.h5") as run:
         assert found.sections() == (
-            "attention", "reconstruct", "contributions", "knockouts", "interchange", "reading", "map"
-        )  # fmt: skip
+            "attention",
+            "reconstruct",
+            "contributions",
+            "knockouts",
+            "interchange",
+            "reading",
+            "map",
+        )
         assert all(found[name].run == results.identity(run) for name in found.sections())
         assert found["attention"]["images"] == IMAGES and len(found["knockouts"]["images"]) == 6
         assert found["knockouts"]["probes"] == ["category", "texture"]
@@ -358,8 +379,9 @@ def test_sections_of_an_older_version_are_made_anew(folder: Path, capsys: Any) -
         of = results.identity(run)
     old = {
         "knockouts": {"images": 6, "ranks": "of layers, questions and probes", "probes": None},
-        "reading": {"reading_images": 20, "probes": None}, "map": {"neighbours": 10},
-    }  # fmt: skip
+        "reading": {"reading_images": 20, "probes": None},
+        "map": {"neighbours": 10},
+    }
     for name, settings in old.items():
         save(folder / "run.analysis.h5", name, run=of, settings={"seed": 0} | settings)
     config = AnalyzeConfig(("knockouts", "reading", "map"), images=6, reading_images=20)
@@ -562,9 +584,12 @@ def around(name: str, estimate: Any, spread: float = 0.1) -> dict[str, np.ndarra
 
 def attention(lift: float, above: float) -> dict[str, Any]:
     return {
-        **around("anchor_lift_overall", [lift]), **around("anchor_minus_top_overall", [above]),
-        **around("anchor_lift_by_layer", [lift, lift]), "anchor_heads": 3, "anchor_head": np.zeros((2, 2)),
-    }  # fmt: skip
+        **around("anchor_lift_overall", [lift]),
+        **around("anchor_minus_top_overall", [above]),
+        **around("anchor_lift_by_layer", [lift, lift]),
+        "anchor_heads": 3,
+        "anchor_head": np.zeros((2, 2)),
+    }
 
 
 @pytest.mark.parametrize(
@@ -590,13 +615,20 @@ def knockouts(rank: float, anchors: float, random: float, attended: float, quest
     effects = ["z", "answers"] if questions else ["z"]
     ranks = np.broadcast_to(np.array([rank, 0.2])[:, None, None], (2, len(effects), 3))
     return {
-        "images": ["a"] * 12, "groups": [str(at) for at in range(12)], "questions": ["what ?"] * questions,
-        "group_names": ["anchors", "random patches", "attended patches", "patches"], "group_modes": ["zero"],
-        "group_size": 4, "token_role": ["anchor"] * 4 + ["patch"] * 9,
-        "group_change": effect_G + noise, "group_answers": -np.repeat((effect_G + noise)[..., None], questions, -1),
-        "rank_predictors": ["attention", "gradient x input"], "rank_effects": effects, **around("mean_rank", ranks),
+        "images": ["a"] * 12,
+        "groups": [str(at) for at in range(12)],
+        "questions": ["what ?"] * questions,
+        "group_names": ["anchors", "random patches", "attended patches", "patches"],
+        "group_modes": ["zero"],
+        "group_size": 4,
+        "token_role": ["anchor"] * 4 + ["patch"] * 9,
+        "group_change": effect_G + noise,
+        "group_answers": -np.repeat((effect_G + noise)[..., None], questions, -1),
+        "rank_predictors": ["attention", "gradient x input"],
+        "rank_effects": effects,
+        **around("mean_rank", ranks),
         "rank": ranks + 0.01 * rng.normal(size=(12, *ranks.shape)),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(
@@ -616,14 +648,30 @@ def test_the_sentence_on_the_heat_map(rank: float, words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("effects", "words", "agrees"),
     [
-        ((0.9, 0.2, 0.5), ["changes z_voco more than", "it costs the true answers 0.90", "more than random",
-                           ", more than the most attended"], True),
-        ((0.2, 0.5, 0.9), ["changes z_voco less than", "it costs the true answers 0.20", "less than random",
-                           ", less than the most attended"], False),
+        (
+            (0.9, 0.2, 0.5),
+            [
+                "changes z_voco more than",
+                "it costs the true answers 0.90",
+                "more than random",
+                ", more than the most attended",
+            ],
+            True,
+        ),
+        (
+            (0.2, 0.5, 0.9),
+            [
+                "changes z_voco less than",
+                "it costs the true answers 0.20",
+                "less than random",
+                ", less than the most attended",
+            ],
+            False,
+        ),
         ((0.5, 0.5, 0.5), ["cannot be told", "not told apart from random", "from the most attended"], None),
         ((0.0, -0.5, 0.5), ["cannot be told from none"], True),
     ],
-)  # fmt: skip
+)
 def test_the_sentence_on_the_anchors(effects: Any, words: list[str], agrees: bool | None) -> None:
     found = summary.sentences({"knockouts": knockouts(0.5, *effects)})[2]
     assert isinstance(found, Sentence) and found.agrees is agrees
@@ -642,10 +690,17 @@ def interchange(semantic: float, detail: float, spread: float = 0.1) -> dict[str
         each = np.array([anchors, 1 - anchors, 0])
         shares.append(np.stack([each, each - spread, each + spread], -1))
     return {
-        "task": ["", ""], "suite": ["semantic", "detail"], "kind": ["mean"] * 2, "readout": ["answer"] * 2,
-        "factor": ["all"] * 2, "mix": ["swapped"] * 2, "only_right": np.zeros(2), "counted": np.array([40, 40]),
-        "share": np.array(shares, np.float32), "floor": np.full((2, 3), 0.25),
-    }  # fmt: skip
+        "task": ["", ""],
+        "suite": ["semantic", "detail"],
+        "kind": ["mean"] * 2,
+        "readout": ["answer"] * 2,
+        "factor": ["all"] * 2,
+        "mix": ["swapped"] * 2,
+        "only_right": np.zeros(2),
+        "counted": np.array([40, 40]),
+        "share": np.array(shares, np.float32),
+        "floor": np.full((2, 3), 0.25),
+    }
 
 
 @pytest.mark.parametrize(
@@ -666,9 +721,14 @@ def test_the_sentence_on_the_interchange(shares: Any, words: list[str], agrees: 
 
 @pytest.mark.parametrize(
     ("lift", "spread", "words"),
-    [(1.03, 0.01, "hardly more than evenly"), (0.96, 0.03, "hardly less than evenly"), (1.2, 0.01, "anchors more than"),
-     (1.08, 0.05, "anchors more than"), (0.8, 0.01, "anchors less than")],
-)  # fmt: skip
+    [
+        (1.03, 0.01, "hardly more than evenly"),
+        (0.96, 0.03, "hardly less than evenly"),
+        (1.2, 0.01, "anchors more than"),
+        (1.08, 0.05, "anchors more than"),
+        (0.8, 0.01, "anchors less than"),
+    ],
+)
 def test_a_preference_of_some_per_cent_is_hardly_one(lift: float, spread: float, words: str) -> None:
     section = attention(lift, 0.0) | around("anchor_lift_overall", [lift], spread)
     found = summary.sentences({"attention": section})[0]
@@ -700,8 +760,16 @@ def probed(*means: SuiteMean) -> Results:
 def test_what_survives_is_what_the_probes_keep(
     kept: float, anchors: float, words: list[str], agrees: bool | None
 ) -> None:
-    means = [mean(suite, name, share, layer) for suite in ("semantic", "detail") for name, share, layer in (
-        ("z_voco", 0.1, 0), ("z_voco", kept, 4), ("v_d", anchors, None), ("v_pooled", 1.0, None))]  # fmt: skip
+    means = [
+        mean(suite, name, share, layer)
+        for suite in ("semantic", "detail")
+        for name, share, layer in (
+            ("z_voco", 0.1, 0),
+            ("z_voco", kept, 4),
+            ("v_d", anchors, None),
+            ("v_pooled", 1.0, None),
+        )
+    ]
     found = summary.sentences({}, probed(*means))[4]
     assert isinstance(found, Sentence) and found.agrees is agrees, found
     every = ("Linear probes of z_voco (the last state of <voco>)", "semantic suite (3 t", "detail suite (3 t")
@@ -748,15 +816,22 @@ def test_an_end_that_is_not_all_does_not_look_like_all() -> None:
 
 @pytest.mark.parametrize(
     ("more", "words"),
-    [(0.2, "more than one from their mean does (0.20"), (-0.2, "less than one from their mean does (-0.20"),
-     (0.05, "not told apart")],
-)  # fmt: skip
+    [
+        (0.2, "more than one from their mean does (0.20"),
+        (-0.2, "less than one from their mean does (-0.20"),
+        (0.05, "not told apart"),
+    ],
+)
 def test_the_line_on_single_patches(more: float, words: str) -> None:
     section = {
-        "representations": ["v_d", "z_voco"], **around("patch_r2_all", [0.1, 0.6]),
-        **around("patch_r2_all_minus_pooled", [more]), "patch_r2": np.array([[0, 0], [0.3, 0.9]]), "patch_images": 1000,
-        **around("code_bits", [[0, 0], [1.0, 2.0]]), "code_entropy_read": np.array([8.0, 8.0]),
-    }  # fmt: skip
+        "representations": ["v_d", "z_voco"],
+        **around("patch_r2_all", [0.1, 0.6]),
+        **around("patch_r2_all_minus_pooled", [more]),
+        "patch_r2": np.array([[0, 0], [0.3, 0.9]]),
+        "patch_images": 1000,
+        **around("code_bits", [[0, 0], [1.0, 2.0]]),
+        "code_entropy_read": np.array([8.0, 8.0]),
+    }
     found = summary.patches({"reading": section})
     assert isinstance(found, Sentence) and not found.claim, "the paper says nothing of it"
     numbers = ("0.60 [0.50, 0.70]", "R2 over 1,000 images", "0.30 to 0.90", "1.50 [1.40, 1.60] of the 8.00 bits")
@@ -768,9 +843,13 @@ def test_the_line_on_single_patches(more: float, words: str) -> None:
 def test_what_is_missing_is_said_with_the_way_to_it() -> None:
     found = [*summary.sentences({}), summary.patches({})]
     assert [str(one).partition("; ")[2] for one in found] == [
-        "htc-analyze attention", "htc-analyze knockouts", "htc-analyze knockouts", "htc-analyze interchange",
-        "htc-probe semantic detail", "htc-analyze reading",
-    ]  # fmt: skip
+        "htc-analyze attention",
+        "htc-analyze knockouts",
+        "htc-analyze knockouts",
+        "htc-analyze interchange",
+        "htc-probe semantic detail",
+        "htc-analyze reading",
+    ]
     console = Console(width=100, file=io.StringIO())
     console.print(summary.render({}))
     assert "In five sentences" in console.file.getvalue()  # type: ignore[attr-defined]

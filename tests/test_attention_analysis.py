@@ -27,16 +27,31 @@ def make(tmp_path: Path) -> Make:
         cell = iter(range(P))
         place = [divmod(next(cell), 3) if one == "patch" else (-1, -1) for one in role]
         shape = RunShape(
-            images=N, layers=layers, stack=(layers,), heads=heads, width=D, anchors=role.count("anchor"), codes=None,
-            roles=role, rows=tuple(row for row, _ in place), cols=tuple(col for _, col in place),
-        )  # fmt: skip
+            images=N,
+            layers=layers,
+            stack=(layers,),
+            heads=heads,
+            width=D,
+            anchors=role.count("anchor"),
+            codes=None,
+            roles=role,
+            rows=tuple(row for row, _ in place),
+            cols=tuple(col for _, col in place),
+        )
         info = RunInfo({}, {"name": "made", "sha256": name, "config": {}}, "made", "val", "star", {})
         names = [f"image {i}" for i in range(N)] if ids is None else ids
         batch = Batch(
-            ids=names, paths=names, groups=names, thumbnails=np.zeros((N, 96, 96, 3), np.uint8),
-            z_voco=np.zeros((N, 1, D)), v_d=np.zeros((N, shape.anchors, D)), v_pooled=np.zeros((N, D)), codes=None,
-            attention=rows, labels={},
-        )  # fmt: skip
+            ids=names,
+            paths=names,
+            groups=names,
+            thumbnails=np.zeros((N, 96, 96, 3), np.uint8),
+            z_voco=np.zeros((N, 1, D)),
+            v_d=np.zeros((N, shape.anchors, D)),
+            v_pooled=np.zeros((N, D)),
+            codes=None,
+            attention=rows,
+            labels={},
+        )
         with RunWriter(tmp_path / f"{name}.h5", info, shape, ()) as writer:
             writer.append(batch)
             writer.finish()
@@ -57,10 +72,21 @@ def test_even_attention_is_chance(prefix: int) -> None:
     rows = np.full((5, L, H, S), 1 / S, dtype=np.float16)  # 1 / S is no float16, and all entries err alike
     found = attention.measure(rows, role)
     for name, value in {
-        "anchor_lift": 1, "anchor_lift_of_all": 1, "first_lift": 1, "anchor_minus_top": 0, "entropy_bits": np.log2(S),
-        "effective_keys": S, "patch_gini": 0, "anchor_mass": 4 / S, "patch_mass": P / S, "voco_mass": 1 / S,
-        "anchor_share": 4 / 13, "anchor_above_patch": 0.5, "top_1": 1 / 9, "top_10": 1 / 9,
-    }.items():  # fmt: skip
+        "anchor_lift": 1,
+        "anchor_lift_of_all": 1,
+        "first_lift": 1,
+        "anchor_minus_top": 0,
+        "entropy_bits": np.log2(S),
+        "effective_keys": S,
+        "patch_gini": 0,
+        "anchor_mass": 4 / S,
+        "patch_mass": P / S,
+        "voco_mass": 1 / S,
+        "anchor_share": 4 / 13,
+        "anchor_above_patch": 0.5,
+        "top_1": 1 / 9,
+        "top_10": 1 / 9,
+    }.items():
         np.testing.assert_allclose(found[name], value, atol=1e-5, err_msg=name)
         assert found[name].shape == (5, L, H)
     if prefix:
@@ -74,15 +100,24 @@ def test_a_row_by_hand() -> None:
     found = {name: value[0, 0, 0] for name, value in attention.measure(row[None, None, None], role).items()}
     np.testing.assert_allclose(found.pop("anchor_mass_each"), [0.2, 0.1], rtol=1e-6)
     wanted = {
-        "anchor_mass": 0.3, "patch_mass": 0.3, "voco_mass": 0.2, "text_mass": 0.2, "anchor_share": 0.5,
-        "anchor_lift": 0.5 / (2 / 5), "anchor_lift_of_all": 0.3 / (2 / 8), "top_patches_mass": 0.3,
-        "anchor_minus_top": 0.0, "anchor_above_patch": 4 / 6,
-        "first_lift": (0.6 / 0.6) / (4 / 5), "top_1": 0.25 / 0.3, "top_4": 0.25 / 0.3,
+        "anchor_mass": 0.3,
+        "patch_mass": 0.3,
+        "voco_mass": 0.2,
+        "text_mass": 0.2,
+        "anchor_share": 0.5,
+        "anchor_lift": 0.5 / (2 / 5),
+        "anchor_lift_of_all": 0.3 / (2 / 8),
+        "top_patches_mass": 0.3,
+        "anchor_minus_top": 0.0,
+        "anchor_above_patch": 4 / 6,
+        "first_lift": (0.6 / 0.6) / (4 / 5),
+        "top_1": 0.25 / 0.3,
+        "top_4": 0.25 / 0.3,
         "top_10": 0.25 / 0.3,
         # mean absolute difference over twice the mean: (0.2 + 0.25 + 0.05) * 2 / 9 / (2 * 0.1)
         "patch_gini": 0.5 * 2 / 9 / 0.2,
         "entropy_bits": 3 * 0.1 * np.log2(10) + 2 * 0.2 * np.log2(5) + 0.25 * 2 + 0.05 * np.log2(20),
-    }  # fmt: skip
+    }
     wanted["effective_keys"] = 2 ** wanted["entropy_bits"]
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():

@@ -315,6 +315,7 @@ def test_the_longest_line_takes_no_square_of_its_side() -> None:
 
 NAN = ("scenes-val-000000", "NaN", "check the checkpoint")
 
+
 @pytest.mark.parametrize(
     ("weight", "factor", "words"),
     [

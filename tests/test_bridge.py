@@ -52,9 +52,12 @@ def stock(case: Case, mask: Tensor) -> Any:
     llm.set_attn_implementation("eager")
     with torch.no_grad():
         return llm(
-            inputs_embeds=case.embeddings, attention_mask=mask, use_cache=False, output_attentions=True,
+            inputs_embeds=case.embeddings,
+            attention_mask=mask,
+            use_cache=False,
+            output_attentions=True,
             output_hidden_states=True,
-        )  # fmt: skip
+        )
 
 
 def mask_of(case: Case) -> Tensor:
@@ -216,20 +219,21 @@ WRONG: dict[str, tuple[Callable[[Case], object], str]] = {
     "generate as transformers": (lambda case: case.lens.hf_generate(case.embeddings), "cannot generate"),
     "token ids": (lambda case: case.lens(TEXT[None]), "token ids leave out the image.*sequence"),
     "boolean mask": (
-        lambda case: case.lens(case.embeddings, attention_mask=mask_of(case) == 0), "torch.bool.*leave it out"
+        lambda case: case.lens(case.embeddings, attention_mask=mask_of(case) == 0),
+        "torch.bool.*leave it out",
     ),
     "flat mask": (
-        lambda case: case.lens(case.embeddings, attention_mask=torch.ones(case.embeddings.shape[:2])), "shape .2, "
+        lambda case: case.lens(case.embeddings, attention_mask=torch.ones(case.embeddings.shape[:2])),
+        "shape .2, ",
     ),
     "cut short": (lambda case: case.lens(case.embeddings[:, :5]), "ends before <voco>"),
     "cache": (
         lambda case: case.lens(
-            case.embeddings,
-            past_key_values=case.lens(case.embeddings, return_type="logits_and_cache")[1],
+            case.embeddings, past_key_values=case.lens(case.embeddings, return_type="logits_and_cache")[1]
         ),
         "with a cache",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", WRONG)

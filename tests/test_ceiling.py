@@ -100,8 +100,12 @@ def test_it_follows_the_seed_and_sees_no_label_that_is_held_out() -> None:
 
 
 def test_a_cell_is_kept_as_it_was() -> None:
-    tasks = [XOR, Labels("number", (Z[:, 0] * Z[:, 1]).astype(float)), Labels("classes", np.zeros(N, int), 2),
-             Labels("circular", np.degrees(np.arctan2(Z[:, 0] * Z[:, 1], Z[:, 2])) % 360, 0, 360.0)]  # fmt: skip
+    tasks = [
+        XOR,
+        Labels("number", (Z[:, 0] * Z[:, 1]).astype(float)),
+        Labels("classes", np.zeros(N, int), 2),
+        Labels("circular", np.degrees(np.arctan2(Z[:, 0] * Z[:, 1], Z[:, 2])) % 360, 0, 360.0),
+    ]
     cell = Ceiling(~TEST, TEST, np.ones(4))
     found = cell.compute(X, tasks, GROUPS, Settings())
     again = cell.unpack(cell.pack(found), tasks)

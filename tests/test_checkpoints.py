@@ -45,13 +45,22 @@ from extract.vlm.model import HTCVLM
 GOLDEN = Path(__file__).parent / "golden" / "voco_llama_tiny.safetensors"
 SIZE, PATCHES, LAYERS = 28, 16, 3
 SETTINGS_OF_CLIP: dict[str, Any] = {
-    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2,
-    "image_size": SIZE, "patch_size": 7,
-}  # fmt: skip
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": SIZE,
+    "patch_size": 7,
+}
 SETTINGS_OF_LLAMA: dict[str, Any] = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": LAYERS, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 256, "rope_theta": 5000.0,
-}  # fmt: skip
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "rope_theta": 5000.0,
+}
 State = dict[str, Tensor]
 
 
@@ -71,9 +80,15 @@ def pieces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pieces")
     (folder / "text").write_text(f"{BEFORE_IMAGE} ASSISTANT: what is in this image\n" * 50)
     sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "text"), model_prefix=str(folder / "tokenizer"), vocab_size=330, model_type="bpe",
-        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2,
-    )  # fmt: skip
+        input=str(folder / "text"),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=330,
+        model_type="bpe",
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
     return folder / "tokenizer.model"
 
 
@@ -123,26 +138,41 @@ def renamed(state: State, *changes: tuple[str, str]) -> State:
 
 
 OLD = (
-    ("model.language_model.", "language_model.model."), ("lm_head.", "language_model.lm_head."),
-    ("model.vision_tower.", "vision_tower.vision_model."), ("model.multi_modal_projector.", "multi_modal_projector."),
-)  # fmt: skip
+    ("model.language_model.", "language_model.model."),
+    ("lm_head.", "language_model.lm_head."),
+    ("model.vision_tower.", "vision_tower.vision_model."),
+    ("model.multi_modal_projector.", "multi_modal_projector."),
+)
 NEW = (("model.vision_tower.", "model.vision_tower.vision_model."),)
 ORIGINAL = (
-    ("model.language_model.", "model."), ("model.multi_modal_projector.linear_1.", "model.mm_projector.0."),
+    ("model.language_model.", "model."),
+    ("model.multi_modal_projector.linear_1.", "model.mm_projector.0."),
     ("model.multi_modal_projector.linear_2.", "model.mm_projector.2."),
     ("model.vision_tower.", "model.vision_tower.vision_tower.vision_model."),
-)  # fmt: skip
+)
 
 
 def original_config(folder: Path, **settings: Any) -> None:
     fields = {
-        **SETTINGS_OF_LLAMA, "architectures": ["LlavaLlamaForCausalLM"], "model_type": "llava_llama",
-        "vocab_size": 32000, "hidden_act": "silu",
-        "rms_norm_eps": 1e-6, "rope_scaling": None, "pad_token_id": 0, "torch_dtype": "float16",
-        "mm_vision_tower": "clip", "mm_hidden_size": 16, "mm_projector_type": "mlp2x_gelu", "use_mm_proj": True,
-        "mm_vision_select_layer": -2, "mm_vision_select_feature": "patch", "mm_use_im_start_end": False,
-        "image_aspect_ratio": "pad", "tokenizer_padding_side": "left",
-    }  # fmt: skip
+        **SETTINGS_OF_LLAMA,
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "model_type": "llava_llama",
+        "vocab_size": 32000,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "rope_scaling": None,
+        "pad_token_id": 0,
+        "torch_dtype": "float16",
+        "mm_vision_tower": "clip",
+        "mm_hidden_size": 16,
+        "mm_projector_type": "mlp2x_gelu",
+        "use_mm_proj": True,
+        "mm_vision_select_layer": -2,
+        "mm_vision_select_feature": "patch",
+        "mm_use_im_start_end": False,
+        "image_aspect_ratio": "pad",
+        "tokenizer_padding_side": "left",
+    }
     (folder / "config.json").write_text(json.dumps(fields | settings))
 
 
@@ -152,9 +182,11 @@ def llava() -> LlavaForConditionalGeneration:
     # More rows than tokens, as Hugging Face's have.
     text = LlamaConfig(vocab_size=336, rms_norm_eps=1e-6, **SETTINGS_OF_LLAMA)
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**SETTINGS_OF_CLIP), text_config=text, image_token_index=330,
+        vision_config=CLIPVisionConfig(**SETTINGS_OF_CLIP),
+        text_config=text,
+        image_token_index=330,
         image_seq_length=PATCHES,
-    )  # fmt: skip
+    )
     return enlarged(LlavaForConditionalGeneration(config))
 
 
@@ -167,8 +199,15 @@ def write_clip(folder: Path, state: State, *, whole: bool) -> None:
         tower.load_state_dict(vision)
         tower.save_pretrained(folder)
         return
-    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-            "vocab_size": 50, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+    text = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 50,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     clip = CLIPModel(CLIPConfig(vision_config=SETTINGS_OF_CLIP, text_config=text, projection_dim=8))
     clip.vision_model.load_state_dict(vision)
     clip.save_pretrained(folder)
@@ -440,15 +479,23 @@ def test_voco_llama_reproduces_the_golden_vectors(
 
 
 def lora_settings(**settings: Any) -> dict[str, Any]:
-    return {"r": 3, "lora_alpha": 5, "init_lora_weights": False, "target_modules": ["q_proj", "v_proj", "up_proj"],
-            **settings}  # fmt: skip
+    return {
+        "r": 3,
+        "lora_alpha": 5,
+        "init_lora_weights": False,
+        "target_modules": ["q_proj", "v_proj", "up_proj"],
+        **settings,
+    }
 
 
 @pytest.mark.parametrize(
     ("layout", "settings"),
-    [("today", {}), ("original, whole CLIP", {"use_rslora": True, "modules_to_save": ["multi_modal_projector"]}),
-     ("old", {"target_modules": "all-linear"})],
-)  # fmt: skip
+    [
+        ("today", {}),
+        ("original, whole CLIP", {"use_rslora": True, "modules_to_save": ["multi_modal_projector"]}),
+        ("old", {"target_modules": "all-linear"}),
+    ],
+)
 def test_an_adapter_of_hugging_faces_llava(
     layout: str, settings: dict[str, Any], llavas: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -545,8 +592,10 @@ def test_adapters_of_another_model(llavas: dict[str, Path], tmp_path: Path) -> N
         load(llavas["today"], adapter=tmp_path)
     write_original_adapter(tmp_path)
     lora = torch.load(tmp_path / "adapter_model.bin", weights_only=True)
-    torch.save({key: tensor[..., :1] if "lora_B" in key else tensor for key, tensor in lora.items()},
-               tmp_path / "adapter_model.bin")  # fmt: skip
+    torch.save(
+        {key: tensor[..., :1] if "lora_B" in key else tensor for key, tensor in lora.items()},
+        tmp_path / "adapter_model.bin",
+    )
     with pytest.raises(UserError, match="no place for .*lora_A.weight"):
         load(llavas["today"], adapter=tmp_path)
     (tmp_path / "adapter_config.json").write_text("[]")
@@ -634,10 +683,7 @@ def changed_copy(folder: Path, to: Path, change: Callable[[State], Any]) -> Path
             lambda s: s.update({"language_model.model.norm.weight": torch.ones(32, dtype=torch.int8)}),
             "another shape or type language_model.model.norm.weight .* torch.int8",
         ),
-        (
-            lambda s: s.update({"model.language_model.norm.weight": torch.ones(32)}),
-            "norm.weight too; remove either",
-        ),
+        (lambda s: s.update({"model.language_model.norm.weight": torch.ones(32)}), "norm.weight too; remove either"),
         (
             lambda s: s.update({"language_model.model.embed_tokens.weight": torch.ones(20, 32)}),
             "after the image; expected tokens below 20",
@@ -834,11 +880,14 @@ def test_a_stored_head_wins_over_a_configuration_that_ties_it(pieces: Path, tmp_
 @pytest.mark.parametrize(
     "settings",
     [
-        {"modules_to_save": ["lm_head"]}, {"modules_to_save": ["embed_tokens"]},
-        {"modules_to_save": ["embed_tokens", "lm_head"]}, {"target_modules": ["q_proj", "lm_head"]}, {},
+        {"modules_to_save": ["lm_head"]},
+        {"modules_to_save": ["embed_tokens"]},
+        {"modules_to_save": ["embed_tokens", "lm_head"]},
+        {"target_modules": ["q_proj", "lm_head"]},
+        {},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_what_an_adapter_trains_of_tied_embeddings(settings: dict[str, Any], pieces: Path, tmp_path: Path) -> None:
     """The head that an adapter brings, or changes, is used; and what it leaves alone stays the base's."""
     folder, words = write_tied(tmp_path / "model", pieces)

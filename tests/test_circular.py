@@ -48,8 +48,24 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Task("what", "semantic", "classes", tuple("abcd")): RNG.integers(0, 4, N),
     }
     make_run(path, stacked, given)
-    assert cli.main(["--all", "--run", str(path), "--jobs", "1", "--layers", "all", "--folds", "3",
-                     "--representations", "z_voco"]) == 0  # fmt: skip
+    assert (
+        cli.main(
+            [
+                "--all",
+                "--run",
+                str(path),
+                "--jobs",
+                "1",
+                "--layers",
+                "all",
+                "--folds",
+                "3",
+                "--representations",
+                "z_voco",
+            ]
+        )
+        == 0
+    )
     return path
 
 
@@ -165,9 +181,10 @@ def test_what_was_said_and_the_probe_are_written_with_the_period(run: Path) -> N
     assert said.period == 360 and said.right is None and said.sure is None and said.error is not None
     np.testing.assert_allclose(np.abs(said.error), np.degrees(np.arccos(np.cos(np.radians(said.said - y)))), atol=1e-3)
     (row,) = (
-        row for row in results.read(results.default_path(run)).rows
+        row
+        for row in results.read(results.default_path(run)).rows
         if (row.task, row.representation, row.layer) == ("angle", "z_voco", 1)
-    )  # fmt: skip
+    )
     assert np.abs(said.error).mean() == pytest.approx(row.metrics["MAE"].estimate, rel=1e-4)
     bits = metrics.row_bits("circular", said.y, said.prediction)  # type: ignore[arg-type]
     assert bits.mean() == pytest.approx(row.metrics["cross-entropy"].estimate, rel=1e-4)
@@ -193,12 +210,26 @@ def test_files_without_circular_tasks_say_nothing_of_periods(tmp_path: Path) -> 
         assert b'"number", []]' in head.replace(b"\\", b"")  # and nothing behind it
 
 
-@pytest.mark.parametrize(("unit", "scale", "warned"), [
-    ("degrees", 360, "360"), ("deg", 180, "360"), ("\u00b0", 300, "360"), ("Degrees from north", 360, "360"),
-    ("radians", 2 * np.pi, "6.283185307"), ("rad", 3.0, "6.283185307"),
-    ("degrees", 60, ""), ("rad", 1.0, ""), ("\u00b0C", 360, ""), ("degrees Celsius", 360, ""), ("degrees/s", 360, ""),
-    ("rad per second", 7.0, ""), ("cm", 360, ""), ("", 360, ""), ("grade", 360, ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("unit", "scale", "warned"),
+    [
+        ("degrees", 360, "360"),
+        ("deg", 180, "360"),
+        ("\u00b0", 300, "360"),
+        ("Degrees from north", 360, "360"),
+        ("radians", 2 * np.pi, "6.283185307"),
+        ("rad", 3.0, "6.283185307"),
+        ("degrees", 60, ""),
+        ("rad", 1.0, ""),
+        ("\u00b0C", 360, ""),
+        ("degrees Celsius", 360, ""),
+        ("degrees/s", 360, ""),
+        ("rad per second", 7.0, ""),
+        ("cm", 360, ""),
+        ("", 360, ""),
+        ("grade", 360, ""),
+    ],
+)
 def test_a_number_in_an_angles_unit_that_may_come_round_is_warned_of(unit: str, scale: float, warned: str) -> None:
     """3D Shapes' orientation, -30 to 30 degrees, cannot."""
     y = np.linspace(-scale / 2, scale / 2, 100)
@@ -218,11 +249,15 @@ def test_a_run_of_another_period_is_not_learned_from(run: Path, tmp_path: Path) 
         tasks.together(two, one, [ANGLE])
 
 
-@pytest.mark.parametrize("task", [
-    Task("t", "detail", "circular"), Task("t", "detail", "circular", period=-1.0),
-    Task("t", "detail", "number", period=1.0),
-    Task("t", "detail", "circular", period=float("inf")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "task",
+    [
+        Task("t", "detail", "circular"),
+        Task("t", "detail", "circular", period=-1.0),
+        Task("t", "detail", "number", period=1.0),
+        Task("t", "detail", "circular", period=float("inf")),
+    ],
+)
 def test_a_period_belongs_to_circular_tasks_alone(task: Task, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="period"):
         make_run(tmp_path / "run.h5", np.ones((4, 1, 2)), {task: np.arange(4.0)})

@@ -101,8 +101,9 @@ def test_two_one_sided_tests_have_the_p_of_students_test_against_the_margin() ->
     b, noise = RNG.standard_normal((2, G)) * 0.1
     a = b + noise - noise.mean() + 0.036
     found = equivalence(sampled(a), sampled(b), G, 0.05)
-    lower, upper = (stats.ttest_rel(a, b + margin, alternative=way).pvalue
-                    for margin, way in ((-0.05, "greater"), (0.05, "less")))  # fmt: skip
+    lower, upper = (
+        stats.ttest_rel(a, b + margin, alternative=way).pvalue for margin, way in ((-0.05, "greater"), (0.05, "less"))
+    )
     assert found.within == pytest.approx(max(lower, upper), rel=0.3)
     assert found.within < 0.05 < found.beyond
 

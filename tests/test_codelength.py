@@ -125,15 +125,18 @@ def test_a_class_that_was_ruled_out_costs_finitely_many_bits_and_sureness_little
     np.testing.assert_allclose(wrong.row_bits[parts[-1]], np.log2(4 * (t + 1)))
 
 
-@pytest.mark.parametrize(("kind", "values", "prediction"), [
-    ("classes", np.arange(6), np.log(np.array([0.5, 0.2, 0.1, 0.1, 0.05, 0.05]))),
-    ("multilabel", np.array([[0], [1]], np.uint8), np.array([1.7])),
-    ("number", np.arange(40.0) ** 2, Gaussian(np.array(500.0), np.array(200.0))),
-    ("number", np.linspace(0, 1020, 10_000), Gaussian(np.array(700.0), np.array(2.0))),
-    ("circular", np.arange(40.0) ** 1.5 % 360, VonMises(np.array(350.0), np.array(3.0), 360)),
-    ("circular", np.linspace(0, 360, 10_000, endpoint=False), VonMises(np.array(1.0), np.array(900.0), 360)),
-    ("circular", np.linspace(0, 360, 10_000, endpoint=False), VonMises(np.array(1.0), np.array(0.0), 360)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "values", "prediction"),
+    [
+        ("classes", np.arange(6), np.log(np.array([0.5, 0.2, 0.1, 0.1, 0.05, 0.05]))),
+        ("multilabel", np.array([[0], [1]], np.uint8), np.array([1.7])),
+        ("number", np.arange(40.0) ** 2, Gaussian(np.array(500.0), np.array(200.0))),
+        ("number", np.linspace(0, 1020, 10_000), Gaussian(np.array(700.0), np.array(2.0))),
+        ("circular", np.arange(40.0) ** 1.5 % 360, VonMises(np.array(350.0), np.array(3.0), 360)),
+        ("circular", np.linspace(0, 360, 10_000, endpoint=False), VonMises(np.array(1.0), np.array(900.0), 360)),
+        ("circular", np.linspace(0, 360, 10_000, endpoint=False), VonMises(np.array(1.0), np.array(0.0), 360)),
+    ],
+)
 def test_all_that_can_be_sent_shares_a_probability_of_one(
     kind: Kind, values: np.ndarray, prediction: Prediction
 ) -> None:

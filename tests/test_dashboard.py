@@ -56,15 +56,9 @@ def write_run(
     roles, rows, cols = (tuple(of[at] for at in kept) for of in (ROLES, ROWS, COLS))
     attention = random_rows(n)[..., kept]
     attention /= attention.sum(-1, keepdims=True)
-    info = RunInfo(
-        {"seed": 0}, {"name": "tiny", "sha256": "0" * 64, "config": {}}, dataset, "val", "star", {}
-    )
+    info = RunInfo({"seed": 0}, {"name": "tiny", "sha256": "0" * 64, "config": {}}, dataset, "val", "star", {})
     shape = RunShape(n, L, tuple(range(L + 1)), H, 8, anchors, (2, 2, 1), roles, rows, cols)
-    labels = {
-        "object": np.arange(n) % 3 - 1,
-        "present": np.tile([1, 0], (n, 1)),
-        "width": np.arange(n) + 0.5,
-    }
+    labels = {"object": np.arange(n) % 3 - 1, "present": np.tile([1, 0], (n, 1)), "width": np.arange(n) + 0.5}
     batch = Batch(
         ids=[f"val-{at:03d}" for at in range(n)],
         paths=[f"val/{at}" for at in range(n)],
@@ -166,9 +160,7 @@ def test_no_runs_says_what_to_type(
     assert "htc-extract --split val" in failing(capsys, "--port", port)
 
 
-def test_bad_paths_and_ports_are_refused(
-    tmp_path: Path, run_file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_paths_and_ports_are_refused(tmp_path: Path, run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     port = str(free_port())
     assert "does not exist" in failing(capsys, str(tmp_path / "nothing"), "--port", port)
     (tmp_path / "text.h5").write_text("no run")
@@ -198,10 +190,14 @@ def test_server_listens_on_loopback_only_and_stops(run_file: Path, how: signal.S
     port = free_port()
     command = [sys.executable, "-m", "dashboards.cli", str(run_file), "--port", str(port), "--no-browser"]
     server = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(),
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(),
         # A shell starts what it puts in the background, tests perhaps, with SIGINT ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    )
     try:
         assert server.stdout is not None
         assert f"http://127.0.0.1:{port}" in server.stdout.readline()
@@ -308,10 +304,14 @@ def test_a_link_gives_run_page_image_layer_and_head(tmp_path: Path, open_app) ->
 @pytest.mark.parametrize(
     "query",
     [
-        {"run": "../../etc/passwd"}, {"image": "99999"}, {"image": "-1"}, {"layer": "77"}, {"head": "<b>"},
+        {"run": "../../etc/passwd"},
+        {"image": "99999"},
+        {"image": "-1"},
+        {"layer": "77"},
+        {"head": "<b>"},
         {"page": "nothing"},
     ],
-)  # fmt: skip
+)
 def test_a_link_to_what_is_not_there_shows_what_is(run_file: Path, open_app, query: dict[str, str]) -> None:
     app = open_app(run_file, **query)
     assert not app.exception and not app.error

@@ -207,9 +207,7 @@ def test_an_overlay_with_signs_has_zero_in_the_middle() -> None:
 def test_first_tokens_outline_the_image_and_part_the_anchors() -> None:
     share_NF = np.arange(12, dtype=np.float32).reshape(2, 6) / 66
     names = att.token_names(ROLES, ROWS, COLS, 6)
-    figure = figures.first_tokens(
-        share_NF, names, [8, 9], ["<b>", "c"], 1 / S, selection="layer 1", anchors=A, shown=9
-    )  # fmt: skip
+    figure = figures.first_tokens(share_NF, names, [8, 9], ["<b>", "c"], 1 / S, selection="layer 1", anchors=A, shown=9)
     np.testing.assert_allclose(figure.data[0].z, share_NF * S)
     line, outline = figure.layout.shapes
     assert line.x0 == A + 0.5 and (outline.y0, outline.y1) == (1.5, 2.5)
@@ -255,9 +253,7 @@ def test_it_shows_the_run_and_the_image(run_file: Path, open_app: Any) -> None: 
     app = open_app(run_file, page=PAGE)
     assert not app.exception and not app.error
     before, attention = charts(app), read(run_file)
-    assert set(before) == {
-        "heads", "curve", "roles", "distribution", "mean_map", "first_tokens", "overlay", "anchors"
-    }  # fmt: skip
+    assert set(before) == {"heads", "curve", "roles", "distribution", "mean_map", "first_tokens", "overlay", "anchors"}
     assert "mean of 20 images" in subtitle(before["heads"]) and "mean of 20 images" in subtitle(before["mean_map"])
     assert app.code[0].value == f"htc-analyze attention --run {run_file}"
 
@@ -299,7 +295,10 @@ def test_layer_and_head_select_what_is_drawn(run_file: Path, open_app: Any) -> N
 
 @pytest.mark.parametrize(("file", "words"), [("run_file", figures.BAND), ("analysed", "95 % interval of the mean")])
 def test_the_heat_map_is_of_the_run_or_of_the_image(
-    file: str, words: str, open_app: Any, request: pytest.FixtureRequest  # noqa: F811
+    file: str,
+    words: str,
+    open_app: Any,
+    request: pytest.FixtureRequest,  # noqa: F811
 ) -> None:
     path = request.getfixturevalue(file)
     app, values = open_app(path, page=PAGE, image="5"), att.measure(read(path), ROLES)
@@ -375,7 +374,9 @@ def test_without_anchors_the_rest_is_shown(tmp_path: Path, open_app: Any) -> Non
 
 
 def test_a_large_run_says_how_many_images_were_read(
-    run_file: Path, open_app: Any, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    run_file: Path,
+    open_app: Any,
+    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
 ) -> None:
     monkeypatch.setattr(data.average, "__defaults__", (4 * L * H * S * 5,))
     app = open_app(run_file, page=PAGE)
@@ -397,7 +398,7 @@ def test_clicks_select_everywhere(analysed: Path, chromium: Any) -> None:  # noq
                 """([key, words]) => [...document.querySelectorAll(`.st-key-${key} .js-plotly-plot`)].every(
                     plot => plot.layout?.title.subtitle.text.includes(words))""",
                 arg=[key, words],
-            )  # fmt: skip
+            )
             here.settle()
 
         here.open(page=PAGE, image=2)

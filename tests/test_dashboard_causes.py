@@ -127,28 +127,43 @@ def mean(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
 def knockouts(ids: list[str]) -> dict[str, Any]:
     rng, n = np.random.default_rng(0), len(SAMPLE)
     arrays = {
-        "group_change": rng.random((n, 3, 4)), "group_window_change": rng.random((n, L, 2)),
-        "group_answers": -rng.random((n, 3, 4, 2)), "group_window_answers": -rng.random((n, L, 2)),
-        "shapley_cosine": rng.random((n, A + 4)), "shapley_answers": rng.random((n, A + 4)),
-        "rank": rng.uniform(-1, 1, (n, 4, 2, L + 1)), "window_rank": rng.uniform(-1, 1, (n, 2, L)),
-        "question_rank": rng.uniform(-1, 1, (n, 2, 2)), "probe_rank": rng.uniform(-1, 1, (n, 2, 3)),
-    }  # fmt: skip
+        "group_change": rng.random((n, 3, 4)),
+        "group_window_change": rng.random((n, L, 2)),
+        "group_answers": -rng.random((n, 3, 4, 2)),
+        "group_window_answers": -rng.random((n, L, 2)),
+        "shapley_cosine": rng.random((n, A + 4)),
+        "shapley_answers": rng.random((n, A + 4)),
+        "rank": rng.uniform(-1, 1, (n, 4, 2, L + 1)),
+        "window_rank": rng.uniform(-1, 1, (n, 2, L)),
+        "question_rank": rng.uniform(-1, 1, (n, 2, 2)),
+        "probe_rank": rng.uniform(-1, 1, (n, 2, 3)),
+    }
     arrays["question_rank"][1, :, 1] = np.nan
     flips = rng.integers(0, 2, (n, T, 2)).astype(float)
     flips[..., 1] = np.nan
     keys = slice(1, 1 + T)
     section: dict[str, Any] = {
-        "images": [ids[row] for row in SAMPLE], "groups": [f"group-{row}" for row in SAMPLE],
-        "token_role": list(ROLES[keys]), "token_row": np.array(ROWS[keys]), "token_col": np.array(COLS[keys]),
-        "questions": ["what", "where"], "probes": ["object", "width"], "group_size": A,
+        "images": [ids[row] for row in SAMPLE],
+        "groups": [f"group-{row}" for row in SAMPLE],
+        "token_role": list(ROLES[keys]),
+        "token_row": np.array(ROWS[keys]),
+        "token_col": np.array(COLS[keys]),
+        "questions": ["what", "where"],
+        "probes": ["object", "width"],
+        "group_size": A,
         "group_names": ["anchors", "random patches", "attended patches", "patches"],
-        "group_modes": ["zero", "mean", "resampled"], "rank_predictors": PREDICTORS, "rank_effects": ["z", "answers"],
+        "group_modes": ["zero", "mean", "resampled"],
+        "rank_predictors": PREDICTORS,
+        "rank_effects": ["z", "answers"],
         "shapley_players": [f"anchor {at + 1}" for at in range(A)]
         + [f"{where} patches" for where in ("upper left", "upper right", "lower left", "lower right")],
-        "loo_change": rng.random((n, T, L + 1)), "loo_answers": rng.normal(size=(n, T, 2)),
-        "loo_probe_flips": flips, "loo_probe_changes": rng.normal(size=(n, T, 2)),
-        "window_change": rng.random((n, L, T)), **arrays,
-    }  # fmt: skip
+        "loo_change": rng.random((n, T, L + 1)),
+        "loo_answers": rng.normal(size=(n, T, 2)),
+        "loo_probe_flips": flips,
+        "loo_probe_changes": rng.normal(size=(n, T, 2)),
+        "window_change": rng.random((n, L, T)),
+        **arrays,
+    }
     section["loo_answers"][1, :, 1] = np.nan
     for name, values in arrays.items():
         section |= mean(f"mean_{name}", values)
@@ -164,31 +179,63 @@ def contributions(ids: list[str]) -> dict[str, Any]:
 def interchange(ids: list[str], *, of_each: bool = True) -> dict[str, Any]:
     kinds = [("object", "semantic", "classes"), ("", "semantic", "mean")]
     rows = [(*kind, mix, right) for kind in kinds for mix in ("unmixed", "swapped") for right in (0, 1)]
-    share = np.array([np.full((3, 3), 0.5) if mix == "unmixed" else [[0.2, 0.1, 0.3], [0.7, 0.6, 0.8], [0.1, 0, 0.2]]
-                      for *_, mix, _ in rows])  # fmt: skip
+    share = np.array(
+        [
+            np.full((3, 3), 0.5) if mix == "unmixed" else [[0.2, 0.1, 0.3], [0.7, 0.6, 0.8], [0.1, 0, 0.2]]
+            for *_, mix, _ in rows
+        ]
+    )
     share[3] = [[0.05, 0, 0.1], [0.95, 0.9, 1], [0, 0, 0.1]]
     section = {
-        "task": [row[0] for row in rows], "suite": [row[1] for row in rows], "kind": [row[2] for row in rows],
-        "readout": ["probe"] * len(rows), "factor": ["all"] * len(rows), "mix": [row[3] for row in rows],
-        "counted": np.full(len(rows), 4), "couples": np.full(len(rows), 2), "share": share,
-        "only_right": np.array([row[4] for row in rows]), "floor": np.full((len(rows), 3), 0.25),
+        "task": [row[0] for row in rows],
+        "suite": [row[1] for row in rows],
+        "kind": [row[2] for row in rows],
+        "readout": ["probe"] * len(rows),
+        "factor": ["all"] * len(rows),
+        "mix": [row[3] for row in rows],
+        "counted": np.full(len(rows), 4),
+        "couples": np.full(len(rows), 2),
+        "share": share,
+        "only_right": np.array([row[4] for row in rows]),
+        "floor": np.full((len(rows), 3), 0.25),
         "number_weight": np.array([[[1, 1, 1], [1, 1, 1]], [[0.1, 0, 0.2], [0.9, 0.8, 1]]]),
-        "number_counted": np.full(2, 4), "number_couples": np.full(2, 2), "number_mix": ["unmixed", "swapped"],
-        **{f"number_{key}": [value] * 2 for key, value in
-           {"task": "width", "suite": "detail", "kind": "number", "readout": "probe", "factor": "all"}.items()},
-        "class_task": "object", "answers": "none were asked", "probes": "yes", "topology": "star", "pairs": 4,
-        "seed": 0, "images": [ids[row] for row in (0, 2, 3, 5)], "partner": np.array([2, 3, 0, 1]),
-    }  # fmt: skip
+        "number_counted": np.full(2, 4),
+        "number_couples": np.full(2, 2),
+        "number_mix": ["unmixed", "swapped"],
+        **{
+            f"number_{key}": [value] * 2
+            for key, value in {
+                "task": "width",
+                "suite": "detail",
+                "kind": "number",
+                "readout": "probe",
+                "factor": "all",
+            }.items()
+        },
+        "class_task": "object",
+        "answers": "none were asked",
+        "probes": "yes",
+        "topology": "star",
+        "pairs": 4,
+        "seed": 0,
+        "images": [ids[row] for row in (0, 2, 3, 5)],
+        "partner": np.array([2, 3, 0, 1]),
+    }
     if of_each:
         true = np.array([[0, 1, 0, 1.5], [1, 0, 1, 2.5], [1, 0, 1, 3.5], [0, 1, 1, 4.5]])
         swapped = true[section["partner"]]
         swapped[0, 0] = 0  # follows its anchors
         section |= {
-            "read_task": ["object", "present", "present", "width"], "read_suite": ["semantic"] * 3 + ["detail"],
-            "read_kind": ["classes", "multilabel", "multilabel", "number"], "read_readout": ["probe"] * 4,
-            "read_label": ["", "disc", "bar", ""], "read_classes": ['["disc", "bar"]', "", "", ""],
-            "read_true": true, "read_unmixed": true, "read_swapped": swapped,
-        }  # fmt: skip
+            "read_task": ["object", "present", "present", "width"],
+            "read_suite": ["semantic"] * 3 + ["detail"],
+            "read_kind": ["classes", "multilabel", "multilabel", "number"],
+            "read_readout": ["probe"] * 4,
+            "read_label": ["", "disc", "bar", ""],
+            "read_classes": ['["disc", "bar"]', "", "", ""],
+            "read_true": true,
+            "read_unmixed": true,
+            "read_swapped": swapped,
+        }
     return section
 
 
@@ -328,9 +375,11 @@ def test_an_image_that_was_not_sampled_leads_to_those_that_were(analysed: Path, 
     assert "map_effect" not in charts(app) and "ranks" in charts(app)
     assert any("not among the 3 of 6" in info.value for info in app.info)
     for label, there in (
-        ("Go to the nearest, image 5", 5), ("Previous of the sample", 4), ("Previous of the sample", 2),
+        ("Go to the nearest, image 5", 5),
+        ("Previous of the sample", 4),
+        ("Previous of the sample", 2),
         ("Next of the sample", 4),
-    ):  # fmt: skip
+    ):
         press(app, label)
         assert app.number_input(key="image").value == there
         assert "map_effect" in charts(app)
@@ -389,8 +438,11 @@ def test_files_from_before_single_readouts_show_the_rest(tmp_path: Path, open_ap
 
 def test_files_from_before_ranks_of_layers_show_the_rest(tmp_path: Path, open_app: Any) -> None:  # noqa: F811
     run = write_run(tmp_path / "run.h5", 6)
-    old = {name: value for name, value in knockouts([f"val-{at:03d}" for at in range(6)]).items()
-           if not any(new in name for new in ("window_rank", "question_rank", "probe_rank"))}  # fmt: skip
+    old = {
+        name: value
+        for name, value in knockouts([f"val-{at:03d}" for at in range(6)]).items()
+        if not any(new in name for new in ("window_rank", "question_rank", "probe_rank"))
+    }
     write_analysis(run, knockouts=old, contributions=contributions([f"val-{at:03d}" for at in range(6)]))
     app = open_app(run, page=PAGE, image="4")
     assert set(charts(app)) == {"map_effect", "map_attention", "map_norm", "ranks"} and not app.code

@@ -27,11 +27,7 @@ TOLD = 7
 def coded() -> tuple[np.ndarray, dict[str, np.ndarray]]:
     rng = np.random.default_rng(3)
     codes_NRCG = rng.integers(8, SIZE, (N, R, C, GROUPS))
-    labels = {
-        "scene": np.arange(N) % 3,
-        "present": rng.integers(0, 2, (N, 2)),
-        "size": np.linspace(0, 40, N),
-    }
+    labels = {"scene": np.arange(N) % 3, "present": rng.integers(0, 2, (N, 2)), "size": np.linspace(0, 40, N)}
     codes_NRCG[labels["scene"] == 0, 0, 0, 1] = TOLD
     return codes_NRCG, labels
 
@@ -43,12 +39,17 @@ def write_coded(path: Path, *, tasks: tuple[Task, ...] = TASKS, mgvq: bool = Tru
     info = RunInfo({}, {"name": "small", "sha256": "1" * 64, "config": config}, "scenes", "val", "star", {})
     shape = RunShape(N, L, (0, L), H, 8, A, (R, C, GROUPS) if mgvq else None, ROLES, ROWS, COLS)
     batch = Batch(
-        ids=[f"val-{at:03d}" for at in range(N)], paths=[f"val/{at}" for at in range(N)],
-        groups=[f"group-{at}" for at in range(N)], thumbnails=rng.integers(0, 256, (N, 96, 96, 3), dtype=np.uint8),
-        z_voco=rng.normal(size=(N, 2, 8)).astype(np.float32), v_d=rng.normal(size=(N, A, 8)).astype(np.float32),
-        v_pooled=rng.normal(size=(N, 8)).astype(np.float32), codes=codes_NRCG if mgvq else None,
-        attention=random_rows(N), labels={task.name: labels[task.name] for task in tasks},
-    )  # fmt: skip
+        ids=[f"val-{at:03d}" for at in range(N)],
+        paths=[f"val/{at}" for at in range(N)],
+        groups=[f"group-{at}" for at in range(N)],
+        thumbnails=rng.integers(0, 256, (N, 96, 96, 3), dtype=np.uint8),
+        z_voco=rng.normal(size=(N, 2, 8)).astype(np.float32),
+        v_d=rng.normal(size=(N, A, 8)).astype(np.float32),
+        v_pooled=rng.normal(size=(N, 8)).astype(np.float32),
+        codes=codes_NRCG if mgvq else None,
+        attention=random_rows(N),
+        labels={task.name: labels[task.name] for task in tasks},
+    )
     with RunWriter(path, info, shape, tasks) as writer:
         writer.append(batch)
         return writer.finish()
@@ -73,12 +74,21 @@ def analysed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         add(path, "reading", reading.analyse(run))
         some = [2, 4]
         pictures = np.stack([run.thumbnail(at) for at in some]) // 2
-        add(path, "reconstruct", {
-            "images": [run.ids()[at] for at in some], "pictures": pictures,
-            "psnr_of": np.array([21.5, 23.5], np.float32),
-            "psnr": 22.5, "psnr_lower": 21.5, "psnr_upper": 23.5, "psnr_flat": 12.0, "psnr_flat_lower": 11.0,
-            "psnr_flat_upper": 13.0,
-        })  # fmt: skip
+        add(
+            path,
+            "reconstruct",
+            {
+                "images": [run.ids()[at] for at in some],
+                "pictures": pictures,
+                "psnr_of": np.array([21.5, 23.5], np.float32),
+                "psnr": 22.5,
+                "psnr_lower": 21.5,
+                "psnr_upper": 23.5,
+                "psnr_flat": 12.0,
+                "psnr_flat_lower": 11.0,
+                "psnr_flat_upper": 13.0,
+            },
+        )
     return path
 
 
@@ -204,8 +214,9 @@ def test_the_grid_holds_codes_and_their_rarity() -> None:
 
 
 def test_usage_bars_and_ranks() -> None:
-    bars, line = figures.code_entropy(np.array([1.5, 2.0]), np.array([3, 4]), 4, n=2,
-                                      interval=(np.array([1.0, 1.5]), np.array([1.75, 2.0]))).data  # fmt: skip
+    bars, line = figures.code_entropy(
+        np.array([1.5, 2.0]), np.array([3, 4]), 4, n=2, interval=(np.array([1.0, 1.5]), np.array([1.75, 2.0]))
+    ).data
     np.testing.assert_allclose(bars.y, [1.5, 2]), np.testing.assert_allclose(line.y, [2, 2])
     np.testing.assert_allclose([*bars.error_y.array, *bars.error_y.arrayminus], [0.25, 0, 0.5, 0.5])
     ranks = figures.code_usage(np.array([0.1, 0.6, 0.0, 0.3]), group=0, n=2, chosen=3).data

@@ -74,12 +74,36 @@ def write_probes(run: Path, right: float, *, predictions: bool = True) -> None:
     for name, layer in (("z_voco", 0), ("z_voco", L), ("v_d", None)):
         rows.append(
             results.Row(
-                "semantic", "object", "classes", "", name, layer, 8, "top-1", right, right - 0.1, right + 0.1,
-                len(labels), len(labels) // 2, 0.5, {"V-information": bits}, right, None, None, None, None,
-                None, results.Interval(right, right - 0.2, right + 0.2), 1.0, 1.0, False, 1e-7, (right,),
+                "semantic",
+                "object",
+                "classes",
+                "",
+                name,
+                layer,
+                8,
+                "top-1",
+                right,
+                right - 0.1,
+                right + 0.1,
+                len(labels),
+                len(labels) // 2,
+                0.5,
+                {"V-information": bits},
+                right,
+                None,
+                None,
+                None,
+                None,
+                None,
+                results.Interval(right, right - 0.2, right + 0.2),
+                1.0,
+                1.0,
+                False,
+                1e-7,
+                (right,),
                 ("disc", "bar"),
             )
-        )  # fmt: skip
+        )
         counts = np.zeros((2, 2), int)
         np.add.at(counts, (labels, said), 1)
         confusions.append(
@@ -211,11 +235,11 @@ def test_scores_of_images_have_the_means_that_the_metrics_have() -> None:
         assert found is not None and found.asked.sum() == n and np.isnan(found.score[0][1::2]).all()
         measured = metrics.evaluate(kind, labels, prediction, np.zeros(n, int))
         expected = {
-            "classes": measured.get("top-1"), "number": measured.get("R2"),
-            "multilabel": kind == "multilabel" and np.mean(
-                [((p > 0) == t)[t != 255].mean() for p, t in zip(logits, labels, strict=True)]
-            ),
-        }[kind]  # fmt: skip
+            "classes": measured.get("top-1"),
+            "number": measured.get("R2"),
+            "multilabel": kind == "multilabel"
+            and np.mean([((p > 0) == t)[t != 255].mean() for p, t in zip(logits, labels, strict=True)]),
+        }[kind]
         assert np.nanmean(found.score[0]) == pytest.approx(expected)
         assert np.nanmean(found.score[1]) == pytest.approx(expected)
         np.testing.assert_allclose(np.nanmean(found.bits[0] - found.bits[1]), 0, atol=1e-12)
@@ -335,9 +359,7 @@ def test_maps_share_a_scale_and_the_difference_has_its_own_around_0() -> None:
     this, other = np.array([[1.0, 2.0], [3.0, np.nan]]), np.array([[2.0, 2.0], [2.0, np.nan]])
     marked = np.array([[True, False], [False, False]])
     picture = np.zeros((8, 8, 3), np.uint8)
-    figure = figures.two_maps(
-        this, other, title="t", subtitle="s", names=NAMES, unit="%", marked=marked, image=picture
-    )
+    figure = figures.two_maps(this, other, title="t", subtitle="s", names=NAMES, unit="%", marked=marked, image=picture)
     one, two, difference, dots = figure.data
     np.testing.assert_array_equal([one.z, two.z, difference.z], [this, other, this - other])
     assert one.coloraxis == two.coloraxis and difference.coloraxis != one.coloraxis
@@ -393,8 +415,13 @@ def test_attention_of_two_runs_as_differences(folder: Path, open_app: Any) -> No
     app = show(open_app, folder, run="more")
     drawn = charts(app)
     assert set(drawn) == {
-        "compare_heatmap", "compare_curve", "compare_roles", "compare_scatter", "compare_patches", "compare_tokens"
-    }  # fmt: skip
+        "compare_heatmap",
+        "compare_curve",
+        "compare_roles",
+        "compare_scatter",
+        "compare_patches",
+        "compare_tokens",
+    }
     line = app.dataframe[0].value.iloc[0]
     with open_run(folder / "more.h5") as more, open_run(folder / "less.h5") as less:
         mass = 100 * (more.anchor_mass().mean() - less.anchor_mass().mean())
@@ -417,9 +444,14 @@ def test_analysis_of_one_against_the_other_is_paired(tmp_path: Path, open_app: A
         sections = analysis.attention.analyse(one, other), analysis.attention.analyse(other)
         for run, section, against in ((one, sections[0], analysed.identity(other)), (other, sections[1], None)):
             analysed.write(
-                analysed.default_path(run.path), "attention", section, run=analysed.identity(run),
-                settings={"against": against, "seed": 0}, versions={}, seconds=0.0,
-            )  # fmt: skip
+                analysed.default_path(run.path),
+                "attention",
+                section,
+                run=analysed.identity(run),
+                settings={"against": against, "seed": 0},
+                versions={},
+                seconds=0.0,
+            )
     for name, sign in (("one", 1), ("other", -1)):
         found = show(open_app, tmp_path, run=name).dataframe[0].value.set_index("quantity")
         line = found.loc["entropy of the attention"]

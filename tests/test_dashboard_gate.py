@@ -25,10 +25,24 @@ from extract.errors import UserError
 
 LOCAL = ("localhost", "LOCALHOST:8501", "127.0.0.1:8501", "127.8.9.1", "[::1]:8501", "localhost.", "lab.localhost:80")
 FOREIGN = (
-    "evil.example", "evil.example:8501", "localhost.evil.example", "localhost@evil.example", "evil.example/localhost",
-    "127.0.0.1.evil.example", "192.168.0.7:8501", "0.0.0.0:8501", "[::]:8501", "localhost:8501:8501", "localhost:x",
-    "local host", "notlocalhost", "", ":8501", "[::1", "localhost,evil.example",
-)  # fmt: skip
+    "evil.example",
+    "evil.example:8501",
+    "localhost.evil.example",
+    "localhost@evil.example",
+    "evil.example/localhost",
+    "127.0.0.1.evil.example",
+    "192.168.0.7:8501",
+    "0.0.0.0:8501",
+    "[::]:8501",
+    "localhost:8501:8501",
+    "localhost:x",
+    "local host",
+    "notlocalhost",
+    "",
+    ":8501",
+    "[::1",
+    "localhost,evil.example",
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +69,15 @@ def test_other_names_are_refused(host: str) -> None:
 
 @pytest.mark.parametrize(
     ("hosts", "origins"),
-    [([], []), (["localhost", "evil.example"], []), (["localhost"] * 2, []), (["localhost"], ["null"]),
-     (["localhost"], ["evil.example"]), (["localhost"], ["http://localhost", "http://evil.example"])],
-)  # fmt: skip
+    [
+        ([], []),
+        (["localhost", "evil.example"], []),
+        (["localhost"] * 2, []),
+        (["localhost"], ["null"]),
+        (["localhost"], ["evil.example"]),
+        (["localhost"], ["http://localhost", "http://evil.example"]),
+    ],
+)
 def test_headers_that_are_missing_doubled_or_no_origin_are_refused(hosts: list[str], origins: list[str]) -> None:
     assert gate.refusal(hosts, origins, [])
 
@@ -87,8 +107,10 @@ def test_what_is_refused_is_shown_short_and_harmless() -> None:
 # ---- options
 
 
-@pytest.mark.parametrize(("path", "kept"), [("", ""), ("/", ""), ("probe", "probe"), ("/probe/", "probe"),
-                                            ("/user/j.doe/proxy~1", "user/j.doe/proxy~1")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("path", "kept"),
+    [("", ""), ("/", ""), ("probe", "probe"), ("/probe/", "probe"), ("/user/j.doe/proxy~1", "user/j.doe/proxy~1")],
+)
 def test_base_paths(path: str, kept: str) -> None:
     assert cli.checked_path(path) == kept
     assert cli.address(cli.DashboardConfig(base_path=kept)).endswith(f":8501/{kept}/" if kept else ":8501")

@@ -26,10 +26,17 @@ from extract.errors import UserError
 from extract.store import Batch, RunInfo, RunShape, RunWriter, Task, open_run
 
 EVIL = (
-    "<img src=x onerror=hacked=1>", "![x](http:evil.example)", "$$x^2$$", ":red[x] :smile:",
-    "[x](javascript:alert)", "<script>hacked=1<!--script>", "line\nbreak", "x" * 200, "%{x}<b>bold<!--b>",
+    "<img src=x onerror=hacked=1>",
+    "![x](http:evil.example)",
+    "$$x^2$$",
+    ":red[x] :smile:",
+    "[x](javascript:alert)",
+    "<script>hacked=1<!--script>",
+    "line\nbreak",
+    "x" * 200,
+    "%{x}<b>bold<!--b>",
     "**bold** `code` # x",
-)  # fmt: skip
+)
 """Names that may be those of files too."""
 HUGE = 10**9
 
@@ -108,11 +115,17 @@ BAD = {
     "many roles": (copied(instead("tokens/role", (HUGE,), TEXT, chunks=(256,))), "not stored"),
     "wide texts": (copied(instead("images/path", (4,), f"S{HUGE}")), "not stored"),
     "large rows": (
-        copied(instead("attention/voco", (4, HUGE, H, S), "f2", chunks=(1, 99, H, S))), "says that it holds"
+        copied(instead("attention/voco", (4, HUGE, H, S), "f2", chunks=(1, 99, H, S))),
+        "says that it holds",
     ),
     "large codes": (
-        copied(lambda file: (instead("codes", (4, 2**20, 2**20, 1), "u2", chunks=(1, 64, 64, 1))(file),
-                             file.attrs.update(code_shape=f"[{2**20}, {2**20}, 1]"))), "says that it holds"
+        copied(
+            lambda file: (
+                instead("codes", (4, 2**20, 2**20, 1), "u2", chunks=(1, 64, 64, 1))(file),
+                file.attrs.update(code_shape=f"[{2**20}, {2**20}, 1]"),
+            )
+        ),
+        "says that it holds",
     ),
     "flat attention": (copied(instead("attention/voco", (4,), "f2")), "damaged"),
     "many tasks": (copied(many_tasks), "tasks, more than"),
@@ -121,7 +134,7 @@ BAD = {
     "odd settings": (copied(lambda file: file.attrs.update(model="3")), "damaged"),
     "linked labels": (copied(linked("labels")), "missing or a link"),
     "linked codes": (copied(linked("codes")), "missing or a link"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -153,8 +166,20 @@ def test_a_run_larger_than_can_be_shown_is_refused(folder: Path) -> None:
     info = RunInfo({}, {"name": "deep", "sha256": "", "config": {}}, "x", "val", "star", {})
     with RunWriter(folder / "deep.h5", info, shape, ()) as writer:
         ones = np.ones((1, 1), np.float32)
-        writer.append(Batch(["a"], ["a"], ["a"], np.zeros((1, 96, 96, 3), np.uint8), ones[:, :, None], ones[:, :, None],
-                            ones, None, np.full((1, 4097, 1, 2), 0.5, np.float32), {}))  # fmt: skip
+        writer.append(
+            Batch(
+                ["a"],
+                ["a"],
+                ["a"],
+                np.zeros((1, 96, 96, 3), np.uint8),
+                ones[:, :, None],
+                ones[:, :, None],
+                ones,
+                None,
+                np.full((1, 4097, 1, 2), 0.5, np.float32),
+                {},
+            )
+        )
         writer.finish()
     ((_, told),) = find_runs([folder]).refused
     assert "deep.h5 has 4,097 layers; the dashboard shows up to 4,096" in told
@@ -183,9 +208,16 @@ def manifest(images: Any, shard_images: Any = 4) -> str:
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [("", "damaged"), ("[" * 10**5, "damaged"), ("[]", "damaged"), (manifest('"many"'), "damaged"),
-     (manifest(5, 0), "damaged"), (manifest(-1), "damaged"), (" " * (2**24 + 1), "damaged")],
-)  # fmt: skip
+    [
+        ("", "damaged"),
+        ("[" * 10**5, "damaged"),
+        ("[]", "damaged"),
+        (manifest('"many"'), "damaged"),
+        (manifest(5, 0), "damaged"),
+        (manifest(-1), "damaged"),
+        (" " * (2**24 + 1), "damaged"),
+    ],
+)
 def test_a_bad_manifest_is_told(folder: Path, good: Path, content: str, reason: str) -> None:
     shards_of(folder, good, content)
     ((path, told),) = find_runs([folder]).refused
@@ -304,7 +336,10 @@ def faults(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
 
 @pytest.mark.parametrize("page", MISSHAPEN)
 def test_an_analysis_that_is_misshapen_costs_its_page_alone(
-    folder: Path, open_app: Any, caplog: pytest.LogCaptureFixture, page: str  # noqa: F811
+    folder: Path,
+    open_app: Any,
+    caplog: pytest.LogCaptureFixture,
+    page: str,  # noqa: F811
 ) -> None:
     name, values = MISSHAPEN[page]
     analysis(folder / "good.analysis.h5", values, folder / "good.h5", name)
@@ -353,18 +388,30 @@ def write_evil(path: Path, n: int = 24) -> Path:
         Task(EVIL[1], "semantic", "multilabel", EVIL[2:4]),
         Task(EVIL[2], "detail", "number", unit=EVIL[0]),
     )
-    info = RunInfo({EVIL[0]: EVIL[1]}, {"name": EVIL[0], "sha256": EVIL[1], "config": {EVIL[0]: EVIL[5]}}, EVIL[0],
-                   EVIL[1], EVIL[2], {EVIL[0]: EVIL[0]})  # fmt: skip
+    info = RunInfo(
+        {EVIL[0]: EVIL[1]},
+        {"name": EVIL[0], "sha256": EVIL[1], "config": {EVIL[0]: EVIL[5]}},
+        EVIL[0],
+        EVIL[1],
+        EVIL[2],
+        {EVIL[0]: EVIL[0]},
+    )
     shape = RunShape(n, L, (0, L), H, 8, A, (2, 2, 1), ROLES, ROWS, COLS)
     labels = {EVIL[0]: np.arange(n) % 2, EVIL[1]: rng.integers(0, 2, (n, 2)), EVIL[2]: rng.random(n)}
     codes = rng.integers(8, 16, (n, 2, 2, 1))
     codes[::2, 0, 0] = 3  # goes with the first class
     batch = Batch(
-        ids=[f"{EVIL[at % 10]}{at}" for at in range(n)], paths=[f"{EVIL[-at % 10]}{at}" for at in range(n)],
-        groups=[f"{EVIL[0]}{at}" for at in range(n)], thumbnails=rng.integers(0, 256, (n, 96, 96, 3), dtype=np.uint8),
-        z_voco=rng.normal(size=(n, 2, 8)).astype(np.float32), v_d=rng.normal(size=(n, A, 8)).astype(np.float32),
-        v_pooled=rng.normal(size=(n, 8)).astype(np.float32), codes=codes, attention=random_rows(n), labels=labels,
-    )  # fmt: skip
+        ids=[f"{EVIL[at % 10]}{at}" for at in range(n)],
+        paths=[f"{EVIL[-at % 10]}{at}" for at in range(n)],
+        groups=[f"{EVIL[0]}{at}" for at in range(n)],
+        thumbnails=rng.integers(0, 256, (n, 96, 96, 3), dtype=np.uint8),
+        z_voco=rng.normal(size=(n, 2, 8)).astype(np.float32),
+        v_d=rng.normal(size=(n, A, 8)).astype(np.float32),
+        v_pooled=rng.normal(size=(n, 8)).astype(np.float32),
+        codes=codes,
+        attention=random_rows(n),
+        labels=labels,
+    )
     with RunWriter(path, info, shape, tasks) as writer:
         writer.append(batch)
         return writer.finish([(EVIL[0], EVIL[1])])

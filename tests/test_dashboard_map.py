@@ -32,9 +32,13 @@ def write_map(run: Path, *, nearest: bool = True, **other: Any) -> Path:
     at = rng.uniform(-1, 1, (4, N, 2)) + 6.0 * (np.arange(N) % 2)[:, None] * [1, 0]
     near = (np.arange(N)[:, None] + np.arange(1, 11)) % N
     values: dict[str, Any] = {
-        "map_of": OF, "rows": np.arange(N), "pca": at.astype(np.float32), "umap": (-at).astype(np.float32),
-        "pca_variance": np.full((4, 2), 0.25), "kept_chance": 10 / (N - 1),
-    }  # fmt: skip
+        "map_of": OF,
+        "rows": np.arange(N),
+        "pca": at.astype(np.float32),
+        "umap": (-at).astype(np.float32),
+        "pca_variance": np.full((4, 2), 0.25),
+        "kept_chance": 10 / (N - 1),
+    }
     for method, kept in (("pca", 0.3), ("umap", 0.6)):
         for end, add in (("", 0), ("_lower", -0.1), ("_upper", 0.05)):
             values[f"{method}_kept{end}"] = np.full(4, kept + add)
@@ -253,9 +257,9 @@ def shown(app: Any, title: str) -> dict[int, float]:
     assert title in figure["layout"]["title"]["text"].replace("<br>", " ")
     (trace,) = [trace for trace in figure["data"] if trace["name"] == "images"]
     rows, values = (
-        np.frombuffer(base64.b64decode(packed["bdata"]), packed["dtype"]) for packed in
-        (trace["customdata"], trace["marker"]["color"])
-    )  # fmt: skip
+        np.frombuffer(base64.b64decode(packed["bdata"]), packed["dtype"])
+        for packed in (trace["customdata"], trace["marker"]["color"])
+    )
     return dict(zip(rows.tolist(), values.tolist(), strict=True))
 
 

@@ -21,8 +21,9 @@ def test_a_bare_run_says_what_fills_the_page(tmp_path: Path, open_app: Any) -> N
     assert not app.exception and app.title[0].value == "run"
     commands = [code.value for code in app.code]
     assert commands == [
-        f"htc-analyze attention knockouts interchange reading --run {run}", f"htc-probe semantic detail --run {run}"
-    ]  # fmt: skip
+        f"htc-analyze attention knockouts interchange reading --run {run}",
+        f"htc-probe semantic detail --run {run}",
+    ]
     assert "0 to 3" in tables(app)[0] and "4 images" in app.markdown[0].value
 
 
@@ -54,11 +55,18 @@ def test_what_survives_is_told_by_the_probes(tmp_path: Path, open_app: Any) -> N
     path = write_run(tmp_path / "run.h5", 6)
     with open_run(path) as run:
         created = run.created
-    add(path, "reading", {
-        "images": 6, "representations": ["z_voco"], "patch_r2": np.full((1, 3), 0.33), "patch_images": 6,
-        **{f"patch_r2_all{end}": np.full(1, 0.33) for end in ("", "_lower", "_upper")},
-        **{f"patch_r2_all_minus_pooled{end}": np.full(1, -0.05) for end in ("", "_lower", "_upper")},
-    })  # fmt: skip
+    add(
+        path,
+        "reading",
+        {
+            "images": 6,
+            "representations": ["z_voco"],
+            "patch_r2": np.full((1, 3), 0.33),
+            "patch_images": 6,
+            **{f"patch_r2_all{end}": np.full(1, 0.33) for end in ("", "_lower", "_upper")},
+            **{f"patch_r2_all_minus_pooled{end}": np.full(1, -0.05) for end in ("", "_lower", "_upper")},
+        },
+    )
     beside = write_probes(path, created)
     found = results.read(beside)
     kept = results.Interval(0.991, 0.984, 0.998)
@@ -93,9 +101,15 @@ def test_probes_in_small_have_intervals_and_floors(tmp_path: Path, open_app: Any
     assert not app.exception and not app.warning
     line = app.dataframe[0].value.iloc[0].to_dict()
     assert line == {
-        "suite": "semantic", "read from": f"z_voco, layer {L}", "mean score": "0.875",
-        "95 % interval": "0.750 to 0.938", "floor": "0.500", "bits": "0.50", "tasks": 1, "images": 4,
-    }  # fmt: skip
+        "suite": "semantic",
+        "read from": f"z_voco, layer {L}",
+        "mean score": "0.875",
+        "95 % interval": "0.750 to 0.938",
+        "floor": "0.500",
+        "bits": "0.50",
+        "tasks": 1,
+        "images": 4,
+    }
     write_probes(path, "long ago")
     assert "earlier state" in app.run().warning[0].value
 

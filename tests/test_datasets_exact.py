@@ -58,18 +58,27 @@ def clevr_object(shape: str, colour: str, at: tuple[float, float], size: str = "
     x, y = (right - away) / 2**0.5, (right + away) / 2**0.5
     pixel = [round(240 + 40 * right), round(160 - 25 * away), 11 + 0.8 * away]
     return {
-        "color": colour, "size": size, "rotation": turn, "shape": shape, "3d_coords": [x, y, 0.35], "material": "metal",
+        "color": colour,
+        "size": size,
+        "rotation": turn,
+        "shape": shape,
+        "3d_coords": [x, y, 0.35],
+        "material": "metal",
         "pixel_coords": pixel,
-    }  # fmt: skip
+    }
 
 
 def clevr_scene(index: int, objects: list[dict]) -> dict:
     """With the relationships that the generator finds along the directions: more than 0.2 apart."""
     half = 0.5**0.5
     directions = {
-        "right": [half, half, 0.0], "left": [-half, -half, 0.0], "behind": [-half, half, 0.0],
-        "front": [half, -half, 0.0], "above": [0.0, 0.0, 1.0], "below": [0.0, 0.0, -1.0],
-    }  # fmt: skip
+        "right": [half, half, 0.0],
+        "left": [-half, -half, 0.0],
+        "behind": [-half, half, 0.0],
+        "front": [half, -half, 0.0],
+        "above": [0.0, 0.0, 1.0],
+        "below": [0.0, 0.0, -1.0],
+    }
     where = np.array([thing["3d_coords"] for thing in objects])
     related = {
         name: [
@@ -79,9 +88,13 @@ def clevr_scene(index: int, objects: list[dict]) -> dict:
         for name in ("right", "behind", "front", "left")
     }
     return {
-        "image_index": index, "objects": objects, "relationships": related, "split": "val",
-        "image_filename": f"CLEVR_val_{index:06d}.png", "directions": directions,
-    }  # fmt: skip
+        "image_index": index,
+        "objects": objects,
+        "relationships": related,
+        "split": "val",
+        "image_filename": f"CLEVR_val_{index:06d}.png",
+        "directions": directions,
+    }
 
 
 PLANTED_CLEVR = [
@@ -153,8 +166,11 @@ def test_clevr_reads_what_is_planted(tmp_path: Path) -> None:
     assert (rotation.kind, rotation.unit, rotation.period) == ("circular", "degrees", 90)
     suites = {task.name: task.suite for task in source.tasks}
     assert [name for name in suites if suites[name] == "semantic"] == [
-        "presence", "count", "relation_side", "relation_depth"
-    ]  # fmt: skip
+        "presence",
+        "count",
+        "relation_side",
+        "relation_depth",
+    ]
 
 
 def test_a_turned_cube_looks_the_same_after_a_quarter_turn_and_for_a_turned_camera(tmp_path: Path) -> None:
@@ -246,7 +262,10 @@ def write_gqa(root: Path, n: int = 60, folder: str = "sceneGraphs") -> Path:
     """Graph 0 to 3 are planted; in the others the main object is a wide car or a tall tree, red or green."""
     graphs: dict[str, dict[str, Any]] = {
         "2407890": {
-            "width": 640, "height": 480, "location": "kitchen", "weather": "none",
+            "width": 640,
+            "height": 480,
+            "location": "kitchen",
+            "weather": "none",
             "objects": {
                 # The larger box lies mostly outside of the image.
                 "271881": gqa_object("car", (600, 400, 900, 900), "red"),
@@ -255,14 +274,14 @@ def write_gqa(root: Path, n: int = 60, folder: str = "sceneGraphs") -> Path:
         },
         "2407891": {"width": 200, "height": 100, "objects": {}},
         "2407892": {
-            "width": 200, "height": 100, "location": "cave", "weather": "rainy",
+            "width": 200,
+            "height": 100,
+            "location": "cave",
+            "weather": "rainy",
             "objects": {"1": gqa_object("car", (20, 10, 100, 50), "red", "green", "metal")},
         },
-        "n100012": {
-            "width": 200, "height": 100,
-            "objects": {"1": gqa_object("unicorn", (0, 0, 200, 100), "dark")},
-        },
-    }  # fmt: skip
+        "n100012": {"width": 200, "height": 100, "objects": {"1": gqa_object("unicorn", (0, 0, 200, 100), "dark")}},
+    }
     rng, words = np.random.default_rng(0), ["metal", "wooden"]
     for i in range(n - len(graphs)):
         car = bool(rng.integers(2))
@@ -332,8 +351,7 @@ def test_gqa_compares_an_image_with_its_graph(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "twice"),
-    [('"2407891": {', '"2407890": {', "2407890"), ('"271882"', '"271881"', "271881")],
+    ("old", "new", "twice"), [('"2407891": {', '"2407890": {', "2407890"), ('"271882"', '"271881"', "271881")]
 )
 def test_gqa_refuses_two_graphs_or_objects_of_one_number(tmp_path: Path, old: str, new: str, twice: str) -> None:
     path = write_gqa(tmp_path, n=12) / GQA
@@ -366,8 +384,12 @@ def write_3dshapes(root: Path, each: int = 2) -> Path:
     for image, colour, (scale, shape, orientation) in zip(images, thing, table[:, 3:], strict=True):
         radius = 18 * scale
         x, y = np.abs(col - 32 - orientation / 3), np.abs(row - 34)
-        inside = [np.maximum(x, y) < radius, (x < radius / 2) & (y < radius), np.hypot(x, y) < radius,
-                  np.hypot(x / 2, y) < radius / 2][int(shape)]  # fmt: skip
+        inside = [
+            np.maximum(x, y) < radius,
+            (x < radius / 2) & (y < radius),
+            np.hypot(x, y) < radius,
+            np.hypot(x / 2, y) < radius / 2,
+        ][int(shape)]
         image[inside] = colour
     with h5py.File(root / "3dshapes.h5", "w") as file:
         file.create_dataset("images", data=images, chunks=(500, 16, 16, 1), compression="lzf")
@@ -608,9 +630,12 @@ def test_a_bad_image_in_a_dataset_is_reported_with_its_row(tmp_path: Path) -> No
     whole = BytesIO()
     Image.effect_noise((8, 8), 90).save(whole, "png")
     cells = [
-        {"bytes": whole.getvalue(), "path": None}, {"bytes": whole.getvalue()[:70], "path": None},
-        {"bytes": b"", "path": None}, {"bytes": b"hello", "path": "a.png"}, None,
-    ]  # fmt: skip
+        {"bytes": whole.getvalue(), "path": None},
+        {"bytes": whole.getvalue()[:70], "path": None},
+        {"bytes": b"", "path": None},
+        {"bytes": b"hello", "path": "a.png"},
+        None,
+    ]
     Dataset.from_dict({"image": cells}, features=Features(image=ImageFeature())).save_to_disk(tmp_path / "bad")
     source = open_source(f"datasets:{tmp_path / 'bad'}", "all")
     assert source[0].image.size == (8, 8)

@@ -47,8 +47,13 @@ def make_cub(folder: Path) -> Path:
     write(root / "classes.txt", [f"{number} {name}" for number, name in names.items()])
     write(root / "image_class_labels.txt", [f"{i} {of}" for i, of in species.items()])
     write(root / "train_test_split.txt", [f"{i} {int(i in (1, 25))}" for i in species])
-    attributes = ("has_bill_shape::dagger", "has_bill_shape::cone", "has_wing_color::blue", "has_wing_color::rufous",
-                  "has_wing_color::buff")  # fmt: skip
+    attributes = (
+        "has_bill_shape::dagger",
+        "has_bill_shape::cone",
+        "has_wing_color::blue",
+        "has_wing_color::rufous",
+        "has_wing_color::buff",
+    )
     write(folder / "attributes.txt", [f"{i} {name}" for i, name in enumerate(attributes, 1)])
     marks = []
     for i, of in species.items():
@@ -58,8 +63,23 @@ def make_cub(folder: Path) -> Path:
             stray = " 0" if i == 7 else ""  # as some lines of the official file have it
             marks.append(f"{i} {number} {int(there)} {1 if hidden else 2 + i % 3}{stray} 12.7150")
     write(root / "attributes" / "image_attribute_labels.txt", marks)
-    parts = ("back", "beak", "belly", "breast", "crown", "forehead", "left eye", "left leg", "left wing", "nape",
-             "right eye", "right leg", "right wing", "tail", "throat")  # fmt: skip
+    parts = (
+        "back",
+        "beak",
+        "belly",
+        "breast",
+        "crown",
+        "forehead",
+        "left eye",
+        "left leg",
+        "left wing",
+        "nape",
+        "right eye",
+        "right leg",
+        "right wing",
+        "tail",
+        "throat",
+    )
     write(root / "parts" / "parts.txt", [f"{i} {name}" for i, name in enumerate(parts, 1)])
     places = []
     for i in species:
@@ -103,17 +123,31 @@ def make_coco(folder: Path) -> Path:
     def add(image: int, category: int, box: list[float], crowd: int = 0) -> None:
         shape: Any = {"counts": [272, 2, 4], "size": [40, 80]} if crowd else [[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]]
         annotations.append(
-            {"segmentation": shape, "area": box[2] * box[3] / 2, "iscrowd": crowd, "image_id": image, "bbox": box,
-             "category_id": category, "id": 900 + len(annotations)}
-        )  # fmt: skip
+            {
+                "segmentation": shape,
+                "area": box[2] * box[3] / 2,
+                "iscrowd": crowd,
+                "image_id": image,
+                "bbox": box,
+                "category_id": category,
+                "id": 900 + len(annotations),
+            }
+        )
 
     for i in range(60):
         number, name = 1000 + 7 * i, f"{1000 + 7 * i:012d}.png"
         draw(root / "val2017" / name, (RED, GREEN, BLUE)[i % 3], (80, 40))
         images.append(
-            {"license": 4, "file_name": name, "coco_url": f"http://images.cocodataset.org/val2017/{name}",
-             "height": 40, "width": 80, "date_captured": "2013-11-14 17:02:52", "id": number}
-        )  # fmt: skip
+            {
+                "license": 4,
+                "file_name": name,
+                "coco_url": f"http://images.cocodataset.org/val2017/{name}",
+                "height": 40,
+                "width": 80,
+                "date_captured": "2013-11-14 17:02:52",
+                "id": number,
+            }
+        )
         if i < 30:
             add(number, (1, 18)[i % 2], [float(i), 5 + i % 4, 20, 10 + 2 * (i % 3)])
         elif i < 40:
@@ -125,14 +159,23 @@ def make_coco(folder: Path) -> Path:
         elif i == 45:
             add(number, 1, [0, 0, 80, 40], crowd=1)
     annotations.reverse()  # the official file is not sorted by image either
-    data = {"info": {"year": 2017}, "licenses": [{"id": 4}], "images": images, "annotations": annotations,
-            "categories": categories}  # fmt: skip
+    data = {
+        "info": {"year": 2017},
+        "licenses": [{"id": 4}],
+        "images": images,
+        "annotations": annotations,
+        "categories": categories,
+    }
     write(root / "annotations" / "instances_val2017.json", [json.dumps(data)])
     return root
 
 
-PACO_TYPES = {"color": ["black", "light_blue", "red", "other(color)"], "pattern_marking": ["plain", "striped"],
-              "material": ["wood", "other(material)"], "transparency": ["opaque", "transparent"]}  # fmt: skip
+PACO_TYPES = {
+    "color": ["black", "light_blue", "red", "other(color)"],
+    "pattern_marking": ["plain", "striped"],
+    "material": ["wood", "other(material)"],
+    "transparency": ["opaque", "transparent"],
+}
 
 
 def make_paco(folder: Path) -> Path:
@@ -152,8 +195,17 @@ def make_paco(folder: Path) -> Path:
         canvas.paste(BLUE, (30, 10, 64, 48))
         (root / file).parent.mkdir(parents=True, exist_ok=True)
         canvas.save(root / file)
-        images.append({"id": 500 + i, "file_name": file, "width": 64, "height": 48, "neg_category_ids": [7],
-                       "not_exhaustive_category_ids": [], "license": 1})  # fmt: skip
+        images.append(
+            {
+                "id": 500 + i,
+                "file_name": file,
+                "width": 64,
+                "height": 48,
+                "neg_category_ids": [7],
+                "not_exhaustive_category_ids": [],
+                "license": 1,
+            }
+        )
         for side, box in enumerate(([4, 8, 20, 30], [30.0, 10.0, 34.0, 38.0])):
             number = 10 * i + 4 * side
             listed = ["red" if side else "black", "striped" if i % 2 else "plain", "opaque", "other(material)"]
@@ -164,20 +216,38 @@ def make_paco(folder: Path) -> Path:
                 flags["unknown_transparency"] = 1
                 listed.remove("opaque")
                 listed.append("light_blue")
-            row = {"bbox": box, "area": 5.0, "category_id": (7, 9)[side], "image_id": 500 + i, "obj_ann_id": number,
-                   "attribute_ids": [ids[name] for name in listed], "dom_color_ids": [], **flags}  # fmt: skip
+            row = {
+                "bbox": box,
+                "area": 5.0,
+                "category_id": (7, 9)[side],
+                "image_id": 500 + i,
+                "obj_ann_id": number,
+                "attribute_ids": [ids[name] for name in listed],
+                "dom_color_ids": [],
+                **flags,
+            }
             annotations.append({**row, "id": number, "segmentation": [[4, 8, 24, 8, 24, 38]]})
-            annotations.append({**row, "id": 5000 + number, "category_id": 200, "bbox": [5, 9, 3, 3],
-                                "segmentation": {"counts": "abc", "size": [48, 64]}})  # fmt: skip
+            annotations.append(
+                {
+                    **row,
+                    "id": 5000 + number,
+                    "category_id": 200,
+                    "bbox": [5, 9, 3, 3],
+                    "segmentation": {"counts": "abc", "size": [48, 64]},
+                }
+            )
     data = {
-        "images": images, "annotations": annotations, "attributes": attributes, "attr_type_to_attr_idxs": kinds,
+        "images": images,
+        "annotations": annotations,
+        "attributes": attributes,
+        "attr_type_to_attr_idxs": kinds,
         "categories": [
             {"supercategory": "OBJECT", "id": 7, "name": "mug", "synset": "mug.n.04", "frequency": "f"},
             {"supercategory": "OBJECT", "id": 9, "name": "table", "synset": "table.n.02", "frequency": "f"},
             {"supercategory": "PART", "id": 200, "name": "mug:handle"},
         ],
         "part_categories": [{"supercategory": "PART", "id": 1, "name": "handle"}],
-    }  # fmt: skip
+    }
     write(root / "annotations" / "paco_lvis_v1_val.json", [json.dumps(data)])
     return root
 

@@ -35,18 +35,32 @@ def small_model() -> HTCVLM:
     torch.manual_seed(0)
     config = HTCConfig(
         vision_config={
-            "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "image_size": SIZE, "patch_size": 4,
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": SIZE,
+            "patch_size": 4,
         },
         text_config={
-            "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": LAYERS, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "vocab_size": 30, "max_position_embeddings": 64,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": LAYERS,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "vocab_size": 30,
+            "max_position_embeddings": 64,
         },
         mgvq={
-            "widths": (16, 32, 32), "depths": (0, 1, 1), "groups": 4, "codebook_size": 64, "latent_channels": 16,
-            "attention_stages": 1, "head_dim": 16,
+            "widths": (16, 32, 32),
+            "depths": (0, 1, 1),
+            "groups": 4,
+            "codebook_size": 64,
+            "latent_channels": 16,
+            "attention_stages": 1,
+            "head_dim": 16,
         },
-    )  # fmt: skip
+    )
     model = HTCVLM(config).eval()
     for parameter in [*model.language_model.parameters(), *model.patch_projector.parameters()]:
         if parameter.ndim == 2:
@@ -70,9 +84,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Shipped:
 @pytest.fixture
 def command(saved: Shipped, tmp_path: Path) -> list[str]:
     """The arguments of a small extraction to run.h5."""
-    return [
-        "--model", str(saved.folder), "--limit", str(IMAGES), "--out", str(tmp_path / "run.h5"), "--device", "cpu"
-    ]  # fmt: skip
+    return ["--model", str(saved.folder), "--limit", str(IMAGES), "--out", str(tmp_path / "run.h5"), "--device", "cpu"]
 
 
 def by_hand(model: HTCVLM, images: list[Image.Image]) -> dict[str, Tensor]:

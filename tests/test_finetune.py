@@ -53,14 +53,24 @@ def llava(tmp_path_factory, tokenizer):
     """A folder with a small random LLaVA that reads the scenes' words."""
     folder = tmp_path_factory.mktemp("llava")
     sides = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=256, **sides, pad_token_id=0,
-                       initializer_range=0.1,  # LoRA leaves the head as it is: its logits must have a size
-                       bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)  # fmt: skip
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=256,
+        **sides,
+        pad_token_id=0,
+        initializer_range=0.1,  # LoRA leaves the head as it is: its logits must have a size
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
     torch.manual_seed(0)
     model = HTCVLM(
-        HTCConfig(vision_config=CLIPVisionConfig(image_size=64, patch_size=16, **sides), text_config=text,
-                  num_anchors=0, topology="uncompressed")
-    )  # fmt: skip
+        HTCConfig(
+            vision_config=CLIPVisionConfig(image_size=64, patch_size=16, **sides),
+            text_config=text,
+            num_anchors=0,
+            topology="uncompressed",
+        )
+    )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -69,9 +79,18 @@ def llava(tmp_path_factory, tokenizer):
 @pytest.fixture
 def settings(llava, tmp_path):
     return FinetuneConfig(
-        init_from=str(llava), mgvq=MGVQ_FILE, mgvq_preset="tiny", out=tmp_path / "out", batch=4, device_batch=4,
-        max_steps=2, workers=0, dtype="float32", learning_rate=3e-3, max_length=120,
-    )  # fmt: skip
+        init_from=str(llava),
+        mgvq=MGVQ_FILE,
+        mgvq_preset="tiny",
+        out=tmp_path / "out",
+        batch=4,
+        device_batch=4,
+        max_steps=2,
+        workers=0,
+        dtype="float32",
+        learning_rate=3e-3,
+        max_length=120,
+    )
 
 
 def row(*turns, image=None):
@@ -192,7 +211,7 @@ def test_rows_are_read_as_llava_reads_them(photos):
         (row(("human", "a"), ("gpt", "b")) | {"id": "9", "image": ["x", "y"]}, "expected a file name"),
         ("text", "no object"),
     ],
-)  # fmt: skip
+)
 def test_a_malformed_row_is_refused_by_its_place(tmp_path, bad, said):
     path = tmp_path / "mix.json"
     path.write_text(json.dumps([row(("human", "a"), ("gpt", "b")), bad]))
@@ -303,12 +322,19 @@ def test_every_epoch_has_whole_batches_of_different_rows():
 @pytest.mark.parametrize(
     "options",
     [
-        {}, {"topology": "causal"}, {"topology": "full"}, {"anchor_place": "after"}, {"anchors": "none"},
-        {"anchors": "random"}, {"anchors": "attended"}, {"anchors": "kmeans"}, {"train": "lora"},
+        {},
+        {"topology": "causal"},
+        {"topology": "full"},
+        {"anchor_place": "after"},
+        {"anchors": "none"},
+        {"anchors": "random"},
+        {"anchors": "attended"},
+        {"anchors": "kmeans"},
+        {"train": "lora"},
         {"gradient_checkpointing": False, "dtype": "bfloat16"},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_every_option_builds_and_teaches_what_is_trained(settings, options):
     settings = replace(settings, **options)
     model, tokenizer = build(settings)
@@ -562,9 +588,26 @@ def command(settings, photos, tmp_path):
     model, tokenizer = build(settings)
     model.save_pretrained(start)
     tokenizer.save_pretrained(start)
-    return ["-m", "extract.training.cli", "--init-from", str(start), "--data", str(photos / "mix.json"),
-            "--batch", "4", "--max-steps", "6", "--save-steps", "2", "--learning-rate", "3e-3",
-            "--dtype", "float32", "--max-length", "120"]  # fmt: skip
+    return [
+        "-m",
+        "extract.training.cli",
+        "--init-from",
+        str(start),
+        "--data",
+        str(photos / "mix.json"),
+        "--batch",
+        "4",
+        "--max-steps",
+        "6",
+        "--save-steps",
+        "2",
+        "--learning-rate",
+        "3e-3",
+        "--dtype",
+        "float32",
+        "--max-length",
+        "120",
+    ]
 
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}

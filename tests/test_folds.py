@@ -83,9 +83,7 @@ def test_unknown_labels_do_not_steer() -> None:
         Labels("number", np.full(N, np.nan)),
         Labels("multilabel", np.full((N, 2), 255, np.uint8)),
     ]
-    np.testing.assert_array_equal(
-        folds.assign(labels, groups, 5, 0), folds.assign([*unknown, *labels], groups, 5, 0)
-    )
+    np.testing.assert_array_equal(folds.assign(labels, groups, 5, 0), folds.assign([*unknown, *labels], groups, 5, 0))
 
 
 def test_groups_of_uneven_size_still_fill_folds_evenly() -> None:

@@ -375,8 +375,10 @@ def test_folders_that_are_no_classes(sorted_folder: Path) -> None:
 
 def test_the_command_prints_how_often_each_class_is_there_rare_ones_first(folder: Path, capsys: Any) -> None:
     (folder / "tasks.toml").write_text(TOML + '[many]\nsuite = "detail"\nkind = "classes"')
-    rows = [f"{i}.png,{'strpied' if i == 3 else ('plain', 'striped')[i % 2]},{i // 2},{'a|b' if i % 3 else ''},{i}"
-            for i in range(22)]  # fmt: skip
+    rows = [
+        f"{i}.png,{'strpied' if i == 3 else ('plain', 'striped')[i % 2]},{i // 2},{'a|b' if i % 3 else ''},{i}"
+        for i in range(22)
+    ]
     for i in range(22):
         picture(folder / "val" / f"{i}.png")
     (folder / "val" / "metadata.csv").write_text("file_name,texture,many,present,size\n" + "\n".join(rows) + "\n")

@@ -39,9 +39,7 @@ def test_padding_is_clips_mean_colour_around_the_untouched_image(size: tuple[int
 
 def test_stretching_fills_the_square_and_wrong_names_are_refused() -> None:
     red = Image.new("RGB", (20, 10), (255, 0, 0))
-    assert torch.equal(
-        prepare(red, 8, fit="stretch"), torch.tensor([1.0, 0, 0])[:, None, None].expand(3, 8, 8)
-    )
+    assert torch.equal(prepare(red, 8, fit="stretch"), torch.tensor([1.0, 0, 0])[:, None, None].expand(3, 8, 8))
     with pytest.raises(ValueError, match="fit is 'fill'; it is one of pad, crop, stretch"):
         prepare(red, 8, fit="fill")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="resample is 'sinc'; it is one of nearest, lanczos"):
@@ -59,9 +57,7 @@ def test_cropping_keeps_the_middle(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("size", [(60, 41), (41, 60), (1, 300), (300, 1), (5, 3)])
 @pytest.mark.parametrize("resample", get_args(Resample))
-def test_what_is_resized_to_more_is_cut_to_its_middle(
-    size: tuple[int, int], resample: Any
-) -> None:
+def test_what_is_resized_to_more_is_cut_to_its_middle(size: tuple[int, int], resample: Any) -> None:
     image, short = noise(*size), min(size)
     for fit in get_args(Fit):
         canvas = image

@@ -36,9 +36,16 @@ def test_it_tells_what_is_inside(extracted: Path, capsys: Any) -> None:
     assert main([str(extracted)]) == 0
     said = capsys.readouterr().out
     for words in (
-        f"{extracted}, complete", "htc-tiny", "star", f"scenes val: {IMAGES} images, 0 skipped", "dtype float32",
-        "torch ", "numpy ", "8 classes: boat, car, cup, fish, ...", "image widths from the left",
-    ):  # fmt: skip
+        f"{extracted}, complete",
+        "htc-tiny",
+        "star",
+        f"scenes val: {IMAGES} images, 0 skipped",
+        "dtype float32",
+        "torch ",
+        "numpy ",
+        "8 classes: boat, car, cup, fish, ...",
+        "image widths from the left",
+    ):
         assert words in said
     table = [line.split() for line in said.splitlines()]
     assert ["latents/z_voco", "image,", "layer,", "width", "4", "x", "5", "x", "128", "float16"] in [
@@ -58,9 +65,15 @@ def test_the_axes_of_every_dataset_have_names(extracted: Path) -> None:
                 sizes.setdefault(dim, set()).add(size)
         shape = run.shape
     wanted = {
-        "image": IMAGES, "layer": len(shape.stack), "block": shape.layers, "head": shape.heads, "key": shape.keys,
-        "anchor": shape.anchors, "width": shape.width, "skipped": 0,
-    }  # fmt: skip
+        "image": IMAGES,
+        "layer": len(shape.stack),
+        "block": shape.layers,
+        "head": shape.heads,
+        "key": shape.keys,
+        "anchor": shape.anchors,
+        "width": shape.width,
+        "skipped": 0,
+    }
     assert {dim: sizes[dim] for dim in wanted} == {dim: {size} for dim, size in wanted.items()}
 
 

@@ -226,8 +226,11 @@ def test_answers_follow_the_only_half_that_differs(shipped: tuple[HTCVLM, Run]) 
     assert {task for _, task in one} == set(scene_questions.ANSWERS)
     assert all(task in scene_questions.FACTORS[factor] for factor, task in one)
     # The shares of the table are those of the single images.
-    at = [i for i, (t, r) in enumerate(zip(section["read_task"], section["read_readout"], strict=True))  # type: ignore[arg-type]
-          if (t, r) == ("shade", "answer")]  # fmt: skip
+    at = [
+        i
+        for i, (t, r) in enumerate(zip(section["read_task"], section["read_readout"], strict=True))  # type: ignore[arg-type]
+        if (t, r) == ("shade", "answer")
+    ]
     true, read, partner = section["read_true"][:, at[0]], section["read_swapped"][:, at[0]], section["partner"]  # type: ignore
     differ = np.isfinite(true) & np.isfinite(true[partner]) & (true != true[partner])
     of = {"task": "shade", "readout": "answer", "mix": "swapped", "factor": "all", "only_right": 0}
@@ -299,9 +302,7 @@ def whole_answer(model: HTCVLM, compressed: Any, question: str, answer: str) -> 
 @torch.no_grad()
 def test_a_sheet_says_how_likely_every_answer_is(shipped: tuple[HTCVLM, Run]) -> None:
     model, run = shipped
-    tokens = mixing.encode(
-        model, mixing.Chosen(run, mixing.open_again(run, model.config.image_size), np.arange(8))
-    )
+    tokens = mixing.encode(model, mixing.Chosen(run, mixing.open_again(run, model.config.image_size), np.arange(8)))
     compressed = model.compress(*tokens)
     found = scene_questions.Sheet(model, list(scenes.QUESTIONS))(compressed)
     assert set(found) == set(scenes.QUESTIONS)
@@ -351,8 +352,11 @@ def test_an_answer_in_words_as_a_number() -> None:
 
 
 def test_partners_differ_and_are_two_by_two() -> None:
-    tasks = (Task("t", "semantic", "classes", ("a", "b")), Task("m", "detail", "multilabel", ("x", "y")),
-             Task("n", "detail", "number"))  # fmt: skip
+    tasks = (
+        Task("t", "semantic", "classes", ("a", "b")),
+        Task("m", "detail", "multilabel", ("x", "y")),
+        Task("n", "detail", "number"),
+    )
     labels = {
         "t": np.array([0, 1, 0, -1]),
         "m": np.array([[0, 1], [0, 1], [1, 1], [255, 0]], np.uint8),
@@ -540,10 +544,7 @@ def test_a_model_without_anchors_and_a_run_without_labels_are_refused(tmp_path: 
     for path in (tmp_path / "crossed" / "val").glob("*.png"):
         path.rename(folder / "val" / path.name)
     (tmp_path / "more").mkdir()
-    with (
-        open_run(extracted(model, folder, tmp_path / "more")) as run,
-        pytest.raises(UserError, match="no labels"),
-    ):
+    with open_run(extracted(model, folder, tmp_path / "more")) as run, pytest.raises(UserError, match="no labels"):
         interchange.analyse(model, run)
 
 

@@ -96,9 +96,7 @@ def test_hybrid_tokens_that_see_each_other_are_found(monkeypatch: pytest.MonkeyP
         return honest_compress(*args, **(kwargs | {"topology": "causal"}))
 
     monkeypatch.setattr(star, "compress", leaky)
-    with pytest.raises(
-        InvariantError, match=r"\(b\) the hidden states of <voco> must equal the masked model's"
-    ):
+    with pytest.raises(InvariantError, match=r"\(b\) the hidden states of <voco> must equal the masked model's"):
         check_invariants(small_model(), PIXELS)
 
 
@@ -151,9 +149,7 @@ def test_text_that_reads_more_than_keys_and_values_is_found() -> None:
 def test_a_mask_that_is_lost_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     honest_mask = star.star_mask
     monkeypatch.setattr(star, "star_mask", lambda *args, **kwargs: honest_mask(*args, **kwargs) == 0)
-    with pytest.raises(
-        InvariantError, match=r"\(b\) text must not attend to hybrid tokens: .* weight of up to 0"
-    ):
+    with pytest.raises(InvariantError, match=r"\(b\) text must not attend to hybrid tokens: .* weight of up to 0"):
         check_invariants(small_model(), PIXELS)
 
 

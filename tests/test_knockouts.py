@@ -45,19 +45,34 @@ def tiny(kv_heads: int = 4, words: int = WORDS, **settings: Any) -> HTCVLM:
     torch.manual_seed(0)
     config = HTCConfig(
         vision_config={
-            "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-            "image_size": 16, "patch_size": 4,
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 16,
+            "patch_size": 4,
         },
         text_config={
-            "hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": LAYERS, "num_attention_heads": 4,
-            "num_key_value_heads": kv_heads, "vocab_size": words, "max_position_embeddings": 64, "attention_bias": True,
+            "hidden_size": WIDTH,
+            "intermediate_size": 48,
+            "num_hidden_layers": LAYERS,
+            "num_attention_heads": 4,
+            "num_key_value_heads": kv_heads,
+            "vocab_size": words,
+            "max_position_embeddings": 64,
+            "attention_bias": True,
         },
         mgvq={
-            "widths": (16, 32), "depths": (0, 1), "groups": 4, "codebook_size": 64, "latent_channels": 16,
-            "attention_stages": 1, "head_dim": 16,
+            "widths": (16, 32),
+            "depths": (0, 1),
+            "groups": 4,
+            "codebook_size": 64,
+            "latent_channels": 16,
+            "attention_stages": 1,
+            "head_dim": 16,
         },
         **settings,
-    )  # fmt: skip
+    )
     model = HTCVLM(config).eval()
     for parameter in [*model.language_model.parameters(), *model.patch_projector.parameters()]:
         scale = 5.0 if parameter.ndim == 2 else 1.0
@@ -133,9 +148,14 @@ def one_each(case: Case) -> Tensor:
 
 
 CASES = [
-    {"kv_heads": 4}, {"kv_heads": 2}, {"kv_heads": 2, "prefix": (3, 5, 7)}, {"topology": "causal", "prefix": (3,)},
-    {"topology": "causal", "infix_ids": (5, 6)}, {"topology": "full", "prefix": (3, 4)}, {"anchor_place": "after"},
-]  # fmt: skip
+    {"kv_heads": 4},
+    {"kv_heads": 2},
+    {"kv_heads": 2, "prefix": (3, 5, 7)},
+    {"topology": "causal", "prefix": (3,)},
+    {"topology": "causal", "infix_ids": (5, 6)},
+    {"topology": "full", "prefix": (3, 4)},
+    {"anchor_place": "after"},
+]
 
 
 @pytest.mark.parametrize("settings", CASES, ids=str)
@@ -296,9 +316,7 @@ def test_probe_changes() -> None:
     flips, change = probe_changes(three, z, base)
     np.testing.assert_array_equal(flips, [[0, 1]])
     e = np.exp
-    np.testing.assert_allclose(
-        change, [[0, -2 - np.log(e(-2) + e(2) + 1) - 1 + np.log(e(1) + e(-1) + 1)]]
-    )
+    np.testing.assert_allclose(change, [[0, -2 - np.log(e(-2) + e(2) + 1) - 1 + np.log(e(1) + e(-1) + 1)]])
     many = Probe("multilabel", ("a", "b"), np.array([[1.0, 0.0], [0, 0]]), np.array([0.0, 1.0]), np.zeros(2))
     flips, change = probe_changes(many, z, base)
     np.testing.assert_array_equal(flips, [[0, 0.5]])
@@ -333,8 +351,12 @@ def test_shapley_values_are_the_mean_over_all_orders() -> None:
 
 def test_players_are_few_enough_for_all_coalitions() -> None:
     """However many anchors there are, every token is of exactly one player."""
-    for anchors, names in ((0, []), (1, ["anchor 1"]), (4, [f"anchor {at}" for at in (1, 2, 3, 4)]),
-                           (6, ["anchors 1 to 2", "anchors 3 to 4", "anchor 5", "anchor 6"])):  # fmt: skip
+    for anchors, names in (
+        (0, []),
+        (1, ["anchor 1"]),
+        (4, [f"anchor {at}" for at in (1, 2, 3, 4)]),
+        (6, ["anchors 1 to 2", "anchors 3 to 4", "anchor 5", "anchor 6"]),
+    ):
         places = knockouts._places(tiny(num_anchors=anchors))
         assert list(places.players)[:-4] == names
         np.testing.assert_array_equal(np.sort(np.concatenate(list(places.players.values()))), places.tokens)
@@ -360,11 +382,17 @@ def test_ranks_of_attention_that_tells_all_or_the_reverse() -> None:
     sign = rng.choice([-1, 1], (2, 9))  # an effect's size is what is ranked
     effects = np.stack([np.log1p(mean[:, 0]) * sign, sign / mean[:, 1], np.ones((2, 9)), rng.normal(size=(2, 9))], -1)
     effects[1, 4, 3] = np.nan
-    found = dict(ranks_of_attention(attention, windows, {"one_rank": effects, "other_rank": effects[..., :1],
-                                                         "question_rank": effects[..., :2]}))  # fmt: skip
+    found = dict(
+        ranks_of_attention(
+            attention, windows, {"one_rank": effects, "other_rank": effects[..., :1], "question_rank": effects[..., :2]}
+        )
+    )
     assert {name: values.shape for name, values in found.items()} == {
-        "window_rank": (2, 2, 3), "one_rank": (2, 2, 4), "other_rank": (2, 2, 1), "question_rank": (2, 2, 2)
-    }  # fmt: skip
+        "window_rank": (2, 2, 3),
+        "one_rank": (2, 2, 4),
+        "other_rank": (2, 2, 1),
+        "question_rank": (2, 2, 2),
+    }
     np.testing.assert_allclose(found["window_rank"][:, 0, :2], [[1, -1]] * 2)
     np.testing.assert_allclose(found["one_rank"][:, 0, 0], 1)
     np.testing.assert_allclose(found["one_rank"][:, 1, 1], -1)
@@ -372,8 +400,9 @@ def test_ranks_of_attention_that_tells_all_or_the_reverse() -> None:
     np.testing.assert_array_equal(found["other_rank"], found["one_rank"][..., :1])
     for image in range(2):
         for kind in range(2):
-            expected = [spearmanr(attention[image, kind, layer], np.abs(windows[image, layer])).statistic
-                        for layer in range(3)]  # fmt: skip
+            expected = [
+                spearmanr(attention[image, kind, layer], np.abs(windows[image, layer])).statistic for layer in range(3)
+            ]
             np.testing.assert_allclose(found["window_rank"][image, kind], expected)
             expected = [spearmanr(mean[image, kind], np.abs(effects[image, :, at])).statistic for at in (0, 1)]
             np.testing.assert_allclose(found["one_rank"][image, kind, :2], expected)
@@ -437,8 +466,9 @@ def test_the_section(extracted: tuple[HTCVLM, Path]) -> None:
     np.testing.assert_allclose(found["group_change"][:, 0, 3], whole.change[:, 0, -1], atol=1e-6)
     np.testing.assert_array_equal(found["mean_group_change"], found["group_change"].mean(0, dtype=float).astype("f4"))
     assert (found["mean_group_change_lower"] <= found["mean_group_change_upper"]).all()
-    assert found["shapley_players"][A:] == [f"{name} patches" for name in
-                                            ("upper left", "upper right", "lower left", "lower right")]
+    assert found["shapley_players"][A:] == [
+        f"{name} patches" for name in ("upper left", "upper right", "lower left", "lower right")
+    ]
     assert found["rank"].shape == (4, 4, 2, LAYERS + 1)
     assert np.isfinite(found["rank"][:, :2]).all() and np.isnan(found["rank"][:, 2:, :, LAYERS - 1]).all()
     effect = np.abs(np.nanmean(found["loo_answers"][0], -1))

@@ -80,12 +80,14 @@ def test_mean_average_precision_is_that_of_scikit_learn_in_every_fold() -> None:
     y, prediction, _, fold, _ = example("multilabel")
     prediction = array(prediction) + 1e-6 * np.random.default_rng(0).random(y.shape)  # scikit-learn sees ties otherwise
     expected = [
-        np.mean([
-            theirs.average_precision_score(y[rows, c], array(prediction)[rows, c])
-            for rows in (np.flatnonzero((fold == k) & (y[:, c] != metrics.UNKNOWN)) for k in range(FOLDS))
-        ])
+        np.mean(
+            [
+                theirs.average_precision_score(y[rows, c], array(prediction)[rows, c])
+                for rows in (np.flatnonzero((fold == k) & (y[:, c] != metrics.UNKNOWN)) for k in range(FOLDS))
+            ]
+        )
         for c in range(C)
-    ]  # fmt: skip
+    ]
     assert metrics.evaluate("multilabel", y, prediction, fold)["mAP"] == pytest.approx(np.mean(expected))
 
 
@@ -302,9 +304,10 @@ def test_the_mean_of_row_bits_is_the_cross_entropy(kind: Kind) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "n", "columns", "seconds"), [
-    ("classes", 10_000, 100, 2), ("number", 10_000, 1, 6), ("multilabel", 2_000, 40, 5),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "n", "columns", "seconds"),
+    [("classes", 10_000, 100, 2), ("number", 10_000, 1, 6), ("multilabel", 2_000, 40, 5)],
+)
 def test_a_thousand_resamples_take_about_a_second(kind: Kind, n: int, columns: int, seconds: float) -> None:
     rng = np.random.default_rng(0)
     fold, each = np.arange(n) % 5, np.arange(n)

@@ -196,9 +196,7 @@ def test_configs_that_cannot_be_built_are_refused(change, message):
     "config",
     [
         MGVQConfig(widths=(32, 48, 96, 96, 128), depths=(0, 1, 1, 1, 1), groups=8, codebook_size=1024),
-        MGVQConfig(
-            widths=(16, 32, 64), depths=(1, 1, 1), groups=4, codebook_size=64, decoder_depths=(2, 1, 2)
-        ),
+        MGVQConfig(widths=(16, 32, 64), depths=(1, 1, 1), groups=4, codebook_size=64, decoder_depths=(2, 1, 2)),
         MGVQConfig(widths=(16, 32), depths=(0, 2), groups=1, codebook_size=8, attention_stages=0),
         SMALL,
     ],

@@ -161,9 +161,7 @@ def test_text_depends_on_its_image_and_on_the_position_after_it() -> None:
     model, pixels, ids = small_model(), images(), texts(1, T).expand(B, T)
     logits = model(pixels, input_ids=ids).logits
     assert (logits[0] - logits[1]).abs().max() > 1e-3
-    compressed = model.compress(
-        *model.hybrid(model.vision_features(pixels), model.quantize(pixels).quant.flatten(1))
-    )
+    compressed = model.compress(*model.hybrid(model.vision_features(pixels), model.quantize(pixels).quant.flatten(1)))
     torch.testing.assert_close(model.read(compressed, ids), logits)
     torch.testing.assert_close(model.read(compressed, ids), logits)  # reading does not write to the cache
     assert compressed.cache.get_seq_length() == 1
@@ -323,9 +321,7 @@ def test_the_vision_layer_is_a_hugging_face_hidden_state() -> None:
     for layer in (0, 1, -1, -2):
         model = small_model(vision_layer=layer)
         pixels = images()
-        mean, std = (
-            torch.tensor(v)[:, None, None] for v in (model.config.image_mean, model.config.image_std)
-        )
+        mean, std = (torch.tensor(v)[:, None, None] for v in (model.config.image_mean, model.config.image_std))
         states = model.vision_tower((pixels - mean) / std, output_hidden_states=True).hidden_states
         assert torch.equal(model.vision_features(pixels), states[layer][:, 1:])
     with pytest.raises(ValueError, match=r"pixel_values have shape .* takes \(images, 3, 32, 32\)"):
@@ -472,13 +468,7 @@ def test_the_papers_configuration_has_the_papers_sizes() -> None:
     assert round(parameters(model.mgvq) / 1e6, 1) == 215.8
     assert parameters(model.patch_projector) == 1024 * d + d + d * d + d
     assert parameters(model.anchor_projector) == 14112 * d + d + d * 4 * d + 4 * d
-    parts = (
-        model.vision_tower,
-        model.mgvq,
-        model.patch_projector,
-        model.anchor_projector,
-        model.language_model,
-    )
+    parts = (model.vision_tower, model.mgvq, model.patch_projector, model.anchor_projector, model.language_model)
     assert parameters(model) == sum(map(parameters, parts)) + d
     assert isinstance(model.vision_tower, CLIPVisionModel)
 
@@ -518,10 +508,7 @@ def test_patches_lie_where_the_image_has_them() -> None:
         ({"vision_layer": 4}, "vision_layer 4 is not a hidden state of a CLIP of 3 layers"),
         ({"image_std": (1.0, 0.0, 1.0)}, "std above 0"),
         ({"text": {"max_position_embeddings": 21}}, "21 image positions leave no room"),
-        (
-            {"vision_config": {"image_size": 36, "patch_size": 8}},
-            "36 is not a multiple of CLIP's patch_size 8",
-        ),
+        ({"vision_config": {"image_size": 36, "patch_size": 8}}, "36 is not a multiple of CLIP's patch_size 8"),
         ({"vision_config": {"image_size": 30, "patch_size": 6}}, "expected a multiple of 4"),
     ],
 )

@@ -43,9 +43,7 @@ def usual(kind: str) -> np.ndarray:
     }[kind]()
 
 
-KINDS = (
-    "noise", "mixed", "scales", "heavy", "one", "rare", "classes", "wide", "constant", "almost constant",
-)  # fmt: skip
+KINDS = ("noise", "mixed", "scales", "heavy", "one", "rare", "classes", "wide", "constant", "almost constant")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -149,9 +147,12 @@ def test_a_run_is_told_of_once_for_each_representation_in_its_results(tmp_path: 
         assert not any(" rows are " in one for one in alone.warnings)  # as v_pooled tells them apart
         np.testing.assert_array_equal(features.load(run, Representation("z_voco", 1)), z[:, 1].astype(np.float32))
     other = make_run(
-        tmp_path / "train.h5", rng.standard_normal((N, 2, WIDTH)), {SIZE: rng.standard_normal(N)},
-        v_d=np.concatenate([v_d[:1], rng.standard_normal((N - 1, 2, WIDTH))]), groups=[f"train {i}" for i in range(N)],
-    )  # fmt: skip
+        tmp_path / "train.h5",
+        rng.standard_normal((N, 2, WIDTH)),
+        {SIZE: rng.standard_normal(N)},
+        v_d=np.concatenate([v_d[:1], rng.standard_normal((N - 1, 2, WIDTH))]),
+        groups=[f"train {i}" for i in range(N)],
+    )
     with open_run(path) as run, open_run(other) as train:
         found = suite.probe(suite.plan(run, quick("size", representations=("v_d",)), train=train))
     assert any("v_d: 4 of 480 rows are equal to a row of another group" in one for one in found.warnings)

@@ -84,18 +84,31 @@ def small(kind: type[HTCVLM] = HTCVLM) -> Any:
     torch.manual_seed(0)
     config = HTCConfig(
         vision_config={
-            "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "image_size": SIZE, "patch_size": 4,
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": SIZE,
+            "patch_size": 4,
         },
         text_config={
-            "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-            "vocab_size": 30, "max_position_embeddings": 64,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "vocab_size": 30,
+            "max_position_embeddings": 64,
         },
         mgvq={
-            "widths": (16, 32, 32), "depths": (0, 1, 1), "groups": 4, "codebook_size": 64, "latent_channels": 16,
-            "attention_stages": 1, "head_dim": 16,
+            "widths": (16, 32, 32),
+            "depths": (0, 1, 1),
+            "groups": 4,
+            "codebook_size": 64,
+            "latent_channels": 16,
+            "attention_stages": 1,
+            "head_dim": 16,
         },
-    )  # fmt: skip
+    )
     return kind(config).eval()
 
 
@@ -178,9 +191,15 @@ def test_workers_stay_a_little_ahead_and_end_when_nobody_wants_more(tmp_path: Pa
 
 
 SOURCES: dict[str, Callable[[Path], object]] = {
-    "3dshapes": write_3dshapes, "clevr": write_clevr, "datasets": write_datasets, "gqa": write_gqa,
-    "coco": make_coco, "cub": make_cub, "dtd": make_dtd, "paco": make_paco,
-}  # fmt: skip
+    "3dshapes": write_3dshapes,
+    "clevr": write_clevr,
+    "datasets": write_datasets,
+    "gqa": write_gqa,
+    "coco": make_coco,
+    "cub": make_cub,
+    "dtd": make_dtd,
+    "paco": make_paco,
+}
 
 
 def opened(name: str, folder: Path) -> Any:

@@ -193,9 +193,11 @@ def test_a_file_that_is_missing_damaged_or_something_else_is_told(tmp_path: Path
         load(path)
     arrays = {"0.rows": np.arange(5), "0.fold": np.arange(5), "0.y": np.arange(5), "0.0.said": np.arange(5)}
     about = {
-        "schema": "htc-probe-predictions-1", "run": "{}", "tasks": json.dumps([["t", "classes", ["a", "b"]]]),
+        "schema": "htc-probe-predictions-1",
+        "run": "{}",
+        "tasks": json.dumps([["t", "classes", ["a", "b"]]]),
         "representations": json.dumps([["z_voco", 1]]),
-    }  # fmt: skip
+    }
     for logs in (np.zeros((5, 3), np.float16), np.zeros((5, 2), np.float16)):
         save_file(arrays | {"0.0.logs": logs}, path, about)
         with pytest.raises(UserError, match="cannot be read"):  # columns that are none; classes that are none
@@ -207,5 +209,3 @@ def test_a_file_that_is_missing_damaged_or_something_else_is_told(tmp_path: Path
                 load(path)
         else:
             assert not len(load(path))
-
-

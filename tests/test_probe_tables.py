@@ -127,13 +127,31 @@ def made(
             confusions += [Confusion(task, *key, classes, counts) for key in (("z_voco", LAST), ("v_d", None))]
     comparisons.append(compare("semantic", None, "mean", token, "v_d", 0.5))
     return Results(
-        config={"seed": 0, "protocol": {
-            "seed": 0, "match_dim": None, "guided": False, "types": None, "inner_folds": 3, "strengths": [100.0, 0.001],
-            "ridge_strengths": [1000.0, 1e-6], "resamples": 1000, "control_draws": 3, "outer_folds": 5,
-        }},
+        config={
+            "seed": 0,
+            "protocol": {
+                "seed": 0,
+                "match_dim": None,
+                "guided": False,
+                "types": None,
+                "inner_folds": 3,
+                "strengths": [100.0, 0.001],
+                "ridge_strengths": [1000.0, 1e-6],
+                "resamples": 1000,
+                "control_draws": 3,
+                "outer_folds": 5,
+            },
+        },
         run={
-            "file": "scenes-val.h5", "created": "2026-11-22T20:31:29+00:00", "dataset": "scenes", "split": "val",
-            "topology": "star", "images": 2000, "model": "htc-tiny", "sha256": "a6d3" * 16, "last_layer": LAST,
+            "file": "scenes-val.h5",
+            "created": "2026-11-22T20:31:29+00:00",
+            "dataset": "scenes",
+            "split": "val",
+            "topology": "star",
+            "images": 2000,
+            "model": "htc-tiny",
+            "sha256": "a6d3" * 16,
+            "last_layer": LAST,
         },
         versions={"python": "3.11.7", "numpy": "2.4.6"},
         warnings=("detail: 1 class dropped",),
@@ -143,7 +161,7 @@ def made(
         baselines=tuple(baselines),
         curves=tuple(curves),
         confusions=tuple(confusions),
-    )  # fmt: skip
+    )
 
 
 def reviewed(results: Results) -> Results:
@@ -349,8 +367,10 @@ def test_warnings_that_differ_in_their_subject_alone_are_told_together() -> None
     several = tuple(f"shade from {name}: too weak" for name in "abcdef")
     told = table.doubts(replace(results, warnings=(*several, "no colon here", "nor here")))
     assert told == [
-        "shade from a, shade from b, shade from c, shade from d and 2 more: too weak", "no colon here", "nor here",
-    ]  # fmt: skip
+        "shade from a, shade from b, shade from c, shade from d and 2 more: too weak",
+        "no colon here",
+        "nor here",
+    ]
 
 
 def test_a_class_with_few_images_is_told() -> None:

@@ -56,9 +56,17 @@ def make_run(
     roles = ("anchor",) * anchors + ("patch", "voco")
     keys = len(roles)
     shape = RunShape(
-        n, layers, stack, 1, width, anchors, None if codes is None else codes.shape[1:], roles,
-        (-1,) * keys, (-1,) * keys,
-    )  # fmt: skip
+        n,
+        layers,
+        stack,
+        1,
+        width,
+        anchors,
+        None if codes is None else codes.shape[1:],
+        roles,
+        (-1,) * keys,
+        (-1,) * keys,
+    )
     info = RunInfo({}, {"name": "planted", "sha256": "00"}, "planted", "val", "star" if anchors else "patches", {})
     with RunWriter(path, info, shape, tuple(labels), store_dtype="float32") as writer:
         writer.append(
@@ -547,16 +555,11 @@ def test_classes_of_two_runs_are_matched_by_name(tmp_path: Path) -> None:
     many_here = Task("present", "detail", "multilabel", ("cat", "dog"))
     many_there = Task("present", "detail", "multilabel", ("dog", "owl", "cat"))
     paths = [
-        make_run(
-            tmp_path / "val.h5", x[0, :, None], {here: y[0], many_here: (factor[0, :, :2] > 0).astype(np.uint8)}
-        ),
+        make_run(tmp_path / "val.h5", x[0, :, None], {here: y[0], many_here: (factor[0, :, :2] > 0).astype(np.uint8)}),
         make_run(
             tmp_path / "train.h5",
             x[1, :, None],
-            {
-                there: np.array([2, 3, 1])[y[1]],
-                many_there: (factor[1][:, [1, 2, 0]] > 0).astype(np.uint8),
-            },
+            {there: np.array([2, 3, 1])[y[1]], many_there: (factor[1][:, [1, 2, 0]] > 0).astype(np.uint8)},
             groups=[f"train {i}" for i in range(N)],
         ),
     ]
@@ -622,12 +625,7 @@ def test_tasks_that_the_other_run_cannot_teach_are_refused(folder: Path, other: 
 def test_a_task_that_the_scored_images_cannot_score_is_skipped(other: Path, tmp_path: Path) -> None:
     """Known in the run that is learned from, and here on no image, or constant."""
     x = np.random.default_rng(0).standard_normal((N, 3, WIDTH))
-    labels = {
-        SHAPE: np.full(N, -1),
-        PRESENT: np.zeros((N, 3), np.uint8),
-        SIZE: np.full(N, 2.0),
-        COIN: np.arange(N) % 2,
-    }
+    labels = {SHAPE: np.full(N, -1), PRESENT: np.zeros((N, 3), np.uint8), SIZE: np.full(N, 2.0), COIN: np.arange(N) % 2}
     path = make_run(tmp_path / "bare.h5", x, labels)
     with open_run(path) as run, open_run(other) as train:
         found = suite.probe(suite.plan(run, quick("semantic", "detail"), train=train))
@@ -775,10 +773,7 @@ def test_all_means_every_task_and_match_dim_writes_no_weights(folder: Path, tmp_
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (
-            ["colour"],
-            "'colour' is neither a suite nor a task of planted-val.h5; it has semantic: shape, present",
-        ),
+        (["colour"], "'colour' is neither a suite nor a task of planted-val.h5; it has semantic: shape, present"),
         (["--layers", "7"], "layer 7 is not in planted-val.h5; it holds 0, 1, 2"),
         (["--layers", "first"], "neither 'all' nor numbers"),
         (["--folds", "1"], "use 2 or more"),

@@ -20,16 +20,31 @@ SIZES = [(24, 24), (37, 25), (25, 37), (61, 24), (24, 61), (10, 7), (7, 90), (33
 # As llava-hf/llava-1.5-7b-hf has it, and, of the time before image processors, openai/clip-vit-large-patch14-336; of
 # smaller images.
 LLAVA: dict[str, Any] = {
-    "crop_size": {"height": SIZE, "width": SIZE}, "do_center_crop": True, "do_convert_rgb": True, "do_normalize": True,
-    "do_rescale": True, "do_resize": True, "image_mean": list(CLIP_MEAN), "image_processor_type": "CLIPImageProcessor",
-    "image_std": list(CLIP_STD), "processor_class": "LlavaProcessor", "resample": 3,
-    "rescale_factor": 0.00392156862745098, "size": {"shortest_edge": SIZE},
-}  # fmt: skip
+    "crop_size": {"height": SIZE, "width": SIZE},
+    "do_center_crop": True,
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": list(CLIP_MEAN),
+    "image_processor_type": "CLIPImageProcessor",
+    "image_std": list(CLIP_STD),
+    "processor_class": "LlavaProcessor",
+    "resample": 3,
+    "rescale_factor": 0.00392156862745098,
+    "size": {"shortest_edge": SIZE},
+}
 CLIP: dict[str, Any] = {
-    "crop_size": SIZE, "do_center_crop": True, "do_normalize": True, "do_resize": True,
-    "feature_extractor_type": "CLIPFeatureExtractor", "image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD),
-    "resample": 3, "size": SIZE,
-}  # fmt: skip
+    "crop_size": SIZE,
+    "do_center_crop": True,
+    "do_normalize": True,
+    "do_resize": True,
+    "feature_extractor_type": "CLIPFeatureExtractor",
+    "image_mean": list(CLIP_MEAN),
+    "image_std": list(CLIP_STD),
+    "resample": 3,
+    "size": SIZE,
+}
 PADDED = {"image_processor_type": "LlavaImageProcessorFast", "do_pad": True}
 FOLLOWED: dict[str, dict[str, Any]] = {
     "LLaVA": LLAVA,
@@ -133,9 +148,7 @@ def test_without_a_processor_clip_s_own_for_that_size(tmp_path: Path) -> None:
         ({"image_processor_type": "LlavaNextImageProcessor"}, "LlavaNextImageProcessor"),
     ],
 )
-def test_what_cannot_be_followed_is_refused_with_the_reason(
-    change: dict[str, Any], words: str, tmp_path: Path
-) -> None:
+def test_what_cannot_be_followed_is_refused_with_the_reason(change: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"preprocessor_config.json has .*{words}") as caught:
         image_settings(write(tmp_path, LLAVA | change), SIZE)
     assert "\n" not in str(caught.value)

@@ -83,9 +83,19 @@ def test_what_stops_a_worker_is_one_line(model: Path, tmp_path: Path, capsys: An
         scenes.render(scenes.scene("val", number), 32).save(folder / f"{number}.png")
     (folder / "5.png").write_bytes(b"no picture")
     arguments = [
-        "--model", str(model), "--data", str(folder.parent), "--out", str(tmp_path / "run.h5"), "--batch-size", "2",
-        "--shard-images", "2", "--engine", "ray",
-    ]  # fmt: skip
+        "--model",
+        str(model),
+        "--data",
+        str(folder.parent),
+        "--out",
+        str(tmp_path / "run.h5"),
+        "--batch-size",
+        "2",
+        "--shard-images",
+        "2",
+        "--engine",
+        "ray",
+    ]
     assert main(arguments) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "5.png" in said and "--on-error skip" in said
@@ -95,11 +105,18 @@ def test_what_stops_a_worker_is_one_line(model: Path, tmp_path: Path, capsys: An
 
 @pytest.mark.parametrize(
     ("given", "words"),
-    [(("--shard", "0/2"), "leave out --shard"), (("--device", "cuda:1"), "gives every worker its own"),
-     (("--device", "cuda"), "has no GPU")],
-)  # fmt: skip
+    [
+        (("--shard", "0/2"), "leave out --shard"),
+        (("--device", "cuda:1"), "gives every worker its own"),
+        (("--device", "cuda"), "has no GPU"),
+    ],
+)
 def test_settings_that_ray_decides_are_refused(
-    model: Path, tmp_path: Path, capsys: Any, given: tuple[str, ...], words: str  # noqa: F811
+    model: Path,
+    tmp_path: Path,
+    capsys: Any,
+    given: tuple[str, ...],
+    words: str,  # noqa: F811
 ) -> None:
     assert main([*command(model, tmp_path / "run.h5"), "--engine", "ray", *given]) == 2
     said = capsys.readouterr().err

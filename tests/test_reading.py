@@ -32,8 +32,10 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
 def test_neighbours_are_scikit_learns_but_never_of_the_own_group() -> None:
     x = normal(40, 5)
     groups = np.arange(40) // 2
-    for found, metric in ((geometry.neighbours(x, np.arange(40), 4), "cosine"),
-                          (geometry.nearest(x, np.arange(40), 4), "euclidean")):  # fmt: skip
+    for found, metric in (
+        (geometry.neighbours(x, np.arange(40), 4), "cosine"),
+        (geometry.nearest(x, np.arange(40), 4), "euclidean"),
+    ):
         wanted = NearestNeighbors(n_neighbors=5, metric=metric).fit(x).kneighbors(x, return_distance=False)[:, 1:]
         np.testing.assert_array_equal(found, wanted)
     x[1::2] = x[::2]  # twins, in pairs of one group

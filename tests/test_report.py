@@ -102,9 +102,10 @@ def test_a_retention_that_is_not_defined_is_said_and_not_drawn(estimate: float |
     said = ["not defined (v_pooled is at its floor)" in tick for tick in figure.layout.yaxis.ticktext]
     assert said == [True, False, False]
     assert "; of shade it is not defined (v_pooled is at its floor)." in " ".join(report.methods(results))
-    everywhere = [replace(row, retention=none) for row in rows], [
-        replace(mean, retention=none) for mean in results.suite_means
-    ]
+    everywhere = (
+        [replace(row, retention=none) for row in rows],
+        [replace(mean, retention=none) for mean in results.suite_means],
+    )
     results = replace(results, rows=tuple(everywhere[0]), suite_means=tuple(everywhere[1]))
     figure = figures.retention(results, "detail")
     assert figure is not None and all("not defined (v_pooled" in tick for tick in figure.layout.yaxis.ticktext)
@@ -238,9 +239,18 @@ def test_results_of_one_task_without_extras_make_a_page() -> None:
     rows = tuple(replace(row, **gone, metrics={}) for row in results.rows)
     means = tuple(replace(mean, retention=None) for mean in results.suite_means)
     results = replace(
-        results, config={}, versions={}, run={}, rows=rows, suite_means=means,
-        comparisons=(), baselines=(), curves=(), confusions=(), warnings=(),
-    )  # fmt: skip
+        results,
+        config={},
+        versions={},
+        run={},
+        rows=rows,
+        suite_means=means,
+        comparisons=(),
+        baselines=(),
+        curves=(),
+        confusions=(),
+        warnings=(),
+    )
     assert [section.heading for section in report.sections(results)] == ["own: scores", "own: bits"]
     assert "None" not in " ".join(report.methods(results))
     assert "Linear probes" in report.page(results)
@@ -270,12 +280,21 @@ def test_methods_say_what_was_done_and_nothing_else() -> None:
     results = made()
     text = " ".join(report.methods(results))
     for fact in (
-        "2000 images of scenes val through htc-tiny", "a6d3a6d3a6d3", "category (4 classes, n = 2,000 in 2,000 groups)",
-        "held out once in 5 folds", "from 100 to 0.001 (logistic)", "from 1000 to 1e-06 (ridge)",
-        "3 grouped inner folds", "at most 3e-07", "1000 resamples",
+        "2000 images of scenes val through htc-tiny",
+        "a6d3a6d3a6d3",
+        "category (4 classes, n = 2,000 in 2,000 groups)",
+        "held out once in 5 folds",
+        "from 100 to 0.001 (logistic)",
+        "from 1000 to 1e-06 (ridge)",
+        "3 grouped inner folds",
+        "at most 3e-07",
+        "1000 resamples",
         "over 8 comparisons of tasks and over 1 of suite means",
-        "correction over 8 comparisons.", "in 3 random draws", "seed 0", "numpy 2.4.6",
-    ):  # fmt: skip
+        "correction over 8 comparisons.",
+        "in 3 random draws",
+        "seed 0",
+        "numpy 2.4.6",
+    ):
         assert fact in text, fact
     for absent in ("principal directions", "circular", "only those around", "trained on a run of its own"):
         assert absent not in text

@@ -49,9 +49,19 @@ def model(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(model: Path, out: Path, images: int = IMAGES) -> list[str]:
     return [
-        "--model", str(model), "--limit", str(images), "--out", str(out), "--device", "cpu", "--batch-size", "2",
-        "--shard-images", "4",
-    ]  # fmt: skip
+        "--model",
+        str(model),
+        "--limit",
+        str(images),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+        "--batch-size",
+        "2",
+        "--shard-images",
+        "4",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +103,13 @@ def interrupted_after(images: int, monkeypatch: Any, error: BaseException) -> No
 def start(arguments: list[str], **settings: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "extract.cli", *arguments],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, **settings,
-    )  # fmt: skip
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        **settings,
+    )
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("the model broke"), MemoryError()])

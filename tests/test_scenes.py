@@ -16,9 +16,7 @@ MANY = [scene("train", i) for i in range(3000)]
 def test_a_scene_is_the_same_on_every_call_and_no_other():
     assert scene("val", 7) == scene("val", 7)
     assert np.array_equal(*(np.asarray(scenes.render(scene("val", 7), 64)) for _ in range(2)))
-    pictures = {
-        scenes.render(scene(split, i), 32).tobytes() for split in scenes.SPLITS for i in range(40)
-    }
+    pictures = {scenes.render(scene(split, i), 32).tobytes() for split in scenes.SPLITS for i in range(40)}
     assert len(pictures) == 3 * 40
 
 

@@ -11,15 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from extract.vlm.star import (
-    TOPOLOGIES,
-    Compressed,
-    Direct,
-    Topology,
-    compress,
-    direct_products,
-    star_mask,
-)
+from extract.vlm.star import TOPOLOGIES, Compressed, Direct, Topology, compress, direct_products, star_mask
 
 GOLDEN = Path(__file__).parent / "golden" / "voco_llama_tiny.safetensors"
 # B images, P prefix, N hybrid, T text tokens
@@ -61,12 +53,7 @@ def text_logits(llama: LlamaForCausalLM, compressed: Compressed, ids: Tensor) ->
 
 
 def stock(
-    llama: LlamaForCausalLM,
-    hybrid: Tensor,
-    prefix: Tensor | None,
-    voco: Tensor,
-    ids: Tensor,
-    topology: Topology,
+    llama: LlamaForCausalLM, hybrid: Tensor, prefix: Tensor | None, voco: Tensor, ids: Tensor, topology: Topology
 ):
     """Hidden states and rows of <voco> and the text's logits, from the stock model under the float mask."""
     parts = [hybrid, voco.expand(B, 1, WIDTH), llama.model.embed_tokens(ids)]
@@ -100,9 +87,7 @@ def gradients(outputs: tuple[Tensor, ...], sources: dict[str, Tensor]) -> dict[s
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 @pytest.mark.parametrize("prefixed", [0, P])
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
-def test_it_equals_the_stock_model_under_the_same_mask(
-    kv_heads: int, prefixed: int, topology: Topology
-) -> None:
+def test_it_equals_the_stock_model_under_the_same_mask(kv_heads: int, prefixed: int, topology: Topology) -> None:
     llama = small_llama(kv_heads, attention_bias=kv_heads == 2)
     hybrid, prefix, voco = inputs(prefixed)
     ids = torch.arange(B * T).view(B, T)
@@ -224,11 +209,7 @@ def test_bfloat16_is_close_to_float32(topology: Topology) -> None:
     assert hybrid is not None and prefix is not None and voco is not None
     exact = compress(llama.model, hybrid, voco, topology=topology, prefix=prefix)
     half = compress(
-        llama.model.to(torch.bfloat16),
-        hybrid.bfloat16(),
-        voco.bfloat16(),
-        topology=topology,
-        prefix=prefix.bfloat16(),
+        llama.model.to(torch.bfloat16), hybrid.bfloat16(), voco.bfloat16(), topology=topology, prefix=prefix.bfloat16()
     )
     assert half.hidden.dtype == torch.bfloat16 and half.attention.dtype == torch.float32
     assert (half.hidden.float() - exact.hidden).norm() < 0.05 * exact.hidden.norm()
@@ -286,9 +267,7 @@ def test_the_mask_is_the_graph_of_the_paper() -> None:
     assert sees.int().tolist() == wanted
     assert (star_mask(1, 2, 2, topology="causal")[0, 0] == 0)[2].int().tolist() == [1, 1, 1, 0, 0, 0]
     assert (star_mask(1, 2, 2, topology="full")[0, 0] == 0)[1].int().tolist() == [1, 1, 1, 0, 0, 0]
-    assert star_mask(1, 2, 2).is_floating_point(), (
-        "transformers' eager attention would add a boolean to the scores"
-    )
+    assert star_mask(1, 2, 2).is_floating_point(), "transformers' eager attention would add a boolean to the scores"
 
 
 def test_an_unknown_topology_lists_the_known_ones() -> None:
@@ -310,11 +289,7 @@ def test_causal_reproduces_the_reference_voco_llama() -> None:
     text = slice(voco + 1, voco + 1 + words)
     with torch.no_grad():
         compressed = compress(
-            llama.model,
-            sequence[:, system:voco],
-            sequence[:, [voco]],
-            topology="causal",
-            prefix=sequence[:, :system],
+            llama.model, sequence[:, system:voco], sequence[:, [voco]], topology="causal", prefix=sequence[:, :system]
         )
         positions = torch.arange(text.start, text.stop)[None]
         out = llama(

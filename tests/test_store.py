@@ -14,17 +14,7 @@ import numpy as np
 import pytest
 
 from extract.errors import UserError
-from extract.store import (
-    Batch,
-    RunInfo,
-    RunShape,
-    RunWriter,
-    Task,
-    estimate_bytes,
-    list_runs,
-    newest_run,
-    open_run,
-)
+from extract.store import Batch, RunInfo, RunShape, RunWriter, Task, estimate_bytes, list_runs, newest_run, open_run
 
 TASKS = (
     Task("shape", "semantic", "classes", ("disc", "box", "star")),
@@ -398,15 +388,7 @@ def test_the_estimate_bounds_the_file_from_above_but_not_by_much(tmp_path: Path)
     path = write(tmp_path / "run.h5", shape, [batch_of(shape, i, 16) for i in range(0, 64, 16)])
     assert 0.6 < path.stat().st_size / estimate_bytes(shape, TASKS, "float16") < 1.05
     paper = RunShape(
-        1,
-        32,
-        tuple(range(33)),
-        32,
-        4096,
-        4,
-        (21, 21, 8),
-        ("anchor",) * 4 + ("patch",) * 577,
-        *[(0,) * 581] * 2,
+        1, 32, tuple(range(33)), 32, 4096, 4, (21, 21, 8), ("anchor",) * 4 + ("patch",) * 577, *[(0,) * 581] * 2
     )
     attention, stack = 32 * 32 * 581 * 2, 33 * 4096 * 2
     assert attention + stack < estimate_bytes(paper, (), "float16") < 1.1 * (attention + stack) + 64 * 1024

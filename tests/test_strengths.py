@@ -138,8 +138,12 @@ def test_top1_is_chosen_by_right_answers_as_scikit_learn_does_it() -> None:
         ours = float((np.asarray(found.prediction).argmax(1) == y[~train]).mean())
         z = StandardScaler().fit(x[train])
         theirs = LogisticRegressionCV(
-            Cs=1 / (train.sum() * np.array(LADDER)[list(FIRST)]), cv=3, scoring="accuracy", max_iter=2000,
-            use_legacy_attributes=False, l1_ratios=(0,),
+            Cs=1 / (train.sum() * np.array(LADDER)[list(FIRST)]),
+            cv=3,
+            scoring="accuracy",
+            max_iter=2000,
+            use_legacy_attributes=False,
+            l1_ratios=(0,),
         ).fit(z.transform(x[train]), y[train])
         gained.append(ours - theirs.score(z.transform(x[~train]), y[~train]))
         assert {found.strength, found.coded_strength} <= set(LADDER)

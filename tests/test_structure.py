@@ -15,28 +15,62 @@ ALLOWED = {
     "extract": {"extract"},
     "probes": {"probes", "extract.store", "extract.errors"},
     "analysis": {
-        "analysis", "extract.store", "extract.errors", "probes.weights", "probes.results", "probes.circular",
+        "analysis",
+        "extract.store",
+        "extract.errors",
+        "probes.weights",
+        "probes.results",
+        "probes.circular",
         # Only where the model runs.
-        "extract.vlm", "extract.models", "extract.data", "extract.pipeline", "extract.images", "extract.capture",
+        "extract.vlm",
+        "extract.models",
+        "extract.data",
+        "extract.pipeline",
+        "extract.images",
+        "extract.capture",
     },
     "dashboards": {
-        "dashboards", "extract.store", "extract.shards", "extract.errors", "probes.results", "probes.table",
-        "probes.figures", "probes.predictions", "probes.inference", "probes.metrics", "probes.circular",
-        "analysis.results", "analysis.summary", "analysis.stats", "analysis.attention",
+        "dashboards",
+        "extract.store",
+        "extract.shards",
+        "extract.errors",
+        "probes.results",
+        "probes.table",
+        "probes.figures",
+        "probes.predictions",
+        "probes.inference",
+        "probes.metrics",
+        "probes.circular",
+        "analysis.results",
+        "analysis.summary",
+        "analysis.stats",
+        "analysis.attention",
     },
 }
 H5PY_AT = {
-    "extract/store.py", "analysis/results.py", "extract/data/shapes3d.py", "benchmarks/extraction.py",
+    "extract/store.py",
+    "analysis/results.py",
+    "extract/data/shapes3d.py",
+    "benchmarks/extraction.py",
     "benchmarks/stream.py",
 }
 # What opens runs or names data must not bring in what only running the model needs.
 WITHOUT_TORCH = (
-    "extract/store.py", "extract/info.py", "extract/errors.py", "extract/environment.py", "extract/data/", "dashboards/"
-)  # fmt: skip
+    "extract/store.py",
+    "extract/info.py",
+    "extract/errors.py",
+    "extract/environment.py",
+    "extract/data/",
+    "dashboards/",
+)
 LIGHT_COMMANDS = (
-    "extract/cli.py", "extract/info.py", "extract/training/cli.py", "probes/cli.py", "analysis/cli.py",
+    "extract/cli.py",
+    "extract/info.py",
+    "extract/training/cli.py",
+    "probes/cli.py",
+    "analysis/cli.py",
     "dashboards/cli.py",
-)  # fmt: skip
+)
 HEAVY = {"torch", "transformers", "diffusers", "transformer_lens", "umap", "sklearn", "h5py", "streamlit", "plotly"}
 
 

@@ -13,8 +13,24 @@ from extract.training.cli import main
 from extract.training.config import Schedule
 from extract.training.stage import Batches, train_stage
 
-SHORT = ["--images", "48", "--val-images", "20", "--clip.steps", "3", "--clip.batch", "8", "--mgvq.steps", "3",
-         "--mgvq.batch", "8", "--answers.steps", "3", "--answers.batch", "8"]  # fmt: skip
+SHORT = [
+    "--images",
+    "48",
+    "--val-images",
+    "20",
+    "--clip.steps",
+    "3",
+    "--clip.batch",
+    "8",
+    "--mgvq.steps",
+    "3",
+    "--mgvq.batch",
+    "8",
+    "--answers.steps",
+    "3",
+    "--answers.batch",
+    "8",
+]
 
 
 class Line(nn.Module):
@@ -107,9 +123,15 @@ def test_sentences_are_read_to_their_end():
 
     tokenizer = scene_words.build_tokenizer()
     ids, mask = map(torch.from_numpy, scene_words.encode_sentences(tokenizer, tiny.sentence_bank()))
-    text = CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=ids.shape[1], num_hidden_layers=1,
-                          eos_token_id=tokenizer.eos_token_id, hidden_size=32, num_attention_heads=2,
-                          intermediate_size=32)  # fmt: skip
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=ids.shape[1],
+        num_hidden_layers=1,
+        eos_token_id=tokenizer.eos_token_id,
+        hidden_size=32,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
     config = CLIPConfig(vision_config=tiny._vision_config().to_dict(), text_config=text.to_dict(), projection_dim=32)
     clip = CaptionCLIP(config, ids, mask, layer=-1, mean=(0.5,) * 3, deviation=(0.5,) * 3).clip
     with torch.no_grad():
@@ -154,5 +176,3 @@ def test_the_bottleneck_learns_answers_from_cached_features(tmp_path):
     after = tiny.answer_accuracy(model, "train", features)
     assert [e for e in log if "loss" in e][-1]["loss"] < 0.2
     assert np.mean(list(after.values())) > 0.9 > 0.3 > np.mean(list(before.values()))
-
-

@@ -307,8 +307,10 @@ def test_guided_strengths_are_next_to_those_of_the_whole_grid(noise: float) -> N
         for one, two in zip(whole, near, strict=True):
             assert abs(np.log10(one.strength / two.strength)) < 1.1
     for t, task in enumerate(tasks):
-        bits = [metrics.evaluate(task.kind, task.y, joined([f[t] for f in parts], fold), fold)["cross-entropy"]
-                for parts in (exact, guided)]  # fmt: skip
+        bits = [
+            metrics.evaluate(task.kind, task.y, joined([f[t] for f in parts], fold), fold)["cross-entropy"]
+            for parts in (exact, guided)
+        ]
         assert bits[1] == pytest.approx(bits[0], abs=0.03)
 
 
@@ -449,9 +451,7 @@ def test_intervals_of_fitted_probes_hold_what_the_probes_would_score_on_all_imag
                 low, high = inference.interval(scores[0][metric].draws, scored)
                 inside.setdefault(metric, []).append(low <= values[0] <= high)
                 told = inference.difference(scores[0][metric], scores[1][metric], scored)
-                inside.setdefault(f"{metric}, difference", []).append(
-                    told.lower <= values[0] - values[1] <= told.upper
-                )
+                inside.setdefault(f"{metric}, difference", []).append(told.lower <= values[0] - values[1] <= told.upper)
             a, b = (score(coins, one[at])["top-1"] for coins in [rng.integers(0, 2, scored)] for one in log_p)
             p_of_equals.append(inference.difference(a, b, scored).p)
     for name, held in inside.items():

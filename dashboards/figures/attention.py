@@ -93,11 +93,16 @@ def head_heatmap(
         hover += f"<br>{spread[0]}: %{{customdata[{at}]:{number}}} to %{{customdata[{at + 1}]:{number}}}"
     figure = Figure(
         go.Heatmap(
-            **scale, x=np.arange(1, layers + 1), y=np.arange(1, heads + 1), xgap=1, ygap=1,
-            customdata=np.stack(custom, axis=-1).astype(np.float32), hovertemplate=hover + "<extra></extra>",
+            **scale,
+            x=np.arange(1, layers + 1),
+            y=np.arange(1, heads + 1),
+            xgap=1,
+            ygap=1,
+            customdata=np.stack(custom, axis=-1).astype(np.float32),
+            hovertemplate=hover + "<extra></extra>",
             colorbar={"thickness": 12, "outlinewidth": 0, **bar},
         )
-    )  # fmt: skip
+    )
     layer, head = mark
     if layer is not None or head is not None:
         x = (0.5, layers + 0.5) if layer is None else (layer + 0.5, layer + 1.5)
@@ -105,14 +110,21 @@ def head_heatmap(
         figure.add_shape(type="rect", x0=x[0], x1=x[1], y0=y[0], y1=y[1], line={"color": MARK, "width": 3})
     layer_axis(figure, layers)
     figure.update_yaxes(
-        title="head", range=[0.5, heads + 0.5], tickmode="linear", tick0=1, dtick=step(heads), showgrid=False,
+        title="head",
+        range=[0.5, heads + 0.5],
+        tickmode="linear",
+        tick0=1,
+        dtick=step(heads),
+        showgrid=False,
         zeroline=False,
-    )  # fmt: skip
+    )
     uniform = {"bits": f"{quantity.uniform:.2f}", "times uniform": "1"}.get(quantity.unit, f"{quantity.uniform:.2%}")
     return titled(
-        figure, quantity.title, f"{quantity.unit}, {uniform} if uniform · by layer and head · {images(n)}",
+        figure,
+        quantity.title,
+        f"{quantity.unit}, {uniform} if uniform · by layer and head · {images(n)}",
         height=min(640, max(400, 190 + 17 * heads)),
-    )  # fmt: skip
+    )
 
 
 class Curve(NamedTuple):
@@ -144,24 +156,37 @@ def share_curve(curves: Mapping[str, Curve], *, selection: str, log: bool = Fals
         hover = f"layer %{{x}}, {name}: %{{y:.2%}}<br>%{{customdata[0]:.3g}}× uniform"
         counts.append(f"{name}: {images(n)}")
         if band is not None:
-            counts[-1] += f", shaded {BAND[:-len(' of images')]} of {of:,}"
+            counts[-1] += f", shaded {BAND[: -len(' of images')]} of {of:,}"
             ends = np.stack([band.low, band.high], axis=-1)
             hover += f"<br>{BAND}: %{{customdata[1]:.2%}} to %{{customdata[2]:.2%}}"
             figure.add_scatter(
-                x=np.concatenate([layers, layers[::-1]]), y=np.concatenate([band.high, band.low[::-1]]), mode="lines",
-                fill="toself", fillcolor=transparent(colour, 0.22), line={"width": 0}, hoverinfo="skip",
-                name=f"{name}, {BAND}", showlegend=False,
-            )  # fmt: skip
+                x=np.concatenate([layers, layers[::-1]]),
+                y=np.concatenate([band.high, band.low[::-1]]),
+                mode="lines",
+                fill="toself",
+                fillcolor=transparent(colour, 0.22),
+                line={"width": 0},
+                hoverinfo="skip",
+                name=f"{name}, {BAND}",
+                showlegend=False,
+            )
         figure.add_scatter(
-            x=layers, y=share_L, mode="lines+markers", name=name, line={"color": colour, "width": 2.5},
+            x=layers,
+            y=share_L,
+            mode="lines+markers",
+            name=name,
+            line={"color": colour, "width": 2.5},
             customdata=np.concatenate([share_L[:, None] / uniform, ends], axis=1),
             hovertemplate=hover + "<extra></extra>",
-        )  # fmt: skip
+        )
         figure.add_scatter(
-            x=[0.5, len(share_L) + 0.5], y=[uniform, uniform], mode="lines", name=f"{name} if uniform: {uniform:.2%}",
+            x=[0.5, len(share_L) + 0.5],
+            y=[uniform, uniform],
+            mode="lines",
+            name=f"{name} if uniform: {uniform:.2%}",
             line={"color": colour, "width": 1.5, "dash": "dash"},
             hovertemplate=f"uniform share of the {name}: {uniform:.3%}<extra></extra>",
-        )  # fmt: skip
+        )
     layer_axis(figure, len(share_L))
     axis = {"type": "log", "dtick": 1} if log else {"range": [-0.02, 1.02]}
     figure.update_yaxes(title="share of all attention", tickformat=".3~%", zeroline=False, **axis)
@@ -204,15 +229,22 @@ def anchor_bars(
     anchors = np.arange(1, len(value_A) + 1)
     figure = Figure(
         go.Bar(
-            x=anchors, y=value_A, name="anchors", marker={"color": ROLE_COLOURS["anchor"]},
+            x=anchors,
+            y=value_A,
+            name="anchors",
+            marker={"color": ROLE_COLOURS["anchor"]},
             customdata=value_A / uniform,
             hovertemplate="anchor %{x}: %{y:.2%}<br>%{customdata:.3g}× uniform<extra></extra>",
         )
-    )  # fmt: skip
+    )
     figure.add_scatter(
-        x=[0.5, len(anchors) + 0.5], y=[uniform, uniform], mode="lines", name="uniform",
-        line={"color": NEUTRAL, "dash": "dash", "width": 1.5}, hovertemplate=f"uniform: {uniform:.3%}<extra></extra>",
-    )  # fmt: skip
+        x=[0.5, len(anchors) + 0.5],
+        y=[uniform, uniform],
+        mode="lines",
+        name="uniform",
+        line={"color": NEUTRAL, "dash": "dash", "width": 1.5},
+        hovertemplate=f"uniform: {uniform:.3%}<extra></extra>",
+    )
     figure.update_xaxes(title="anchor", tickmode="linear", tick0=1, dtick=step(len(anchors)), showgrid=False)
     figure.update_yaxes(title=of, tickformat=".3~%", rangemode="tozero")
     figure.update_layout(showlegend=False)
@@ -259,9 +291,16 @@ def patch_overlay(
     )
     if image is not None:
         figure.add_layout_image(
-            source=png(image, grey=True), xref="x", yref="y", x=0, y=0, sizex=width, sizey=height, sizing="stretch",
+            source=png(image, grey=True),
+            xref="x",
+            yref="y",
+            x=0,
+            y=0,
+            sizex=width,
+            sizey=height,
+            sizing="stretch",
             layer="below",
-        )  # fmt: skip
+        )
     figure.update_xaxes(visible=False, range=[0, width], constrain="domain")
     figure.update_yaxes(visible=False, range=[height, 0], scaleanchor="x", constrain="domain")
     subtitle = f"{selection}<br>{rows} × {cols} patches, uniform = {uniform:.2%} each · {images(n)}"
@@ -296,12 +335,19 @@ def first_tokens(
     custom[..., 4] = np.array([escape(name) for name in names], dtype=object)
     figure = Figure(
         go.Heatmap(
-            z=share_NF / uniform, x=x, y=y, zmin=0, zmax=float(share_NF.max()) / uniform or 1.0,
-            colorscale=HEAT, xgap=1, ygap=1, customdata=custom,
+            z=share_NF / uniform,
+            x=x,
+            y=y,
+            zmin=0,
+            zmax=float(share_NF.max()) / uniform or 1.0,
+            colorscale=HEAT,
+            xgap=1,
+            ygap=1,
+            customdata=custom,
             hovertemplate=hover + "%{customdata[1]:.3g}× uniform<extra></extra>",
             colorbar={"title": {"text": "× uniform", "side": "right"}, "thickness": 12, "outlinewidth": 0},
         )
-    )  # fmt: skip
+    )
     if 0 < anchors < F:
         figure.add_vline(x=anchors + 0.5, line={"color": NEUTRAL, "width": 3})
     if shown is not None and shown in numbers:
@@ -311,16 +357,22 @@ def first_tokens(
     short = [name.replace("anchor ", "A").replace("patch ", "") for name in names]
     axis = {"showgrid": False, "zeroline": False}
     figure.update_xaxes(
-        title="anchors, then patches (row,column)" if anchors else "patches (row,column)", tickvals=x,
-        ticktext=[escape(name) for name in short], range=[0.5, F + 0.5], tickangle=-45, **axis,
-    )  # fmt: skip
+        title="anchors, then patches (row,column)" if anchors else "patches (row,column)",
+        tickvals=x,
+        ticktext=[escape(name) for name in short],
+        range=[0.5, F + 0.5],
+        tickangle=-45,
+        **axis,
+    )
     figure.update_yaxes(
         title="image", tickvals=y, ticktext=[f"{number:,}" for number in numbers], range=[N + 0.5, 0.5], **axis
     )
     return titled(
-        figure, f"Attention on the first {F} tokens (the paper's Figure 3)",
-        f"{selection} · uniform = {uniform:.2%} each · {N} images, one a row", height=max(300, 170 + 22 * N),
-    )  # fmt: skip
+        figure,
+        f"Attention on the first {F} tokens (the paper's Figure 3)",
+        f"{selection} · uniform = {uniform:.2%} each · {N} images, one a row",
+        height=max(300, 170 + 22 * N),
+    )
 
 
 def distribution(value_N: np.ndarray, value: float, uniform: float, *, selection: str, image: int) -> go.Figure:
@@ -333,11 +385,16 @@ def distribution(value_N: np.ndarray, value: float, uniform: float, *, selection
     ends = np.stack([edges[:-1], edges[1:]], axis=-1)
     figure = Figure(
         go.Bar(
-            x=ends.mean(axis=-1), y=counts, width=np.diff(edges), customdata=ends, name="images",
-            marker={"color": ROLE_COLOURS["anchor"]}, showlegend=False,
+            x=ends.mean(axis=-1),
+            y=counts,
+            width=np.diff(edges),
+            customdata=ends,
+            name="images",
+            marker={"color": ROLE_COLOURS["anchor"]},
+            showlegend=False,
             hovertemplate="%{customdata[0]:.2%} to %{customdata[1]:.2%}: %{y:,} images<extra></extra>",
         )
-    )  # fmt: skip
+    )
     top = counts.max()
     for name, x, line in (
         (f"uniform: {uniform:.2%}", uniform, {"color": NEUTRAL, "dash": "dash", "width": 1.5}),
@@ -347,7 +404,8 @@ def distribution(value_N: np.ndarray, value: float, uniform: float, *, selection
     figure.update_xaxes(title="share of all attention that falls on the anchors", tickformat=".3~%", showgrid=False)
     figure.update_yaxes(title="images", rangemode="tozero")
     return titled(
-        figure, "This image among all images",
+        figure,
+        "This image among all images",
         f"{selection} · image {image:,}: {value:.2%}, more than {below(value_N, value):.0%} of {len(value_N):,} images",
         height=400,
-    )  # fmt: skip
+    )

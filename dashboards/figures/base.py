@@ -18,13 +18,14 @@ import numpy as np
 import plotly.graph_objects as go
 from PIL import Image
 
-ROLE_COLOURS = {
-    "anchor": "#E69F00", "patch": "#0072B2", "voco": "#009E73", "prefix": "#CC79A7", "text": "#56B4E9"
-}  # fmt: skip
+ROLE_COLOURS = {"anchor": "#E69F00", "patch": "#0072B2", "voco": "#009E73", "prefix": "#CC79A7", "text": "#56B4E9"}
 ROLE_NAMES = {
-    "anchor": "anchors", "patch": "patches", "voco": "&lt;voco&gt; itself", "prefix": "text before the image",
+    "anchor": "anchors",
+    "patch": "patches",
+    "voco": "&lt;voco&gt; itself",
+    "prefix": "text before the image",
     "text": "text after the image",
-}  # fmt: skip
+}
 OF = {"voco_read": "#56B4E9", "z_voco": "#009E73", "v_d": "#E69F00", "v_pooled": "#0072B2", "codes": "#CC79A7"}
 """A representation's colour."""
 SERIES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#8a8a8a")
@@ -117,9 +118,14 @@ def _lines(text: str, separator: str, most: int) -> str:
 def layer_axis(figure: go.Figure, layers: int) -> None:
     """The x axis counts decoder layers from 1."""
     figure.update_xaxes(
-        title="decoder layer", range=[0.5, layers + 0.5], tickmode="linear", tick0=1, dtick=step(layers),
-        showgrid=False, zeroline=False,
-    )  # fmt: skip
+        title="decoder layer",
+        range=[0.5, layers + 0.5],
+        tickmode="linear",
+        tick0=1,
+        dtick=step(layers),
+        showgrid=False,
+        zeroline=False,
+    )
 
 
 def step(count: int) -> int:

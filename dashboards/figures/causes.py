@@ -60,9 +60,7 @@ def token_map(
     rows, cols = patch_RC.shape
     height, width = image.shape[:2]
     limit = limit if limit > 0 else 1.0
-    scale = {
-        "zmin": -limit if signed else 0.0, "zmax": limit, "colorscale": _SIGNED_VEIL if signed else VEIL,
-    }  # fmt: skip
+    scale = {"zmin": -limit if signed else 0.0, "zmax": limit, "colorscale": _SIGNED_VEIL if signed else VEIL}
     raw = (patch_RC, anchors_A) if raw is None else raw
     row_of, col_of = np.meshgrid(np.arange(1, rows + 1), np.arange(1, cols + 1), indexing="ij")
     more = f"%{{customdata[2]:.3~g}} {escape(unit)}<extra></extra>" if unit else "<extra></extra>"
@@ -100,9 +98,16 @@ def token_map(
         )
         bottom = height * 1.28
     figure.add_layout_image(
-        source=png(image, grey=True), xref="x", yref="y", x=0, y=0, sizex=width, sizey=height, sizing="stretch",
+        source=png(image, grey=True),
+        xref="x",
+        yref="y",
+        x=0,
+        y=0,
+        sizex=width,
+        sizey=height,
+        sizing="stretch",
         layer="below",
-    )  # fmt: skip
+    )
     figure.update_xaxes(visible=False, range=[0, width], constrain="domain")
     figure.update_yaxes(visible=False, range=[bottom, 0], scaleanchor="x", constrain="domain")
     titled(figure, escape(title), "<br>".join(map(escape, lines)), height=480)
@@ -120,16 +125,24 @@ def rank_dots(
     names = [escape(name) for name in predictors]
     figure = Figure()
     figure.add_scatter(
-        x=rank_K3[:, 0], y=names, mode="markers", name=f"mean of {n:,} images, 95 % interval",
-        marker={"color": SERIES[0], "size": 10}, error_x=_error(rank_K3) | {"color": SERIES[0]},
+        x=rank_K3[:, 0],
+        y=names,
+        mode="markers",
+        name=f"mean of {n:,} images, 95 % interval",
+        marker={"color": SERIES[0], "size": 10},
+        error_x=_error(rank_K3) | {"color": SERIES[0]},
         customdata=rank_K3[:, 1:],
         hovertemplate="%{y}: %{x:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra></extra>",
-    )  # fmt: skip
+    )
     if own_K is not None:
         figure.add_scatter(
-            x=own_K, y=names, mode="markers", name="this image", marker=_OWN_MARK,
+            x=own_K,
+            y=names,
+            mode="markers",
+            name="this image",
+            marker=_OWN_MARK,
             hovertemplate="this image, %{y}: %{x:.3f}<extra></extra>",
-        )  # fmt: skip
+        )
     figure.add_vline(x=0, line={"color": NEUTRAL, "width": 1, "dash": "dash"})
     figure.update_layout(showlegend=True)
     figure.update_xaxes(title="rank correlation with the effect", range=[-1.05, 1.05], zeroline=False)
@@ -139,9 +152,15 @@ def rank_dots(
 
 
 def group_bars(
-    groups: Sequence[str], modes: Sequence[str], effect_MG3: np.ndarray, *, own_MG: np.ndarray | None, unit: str,
-    what: str, n: int,
-) -> go.Figure:  # fmt: skip
+    groups: Sequence[str],
+    modes: Sequence[str],
+    effect_MG3: np.ndarray,
+    *,
+    own_MG: np.ndarray | None,
+    unit: str,
+    what: str,
+    n: int,
+) -> go.Figure:
     """What taking several tokens away at once does. The last group, all patches, has an axis of its own.
 
     effect_MG3: (M, G, 3), NaN where a mode does not exist; larger is a larger effect. own_MG: (M, G) of the image that
@@ -156,19 +175,35 @@ def group_bars(
             if not np.isfinite(values[:, 0]).any():
                 continue
             figure.add_bar(
-                x=names[first:last], y=values[:, 0], name=escape(mode), legendgroup=mode, showlegend=panel == 1,
-                marker={"color": colour}, error_y=_error(values) | {"color": NEUTRAL}, offsetgroup=mode,
-                customdata=values[:, 1:], row=1, col=panel,
+                x=names[first:last],
+                y=values[:, 0],
+                name=escape(mode),
+                legendgroup=mode,
+                showlegend=panel == 1,
+                marker={"color": colour},
+                error_y=_error(values) | {"color": NEUTRAL},
+                offsetgroup=mode,
+                customdata=values[:, 1:],
+                row=1,
+                col=panel,
                 hovertemplate=f"%{{x}}, {escape(mode)}: %{{y:.4~g}} "
                 "[%{customdata[0]:.4~g}, %{customdata[1]:.4~g}]<extra></extra>",
-            )  # fmt: skip
+            )
             if own_MG is not None:
                 figure.add_scatter(
-                    x=names[first:last], y=own_MG[at, first:last], mode="markers", name="this image", legendgroup="own",
-                    showlegend=panel == 1 and at == 0, legendrank=2000, offsetgroup=mode, marker=_OWN_MARK, row=1,
+                    x=names[first:last],
+                    y=own_MG[at, first:last],
+                    mode="markers",
+                    name="this image",
+                    legendgroup="own",
+                    showlegend=panel == 1 and at == 0,
+                    legendrank=2000,
+                    offsetgroup=mode,
+                    marker=_OWN_MARK,
+                    row=1,
                     col=panel,
                     hovertemplate=f"this image, %{{x}}, {escape(mode)}: %{{y:.4~g}}<extra></extra>",
-                )  # fmt: skip
+                )
     figure.update_layout(barmode="group", scattermode="group", bargap=0.25)
     figure.update_yaxes(title=escape(unit), zeroline=True, zerolinecolor=NEUTRAL, col=1)
     figure.update_yaxes(zeroline=True, zerolinecolor=NEUTRAL, col=2)
@@ -190,24 +225,37 @@ def window_lines(
     for at, (role, values) in enumerate(effect_by.items()):
         name = f"all {ROLE_NAMES[role]}"
         figure.add_scatter(
-            x=layers, y=values[:, 0], mode="lines+markers", name=name, line={"color": ROLE_COLOURS[role], "width": 2.5},
-            error_y=_error(values) | {"color": ROLE_COLOURS[role]}, customdata=values[:, 1:], row=at + 1, col=1,
+            x=layers,
+            y=values[:, 0],
+            mode="lines+markers",
+            name=name,
+            line={"color": ROLE_COLOURS[role], "width": 2.5},
+            error_y=_error(values) | {"color": ROLE_COLOURS[role]},
+            customdata=values[:, 1:],
+            row=at + 1,
+            col=1,
             hovertemplate=f"layer %{{x}}, {name}: %{{y:.4~g}} "
             "[%{customdata[0]:.4~g}, %{customdata[1]:.4~g}]<extra></extra>",
-        )  # fmt: skip
+        )
         if own_by is not None:
             figure.add_scatter(
-                x=layers, y=own_by[role], mode="markers", name="this image", showlegend=at == 0, legendgroup="own",
-                legendrank=2000, marker=_OWN_MARK, row=at + 1, col=1,
+                x=layers,
+                y=own_by[role],
+                mode="markers",
+                name="this image",
+                showlegend=at == 0,
+                legendgroup="own",
+                legendrank=2000,
+                marker=_OWN_MARK,
+                row=at + 1,
+                col=1,
                 hovertemplate="this image, layer %{x}: %{y:.4~g}<extra></extra>",
-            )  # fmt: skip
+            )
     layer_axis(figure, len(layers))
     if len(effect_by) > 1:
         figure.update_xaxes(title="", row=1)
     figure.update_yaxes(zeroline=True, zerolinecolor=NEUTRAL, rangemode="tozero")
-    subtitle = (
-        f"effect on {escape(what)}, {escape(unit)} · an axis each<br>mean of {n:,} images, 95 % intervals"
-    )
+    subtitle = f"effect on {escape(what)}, {escape(unit)} · an axis each<br>mean of {n:,} images, 95 % intervals"
     return titled(figure, "Taken away in one layer only", subtitle, height=430)
 
 
@@ -223,16 +271,26 @@ def shapley_bars(
     colours = [ROLE_COLOURS["anchor" if name.startswith("anchor") else "patch"] for name in players]
     figure = Figure(
         go.Bar(
-            x=value_P3[:, 0], y=names, orientation="h", marker={"color": colours}, name="mean", showlegend=False,
-            error_x=_error(value_P3) | {"color": NEUTRAL}, customdata=value_P3[:, 1:],
+            x=value_P3[:, 0],
+            y=names,
+            orientation="h",
+            marker={"color": colours},
+            name="mean",
+            showlegend=False,
+            error_x=_error(value_P3) | {"color": NEUTRAL},
+            customdata=value_P3[:, 1:],
             hovertemplate="%{y}: %{x:.4~g} [%{customdata[0]:.4~g}, %{customdata[1]:.4~g}]<extra></extra>",
         )
-    )  # fmt: skip
+    )
     if own_P is not None:
         figure.add_scatter(
-            x=own_P, y=names, mode="markers", name="this image", marker=_OWN_MARK,
+            x=own_P,
+            y=names,
+            mode="markers",
+            name="this image",
+            marker=_OWN_MARK,
             hovertemplate="this image, %{y}: %{x:.4~g}<extra></extra>",
-        )  # fmt: skip
+        )
     figure.update_xaxes(title=escape(unit), zeroline=True, zerolinecolor=NEUTRAL)
     figure.update_yaxes(autorange="reversed", automargin=True, showgrid=False)
     subtitle = f"Shapley values: part in {escape(what)} · mean of {n:,} images, 95 % intervals"
@@ -240,9 +298,16 @@ def shapley_bars(
 
 
 def two_by_two(
-    own_3: np.ndarray, mixed_23: np.ndarray, *, readout: str, what: str, chance: float, cases: int, couples: int,
+    own_3: np.ndarray,
+    mixed_23: np.ndarray,
+    *,
+    readout: str,
+    what: str,
+    chance: float,
+    cases: int,
+    couples: int,
     measure: str = "reads",
-) -> go.Figure:  # fmt: skip
+) -> go.Figure:
     """The anchors of A or B with the patches of A or B: whose label is read.
 
     own_3: (3,) the share of unmixed images of which their own label is read, with its interval. mixed_23: (2, 3) the
@@ -262,28 +327,45 @@ def two_by_two(
         return f"<br>neither: {left:.2f}" if measure == "reads" else ""
 
     text = [
-        [line("A", own_3) + rest(own_3).replace("neither", "not A"),
-         line("A", anchors) + "<br>" + line("B", patches) + rest(anchors, patches)],
-        [line("A", patches) + "<br>" + line("B", anchors) + rest(anchors, patches),
-         line("B", own_3) + rest(own_3).replace("neither", "not B")],
-    ]  # fmt: skip
+        [
+            line("A", own_3) + rest(own_3).replace("neither", "not A"),
+            line("A", anchors) + "<br>" + line("B", patches) + rest(anchors, patches),
+        ],
+        [
+            line("A", patches) + "<br>" + line("B", anchors) + rest(anchors, patches),
+            line("B", own_3) + rest(own_3).replace("neither", "not B"),
+        ],
+    ]
     figure = Figure(
         go.Heatmap(
-            z=z, x=["patches of A", "patches of B"], y=["anchors of A", "anchors of B"], zmin=-1, zmax=1, xgap=3,
-            ygap=3, colorscale=BELOW_ABOVE, hoverinfo="skip",
+            z=z,
+            x=["patches of A", "patches of B"],
+            y=["anchors of A", "anchors of B"],
+            zmin=-1,
+            zmax=1,
+            xgap=3,
+            ygap=3,
+            colorscale=BELOW_ABOVE,
+            hoverinfo="skip",
             colorbar={
-                "title": {"text": "A less B", "side": "right"}, "thickness": 12, "outlinewidth": 0,
-                "tickvals": [-1, 0, 1], "ticktext": ["B", "0", "A"],
+                "title": {"text": "A less B", "side": "right"},
+                "thickness": 12,
+                "outlinewidth": 0,
+                "tickvals": [-1, 0, 1],
+                "ticktext": ["B", "0", "A"],
             },
         )
-    )  # fmt: skip
+    )
     for row in range(2):
         for col in range(2):
             dark = z[row, col] < -0.4 or z[row, col] > 0.65
             figure.add_annotation(
-                x=col, y=row, text=text[row][col], showarrow=False,
+                x=col,
+                y=row,
+                text=text[row][col],
+                showarrow=False,
                 font={"size": 13, "color": "#f5f5f5" if dark else "#202020"},
-            )  # fmt: skip
+            )
     figure.update_xaxes(showgrid=False)
     figure.update_yaxes(autorange="reversed", showgrid=False, automargin=True)
     whose = "label that is read" if measure == "reads" else "weight of each donor's value in what is read"
@@ -306,25 +388,46 @@ def follow_dots(
     names = [escape(name) for name in tasks]
     number = np.arange(len(names))
     figure = make_subplots(
-        1, len(share_by), figure=Figure(), shared_yaxes=True, subplot_titles=[escape(name) for name in share_by],
+        1,
+        len(share_by),
+        figure=Figure(),
+        shared_yaxes=True,
+        subplot_titles=[escape(name) for name in share_by],
         horizontal_spacing=0.04,
-    )  # fmt: skip
+    )
     for col, (readout, share_K23) in enumerate(share_by.items(), 1):
         figure.add_scatter(
-            x=chance_by[readout], y=number, mode="markers", name="chance", legendgroup="chance", showlegend=col == 1,
-            marker={"symbol": "line-ns-open", "size": 14, "color": NEUTRAL, "line": {"width": 2}}, customdata=number,
-            hovertemplate="chance: %{x:.2f}<extra></extra>", row=1, col=col,
-        )  # fmt: skip
+            x=chance_by[readout],
+            y=number,
+            mode="markers",
+            name="chance",
+            legendgroup="chance",
+            showlegend=col == 1,
+            marker={"symbol": "line-ns-open", "size": 14, "color": NEUTRAL, "line": {"width": 2}},
+            customdata=number,
+            hovertemplate="chance: %{x:.2f}<extra></extra>",
+            row=1,
+            col=col,
+        )
         for at, role in enumerate(("anchor", "patch")):
             values, whose = share_K23[:, at], ("anchors' image", "patches' image")[at]
             figure.add_scatter(
-                x=values[:, 0], y=number, mode="markers", name=f"follows the {whose}", legendgroup=role,
-                showlegend=col == 1, customdata=number, error_x=_error(values) | {"color": ROLE_COLOURS[role]},
+                x=values[:, 0],
+                y=number,
+                mode="markers",
+                name=f"follows the {whose}",
+                legendgroup=role,
+                showlegend=col == 1,
+                customdata=number,
+                error_x=_error(values) | {"color": ROLE_COLOURS[role]},
                 marker={"color": ROLE_COLOURS[role], "size": 9, "symbol": ("diamond", "circle")[at]},
                 text=[f"{name}: {v[0]:.2f} [{v[1]:.2f}, {v[2]:.2f}]" for name, v in zip(names, values, strict=True)],
-                hovertemplate=f"%{{text}}<br>{whose}<extra></extra>", row=1, col=col,
-                selected={"marker": {"opacity": 1}}, unselected={"marker": {"opacity": 1}},
-            )  # fmt: skip
+                hovertemplate=f"%{{text}}<br>{whose}<extra></extra>",
+                row=1,
+                col=col,
+                selected={"marker": {"opacity": 1}},
+                unselected={"marker": {"opacity": 1}},
+            )
     figure.update_xaxes(title="share (numbers: weight)", range=[-0.08, 1.08], zeroline=False)
     figure.update_yaxes(
         tickvals=number, ticktext=names, range=[len(names) - 0.4, -0.6], automargin=True, zeroline=False

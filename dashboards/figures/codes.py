@@ -32,11 +32,16 @@ def code_pictures(image: np.ndarray, picture: np.ndarray, *, psnr: float) -> go.
     off = (picture.astype(np.float32).mean(-1) - image.astype(np.float32).mean(-1)) / 255
     figure = Figure(
         go.Heatmap(
-            z=off, x=2 * apart + np.arange(width) + 0.5, y=np.arange(height) + 0.5, zmin=-0.5, zmax=0.5,
-            colorscale=BELOW_ABOVE, hovertemplate="%{z:+.2f} of the range<extra></extra>",
+            z=off,
+            x=2 * apart + np.arange(width) + 0.5,
+            y=np.arange(height) + 0.5,
+            zmin=-0.5,
+            zmax=0.5,
+            colorscale=BELOW_ABOVE,
+            hovertemplate="%{z:+.2f} of the range<extra></extra>",
             colorbar={"title": {"text": "lighter or darker", "side": "right"}, "tickformat": "+.1f", **_BAR},
         )
-    )  # fmt: skip
+    )
     figure.layout.images = [_laid(png(one), at * apart, 0, width, height) for at, one in enumerate((image, picture))]
     for at, name in enumerate(("the image", "from its codes", "codes minus image")):
         figure.add_annotation(
@@ -45,9 +50,11 @@ def code_pictures(image: np.ndarray, picture: np.ndarray, *, psnr: float) -> go.
     figure.update_xaxes(visible=False, range=[0, 2 * apart + width], constrain="domain")
     figure.update_yaxes(visible=False, range=[height, -0.12 * height], scaleanchor="x", constrain="domain")
     titled(
-        figure, "The image, and what its codes hold of it",
-        f"decoded by the model's own MGVQ · {width} × {height} pixels · PSNR {psnr:.1f} dB · 1 image", height=330,
-    )  # fmt: skip
+        figure,
+        "The image, and what its codes hold of it",
+        f"decoded by the model's own MGVQ · {width} × {height} pixels · PSNR {psnr:.1f} dB · 1 image",
+        height=330,
+    )
     return figure.update_layout(margin={"l": 10, "r": 10, "b": 10, "t": 84})
 
 
@@ -74,13 +81,20 @@ def code_grid(
     few = codes_RC.size <= _MOST_NAMED
     figure = Figure(
         go.Heatmap(
-            z=bits_RC, x=np.arange(1, columns + 1), y=np.arange(1, rows + 1), zmin=float(bits_K.min()),
-            zmax=float(most), colorscale=VEIL, colorbar=_BITS, text=codes_RC if few else None,
-            customdata=custom, hovertemplate=hover + "<extra></extra>",
+            z=bits_RC,
+            x=np.arange(1, columns + 1),
+            y=np.arange(1, rows + 1),
+            zmin=float(bits_K.min()),
+            zmax=float(most),
+            colorscale=VEIL,
+            colorbar=_BITS,
+            text=codes_RC if few else None,
+            customdata=custom,
+            hovertemplate=hover + "<extra></extra>",
             texttemplate="%{text}" if few else None,
             textfont={"color": "#ffffff", "size": 13, "shadow": "0px 0px 4px rgb(0,0,0), 0px 0px 2px rgb(0,0,0)"},
         )
-    )  # fmt: skip
+    )
     figure.layout.images = [_laid(png(image, grey=True), 0.5, 0.5, columns, rows)]
     if chosen is not None:
         row, column = np.nonzero(codes_RC == chosen)
@@ -111,25 +125,35 @@ def code_entropy(
     error = None
     if interval is not None:
         error = {
-            "type": "data", "symmetric": False, "array": interval[1] - entropy_G, "arrayminus": entropy_G - interval[0],
+            "type": "data",
+            "symmetric": False,
+            "array": interval[1] - entropy_G,
+            "arrayminus": entropy_G - interval[0],
             "color": NEUTRAL,
-        }  # fmt: skip
+        }
     figure = Figure(
         go.Bar(
-            x=groups, y=entropy_G, error_y=error, name="entropy",
+            x=groups,
+            y=entropy_G,
+            error_y=error,
+            name="entropy",
             marker={"color": OF["codes"], "line": {"color": CHOSEN, "width": [3 * (g == chosen) for g in groups - 1]}},
             customdata=np.stack([groups - 1, used_G, 2.0**entropy_G], -1),
             hovertemplate="group %{x}: %{y:.2f} bits<br>as many as %{customdata[2]:.0f} codes used evenly<br>"
             f"%{{customdata[1]}} of {size:,} codes occur<extra></extra>",
-            selected={"marker": {"opacity": 1}}, unselected={"marker": {"opacity": 1}},
+            selected={"marker": {"opacity": 1}},
+            unselected={"marker": {"opacity": 1}},
         )
-    )  # fmt: skip
+    )
     most = math.log2(size) if size > 1 else 0.0
     figure.add_scatter(
-        x=[0.5, len(groups) + 0.5], y=[most, most], mode="lines", name="used evenly",
+        x=[0.5, len(groups) + 0.5],
+        y=[most, most],
+        mode="lines",
+        name="used evenly",
         line={"color": NEUTRAL, "dash": "dash", "width": 1.5},
         hovertemplate=f"log2({size}) = {most:.2f} bits<extra></extra>",
-    )  # fmt: skip
+    )
     figure.update_xaxes(title="group", tickmode="linear", tick0=1, dtick=step(len(groups)), showgrid=False)
     figure.update_yaxes(title="entropy of a code, bits", range=[0, 1.06 * max(most, 1)])
     figure.update_layout(showlegend=False)
@@ -146,21 +170,33 @@ def code_usage(shares_K: np.ndarray, *, group: int, n: int, chosen: int | None =
     order = np.argsort(-shares_K, kind="stable")[: int((shares_K > 0).sum())]
     figure = Figure(
         go.Scattergl(
-            x=np.arange(1, len(order) + 1), y=shares_K[order], mode="markers", name="codes", customdata=order[:, None],
+            x=np.arange(1, len(order) + 1),
+            y=shares_K[order],
+            mode="markers",
+            name="codes",
+            customdata=order[:, None],
             marker={"color": OF["codes"], "size": 6},
             hovertemplate="code %{customdata[0]}: %{y:.3%} of all cells<br>%{x}. most frequent<extra></extra>",
-            selected={"marker": {"opacity": 1}}, unselected={"marker": {"opacity": 1}},
+            selected={"marker": {"opacity": 1}},
+            unselected={"marker": {"opacity": 1}},
         )
-    )  # fmt: skip
+    )
     figure.add_scatter(
-        x=[1, max(len(order), 2)], y=[1 / len(shares_K)] * 2, mode="lines", name="used evenly",
+        x=[1, max(len(order), 2)],
+        y=[1 / len(shares_K)] * 2,
+        mode="lines",
+        name="used evenly",
         line={"color": NEUTRAL, "dash": "dash", "width": 1.5},
         hovertemplate=f"used evenly: {1 / len(shares_K):.3%}<extra></extra>",
-    )  # fmt: skip
+    )
     if chosen is not None and chosen in order:
         figure.add_scatter(
-            x=[int(np.flatnonzero(order == chosen)[0]) + 1], y=[shares_K[chosen]], mode="markers", hoverinfo="skip",
-            marker={"symbol": "circle-open", "size": 16, "color": CHOSEN, "line": {"width": 3}}, name=f"code {chosen}",
+            x=[int(np.flatnonzero(order == chosen)[0]) + 1],
+            y=[shares_K[chosen]],
+            mode="markers",
+            hoverinfo="skip",
+            marker={"symbol": "circle-open", "size": 16, "color": CHOSEN, "line": {"width": 3}},
+            name=f"code {chosen}",
         )
     figure.update_xaxes(title="codes, the most frequent first", showgrid=False)
     figure.update_yaxes(title="share of all cells", type="log", tickformat=".2~%", dtick=1)
@@ -204,9 +240,13 @@ def code_label_bits(
     )
     names = [escape(name if len(name) <= 24 else name[:23] + "…") for name in tasks]
     figure.update_yaxes(
-        range=[T + 0.5, 0.5], tickvals=list(range(1, T + 1)), ticktext=names, showgrid=False, zeroline=False,
+        range=[T + 0.5, 0.5],
+        tickvals=list(range(1, T + 1)),
+        ticktext=names,
+        showgrid=False,
+        zeroline=False,
         automargin=True,
-    )  # fmt: skip
+    )
     subtitle = f"mutual information of one code with the label, less chance · {n:,} images"
     return titled(figure, "What one code says of each label", subtitle, height=min(900, 210 + 26 * T))
 
@@ -245,31 +285,48 @@ def code_lifts(found: Associations, *, group: int, answer: str, chosen: int | No
     )
     figure = Figure(
         go.Scatter(
-            x=lift, y=at, mode="markers", name="codes", customdata=custom,
+            x=lift,
+            y=at,
+            mode="markers",
+            name="codes",
+            customdata=custom,
             marker={
-                "color": OF["codes"], "size": 11,
+                "color": OF["codes"],
+                "size": 11,
                 "line": {"color": CHOSEN, "width": [4 * int(code == chosen) for code in found.code[:count]]},
             },
             error_x={
-                "type": "data", "symmetric": False, "array": upper - lift, "arrayminus": lift - lower, "color": NEUTRAL
+                "type": "data",
+                "symmetric": False,
+                "array": upper - lift,
+                "arrayminus": lift - lower,
+                "color": NEUTRAL,
             },
             hovertemplate="code %{customdata[0]}: %{x:.3g}× [%{customdata[3]:.3g}, %{customdata[4]:.3g}]<br>"
             f"held by %{{customdata[1]}} of {found.n_inside:,} such images<br>"
             f"and %{{customdata[2]}} of {found.n_outside:,} others<br>"
             "p %{customdata[5]:.2g}, corrected<extra></extra>",
-            selected={"marker": {"opacity": 1}}, unselected={"marker": {"opacity": 1}},
+            selected={"marker": {"opacity": 1}},
+            unselected={"marker": {"opacity": 1}},
         )
-    )  # fmt: skip
+    )
     figure.add_vline(x=1, line={"color": NEUTRAL, "dash": "dash", "width": 1.5})
     ticks = [digit * 10**power for power in range(-1, 5) for digit in (1, 2, 5)]
     figure.update_xaxes(
-        title="times as often as in other images", type="log", zeroline=False, tickvals=ticks,
+        title="times as often as in other images",
+        type="log",
+        zeroline=False,
+        tickvals=ticks,
         ticktext=[f"{tick:,.3g}" for tick in ticks],
-    )  # fmt: skip
+    )
     figure.update_yaxes(
-        range=[count + 0.6, 0.4], tickvals=at, ticktext=[f"code {code}" for code in found.code[:count]], showgrid=False,
-        zeroline=False, automargin=True,
-    )  # fmt: skip
+        range=[count + 0.6, 0.4],
+        tickvals=at,
+        ticktext=[f"code {code}" for code in found.code[:count]],
+        showgrid=False,
+        zeroline=False,
+        automargin=True,
+    )
     figure.update_layout(showlegend=False)
     shown = answer if len(answer) <= 40 else answer[:39] + "…"
     subtitle = (
@@ -285,12 +342,16 @@ def code_places(share_RC: np.ndarray, *, group: int, code: int, n: int) -> go.Fi
     rows, columns = share_RC.shape
     figure = Figure(
         go.Heatmap(
-            z=share_RC, x=np.arange(1, columns + 1), y=np.arange(1, rows + 1), zmin=0,
-            zmax=float(share_RC.max()) or 1.0, colorscale=HEAT,
+            z=share_RC,
+            x=np.arange(1, columns + 1),
+            y=np.arange(1, rows + 1),
+            zmin=0,
+            zmax=float(share_RC.max()) or 1.0,
+            colorscale=HEAT,
             hovertemplate="row %{y}, column %{x}<br>%{z:.2%} of the images<extra></extra>",
             colorbar={"title": {"text": "share of images", "side": "right"}, "tickformat": ".2~%", **_BAR},
         )
-    )  # fmt: skip
+    )
     _square(figure, rows, columns)
     title = f"Where code {code} of group {group + 1} lies"
     figure = titled(figure, title, f"share of images that have it in the cell · {n:,} images", height=400)
@@ -313,11 +374,17 @@ def code_examples(
     image, row, column = np.nonzero(cells_XRC)
     _outline(figure, x[image] + column / C, y[image] + row / R, 1 / C, 1 / R, thick=2)
     figure.add_scatter(
-        x=x + 0.5, y=y + 0.5, mode="markers", marker={"size": 60, "opacity": 0, "symbol": "square"}, showlegend=False,
-        customdata=np.arange(len(pictures))[:, None], text=[escape(name) for name in names],
-        hovertemplate="%{text}<extra></extra>", selected={"marker": {"opacity": 0}},
+        x=x + 0.5,
+        y=y + 0.5,
+        mode="markers",
+        marker={"size": 60, "opacity": 0, "symbol": "square"},
+        showlegend=False,
+        customdata=np.arange(len(pictures))[:, None],
+        text=[escape(name) for name in names],
+        hovertemplate="%{text}<extra></extra>",
+        selected={"marker": {"opacity": 0}},
         unselected={"marker": {"opacity": 0}},
-    )  # fmt: skip
+    )
     figure.update_xaxes(visible=False, range=[0, columns * apart], constrain="domain")
     figure.update_yaxes(visible=False, range=[rows * apart, 0], scaleanchor="x", constrain="domain")
     return titled(figure, title, subtitle, height=110 + 130 * rows).update_layout(margin={"l": 10, "r": 10, "b": 10})
@@ -328,11 +395,17 @@ def _signed(values: np.ndarray, unit: str) -> go.Figure:
     most = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
     return Figure(
         go.Heatmap(
-            z=values, x=np.arange(1, values.shape[1] + 1), y=np.arange(1, values.shape[0] + 1), zmin=-most, zmax=most,
-            colorscale=BELOW_ABOVE, xgap=1, ygap=1,
+            z=values,
+            x=np.arange(1, values.shape[1] + 1),
+            y=np.arange(1, values.shape[0] + 1),
+            zmin=-most,
+            zmax=most,
+            colorscale=BELOW_ABOVE,
+            xgap=1,
+            ygap=1,
             colorbar={"title": {"text": unit, "side": "right"}, **_BAR},
         )
-    )  # fmt: skip
+    )
 
 
 def _square(figure: go.Figure, rows: int, columns: int) -> None:
@@ -343,8 +416,17 @@ def _square(figure: go.Figure, rows: int, columns: int) -> None:
 
 def _laid(source: str, x: float, y: float, width: float, height: float) -> dict[str, object]:
     """A picture below what is drawn."""
-    return {"source": source, "xref": "x", "yref": "y", "x": x, "y": y, "sizex": width, "sizey": height,
-            "sizing": "stretch", "layer": "below"}  # fmt: skip
+    return {
+        "source": source,
+        "xref": "x",
+        "yref": "y",
+        "x": x,
+        "y": y,
+        "sizex": width,
+        "sizey": height,
+        "sizing": "stretch",
+        "layer": "below",
+    }
 
 
 def _outline(
@@ -355,6 +437,10 @@ def _outline(
     right, bottom, gap = left + width, top + height, np.full(len(left), np.nan)
     figure.add_scatter(
         x=np.stack([left, right, right, left, left, gap], 1).ravel(),
-        y=np.stack([top, top, bottom, bottom, top, gap], 1).ravel(), mode="lines", name="", showlegend=False,
-        line={"color": CHOSEN, "width": thick}, hoverinfo="skip",
-    )  # fmt: skip
+        y=np.stack([top, top, bottom, bottom, top, gap], 1).ravel(),
+        mode="lines",
+        name="",
+        showlegend=False,
+        line={"color": CHOSEN, "width": thick},
+        hoverinfo="skip",
+    )

@@ -67,15 +67,29 @@ def difference_heatmap(
     hover = f"{axes[1]} %{{customdata[5]}}, {axes[0]} %{{customdata[6]}}<br>{_hover(names, unit, known)}<extra></extra>"
     figure = Figure(
         go.Heatmap(
-            z=found.estimate.T, x=np.arange(1, columns_ + 1), y=np.arange(1, rows_ + 1), zmin=-limit, zmax=limit,
-            colorscale=BELOW_ABOVE, xgap=1, ygap=1, colorbar=_bar(unit), customdata=custom, hovertemplate=hover,
+            z=found.estimate.T,
+            x=np.arange(1, columns_ + 1),
+            y=np.arange(1, rows_ + 1),
+            zmin=-limit,
+            zmax=limit,
+            colorscale=BELOW_ABOVE,
+            xgap=1,
+            ygap=1,
+            colorbar=_bar(unit),
+            customdata=custom,
+            hovertemplate=hover,
         )
-    )  # fmt: skip
+    )
     x, y = np.nonzero(found.marked)
     figure.add_scatter(
-        x=x + 1, y=y + 1, mode="markers", hoverinfo="skip", showlegend=False, name="no chance finding",
+        x=x + 1,
+        y=y + 1,
+        mode="markers",
+        hoverinfo="skip",
+        showlegend=False,
+        name="no chance finding",
         marker={"size": 7, "color": "#ffffff", "line": {"color": "#333333", "width": 1.5}},
-    )  # fmt: skip
+    )
     column, row = mark
     if column is not None or row is not None:
         left, right = (0.5, columns_ + 0.5) if column is None else (column + 0.5, column + 1.5)
@@ -114,16 +128,29 @@ def difference_curve(
     figure = make_subplots(figure=Figure(), rows=1, cols=2, horizontal_spacing=0.16)
     for name, values, (colour, dash) in zip(names, (found.this, found.other), _LINES, strict=True):
         figure.add_scatter(
-            x=at, y=values, mode="lines+markers", name=escape(name), line={"color": colour, "width": 2.5, "dash": dash},
-            hovertemplate=f"{axis} %{{x}}: %{{y:.4g}} {unit}", row=1, col=1,
-        )  # fmt: skip
+            x=at,
+            y=values,
+            mode="lines+markers",
+            name=escape(name),
+            line={"color": colour, "width": 2.5, "dash": dash},
+            hovertemplate=f"{axis} %{{x}}: %{{y:.4g}} {unit}",
+            row=1,
+            col=1,
+        )
     if band is not None:
         _ribbon(figure, at, band.low, band.high, transparent(NEUTRAL, 0.2), BAND)
     _ribbon(figure, at, found.lower, found.upper, transparent(APART, 0.35), "95 % interval of the mean")
     figure.add_scatter(
-        x=at, y=found.estimate, mode="lines+markers", name="difference", line={"color": APART, "width": 2.5},
-        customdata=_custom(found), hovertemplate=f"{axis} %{{x}}<br>{_hover(names, unit)}<extra></extra>", row=1, col=2,
-    )  # fmt: skip
+        x=at,
+        y=found.estimate,
+        mode="lines+markers",
+        name="difference",
+        line={"color": APART, "width": 2.5},
+        customdata=_custom(found),
+        hovertemplate=f"{axis} %{{x}}<br>{_hover(names, unit)}<extra></extra>",
+        row=1,
+        col=2,
+    )
     figure.add_hline(y=0, line={"color": NEUTRAL, "width": 1.5}, row=1, col=2)
     room = (at.max() - at.min()) * 0.04 or 0.5
     whole = {"tickmode": "linear", "tick0": at[0], "dtick": step(len(at))} if np.all(np.diff(at) == 1) else {}
@@ -145,10 +172,14 @@ def two_curves(
         depth = np.arange(1, len(estimate) + 1) / len(estimate)
         _ribbon(figure, depth, lower, upper, transparent(colour, 0.25), "", panel=False)
         figure.add_scatter(
-            x=depth, y=estimate, mode="lines+markers", name=f"{escape(name)} ({len(estimate)} layers)",
-            line={"color": colour, "width": 2.5, "dash": dash}, customdata=np.arange(1, len(estimate) + 1),
+            x=depth,
+            y=estimate,
+            mode="lines+markers",
+            name=f"{escape(name)} ({len(estimate)} layers)",
+            line={"color": colour, "width": 2.5, "dash": dash},
+            customdata=np.arange(1, len(estimate) + 1),
             hovertemplate=f"layer %{{customdata}}: %{{y:.4g}} {unit}",
-        )  # fmt: skip
+        )
     figure.update_xaxes(title="relative depth (layer / layers)", tickformat=".0%", showgrid=False, zeroline=False)
     figure.update_yaxes(title=unit, zeroline=False)
     return titled(figure, title, subtitle, height=400)
@@ -160,15 +191,26 @@ def role_differences(found: Mapping[str, Differences], *, subtitle: str, names: 
     for number, (role, one) in enumerate(found.items()):
         layers = np.arange(1, len(one.estimate) + 1)
         figure.add_scatter(
-            x=layers + (number - (len(found) - 1) / 2) * 0.08, y=one.estimate, mode="lines+markers",
-            name=ROLE_NAMES[role], line={"color": ROLE_COLOURS[role], "width": 2.5}, error_y=_reach(one),
+            x=layers + (number - (len(found) - 1) / 2) * 0.08,
+            y=one.estimate,
+            mode="lines+markers",
+            name=ROLE_NAMES[role],
+            line={"color": ROLE_COLOURS[role], "width": 2.5},
+            error_y=_reach(one),
             customdata=_custom(one),
             hovertemplate=f"{ROLE_NAMES[role]}<br>{_hover(names, '% of all attention')}<extra></extra>",
-        )  # fmt: skip
+        )
     figure.add_hline(y=0, line={"color": NEUTRAL, "width": 1.5})
     count = len(next(iter(found.values())).estimate)
-    figure.update_xaxes(title="decoder layer", range=[0.5, count + 0.5], tickmode="linear", tick0=1, dtick=step(count),
-                        showgrid=False, zeroline=False)  # fmt: skip
+    figure.update_xaxes(
+        title="decoder layer",
+        range=[0.5, count + 0.5],
+        tickmode="linear",
+        tick0=1,
+        dtick=step(count),
+        showgrid=False,
+        zeroline=False,
+    )
     figure.update_yaxes(title="difference, % points", zeroline=False)
     titled(figure, "Where the attention goes instead", f"{subtitle}<br>{_minus(names)}", height=430)
     return figure.update_layout(margin={"t": 110})
@@ -195,24 +237,32 @@ def differences_by_name(
     for number, (series, one) in enumerate(found.items()):
         colour = (colours or {}).get(series, SERIES[number % len(SERIES)])
         figure.add_scatter(
-            x=one.estimate, y=height - (number - (len(found) - 1) / 2) * min(0.24, 0.7 / len(found)), mode="markers",
-            name=escape(series), error_x=_reach(one, colour), customdata=_custom(one),
+            x=one.estimate,
+            y=height - (number - (len(found) - 1) / 2) * min(0.24, 0.7 / len(found)),
+            mode="markers",
+            name=escape(series),
+            error_x=_reach(one, colour),
+            customdata=_custom(one),
             text=[escape(label) for label in labels],
-            marker={"size": 9, "color": [colour if sure else "rgba(0,0,0,0)" for sure in marked[number]],
-                    "line": {"color": colour, "width": 2}},
+            marker={
+                "size": 9,
+                "color": [colour if sure else "rgba(0,0,0,0)" for sure in marked[number]],
+                "line": {"color": colour, "width": 2},
+            },
             hovertemplate=f"%{{text}}, {escape(series)}<br>{_hover(names, unit)}<extra></extra>",
-        )  # fmt: skip
+        )
     figure.add_vline(x=0, line={"color": NEUTRAL, "width": 1.5})
     figure.update_yaxes(
-        tickvals=height, ticktext=[escape(label) for label in labels], range=[0.4, len(labels) + 0.6], showgrid=False,
+        tickvals=height,
+        ticktext=[escape(label) for label in labels],
+        range=[0.4, len(labels) + 0.6],
+        showgrid=False,
         zeroline=False,
-    )  # fmt: skip
+    )
     figure.update_xaxes(title=f"difference, {unit}", zeroline=False)
     tall = max(330, 200 + len(labels) * max(26, 12 * len(found)))
     titled(figure, title, f"{subtitle}<br>{_minus(names)}", height=tall)
-    return figure.update_layout(
-        margin={"l": 110, "t": 110}, legend={"y": -70 / (tall - 160), "yanchor": "top"}
-    )
+    return figure.update_layout(margin={"l": 110, "t": 110}, legend={"y": -70 / (tall - 160), "yanchor": "top"})
 
 
 def pairs_scatter(
@@ -226,20 +276,32 @@ def pairs_scatter(
     ends = [ends[0] - room, ends[1] + room]
     figure = Figure()
     figure.add_scatter(
-        x=ends, y=ends, mode="lines", line={"color": NEUTRAL, "width": 1.5, "dash": "dash"}, name="no difference",
+        x=ends,
+        y=ends,
+        mode="lines",
+        line={"color": NEUTRAL, "width": 1.5, "dash": "dash"},
+        name="no difference",
         hoverinfo="skip",
-    )  # fmt: skip
+    )
     figure.add_scattergl(
-        x=other_N, y=this_N, mode="markers", customdata=np.asarray(rows_N)[:, None], name="an image",
+        x=other_N,
+        y=this_N,
+        mode="markers",
+        customdata=np.asarray(rows_N)[:, None],
+        name="an image",
         marker={"size": 5 if len(this_N) > 1000 else 7, "color": APART, "opacity": 0.45},
         hovertemplate="image %{customdata[0]:d}<br>%{y:.4g} against %{x:.4g} " + unit + "<extra></extra>",
-    )  # fmt: skip
+    )
     here = np.flatnonzero(np.asarray(rows_N) == shown)
     if len(here):
         figure.add_scatter(
-            x=other_N[here], y=this_N[here], mode="markers", name="the image shown", hoverinfo="skip",
+            x=other_N[here],
+            y=this_N[here],
+            mode="markers",
+            name="the image shown",
+            hoverinfo="skip",
             marker={"size": 15, "symbol": "circle-open", "color": OTHER, "line": {"width": 3}},
-        )  # fmt: skip
+        )
     figure.update_xaxes(title=f"{escape(names[1])}, {unit}", range=ends, zeroline=False)
     figure.update_yaxes(title=f"{escape(names[0])}, {unit}", range=ends, zeroline=False)
     return titled(figure, "Image by image", subtitle, height=430)
@@ -282,22 +344,41 @@ def two_maps(
     where[:] = [[f"{axes[0]} {escape(row)}, {axes[1]} {escape(column)}" for column in names_C] for row in names_R]
     for panel, values in enumerate((this_RC, other_RC, difference), 1):
         figure.add_heatmap(
-            z=values, x=np.arange(columns) + 0.5, y=np.arange(rows) + 0.5, row=1, col=panel, text=where,
-            coloraxis="coloraxis2" if panel == 3 else "coloraxis", xgap=0 if image is not None else 1,
+            z=values,
+            x=np.arange(columns) + 0.5,
+            y=np.arange(rows) + 0.5,
+            row=1,
+            col=panel,
+            text=where,
+            coloraxis="coloraxis2" if panel == 3 else "coloraxis",
+            xgap=0 if image is not None else 1,
             ygap=0 if image is not None else 1,
             hovertemplate=f"%{{text}}<br>%{{z:{'+' if panel == 3 else ''}.3g}} {unit}<extra></extra>",
-        )  # fmt: skip
+        )
         if image is not None:
             figure.add_layout_image(
-                source=png(image, grey=True), x=0, y=0, sizex=columns, sizey=rows, sizing="stretch", layer="below",
-                xref=f"x{panel}" if panel > 1 else "x", yref=f"y{panel}" if panel > 1 else "y",
-            )  # fmt: skip
+                source=png(image, grey=True),
+                x=0,
+                y=0,
+                sizex=columns,
+                sizey=rows,
+                sizing="stretch",
+                layer="below",
+                xref=f"x{panel}" if panel > 1 else "x",
+                yref=f"y{panel}" if panel > 1 else "y",
+            )
     if marked is not None and marked.any():
         row_of, col_of = np.nonzero(marked)
         figure.add_scatter(
-            x=col_of + 0.5, y=row_of + 0.5, mode="markers", hoverinfo="skip", showlegend=False, row=1, col=3,
+            x=col_of + 0.5,
+            y=row_of + 0.5,
+            mode="markers",
+            hoverinfo="skip",
+            showlegend=False,
+            row=1,
+            col=3,
             marker={"size": 5, "color": "#ffffff", "line": {"color": "#333333", "width": 1}},
-        )  # fmt: skip
+        )
     figure.update_xaxes(range=[0, columns], constrain="domain", showgrid=False, zeroline=False)
     figure.update_yaxes(range=[rows, 0], showgrid=False, zeroline=False, constrain="domain")
     if labels is None:
@@ -315,12 +396,19 @@ def two_maps(
     under = -0.42 if named else -0.04
     bar = {"thickness": 10, "outlinewidth": 0, "orientation": "h", "yanchor": "top", "y": under}
     figure.update_layout(
-        coloraxis={"colorscale": above, "cmin": -most if signed else 0, "cmax": most,
-                   "colorbar": {**bar, "x": 0.31, "len": 0.5, "title": {"text": unit, "side": "bottom"}}},
-        coloraxis2={"colorscale": apart_colours, "cmin": -apart, "cmax": apart,
-                    "colorbar": {**bar, "x": 0.84, "len": 0.3,
-                                 "title": {"text": f"difference, {unit}", "side": "bottom"}}},
-    )  # fmt: skip
+        coloraxis={
+            "colorscale": above,
+            "cmin": -most if signed else 0,
+            "cmax": most,
+            "colorbar": {**bar, "x": 0.31, "len": 0.5, "title": {"text": unit, "side": "bottom"}},
+        },
+        coloraxis2={
+            "colorscale": apart_colours,
+            "cmin": -apart,
+            "cmax": apart,
+            "colorbar": {**bar, "x": 0.84, "len": 0.3, "title": {"text": f"difference, {unit}", "side": "bottom"}},
+        },
+    )
     titled(figure, title, f"{subtitle}<br>difference: {_minus(names)}", height=480 + 6 * rows if named else 480)
     return figure.update_layout(margin={"l": 110 if named else 10, "t": 132, "b": 190 if named else 80})
 
@@ -335,13 +423,16 @@ def anchors_of_both(
     figure = Figure()
     for name, values, colour in zip(names, (this_A, other_A), (THIS, OTHER), strict=True):
         figure.add_bar(
-            x=anchors, y=values, name=escape(name), marker={"color": colour},
-            hovertemplate="anchor %{x}: %{y:.3g} %",
-        )  # fmt: skip
+            x=anchors, y=values, name=escape(name), marker={"color": colour}, hovertemplate="anchor %{x}: %{y:.3g} %"
+        )
     figure.add_scatter(
-        x=[0.5, len(anchors) + 0.5], y=[uniform, uniform], mode="lines", name=f"uniform: {uniform:.3g} %",
-        line={"color": NEUTRAL, "dash": "dash", "width": 1.5}, hoverinfo="skip",
-    )  # fmt: skip
+        x=[0.5, len(anchors) + 0.5],
+        y=[uniform, uniform],
+        mode="lines",
+        name=f"uniform: {uniform:.3g} %",
+        line={"color": NEUTRAL, "dash": "dash", "width": 1.5},
+        hoverinfo="skip",
+    )
     figure.update_layout(barmode="group")
     figure.update_xaxes(title="anchor", tickmode="linear", tick0=1, dtick=step(len(anchors)), showgrid=False)
     figure.update_yaxes(title="% of all attention", rangemode="tozero")
@@ -355,16 +446,24 @@ def difference_histogram(
     counts, edges = np.histogram(values_N[np.isfinite(values_N)], bins=40)
     figure = Figure(
         go.Bar(
-            x=(edges[1:] + edges[:-1]) / 2, y=counts, width=np.diff(edges), marker={"color": APART}, name="images",
+            x=(edges[1:] + edges[:-1]) / 2,
+            y=counts,
+            width=np.diff(edges),
+            marker={"color": APART},
+            name="images",
             hovertemplate="%{x:.3g} " + unit + ": %{y} images<extra></extra>",
         )
-    )  # fmt: skip
+    )
     figure.add_vline(x=0, line={"color": NEUTRAL, "width": 1.5})
     if shown is not None:
         figure.add_scatter(
-            x=[shown, shown], y=[0, counts.max()], mode="lines", name="this image", hoverinfo="name",
+            x=[shown, shown],
+            y=[0, counts.max()],
+            mode="lines",
+            name="this image",
+            hoverinfo="name",
             line={"color": OTHER, "width": 3},
-        )  # fmt: skip
+        )
     figure.update_xaxes(title=f"difference, {unit}", zeroline=False)
     figure.update_yaxes(title="images", rangemode="tozero")
     return titled(figure, title, subtitle, height=430)
@@ -398,9 +497,13 @@ def _bar(unit: str) -> dict[str, object]:
 
 def _reach(found: Differences, colour: str | None = None) -> dict[str, object]:
     return {
-        "type": "data", "array": found.upper - found.estimate, "arrayminus": found.estimate - found.lower,
-        "thickness": 1.5, "width": 4, **({"color": colour} if colour else {}),
-    }  # fmt: skip
+        "type": "data",
+        "array": found.upper - found.estimate,
+        "arrayminus": found.estimate - found.lower,
+        "thickness": 1.5,
+        "width": 4,
+        **({"color": colour} if colour else {}),
+    }
 
 
 def _ribbon(
@@ -408,7 +511,14 @@ def _ribbon(
 ) -> None:
     """A filled band, in the second panel where there are panels."""
     figure.add_scatter(
-        x=np.concatenate([x, x[::-1]]), y=np.concatenate([high, low[::-1]]), mode="lines", fill="toself",
-        fillcolor=colour, line={"width": 0}, hoverinfo="skip", name=name, showlegend=bool(name),
+        x=np.concatenate([x, x[::-1]]),
+        y=np.concatenate([high, low[::-1]]),
+        mode="lines",
+        fill="toself",
+        fillcolor=colour,
+        line={"width": 0},
+        hoverinfo="skip",
+        name=name,
+        showlegend=bool(name),
         **({"row": 1, "col": 2} if panel else {}),
-    )  # fmt: skip
+    )

@@ -97,20 +97,27 @@ def latent_map(
         values = colour.values_n[mixed[known_n[mixed]]]
         low, high = np.percentile(values, [1, 99]) if len(values) else (0, 1)
         bar = {
-            "title": {"text": escape(colour.axis), "side": "right"}, "thickness": 12, "outlinewidth": 0,
+            "title": {"text": escape(colour.axis), "side": "right"},
+            "thickness": 12,
+            "outlinewidth": 0,
             "tickformat": colour.format,
-        }  # fmt: skip
+        }
         marker = {"color": values.astype(np.float32), "cmin": low, "cmax": high if high > low else low + 1}
         marker |= {"colorscale": POINTS, "colorbar": bar}
 
     def add(places: np.ndarray, name: str, hover: str, **more: Any) -> None:
         if len(places):
             figure.add_scattergl(
-                x=at_n2[places, 0].astype(np.float32), y=at_n2[places, 1].astype(np.float32), mode="markers", name=name,
-                customdata=rows_n[places].astype(np.int32), hovertemplate=hover + "<extra></extra>",
+                x=at_n2[places, 0].astype(np.float32),
+                y=at_n2[places, 1].astype(np.float32),
+                mode="markers",
+                name=name,
+                customdata=rows_n[places].astype(np.int32),
+                hovertemplate=hover + "<extra></extra>",
                 selectedpoints=None if chosen_n.all() else np.flatnonzero(chosen_n[places]).tolist(),
-                unselected={"marker": {"opacity": 0.12}}, **more,
-            )  # fmt: skip
+                unselected={"marker": {"opacity": 0.12}},
+                **more,
+            )
 
     size = {"size": 7 if n <= 2000 else 5, "opacity": 0.85}
     unknown = mixed[~known_n[mixed]]
@@ -120,11 +127,15 @@ def latent_map(
     if current is not None:
         for width, ring in ((7, "#ffffff"), (3, RING)):  # one on the other reads on any colour and page
             figure.add_scattergl(
-                x=at_n2[current : current + 1, 0], y=at_n2[current : current + 1, 1], mode="markers", hoverinfo="skip",
-                name=escape(current_name), showlegend=ring == RING,
+                x=at_n2[current : current + 1, 0],
+                y=at_n2[current : current + 1, 1],
+                mode="markers",
+                hoverinfo="skip",
+                name=escape(current_name),
+                showlegend=ring == RING,
                 selectedpoints=None if chosen_n.all() else [0],  # what is selected is drawn over what is not
                 marker={"size": 20, "symbol": "circle-open", "color": ring, "line": {"width": width}},
-            )  # fmt: skip
+            )
     ticks = bool(axes[0])
     figure.update_xaxes(title=axes[0], showgrid=False, zeroline=False, showticklabels=ticks)
     figure.update_yaxes(
@@ -132,10 +143,13 @@ def latent_map(
     )
     titled(figure, escape(title), subtitle, height=680)
     figure.update_layout(
-        dragmode="lasso", hovermode="closest", newselection={"line": {"color": NEUTRAL}}, showlegend=True,
+        dragmode="lasso",
+        hovermode="closest",
+        newselection={"line": {"color": NEUTRAL}},
+        showlegend=True,
         margin={"t": 110},
         legend={"y": -0.12 if ticks else -0.04, "traceorder": "normal", "itemclick": False, "itemdoubleclick": False},
-    )  # fmt: skip
+    )
     return figure
 
 
@@ -151,22 +165,30 @@ def kept_bars(
     names = [escape(name) for name in names]
     for number, (method, values) in enumerate(kept.items()):
         figure.add_bar(
-            x=names, y=values[0], name=method,
+            x=names,
+            y=values[0],
+            name=method,
             marker={"color": [transparent(OF.get(name, NEUTRAL), 1 - 0.55 * number) for name in of]},
             error_y={
-                "type": "data", "symmetric": False, "array": values[2] - values[0], "arrayminus": values[0] - values[1],
-                "color": NEUTRAL, "thickness": 1.5, "width": 3,
+                "type": "data",
+                "symmetric": False,
+                "array": values[2] - values[0],
+                "arrayminus": values[0] - values[1],
+                "color": NEUTRAL,
+                "thickness": 1.5,
+                "width": 3,
             },
             customdata=np.stack([values[1], values[2]], 1),
             hovertemplate=f"{method} of %{{x}}: %{{y:.1%}}<br>95 % interval %{{customdata[0]:.1%}} to "
             "%{customdata[1]:.1%}<extra></extra>",
-        )  # fmt: skip
+        )
     figure.add_hline(y=chance, line={"color": NEUTRAL, "dash": "dot", "width": 1.5})
     figure.update_yaxes(title=f"share of the {k} nearest", range=[0, 1], tickformat=".0%", zeroline=False)
     titled(
-        figure, "How far to trust the maps",
+        figure,
+        "How far to trust the maps",
         f"share of an image's {k} nearest that are its {k} nearest on the map<br>mean of {n:,} images, 95 % intervals; "
         f"dotted: chance, {chance:.2%}",
         height=400,
-    )  # fmt: skip
+    )
     return figure.update_layout(barmode="group", bargap=0.3, margin={"t": 120})

@@ -34,13 +34,22 @@ def confusion(
     hover = "%{customdata[0]} called %{customdata[1]}<br>%{customdata[2]:,} images, %{customdata[3]:.1%} of the row"
     figure = Figure(
         go.Heatmap(
-            z=share_KK, x=at, y=at, zmin=0, zmax=1, colorscale=SHARES, customdata=custom,
-            hovertemplate=hover + "<extra></extra>", xgap=1 if K <= NAMED else 0, ygap=1 if K <= NAMED else 0,
-            text=counts_KK, texttemplate="%{text:,}" if K <= _COUNTED else "",
+            z=share_KK,
+            x=at,
+            y=at,
+            zmin=0,
+            zmax=1,
+            colorscale=SHARES,
+            customdata=custom,
+            hovertemplate=hover + "<extra></extra>",
+            xgap=1 if K <= NAMED else 0,
+            ygap=1 if K <= NAMED else 0,
+            text=counts_KK,
+            texttemplate="%{text:,}" if K <= _COUNTED else "",
             colorbar={"title": {"text": "share of the row", "side": "right"}, "thickness": 12, "tickformat": ".0%"},
             showscale=K > _COUNTED,
         )
-    )  # fmt: skip
+    )
     ticks: dict = {"tickvals": at, "ticktext": [escape(_cut(name)) for name in names]}
     if K > NAMED:
         ticks = {"showticklabels": False}
@@ -72,20 +81,32 @@ def said_and_true(
     figure = Figure()
     ends = [float(np.nanmin(true_n)), float(np.nanmax(true_n))] if len(true_n) else [0.0, 1.0]
     figure.add_scatter(
-        x=ends, y=ends, mode="lines", line={"color": NEUTRAL, "width": 1.5, "dash": "dash"}, name="said = true",
+        x=ends,
+        y=ends,
+        mode="lines",
+        line={"color": NEUTRAL, "width": 1.5, "dash": "dash"},
+        name="said = true",
         hoverinfo="skip",
-    )  # fmt: skip
+    )
     figure.add_scattergl(
-        x=true_n.astype(np.float32), y=said_n.astype(np.float32), mode="markers", customdata=rows_n.astype(np.int32),
-        marker={"size": 5, "opacity": 0.5, "color": OF["v_pooled"]}, name="an image",
+        x=true_n.astype(np.float32),
+        y=said_n.astype(np.float32),
+        mode="markers",
+        customdata=rows_n.astype(np.int32),
+        marker={"size": 5, "opacity": 0.5, "color": OF["v_pooled"]},
+        name="an image",
         hovertemplate="true %{x:.4g}, said %{y:.4g}<extra></extra>",
-    )  # fmt: skip
+    )
     at = np.flatnonzero(rows_n == mark)
     if len(at):
         figure.add_scatter(
-            x=true_n[at], y=said_n[at], mode="markers", name="current image", hoverinfo="skip",
+            x=true_n[at],
+            y=said_n[at],
+            mode="markers",
+            name="current image",
+            hoverinfo="skip",
             marker={"size": 14, "symbol": "circle-open", "color": MARK, "line": {"width": 3}},
-        )  # fmt: skip
+        )
     words = f" ({escape(unit)})" if unit else ""
     figure.update_xaxes(title=f"true{words}", zeroline=False)
     figure.update_yaxes(title=f"said{words}", zeroline=False)

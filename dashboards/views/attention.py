@@ -201,9 +201,15 @@ def _figure3(view: View) -> None:
     names = att.token_names(shape.roles, shape.rows, shape.cols, FIGURE_TOKENS)
     figure = made(
         figures.first_tokens,
-        share_NF, names, [row + 1 for row in rows], [header.ids[row] for row in rows], 1 / shape.keys,
-        selection=selection.words, anchors=min(shape.anchors, FIGURE_TOKENS), shown=selection.image + 1,
-    )  # fmt: skip
+        share_NF,
+        names,
+        [row + 1 for row in rows],
+        [header.ids[row] for row in rows],
+        1 / shape.keys,
+        selection=selection.words,
+        anchors=min(shape.anchors, FIGURE_TOKENS),
+        shown=selection.image + 1,
+    )
     draw(figure, "first_tokens", on_click=partial(_image_at, rows))
     largest = int((share_NF.argmax(axis=1) < shape.anchors).sum())
     on_anchors = f" In {largest} of these {len(rows)} images the largest of the weights shown is on an anchor."
@@ -244,9 +250,14 @@ def _one(view: View) -> None:
             title, unit = ("Attention × value", "of the update") if signed else ("Attention", "of all attention")
             figure = made(
                 figures.patch_overlay,
-                patch_RC, 1 / shape.keys, selection=words, image=record.thumbnail, title=f"{title} on the patches",
-                of=unit, signed=signed,
-            )  # fmt: skip
+                patch_RC,
+                1 / shape.keys,
+                selection=words,
+                image=record.thumbnail,
+                title=f"{title} on the patches",
+                of=unit,
+                signed=signed,
+            )
             draw(figure, "overlay")
             how_to_read(_WEIGHTED_WORDS if signed else _PLAIN_WORDS)
     with bars:

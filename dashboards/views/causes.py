@@ -124,13 +124,19 @@ def _within_sample(view: View, rows: Sequence[int]) -> int | None:
         )
         words.button(f"Go to the nearest, image {nearest + 1:,}", on_click=go_to_image, args=(nearest,))
     beside.button(
-        "Previous of the sample", on_click=go_to_image, args=(max(earlier, default=image),), disabled=not earlier,
+        "Previous of the sample",
+        on_click=go_to_image,
+        args=(max(earlier, default=image),),
+        disabled=not earlier,
         width="stretch",
-    )  # fmt: skip
+    )
     beside.button(
-        "Next of the sample", on_click=go_to_image, args=(min(later, default=image),), disabled=not later,
+        "Next of the sample",
+        on_click=go_to_image,
+        args=(min(later, default=image),),
+        disabled=not later,
         width="stretch",
-    )  # fmt: skip
+    )
     return here
 
 
@@ -255,10 +261,16 @@ def _maps(
         limit = largest[key] if own_scale else max(largest.values())
         figure = made(
             figures.token_map,
-            even_RC, even[key][anchors], limit, title=title, image=record.thumbnail, signed=effect.signed,
+            even_RC,
+            even[key][anchors],
+            limit,
+            title=title,
+            image=record.thumbnail,
+            signed=effect.signed,
             lines=[f"{how} · 1 image", *words],
-            raw=(raw_RC, values_T[anchors]), unit=unit,
-        )  # fmt: skip
+            raw=(raw_RC, values_T[anchors]),
+            unit=unit,
+        )
         with column:
             draw(figure, f"map_{key}")
     if contributions is not None and len(shown) < 3:
@@ -336,9 +348,11 @@ def _groups(view: View, section: data.Section, here: int | None) -> None:
     n, modes = len(section["images"]), [_MODES.get(name, name) for name in section["group_modes"]]
     size, tokens = section["group_size"], section["token_role"]
     names = {
-        "anchors": f"all {tokens.count('anchor')} anchors", "random patches": f"{size} random patches",
-        "attended patches": f"the {size} most attended", "patches": f"all {tokens.count('patch')} patches",
-    }  # fmt: skip
+        "anchors": f"all {tokens.count('anchor')} anchors",
+        "random patches": f"{size} random patches",
+        "attended patches": f"the {size} most attended",
+        "patches": f"all {tokens.count('patch')} patches",
+    }
     groups = [names.get(name, name) for name in section["group_names"]]
     unit, sign = ("of the length of z_voco", 1) if chosen == Z else ("nats lost", -1)
     what = chosen if question == _MEAN else f"the true answer, {question}"
@@ -517,7 +531,8 @@ def _two_by_two(
         return
     number = kind in NUMERIC
     figure = made(
-        figures.two_by_two, of.value(own)[0],
+        figures.two_by_two,
+        of.value(own)[0],
         of.value(mixed)[:2],
         readout=f"Read by {readout}s",
         what=f"{task or 'mean, ' + suite}, images differ {differ}",
@@ -638,9 +653,7 @@ def _any_follows(section: data.Section, reads: Sequence[Read], asked: int) -> np
 def _told(section: data.Section, reads: Sequence[Read], a: int, b: int, view: View) -> dict[str, list[str]]:
     """What is true and was read of images number a and b, and of both mixtures; a row a task and readout."""
     units = {task.name: task.unit for task in view.header.tasks}
-    heads = (
-        "task", "read by", "anchors A, patches B", "anchors B, patches A", "A is", "B is", "from A", "from B",
-    )  # fmt: skip
+    heads = ("task", "read by", "anchors A, patches B", "anchors B, patches A", "A is", "B is", "from A", "from B")
     columns: dict[str, list[str]] = {head: [] for head in heads}
     arrays = [section[f"read_{name}"] for name in ("true", "unmixed", "swapped")]
     for read in reads:

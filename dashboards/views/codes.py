@@ -64,16 +64,24 @@ def _choose(view: View, groups: int) -> tuple[int, int | None]:
     names = [str(group) for group in range(1, groups + 1)]
     with left:
         group = select(
-            "Group of codes", names, "codegroup",
+            "Group of codes",
+            names,
+            "codegroup",
             help="The latent is cut into groups of channels, each with a codebook of its own.",
-        )  # fmt: skip
+        )
     size = data.codes(view.key).size
     if (st.session_state.get("code") or 0) >= size:
         st.session_state["code"] = None
     code = right.number_input(
-        "Code", 0, size - 1, None, key="code", bind="query-params", placeholder="none chosen",
+        "Code",
+        0,
+        size - 1,
+        None,
+        key="code",
+        bind="query-params",
+        placeholder="none chosen",
         help="Followed through the page; click one in any figure.",
-    )  # fmt: skip
+    )
     return int(group) - 1, None if code is None else int(code)
 
 
@@ -197,9 +205,10 @@ def _labels(
         )
         return task.name, at
     draw(
-        made(figures.code_lifts, kept, group=group, answer=f"{task.name}: {known[at]}", chosen=code), "codes_lifts",
+        made(figures.code_lifts, kept, group=group, answer=f"{task.name}: {known[at]}", chosen=code),
+        "codes_lifts",
         on_click=_take("codes_lifts", code=0),
-    )  # fmt: skip
+    )
     how_to_read(
         f"Of {len(kept.code):,} codes that images with this answer hold more often than others, those that are surest "
         "to. A point at 3 means: three times as often as in other images. Each is tested by itself (Fisher's exact "
@@ -246,9 +255,14 @@ def _bits(view: View, section: data.Section | None, group: int, task: str) -> No
         at = tasks.index(task) if task in tasks else None
         figure = made(
             figures.code_label_bits,
-            section["code_label_bits"], section["code_label_bits_lower"], section["code_label_bits_upper"],
-            section["code_label_entropy"], tasks, n=n, mark=None if at is None else (at, group),
-        )  # fmt: skip
+            section["code_label_bits"],
+            section["code_label_bits_lower"],
+            section["code_label_bits_upper"],
+            section["code_label_entropy"],
+            tasks,
+            n=n,
+            mark=None if at is None else (at, group),
+        )
 
         def taken() -> None:
             for point in points("codes_bits")[:1]:
@@ -267,9 +281,13 @@ def _bits(view: View, section: data.Section | None, group: int, task: str) -> No
             return
         figure = made(
             figures.code_label_map,
-            section["code_label_map"][at], section["code_rows"], section["code_cols"], view.header.shape.codes[:2],
-            task=task, n=n,
-        )  # fmt: skip
+            section["code_label_map"][at],
+            section["code_rows"],
+            section["code_cols"],
+            view.header.shape.codes[:2],
+            task=task,
+            n=n,
+        )
         draw(figure, "codes_map")
         how_to_read("Where in the image one code tells most of the label, the mean over groups.")
 
@@ -313,10 +331,12 @@ def _one_code(view: View, read: data.Codes, group: int, code: int | None, answer
         rows = [int(row) for row in read.rows[some]]
         figure = made(
             figures.code_examples,
-            data.pictures(view.key, rows), here_NP[some].reshape(-1, R, C), [view.header.ids[row] for row in rows],
+            data.pictures(view.key, rows),
+            here_NP[some].reshape(-1, R, C),
+            [view.header.ids[row] for row in rows],
             title=f"Images {words}",
             subtitle=f"outlined: cells with code {code} · {len(rows)} of {len(holding):,} images",
-        )  # fmt: skip
+        )
 
         def taken() -> None:
             for point in points("codes_examples")[:1]:

@@ -63,9 +63,13 @@ def _choose(view: View) -> RunFile | None:
             st.warning(plain(f"{wanted} is no longer there."))
     alike = 0 if wanted in others else next((at for at, run in enumerate(others.values()) if _alike(view, run)), 0)
     name = st.selectbox(
-        "Beside this run", list(others), index=alike, key="with", bind="query-params",
+        "Beside this run",
+        list(others),
+        index=alike,
+        key="with",
+        bind="query-params",
         help="What is shown is this run (in the sidebar) minus the other one.",
-    )  # fmt: skip
+    )
     return others[name]
 
 
@@ -97,9 +101,10 @@ def _what_differs(two: Two) -> None:
         chosen = " among those selected" if two.view.selection.chosen else ""
         names = [plain(name) for name in two.names]
         beside = [
-            f"; {len(of.ids) - len(at.rows):,} more in {name}" for of, name in zip((one, other), names, strict=True)
+            f"; {len(of.ids) - len(at.rows):,} more in {name}"
+            for of, name in zip((one, other), names, strict=True)
             if len(of.ids) > len(at.rows) and not chosen
-        ]  # fmt: skip
+        ]
         text = f"**{names[0]} minus {names[1]}**, image by image: {len(at.rows):,} images{chosen} are in both"
         st.caption(f"{text}, paired by id{''.join(beside)}.")
         if (one.info.dataset, one.info.split) != (other.info.dataset, other.info.split):

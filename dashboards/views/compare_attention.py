@@ -52,9 +52,13 @@ def on_average(two: Two) -> None:
             with left:
                 figure = made(
                     figures.difference_heatmap,
-                    cells, title=f"{name}: the difference", subtitle=f"{unit} · {words}", names=names,
-                    unit=unit, mark=(selection.layer, selection.head),
-                )  # fmt: skip
+                    cells,
+                    title=f"{name}: the difference",
+                    subtitle=f"{unit} · {words}",
+                    names=names,
+                    unit=unit,
+                    mark=(selection.layer, selection.head),
+                )
                 draw(figure, "compare_heatmap", on_click=_cell)
                 count = int(cells.marked.sum())
                 how_to_read(
@@ -64,15 +68,19 @@ def on_average(two: Two) -> None:
             with right:
                 figure = made(
                     figures.difference_curve,
-                    curve, np.arange(1, len(curve.estimate) + 1), title=f"{name}, over the layers",
-                    subtitle=f"{selection.head_words} · {words}", names=names, unit=unit, band=band,
-                )  # fmt: skip
+                    curve,
+                    np.arange(1, len(curve.estimate) + 1),
+                    title=f"{name}, over the layers",
+                    subtitle=f"{selection.head_words} · {words}",
+                    names=names,
+                    unit=unit,
+                    band=band,
+                )
                 draw(figure, "compare_curve")
                 how_to_read(
                     "Left, both runs; right, their difference, with the 95 % interval of its mean over images (each "
-                    "layer by itself), not corrected for their number." + (
-                        " Grey: how the difference of single images lies." if band is not None else ""
-                    )
+                    "layer by itself), not corrected for their number."
+                    + (" Grey: how the difference of single images lies." if band is not None else "")
                 )
         else:
             _relative_depth(two, quantity)
@@ -178,9 +186,7 @@ def _overall(two: Two) -> None:
         )
     if chosen:
         st.caption("Entropy, lift and their like are of all images, and so left out while some are selected.")
-    for section, path, against in (
-        (one, two.view.path, two.other.path), (other, two.other.path, two.view.path)
-    ):  # fmt: skip
+    for section, path, against in ((one, two.view.path, two.other.path), (other, two.other.path, two.view.path)):
         if section is None:
             what = f"Of {plain(path.stem)}, lift, entropy and other averages over all images are not there."
             fill(what, f"htc-analyze attention --against {shlex.quote(str(against))}", path)
@@ -199,9 +205,13 @@ def _relative_depth(two: Two, quantity: att.Quantity) -> None:
     read = "" if len(at.rows) == len(two.pairs.rows) else f"{len(at.rows):,} of "
     figure = made(
         figures.two_curves,
-        curves[0], curves[1], title=f"{quantity.title}, over the depth", unit=_unit(quantity), names=two.names,
+        curves[0],
+        curves[1],
+        title=f"{quantity.title}, over the depth",
+        unit=_unit(quantity),
+        names=two.names,
         subtitle=f"mean over heads, with its 95 % interval · {read}{two.images}",
-    )  # fmt: skip
+    )
     draw(figure, "compare_depth")
     how_to_read("Each run over its own layers, the last at 100 %. The same depth is not the same layer.")
 
@@ -217,10 +227,11 @@ def _roles_and_images(two: Two) -> None:
             for role in att.SHOWN_ROLES:
                 if role in mine.mass or role in theirs.mass:
                     one, other = (
-                        att.head_mean(of_run.mass[role], selection.head) if role in of_run.mass
+                        att.head_mean(of_run.mass[role], selection.head)
+                        if role in of_run.mass
                         else np.zeros(of_run.by_layer_NLS.shape[:2], np.float32)
                         for of_run in (mine, theirs)
-                    )  # fmt: skip
+                    )
                     found[role] = compare.of_images(one, other, at.groups, at.other_groups).times(100)
             figure = made(figures.role_differences, found, subtitle=f"{selection.head_words} · {of}", names=two.names)
             draw(figure, "compare_roles")
@@ -229,9 +240,15 @@ def _roles_and_images(two: Two) -> None:
         if two.pairs.paired and two.anchors:
             one, other, words = _masses(two)
             figure = made(
-                figures.pairs_scatter, one, other, two.pairs.rows, names=two.names, unit=PERCENT, shown=selection.image,
+                figures.pairs_scatter,
+                one,
+                other,
+                two.pairs.rows,
+                names=two.names,
+                unit=PERCENT,
+                shown=selection.image,
                 subtitle=f"attention on the anchors, {words} · {len(one):,} images",
-            )  # fmt: skip
+            )
             draw(figure, "compare_scatter", on_click=_picked)
             share = float((one > other).mean())
             how_to_read(
@@ -278,9 +295,14 @@ def _patches(two: Two) -> None:
     of = f"{len(at.rows):,} images, paired" if at.paired else "unpaired"
     figure = made(
         figures.two_maps,
-        maps[0] * 100, maps[1] * 100, title="Where it looks in the picture, on average", names=two.names, unit=PERCENT,
-        subtitle=f"{words} · {PERCENT}, a patch · {of}", marked=marked > 0,
-    )  # fmt: skip
+        maps[0] * 100,
+        maps[1] * 100,
+        title="Where it looks in the picture, on average",
+        names=two.names,
+        unit=PERCENT,
+        subtitle=f"{words} · {PERCENT}, a patch · {of}",
+        marked=marked > 0,
+    )
     draw(figure, "compare_patches")
     how_to_read(
         f"The first two share a scale. A dot: that patch's difference is no chance finding at 5 %, corrected for all "
@@ -310,10 +332,15 @@ def _first_tokens(two: Two) -> None:
     found = compare.of_images(ends[0], ends[1], at.groups, at.other_groups).times(100)
     figure = made(
         figures.difference_heatmap,
-        found.map(lambda values: values.T), title="The first tokens, over the layers (the paper's Figure 3)",
-        subtitle=f"{two.view.selection.head_words} · {len(at.rows):,} images", names=two.names, unit=PERCENT,
-        columns=tokens[0], axes=("decoder layer", "token"), mark=(None, two.view.selection.layer),
-    )  # fmt: skip
+        found.map(lambda values: values.T),
+        title="The first tokens, over the layers (the paper's Figure 3)",
+        subtitle=f"{two.view.selection.head_words} · {len(at.rows):,} images",
+        names=two.names,
+        unit=PERCENT,
+        columns=tokens[0],
+        axes=("decoder layer", "token"),
+        mark=(None, two.view.selection.layer),
+    )
     draw(figure, "compare_tokens")
     how_to_read(f"The anchors and the patches after them. Dots as above, corrected for {found.p.size:,} cells.")
 
@@ -354,9 +381,14 @@ def one_image(two: Two) -> None:
         else:
             figure = made(
                 figures.two_maps,
-                grids[0] * 100, grids[1] * 100, title="Where both look in this picture", names=two.names, unit=PERCENT,
-                subtitle=f"{words} · {PERCENT}, a patch · 1 image, so there is no interval", image=mine.thumbnail,
-            )  # fmt: skip
+                grids[0] * 100,
+                grids[1] * 100,
+                title="Where both look in this picture",
+                names=two.names,
+                unit=PERCENT,
+                subtitle=f"{words} · {PERCENT}, a patch · 1 image, so there is no interval",
+                image=mine.thumbnail,
+            )
             draw(figure, "compare_overlay")
             how_to_read("The first two share a scale. Difference: orange where this run looks more, purple where less.")
             _handed_over(two, mine.thumbnail)
@@ -379,10 +411,14 @@ def one_image(two: Two) -> None:
             one, other = mine.anchor_mass * 100, theirs.anchor_mass * 100
             unknown = np.full(one.shape, np.nan)
             figure = made(
-                figures.difference_heatmap, Differences(one, other, one - other, unknown, unknown, unknown, True),
-                title="Anchors, by layer and head", subtitle=f"{PERCENT} · 1 image", names=two.names, unit=PERCENT,
+                figures.difference_heatmap,
+                Differences(one, other, one - other, unknown, unknown, unknown, True),
+                title="Anchors, by layer and head",
+                subtitle=f"{PERCENT} · 1 image",
+                names=two.names,
+                unit=PERCENT,
                 mark=(layer, head),
-            )  # fmt: skip
+            )
             draw(figure, "compare_image_heatmap", on_click=_image_cell)
             how_to_read("Orange: this run gives the anchors more. Click a cell to select its layer and head.")
     with place:
@@ -390,9 +426,12 @@ def one_image(two: Two) -> None:
         here = np.flatnonzero(two.pairs.rows == image)
         figure = made(
             figures.difference_histogram,
-            one - other, float((one - other)[here[0]]) if len(here) else None, title="This image among all",
-            subtitle=f"attention on the anchors, {words}<br>{len(one):,} images", unit="% points",
-        )  # fmt: skip
+            one - other,
+            float((one - other)[here[0]]) if len(here) else None,
+            title="This image among all",
+            subtitle=f"attention on the anchors, {words}<br>{len(one):,} images",
+            unit="% points",
+        )
         draw(figure, "compare_histogram")
         how_to_read("How far the two runs differ in each image; at the thin line, not at all.")
 
@@ -415,9 +454,15 @@ def _handed_over(two: Two, thumbnail: np.ndarray) -> None:
     words = "mean over layers" if layer is None else f"layer {layer + 1}"
     figure = made(
         figures.two_maps,
-        maps[0], maps[1], title="What each patch hands over in this picture", names=two.names, unit="% of the update",
-        subtitle=f"attention × value · {words}, all heads · 1 image", image=thumbnail, signed=True,
-    )  # fmt: skip
+        maps[0],
+        maps[1],
+        title="What each patch hands over in this picture",
+        names=two.names,
+        unit="% of the update",
+        subtitle=f"attention × value · {words}, all heads · 1 image",
+        image=thumbnail,
+        signed=True,
+    )
     draw(figure, "compare_handed_over")
     how_to_read("The part of the token's update that comes from each patch; purple works against it.")
 

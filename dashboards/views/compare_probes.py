@@ -49,10 +49,15 @@ def probes(two: Two) -> None:
         st.session_state["compare_sources"] = final[:3]
     chosen = left.multiselect("Read from", final, default=final[:3], key="compare_sources") or final[:3]
     measure = right.segmented_control(
-        "Measure", ["Score", "Bits", "Retention"], key="versus", default="Score", required=True, bind="query-params",
+        "Measure",
+        ["Score", "Bits", "Retention"],
+        key="versus",
+        default="Score",
+        required=True,
+        bind="query-params",
         help="Score: top-1, accuracy of labels, R2. Bits: V-information, what the probe saves an image over knowing "
         "how often labels occur. Retention: the part of what pooled V has over the floor.",
-    )  # fmt: skip
+    )
     differences = [(probe, one) for probe in probes if (one := _difference(probe, measure, scored, two)) is not None]
     for suite in dict.fromkeys(probe.mine.suite for probe in probes):
         _forest(two, suite, measure, chosen, differences, scored, found)
@@ -162,11 +167,14 @@ def _forest(
     paired = all(one.paired for _, one in of.values())
     figure = made(
         figures.differences_by_name,
-        series, [*labels, f"mean of {len(tasks)} tasks"], names=two.names, unit=measure.lower(),
+        series,
+        [*labels, f"mean of {len(tasks)} tasks"],
+        names=two.names,
+        unit=measure.lower(),
         title=f"What can be read: {suite}",
         subtitle=f"{measure.lower()} · {images} images, {'paired' if paired else 'taken as independent'}",
         colours={source: OF[source] for source in chosen if source in OF},
-    )  # fmt: skip
+    )
     draw(figure, f"compare_{suite}")
 
 
@@ -197,9 +205,13 @@ def _suite_mean(
 def _mean(results: Results, suite: str, source: str) -> SuiteMean | None:
     last = results.run.get("last_layer")
     return next(
-        (mean for mean in results.suite_means
-         if mean.suite == suite and mean.representation == source and mean.layer in (None, last)), None,
-    )  # fmt: skip
+        (
+            mean
+            for mean in results.suite_means
+            if mean.suite == suite and mean.representation == source and mean.layer in (None, last)
+        ),
+        None,
+    )
 
 
 def _how_paired(
@@ -228,8 +240,10 @@ def _how_paired(
             if data.said_beside(path) is None and two.pairs.paired:
                 fill(
                     f"Without what the probes of {plain(path.stem)} said of each image, the two scores are taken as "
-                    "independent, and intervals are wider than they need be.", "htc-probe semantic detail", path,
-                )  # fmt: skip
+                    "independent, and intervals are wider than they need be.",
+                    "htc-probe semantic detail",
+                    path,
+                )
     if two.view.selection.chosen:
         st.caption("Probe scores are of all images, not of the selected ones.")
     if left_out:
@@ -277,10 +291,15 @@ def _layers(two: Two, measure: str, differences: Sequence[tuple[Probe, Differenc
     grid = compare.joined([compare.joined([of.get((task, layer), compare.NONE) for task in tasks]) for layer in layers])
     figure = made(
         figures.difference_heatmap,
-        grid, title="Over the layers of z_voco", subtitle=f"{measure.lower()} · every task of both runs",
-        names=two.names, unit=measure.lower(), columns=[str(layer) for layer in layers], rows=tasks,
+        grid,
+        title="Over the layers of z_voco",
+        subtitle=f"{measure.lower()} · every task of both runs",
+        names=two.names,
+        unit=measure.lower(),
+        columns=[str(layer) for layer in layers],
+        rows=tasks,
         axes=("task", "layer"),
-    )  # fmt: skip
+    )
     draw(figure, "compare_layers")
     how_to_read(
         "Layer 0 is the embedding, the same for every image. A dot: no chance finding at 5 %, corrected for all "
@@ -307,17 +326,22 @@ def _one_probe(
         source = select("Read from", sources, "compare_source")
     probe = next(probe for probe in probes if (probe.mine.task, probe.source) == (task, source))
     over = {
-        one.mine.layer: value for one, value in differences
+        one.mine.layer: value
+        for one, value in differences
         if (one.mine.task, one.mine.representation) == (task, probe.mine.representation) and one.mine.layer is not None
-    }  # fmt: skip
+    }
     layers = sorted(over)
     if len(layers) > 1:
         figure = made(
             figures.difference_curve,
-            compare.joined([over[layer] for layer in layers]), layers, axis=f"layer of {probe.mine.representation}",
-            title=f"{escape(task)}, over the layers", subtitle=f"{measure.lower()} · {probe.mine.n:,} images",
-            names=two.names, unit=measure.lower(),
-        )  # fmt: skip
+            compare.joined([over[layer] for layer in layers]),
+            layers,
+            axis=f"layer of {probe.mine.representation}",
+            title=f"{escape(task)}, over the layers",
+            subtitle=f"{measure.lower()} · {probe.mine.n:,} images",
+            names=two.names,
+            unit=measure.lower(),
+        )
         draw(figure, "compare_task_layers")
         how_to_read("Left, both runs; right, their difference, with its 95 % interval at each layer by itself.")
     assert found[0] is not None and found[1] is not None
@@ -329,9 +353,10 @@ def _one_probe(
 def _learning(two: Two, probe: Probe, measure: str, found: tuple[Results, Results]) -> None:
     def curve(results: Results, row: Row) -> dict[int, CurvePoint]:
         return {
-            point.images: point for point in results.curves
+            point.images: point
+            for point in results.curves
             if (point.task, point.representation, point.layer) == (row.task, row.representation, row.layer)
-        }  # fmt: skip
+        }
 
     one, other = curve(found[0], probe.mine), curve(found[1], probe.theirs)
     at = sorted(one.keys() & other.keys())
@@ -340,11 +365,15 @@ def _learning(two: Two, probe: Probe, measure: str, found: tuple[Results, Result
     known = {n: value for n, value in pairs.items() if value is not None}
     if len(known) > 1:
         figure = made(
-            figures.difference_curve, compare.joined(list(known.values())), list(known), axis="training images",
+            figures.difference_curve,
+            compare.joined(list(known.values())),
+            list(known),
+            axis="training images",
             title=f"{escape(probe.mine.task)}: the learning curve",
             subtitle=f"read from {escape(probe.source)} · {probe.mine.metric} · taken as independent",
-            names=two.names, unit="bits" if bits else "score",
-        )  # fmt: skip
+            names=two.names,
+            unit="bits" if bits else "score",
+        )
         draw(figure, "compare_learning")
         how_to_read("From how few images the task can be learnt: where the two part, one token needs fewer.")
 
@@ -352,9 +381,13 @@ def _learning(two: Two, probe: Probe, measure: str, found: tuple[Results, Result
 def _confusion(two: Two, probe: Probe, found: tuple[Results, Results]) -> None:
     def of(results: Results, row: Row) -> Confusion | None:
         return next(
-            (one for one in results.confusions
-             if (one.task, one.representation, one.layer) == (row.task, row.representation, row.layer)), None,
-        )  # fmt: skip
+            (
+                one
+                for one in results.confusions
+                if (one.task, one.representation, one.layer) == (row.task, row.representation, row.layer)
+            ),
+            None,
+        )
 
     one, other = of(found[0], probe.mine), of(found[1], probe.theirs)
     if one is None or other is None or one.classes != other.classes:
@@ -363,11 +396,18 @@ def _confusion(two: Two, probe: Probe, found: tuple[Results, Results]) -> None:
     marked = compare.of_shares(counts[0], counts[1]).marked
     shares = [compare.shares(table) * 100 for table in counts]
     figure = made(
-        figures.two_maps, shares[0], shares[1], title=f"{escape(probe.mine.task)}: which classes are taken for which",
+        figures.two_maps,
+        shares[0],
+        shares[1],
+        title=f"{escape(probe.mine.task)}: which classes are taken for which",
         subtitle=f"% of the images of each true class · {counts[0].sum():,} and {counts[1].sum():,} held-out images",
-        names=two.names, unit="%", labels=(one.classes, one.classes), axes=("true class", "chosen class"), limit=100,
+        names=two.names,
+        unit="%",
+        labels=(one.classes, one.classes),
+        axes=("true class", "chosen class"),
+        limit=100,
         marked=marked,
-    )  # fmt: skip
+    )
     draw(figure, "compare_confusion")
     how_to_read(
         "Each row sums to 100 %. Difference: orange on the diagonal is what this run gets right more often. A dot: no "
@@ -394,9 +434,14 @@ def _telling(two: Two, probe: Probe, scored: compare.Scored | None) -> None:
     st.markdown(f"**Images that tell the runs apart**: which probe is {words}")
     names = list(kinds)
     at = st.segmented_control(
-        "Which probe is right", range(4), default=0, required=True, key="compare_which", label_visibility="collapsed",
+        "Which probe is right",
+        range(4),
+        default=0,
+        required=True,
+        key="compare_which",
+        label_visibility="collapsed",
         format_func=lambda at: plain(f"{names[at]} ({int(kinds[names[at]].sum()):,})"),
-    )  # fmt: skip
+    )
     places = np.flatnonzero(kinds[names[at]])
     if not len(places):
         st.caption("There is no such image.")
@@ -406,15 +451,23 @@ def _telling(two: Two, probe: Probe, scored: compare.Scored | None) -> None:
     rows = data.pairs(two.view.key, two.key).rows[places[order]].tolist()
     ids, sources = two.view.header.ids, data.pictures(two.view.key, rows[:SHOWN])
     pictures = [
-        gallery.Picture(row, source, f"{row + 1:,} · {ids[row]}", (f"{row + 1:,}", f"{bits:+.1f} bits"),
-                        row == two.view.selection.image)
+        gallery.Picture(
+            row,
+            source,
+            f"{row + 1:,} · {ids[row]}",
+            (f"{row + 1:,}", f"{bits:+.1f} bits"),
+            row == two.view.selection.image,
+        )
         for row, source, bits in zip(rows, sources, gain[order], strict=False)
-    ]  # fmt: skip
+    ]
     gallery.show(pictures, "compare_gallery", go_to_image)
     st.button(
-        f"Select all {len(rows):,} of them", key="compare_select", on_click=choose, args=(rows,),
+        f"Select all {len(rows):,} of them",
+        key="compare_select",
+        on_click=choose,
+        args=(rows,),
         help="The selection goes to the other pages; Next and Previous stay among them.",
-    )  # fmt: skip
+    )
     how_to_read(
         f"The first {len(pictures)}, by how much the two differ: how many more bits this run's probe gives to what is "
         "true; below 0, the other's gives more. Click one to see it on every page."

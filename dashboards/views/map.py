@@ -159,13 +159,18 @@ def _map(view: View, found: LatentMap, method: str, of: int, coloured: Coloured)
     of_all = "" if len(found.rows) == total else f" of {total:,}"
     by = f", coloured by {coloured.words}" if coloured.words else ""
     figure = made(
-        figures.latent_map, found.at[method][of], found.rows, coloured.colour,
+        figures.latent_map,
+        found.at[method][of],
+        found.rows,
+        coloured.colour,
         title=f"{method} of {NAMES.get(found.of[of], found.of[of])}{by}",
         subtitle=f"{len(found.rows):,}{of_all} images; {estimate:.1%} [{lower:.1%}, {upper:.1%}] of an image's 10 "
         f"nearest<br>are its 10 nearest on this map, by chance {found.chance:.1%}",
-        axes=axes, chosen=found.places(selection.chosen), current=found.place(selection.image),
+        axes=axes,
+        chosen=found.places(selection.chosen),
+        current=found.place(selection.image),
         current_name=f"image {selection.image + 1:,}",
-    )  # fmt: skip
+    )
     draw(figure, "map", on_click=partial(go_to_point, "map"), on_area=_select)
 
     def picture(row: int) -> hover.Picture:

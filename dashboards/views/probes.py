@@ -65,9 +65,12 @@ def _scores(view: View, found: Results) -> None:
     with left:
         suite = pick("Suite", of_tables.suites(found), "suite", format_func=plain)
     kinds = {
-        "scores": figures.probe_scores, "bits": figures.probe_bits, "retention": figures.probe_retention,
-        "kept": figures.probe_kept, "ceilings": figures.probe_ceilings,
-    }  # fmt: skip
+        "scores": figures.probe_scores,
+        "bits": figures.probe_bits,
+        "retention": figures.probe_retention,
+        "kept": figures.probe_kept,
+        "ceilings": figures.probe_ceilings,
+    }
     drawn = {kind: made(make, found, suite) for kind, make in kinds.items()}
     with right:
         kind = pick("Show", [kind for kind, figure in drawn.items() if figure is not None], "measure")
@@ -95,19 +98,37 @@ def _score_table(found: Results, suite: str) -> None:
     means = [mean for mean in found.suite_means if mean.suite == suite]
     lines = [
         {
-            "task": row.task, "read from": row.representation, "layer": row.layer, "metric": row.metric,
-            "score": row.estimate, "lower": row.lower, "upper": row.upper, "floor": row.floor, "control": row.control,
-            "bits": row.bits, "images": row.n, "groups": row.n_groups,
+            "task": row.task,
+            "read from": row.representation,
+            "layer": row.layer,
+            "metric": row.metric,
+            "score": row.estimate,
+            "lower": row.lower,
+            "upper": row.upper,
+            "floor": row.floor,
+            "control": row.control,
+            "bits": row.bits,
+            "images": row.n,
+            "groups": row.n_groups,
         }
         for row in rows
     ] + [
         {
-            "task": f"mean of {mean.tasks} tasks", "read from": mean.representation, "layer": mean.layer,
-            "metric": "mixed", "score": mean.estimate, "lower": mean.lower, "upper": mean.upper, "floor": mean.floor,
-            "control": None, "bits": mean.bits.estimate, "images": None, "groups": None,
+            "task": f"mean of {mean.tasks} tasks",
+            "read from": mean.representation,
+            "layer": mean.layer,
+            "metric": "mixed",
+            "score": mean.estimate,
+            "lower": mean.lower,
+            "upper": mean.upper,
+            "floor": mean.floor,
+            "control": None,
+            "bits": mean.bits.estimate,
+            "images": None,
+            "groups": None,
         }
         for mean in means
-    ]  # fmt: skip
+    ]
     with st.expander("All scores as a table"):
         table({name: [line[name] for line in lines] for name in lines[0]}, "probe_score_table")
         how_to_read(
@@ -261,9 +282,12 @@ def _counts_alone(found: Results, task: str, key: Key) -> None:
         if (one.task, one.representation, one.layer) == (task, *key):
             counts_KK = np.array(one.counts)
             figure = made(
-                figures.confusion, counts_KK, one.classes, title=f"{escape(task)} from {escape(label(*key))}",
+                figures.confusion,
+                counts_KK,
+                one.classes,
+                title=f"{escape(task)} from {escape(label(*key))}",
                 subtitle=f"held-out images by true class and chosen class · n = {counts_KK.sum():,}",
-            )  # fmt: skip
+            )
             draw(figure, "probe_counts")
             how_to_read(plain(CAPTIONS["confusions"]))
 
@@ -276,9 +300,14 @@ def _overview(view: View, said: Answers, name: str, sample: str, unit: str) -> t
         drawn, way = (said.true + said.error, ", the short way round") if said.period else (said.said, "")
         figure = made(
             figures.said_and_true,
-            said.true, drawn, said.rows, unit=unit, title=name, subtitle=f"{sample} · mean error {error}{way}",
+            said.true,
+            drawn,
+            said.rows,
+            unit=unit,
+            title=name,
+            subtitle=f"{sample} · mean error {error}{way}",
             mark=view.selection.image,
-        )  # fmt: skip
+        )
         draw(figure, "probe_values", on_click=partial(go_to_point, "probe_values"))
 
         def picture(row: int) -> hover.Picture:
@@ -286,8 +315,10 @@ def _overview(view: View, said: Answers, name: str, sample: str, unit: str) -> t
             return hover.Picture(source, f"{row + 1:,} · {view.header.ids[row]}")
 
         hover.pictures("probe_values", repr(view.key), picture)
-        how_to_read("A point is an image that the probe was not trained on; on the dashed line it is right. Click one "
-                    "to make it the image of all pages.")  # fmt: skip
+        how_to_read(
+            "A point is an image that the probe was not trained on; on the dashed line it is right. Click one "
+            "to make it the image of all pages."
+        )
         return said.wrong(), "by their error, the largest first"
     cell = _cell((view.path.name, *said.names))
 
@@ -297,9 +328,13 @@ def _overview(view: View, said: Answers, name: str, sample: str, unit: str) -> t
 
     right = float((said.true == said.said).mean()) if len(said.rows) else float("nan")
     figure = made(
-        figures.confusion, said.counts(), said.names, title=name, subtitle=f"{sample} · {right:.1%} right",
+        figures.confusion,
+        said.counts(),
+        said.names,
+        title=name,
+        subtitle=f"{sample} · {right:.1%} right",
         mark=cell.marked,
-    )  # fmt: skip
+    )
     draw(figure, "probe_confusion", on_click=click)
     how_to_read(
         "Rows: what is true. Columns: what the probe chose for images that it was not trained on. Colour: the share of "
@@ -397,4 +432,4 @@ def _gallery(view: View, said: Answers, which: np.ndarray, what: str) -> None:
 
 def _end(name: str, most: int = 13) -> str:
     """Ids differ in how they end."""
-    return name if len(name) <= most else f"…{name[1 - most:]}"
+    return name if len(name) <= most else f"…{name[1 - most :]}"

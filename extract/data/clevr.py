@@ -161,9 +161,7 @@ def _read(path: Path) -> list[_Scene]:
 
 def _object(record: Any, yaw: float, where: str) -> _Object:
     x, y, depth = _numbers(record, "pixel_coords", where)
-    shape, size, material, colour = (
-        field(record, name, str, where) for name in ("shape", "size", "material", "color")
-    )
+    shape, size, material, colour = (field(record, name, str, where) for name in ("shape", "size", "material", "color"))
     return _Object(shape, size, material, colour, x, y, depth, field(record, "rotation", float, where) - yaw)
 
 

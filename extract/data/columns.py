@@ -171,4 +171,3 @@ def given(cell: Any) -> str:
 def cell_text(cell: Any) -> str:
     """What a cell says, on one line and in Unicode's form C; "" for null."""
     return "" if cell is None else unicodedata.normalize("NFC", printable(str(cell).strip()))
-

@@ -37,9 +37,15 @@ NAME = "CUB-200-2011"
 SPLITS = ("train", "test")
 MARKS = "attributes/image_attribute_labels.txt"
 FILES = (
-    "images", "images.txt", "classes.txt", "image_class_labels.txt", "train_test_split.txt", MARKS,
-    "parts/parts.txt", "parts/part_locs.txt",
-)  # fmt: skip
+    "images",
+    "images.txt",
+    "classes.txt",
+    "image_class_labels.txt",
+    "train_test_split.txt",
+    MARKS,
+    "parts/parts.txt",
+    "parts/part_locs.txt",
+)
 NOT_VISIBLE = 1  # of certainties.txt: 1 not visible, 2 guessing, 3 probably, 4 definitely
 ATTRIBUTE_NOTE = "CUB attributes as their annotator marked them; unknown where not visible"
 Point = tuple[float, float]

@@ -293,9 +293,7 @@ def _of_split(path: Path, table: Sequence[dict[str, Any]], split: str) -> list[_
     return rows
 
 
-def _rows(
-    path: Path, rows: Sequence[_Cells], tasks: Sequence[Task], find: Callable[[str], str]
-) -> list[_Row]:
+def _rows(path: Path, rows: Sequence[_Cells], tasks: Sequence[Task], find: Callable[[str], str]) -> list[_Row]:
     found = []
     for where, name, cells in rows:
         file = find(name)

@@ -28,9 +28,14 @@ def build_tokenizer() -> "PreTrainedTokenizerFast":
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     core.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, words[BOS])])
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token=PAD, bos_token=BOS, eos_token=EOS, unk_token=UNKNOWN,
-        extra_special_tokens=[VOCO], model_max_length=64,
-    )  # fmt: skip
+        tokenizer_object=core,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        unk_token=UNKNOWN,
+        extra_special_tokens=[VOCO],
+        model_max_length=64,
+    )
 
 
 def encode_sentences(tokenizer: "PreTrainedTokenizerFast", sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -33,9 +33,13 @@ COUNTS = ("one", "two", "three", "four", "five")
 ROWS, COLS = ("upper", "middle", "lower"), ("left", "center", "right")
 
 _SHADE_RGB = {
-    "dark red": (150, 20, 30), "light red": (245, 130, 135), "dark green": (15, 95, 35),
-    "light green": (130, 220, 125), "dark blue": (25, 40, 140), "light blue": (125, 175, 250),
-}  # fmt: skip
+    "dark red": (150, 20, 30),
+    "light red": (245, 130, 135),
+    "dark green": (15, 95, 35),
+    "light green": (130, 220, 125),
+    "dark blue": (25, 40, 140),
+    "light blue": (125, 175, 250),
+}
 # Five sizes with gaps between them: the main object's extent as a share of the image's width.
 _SIZE_STEP, _SIZE_FIRST, _SIZE_JITTER = 0.07, 0.32, 0.0175
 _MAIN_RANGE = (0.32, 0.68)  # of the main object's centre, so that a neighbour fits in every direction
@@ -86,10 +90,18 @@ class Scene:
         present = np.zeros(len(CATEGORIES), np.uint8)
         present[[t.category for t in self.things]] = 1
         return {
-            "category": main.category, "scene": self.scene, "count": len(self.things) - 1, "present": present,
-            "relation": self.relation, "texture": main.texture, "orientation": main.orientation,
-            "shade": main.shade, "size": main.size, "position_x": main.x, "position_y": main.y,
-        }  # fmt: skip
+            "category": main.category,
+            "scene": self.scene,
+            "count": len(self.things) - 1,
+            "present": present,
+            "relation": self.relation,
+            "texture": main.texture,
+            "orientation": main.orientation,
+            "shade": main.shade,
+            "size": main.size,
+            "position_x": main.x,
+            "position_y": main.y,
+        }
 
     @property
     def answers(self) -> dict[str, str]:
@@ -97,12 +109,16 @@ class Scene:
         main = self.things[0]
         present = sorted({CATEGORIES[t.category] for t in self.things})
         words = {
-            "category": CATEGORIES[main.category], "scene": SCENES[self.scene],
-            "count": COUNTS[len(self.things) - 1], "present": " ".join(present),
-            "texture": TEXTURES[main.texture], "orientation": COMPASS[main.orientation],
-            "shade": SHADES[main.shade], "size": SIZES[self.size_bin],
+            "category": CATEGORIES[main.category],
+            "scene": SCENES[self.scene],
+            "count": COUNTS[len(self.things) - 1],
+            "present": " ".join(present),
+            "texture": TEXTURES[main.texture],
+            "orientation": COMPASS[main.orientation],
+            "shade": SHADES[main.shade],
+            "size": SIZES[self.size_bin],
             "position": f"{ROWS[_third(main.y)]} {COLS[_third(main.x)]}",
-        }  # fmt: skip
+        }
         if self.relation >= 0:
             words["relation"] = COMPASS[self.relation]
         return words
@@ -170,8 +186,11 @@ def scene(split: str, index: int) -> Scene:
     """The scene number `index` of `split`: the same on every call and every machine."""
     rng = _generator(split, index, stream=0)
     size_bin = int(rng.integers(len(SIZES)))
-    main = _thing(rng, _SIZE_FIRST + _SIZE_STEP * size_bin + rng.uniform(-_SIZE_JITTER, _SIZE_JITTER),
-                  *rng.uniform(*_MAIN_RANGE, 2))  # fmt: skip
+    main = _thing(
+        rng,
+        _SIZE_FIRST + _SIZE_STEP * size_bin + rng.uniform(-_SIZE_JITTER, _SIZE_JITTER),
+        *rng.uniform(*_MAIN_RANGE, 2),
+    )
     things, relation = [main], -1
     count = 1 + int(rng.integers(len(COUNTS)))
     if count > 1:
@@ -249,9 +268,7 @@ def _generator(split: str, index: int, stream: int) -> np.random.Generator:
 
 
 def _thing(rng: np.random.Generator, size: float, x: float, y: float) -> Thing:
-    category, texture, orientation, shade = (
-        int(rng.integers(len(c))) for c in (CATEGORIES, TEXTURES, COMPASS, SHADES)
-    )
+    category, texture, orientation, shade = (int(rng.integers(len(c))) for c in (CATEGORIES, TEXTURES, COMPASS, SHADES))
     return Thing(category, texture, orientation, shade, float(size), float(x), float(y), rng.uniform(0, np.pi))
 
 
@@ -284,29 +301,68 @@ def _poly(*points: tuple[float, float]) -> np.ndarray:
 def _shape(category: str) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
     """(body polygons, drawn in shade and texture; details, drawn dark). None looks the same after a turn."""
     return {
-        "boat": ((_poly((-1, 0.2), (1, 0.2), (0.6, 0.8), (-0.6, 0.8)), _poly((-0.05, -1), (0.8, 0.05), (-0.05, 0.05))),
-                 (_poly((-0.15, -1), (-0.05, -1), (-0.05, 0.2), (-0.15, 0.2)),)),
-        "car": ((_poly((-1, -0.05), (1, -0.05), (1, 0.5), (-1, 0.5)),
-                 _poly((-0.75, -0.05), (-0.4, -0.6), (0.3, -0.6), (0.6, -0.05))),
-                (_disc(-0.55, 0.5, 0.27), _disc(0.55, 0.5, 0.27))),
-        "cup": ((_poly((-0.75, -0.8), (0.45, -0.8), (0.3, 0.8), (-0.6, 0.8)), _poly((0.35, -0.5), (0.95, -0.5),
-                 (0.95, 0.3), (0.35, 0.3), (0.35, 0.1), (0.75, 0.1), (0.75, -0.3), (0.35, -0.3))),
-                (_disc(-0.15, -0.8, 0.6, squash=0.22),)),
-        "fish": ((_disc(0.2, 0, 0.8, squash=0.6), _poly((-0.4, 0), (-1, -0.5), (-1, 0.5)),
-                  _poly((-0.1, -0.35), (0.5, -0.35), (0.1, -0.85))), (_disc(0.6, -0.12, 0.13),)),
-        "house": ((_poly((-0.75, -0.1), (0.75, -0.1), (0.75, 0.9), (-0.75, 0.9)),
-                   _poly((-1, -0.1), (0, -0.95), (1, -0.1))),
-                  (_poly((-0.2, 0.3), (0.25, 0.3), (0.25, 0.9), (-0.2, 0.9)),
-                   _poly((0.45, -0.95), (0.7, -0.95), (0.7, -0.35), (0.45, -0.55)))),
-        "rocket": ((_poly((0, -1), (0.35, -0.5), (0.35, 0.6), (-0.35, 0.6), (-0.35, -0.5)),
-                    _poly((-0.35, 0.1), (-0.85, 0.75), (-0.35, 0.6)), _poly((0.35, 0.1), (0.85, 0.75), (0.35, 0.6))),
-                   (_disc(0, -0.25, 0.17), _poly((-0.2, 0.6), (0.2, 0.6), (0, 1)))),
-        "tree": ((_poly((0, -1), (0.6, -0.25), (-0.6, -0.25)), _poly((0, -0.6), (0.85, 0.45), (-0.85, 0.45))),
-                 (_poly((-0.17, 0.45), (0.17, 0.45), (0.17, 1), (-0.17, 1)),)),
-        "umbrella": ((_disc(0, 0, 0.95, 180, 360),),
-                     (_poly((-0.07, -1), (0.07, -1), (0.07, 0.85), (-0.07, 0.85)),
-                      _poly((0.07, 0.75), (0.4, 0.75), (0.4, 0.5), (0.52, 0.5), (0.52, 0.9), (0.07, 0.9)))),
-    }[category]  # fmt: skip
+        "boat": (
+            (_poly((-1, 0.2), (1, 0.2), (0.6, 0.8), (-0.6, 0.8)), _poly((-0.05, -1), (0.8, 0.05), (-0.05, 0.05))),
+            (_poly((-0.15, -1), (-0.05, -1), (-0.05, 0.2), (-0.15, 0.2)),),
+        ),
+        "car": (
+            (
+                _poly((-1, -0.05), (1, -0.05), (1, 0.5), (-1, 0.5)),
+                _poly((-0.75, -0.05), (-0.4, -0.6), (0.3, -0.6), (0.6, -0.05)),
+            ),
+            (_disc(-0.55, 0.5, 0.27), _disc(0.55, 0.5, 0.27)),
+        ),
+        "cup": (
+            (
+                _poly((-0.75, -0.8), (0.45, -0.8), (0.3, 0.8), (-0.6, 0.8)),
+                _poly(
+                    (0.35, -0.5),
+                    (0.95, -0.5),
+                    (0.95, 0.3),
+                    (0.35, 0.3),
+                    (0.35, 0.1),
+                    (0.75, 0.1),
+                    (0.75, -0.3),
+                    (0.35, -0.3),
+                ),
+            ),
+            (_disc(-0.15, -0.8, 0.6, squash=0.22),),
+        ),
+        "fish": (
+            (
+                _disc(0.2, 0, 0.8, squash=0.6),
+                _poly((-0.4, 0), (-1, -0.5), (-1, 0.5)),
+                _poly((-0.1, -0.35), (0.5, -0.35), (0.1, -0.85)),
+            ),
+            (_disc(0.6, -0.12, 0.13),),
+        ),
+        "house": (
+            (_poly((-0.75, -0.1), (0.75, -0.1), (0.75, 0.9), (-0.75, 0.9)), _poly((-1, -0.1), (0, -0.95), (1, -0.1))),
+            (
+                _poly((-0.2, 0.3), (0.25, 0.3), (0.25, 0.9), (-0.2, 0.9)),
+                _poly((0.45, -0.95), (0.7, -0.95), (0.7, -0.35), (0.45, -0.55)),
+            ),
+        ),
+        "rocket": (
+            (
+                _poly((0, -1), (0.35, -0.5), (0.35, 0.6), (-0.35, 0.6), (-0.35, -0.5)),
+                _poly((-0.35, 0.1), (-0.85, 0.75), (-0.35, 0.6)),
+                _poly((0.35, 0.1), (0.85, 0.75), (0.35, 0.6)),
+            ),
+            (_disc(0, -0.25, 0.17), _poly((-0.2, 0.6), (0.2, 0.6), (0, 1))),
+        ),
+        "tree": (
+            (_poly((0, -1), (0.6, -0.25), (-0.6, -0.25)), _poly((0, -0.6), (0.85, 0.45), (-0.85, 0.45))),
+            (_poly((-0.17, 0.45), (0.17, 0.45), (0.17, 1), (-0.17, 1)),),
+        ),
+        "umbrella": (
+            (_disc(0, 0, 0.95, 180, 360),),
+            (
+                _poly((-0.07, -1), (0.07, -1), (0.07, 0.85), (-0.07, 0.85)),
+                _poly((0.07, 0.75), (0.4, 0.75), (0.4, 0.5), (0.52, 0.5), (0.52, 0.9), (0.07, 0.9)),
+            ),
+        ),
+    }[category]
 
 
 def _pose(thing: Thing, side: int) -> tuple[np.ndarray, np.ndarray, float]:

@@ -33,6 +33,7 @@ class Source(Protocol):
     name: str
     split: str
     tasks: tuple[Task, ...]
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Item:

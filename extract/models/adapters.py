@@ -23,11 +23,33 @@ if TYPE_CHECKING:
 
 # Fields of a LoraConfig that do not change what merging means, or are looked at. Any other must be off.
 _KNOWN = {
-    "peft_type", "r", "lora_alpha", "use_rslora", "init_lora_weights", "target_modules", "exclude_modules",
-    "modules_to_save", "lora_dropout", "bias", "layers_to_transform", "layers_pattern", "task_type", "inference_mode",
-    "auto_mapping", "base_model_name_or_path", "revision", "peft_version", "megatron_core", "qalora_group_size",
-    "loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config", "ensure_weight_tying",
-}  # fmt: skip
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "use_rslora",
+    "init_lora_weights",
+    "target_modules",
+    "exclude_modules",
+    "modules_to_save",
+    "lora_dropout",
+    "bias",
+    "layers_to_transform",
+    "layers_pattern",
+    "task_type",
+    "inference_mode",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "revision",
+    "peft_version",
+    "megatron_core",
+    "qalora_group_size",
+    "loftq_config",
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+    "runtime_config",
+    "ensure_weight_tying",
+}
 # The others of `init_lora_weights` change the weights that the adapter is added to.
 _HARMLESS_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 

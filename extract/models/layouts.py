@@ -143,9 +143,16 @@ def _hugging_face(folder: Path, raw: dict[str, Any], found: list[Stored]) -> Che
     if not isinstance(config.vision_feature_layer, int):
         _expect(folder, "vision_feature_layer", config.vision_feature_layer, "one layer")
     return _llava(
-        folder, config.vision_config, config.text_config, config.vision_feature_layer, "mlp2x_gelu",
-        _by_name(found), (found,), folder, None,
-    )  # fmt: skip
+        folder,
+        config.vision_config,
+        config.text_config,
+        config.vision_feature_layer,
+        "mlp2x_gelu",
+        _by_name(found),
+        (found,),
+        folder,
+        None,
+    )
 
 
 def _original(folder: Path, raw: dict[str, Any], found: list[Stored]) -> Checkpoint:

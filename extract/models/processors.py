@@ -64,9 +64,11 @@ def image_settings(folder: Path, size: int, *, pad: bool | None = None) -> dict[
     if type(resample) is not int or resample not in filters:
         raise _refusal(path, f"resample {resample!r}", f"the filters of Pillow are 0 to {len(filters) - 1}")
     return {
-        "image_fit": fit, "image_resize": None if resized == size else resized, "image_resample": filters[resample],
+        "image_fit": fit,
+        "image_resize": None if resized == size else resized,
+        "image_resample": filters[resample],
         **normal,
-    }  # fmt: skip
+    }
 
 
 def _read(folder: Path) -> tuple[Path | None, Mapping[str, Any]]:

@@ -33,9 +33,15 @@ class CaptionCLIP(nn.Module):
     deviation: Tensor
 
     def __init__(
-        self, config: CLIPConfig, ids: Tensor, mask: Tensor, *, layer: int, mean: Sequence[float],
+        self,
+        config: CLIPConfig,
+        ids: Tensor,
+        mask: Tensor,
+        *,
+        layer: int,
+        mean: Sequence[float],
         deviation: Sequence[float],
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.clip, self.layer = CLIPModel(config), layer
         # A step with 64 patches takes 1.7 times as long with SDPA, whose bfloat16 backward on a CPU is slow.

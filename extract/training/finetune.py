@@ -146,13 +146,21 @@ def _architecture(config: FinetuneConfig, own: HTCConfig) -> HTCConfig | None:
         raise UserError(f"{config.init_from} has no MGVQ for the anchors; give an official file with --mgvq")
     try:
         return HTCConfig(
-            vision_config=own.vision.to_dict(), text_config=own.text.to_dict(), vision_layer=own.vision_layer,
-            projector=own.projector, image_mean=own.image_mean, image_std=own.image_std, image_fit=own.image_fit,
-            image_resize=own.image_resize, image_resample=own.image_resample,
-            mgvq=PRESETS[config.mgvq_preset].to_dict(), num_anchors=0 if config.anchors == "none" else ANCHORS,
-            anchors="mgvq" if config.anchors == "none" else config.anchors, anchor_place=config.anchor_place,
+            vision_config=own.vision.to_dict(),
+            text_config=own.text.to_dict(),
+            vision_layer=own.vision_layer,
+            projector=own.projector,
+            image_mean=own.image_mean,
+            image_std=own.image_std,
+            image_fit=own.image_fit,
+            image_resize=own.image_resize,
+            image_resample=own.image_resample,
+            mgvq=PRESETS[config.mgvq_preset].to_dict(),
+            num_anchors=0 if config.anchors == "none" else ANCHORS,
+            anchors="mgvq" if config.anchors == "none" else config.anchors,
+            anchor_place=config.anchor_place,
             topology=config.topology,
-        )  # fmt: skip
+        )
     except ValueError as error:
         raise UserError(f"{config.init_from} does not go with the settings: {error}") from error
 
@@ -267,18 +275,34 @@ def _trainer(config: FinetuneConfig, model: HTCVLM, data: Instructions) -> Train
     an_epoch = len(data) // config.batch
     steps = config.epochs * an_epoch if config.max_steps is None else config.max_steps
     arguments = TrainingArguments(
-        output_dir=str(config.out / "checkpoints"), max_steps=steps, per_device_train_batch_size=_at_once(config),
+        output_dir=str(config.out / "checkpoints"),
+        max_steps=steps,
+        per_device_train_batch_size=_at_once(config),
         gradient_accumulation_steps=config.batch // (_at_once(config) * _devices()),
-        learning_rate=config.learning_rate, weight_decay=0.0, lr_scheduler_type="cosine", warmup_steps=config.warmup,
-        bf16=_bfloat16(config), use_cpu=not torch.cuda.is_available(), seed=config.seed, report_to="none",
-        logging_steps=max(1, min(10, steps // 100)), logging_nan_inf_filter=False, save_steps=config.save_steps,
-        save_total_limit=1, remove_unused_columns=False, dataloader_num_workers=config.workers,
+        learning_rate=config.learning_rate,
+        weight_decay=0.0,
+        lr_scheduler_type="cosine",
+        warmup_steps=config.warmup,
+        bf16=_bfloat16(config),
+        use_cpu=not torch.cuda.is_available(),
+        seed=config.seed,
+        report_to="none",
+        logging_steps=max(1, min(10, steps // 100)),
+        logging_nan_inf_filter=False,
+        save_steps=config.save_steps,
+        save_total_limit=1,
+        remove_unused_columns=False,
+        dataloader_num_workers=config.workers,
         ddp_find_unused_parameters=False,
-    )  # fmt: skip
+    )
     trainer = _Trainer(
-        model=model, args=arguments, train_dataset=data, data_collator=cast(Any, collate),
-        callbacks=[_Epochs(an_epoch)], order=WholeBatches(len(data), config.batch, steps, config.seed),
-    )  # fmt: skip
+        model=model,
+        args=arguments,
+        train_dataset=data,
+        data_collator=cast(Any, collate),
+        callbacks=[_Epochs(an_epoch)],
+        order=WholeBatches(len(data), config.batch, steps, config.seed),
+    )
     if _fsdp():
         plugin = trainer.accelerator.state.fsdp_plugin
         # Autocast does the rounding, as without FSDP. The policy that accelerate sets in its place would also round

@@ -58,8 +58,11 @@ class Instructions(Dataset):
             return self[(index + 1) % len(self)]
         ids, labels = map(torch.from_numpy, self.encode(row.turns))
         return {
-            "pixel_values": pixels, "has_image": torch.tensor(row.image is not None), "input_ids": ids, "labels": labels
-        }  # fmt: skip
+            "pixel_values": pixels,
+            "has_image": torch.tensor(row.image is not None),
+            "input_ids": ids,
+            "labels": labels,
+        }
 
 
 def collate(examples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -62,18 +62,34 @@ def train_stage(
         load_model(module, folder / WEIGHTS)
         return json.loads((folder / LOG).read_text())
     arguments = TrainingArguments(
-        output_dir=str(folder), max_steps=schedule.steps, per_device_train_batch_size=schedule.batch,
-        per_device_eval_batch_size=256, learning_rate=schedule.learning_rate, weight_decay=schedule.weight_decay,
-        lr_scheduler_type="cosine", warmup_steps=max(1, schedule.steps // 20), report_to="none", seed=seed,
-        logging_steps=max(1, schedule.steps // 100), save_steps=max(1, schedule.steps // 10), save_total_limit=1,
-        bf16=torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported(), use_cpu=not torch.cuda.is_available(),
-        remove_unused_columns=False, label_names=[labels],
-        eval_strategy="steps" if validation is not None else "no", eval_steps=max(1, schedule.steps // 10),
-    )  # fmt: skip
+        output_dir=str(folder),
+        max_steps=schedule.steps,
+        per_device_train_batch_size=schedule.batch,
+        per_device_eval_batch_size=256,
+        learning_rate=schedule.learning_rate,
+        weight_decay=schedule.weight_decay,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, schedule.steps // 20),
+        report_to="none",
+        seed=seed,
+        logging_steps=max(1, schedule.steps // 100),
+        save_steps=max(1, schedule.steps // 10),
+        save_total_limit=1,
+        bf16=torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported(),
+        use_cpu=not torch.cuda.is_available(),
+        remove_unused_columns=False,
+        label_names=[labels],
+        eval_strategy="steps" if validation is not None else "no",
+        eval_steps=max(1, schedule.steps // 10),
+    )
     trainer = Trainer(
-        model=module, args=arguments, train_dataset=train, eval_dataset=validation, compute_metrics=metrics,
+        model=module,
+        args=arguments,
+        train_dataset=train,
+        eval_dataset=validation,
+        compute_metrics=metrics,
         data_collator=_as_is,
-    )  # fmt: skip
+    )
     checkpoint = last_checkpoint(folder)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if validation is not None:

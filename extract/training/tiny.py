@@ -100,8 +100,11 @@ def as_pixel_values(images: np.ndarray) -> Tensor:
 # ---- stage 1: CLIP
 
 _CLIP_SIDES: dict[str, Any] = {
-    "hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_attention_heads": HEADS, "hidden_act": "gelu"
-}  # fmt: skip
+    "hidden_size": WIDTH,
+    "intermediate_size": 4 * WIDTH,
+    "num_attention_heads": HEADS,
+    "hidden_act": "gelu",
+}
 
 
 def _vision_config() -> CLIPVisionConfig:
@@ -111,11 +114,17 @@ def _vision_config() -> CLIPVisionConfig:
 def sentence_bank() -> list[str]:
     """Every sentence a caption can hold, sorted."""
     lists = {
-        "category": scenes.CATEGORIES, "scene": scenes.SCENES, "count": scenes.COUNTS, "present": scenes.CATEGORIES,
-        "relation": scenes.COMPASS, "texture": scenes.TEXTURES, "orientation": scenes.COMPASS,
-        "shade": scenes.SHADES, "size": scenes.SIZES,
+        "category": scenes.CATEGORIES,
+        "scene": scenes.SCENES,
+        "count": scenes.COUNTS,
+        "present": scenes.CATEGORIES,
+        "relation": scenes.COMPASS,
+        "texture": scenes.TEXTURES,
+        "orientation": scenes.COMPASS,
+        "shade": scenes.SHADES,
+        "size": scenes.SIZES,
         "position": [f"{row} {col}" for row in scenes.ROWS for col in scenes.COLS],
-    }  # fmt: skip
+    }
     return sorted(scenes.STATEMENTS[question].format(word) for question, words in lists.items() for word in words)
 
 
@@ -152,12 +161,13 @@ def train_clip(
     tokenizer, bank = scene_words.build_tokenizer(), sentence_bank()
     ids, mask = scene_words.encode_sentences(tokenizer, bank)
     text = CLIPTextConfig(
-        vocab_size=len(tokenizer), max_position_embeddings=ids.shape[1], num_hidden_layers=1,
-        eos_token_id=tokenizer.eos_token_id, **_CLIP_SIDES,
-    )  # fmt: skip
-    config = CLIPConfig(
-        vision_config=_vision_config().to_dict(), text_config=text.to_dict(), projection_dim=WIDTH
+        vocab_size=len(tokenizer),
+        max_position_embeddings=ids.shape[1],
+        num_hidden_layers=1,
+        eos_token_id=tokenizer.eos_token_id,
+        **_CLIP_SIDES,
     )
+    config = CLIPConfig(vision_config=_vision_config().to_dict(), text_config=text.to_dict(), projection_dim=WIDTH)
     module = CaptionCLIP(
         config, torch.from_numpy(ids), torch.from_numpy(mask), layer=VISION_LAYER, mean=CLIP_MEAN, deviation=CLIP_STD
     )
@@ -167,15 +177,23 @@ def train_clip(
         return Batches(
             len(images),
             lambda rows: {
-                "pixel_values": as_pixel_values(images[rows]), "truths": truths.images[rows],
-                "regions": truths.regions[rows], "owners": truths.owners[rows],
+                "pixel_values": as_pixel_values(images[rows]),
+                "truths": truths.images[rows],
+                "regions": truths.regions[rows],
+                "owners": truths.owners[rows],
             },
-        )  # fmt: skip
+        )
 
     log = train_stage(
-        module, batches("train", train), schedule, folder, seed=seed,
-        validation=batches("val", val), metrics=partial(zero_shot, bank=bank), labels="truths",
-    )  # fmt: skip
+        module,
+        batches("train", train),
+        schedule,
+        folder,
+        seed=seed,
+        validation=batches("val", val),
+        metrics=partial(zero_shot, bank=bank),
+        labels="truths",
+    )
     return module, log
 
 
@@ -237,14 +255,23 @@ def empty_model() -> HTCVLM:
         HTCConfig(
             vision_config=_vision_config(),
             text_config=LlamaConfig(
-                vocab_size=len(words), hidden_size=WIDTH, intermediate_size=2 * WIDTH, num_hidden_layers=4,
-                num_attention_heads=HEADS, num_key_value_heads=HEADS, max_position_embeddings=256,
-                tie_word_embeddings=True, pad_token_id=words.pad_token_id, bos_token_id=words.bos_token_id,
+                vocab_size=len(words),
+                hidden_size=WIDTH,
+                intermediate_size=2 * WIDTH,
+                num_hidden_layers=4,
+                num_attention_heads=HEADS,
+                num_key_value_heads=HEADS,
+                max_position_embeddings=256,
+                tie_word_embeddings=True,
+                pad_token_id=words.pad_token_id,
+                bos_token_id=words.bos_token_id,
                 eos_token_id=words.eos_token_id,
             ),
-            mgvq=MGVQ_SMALL.to_dict(), vision_layer=VISION_LAYER, projector="mlp2x_gelu",
+            mgvq=MGVQ_SMALL.to_dict(),
+            vision_layer=VISION_LAYER,
+            projector="mlp2x_gelu",
         )
-    )  # fmt: skip
+    )
 
 
 def with_towers(model: HTCVLM, clip: CaptionCLIP, mgvq: Reconstruction) -> HTCVLM:
@@ -285,8 +312,9 @@ def question_batches(split: str, features: Features) -> Batches:
         return {
             "vision_features": torch.from_numpy(features.patches[rows]).float(),
             "q": torch.from_numpy(features.q[rows]).float(),
-            "input_ids": ids[rows], "labels": labels[rows],
-        }  # fmt: skip
+            "input_ids": ids[rows],
+            "labels": labels[rows],
+        }
 
     return Batches(len(ids), fetch)
 
@@ -298,9 +326,14 @@ def train_bottleneck(
     # For texts of a dozen tokens SDPA's backward on a CPU takes as long as all the rest together.
     model.language_model.set_attn_implementation("eager")
     log = train_stage(
-        model, question_batches("train", train), schedule, folder, seed=seed,
-        validation=question_batches("val", val), labels="labels",
-    )  # fmt: skip
+        model,
+        question_batches("train", train),
+        schedule,
+        folder,
+        seed=seed,
+        validation=question_batches("val", val),
+        labels="labels",
+    )
     model.language_model.set_attn_implementation("sdpa")
     return log
 

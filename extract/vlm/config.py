@@ -38,10 +38,7 @@ class HTCConfig(PretrainedConfig):
     """
 
     model_type = "htc_vlm"
-    sub_configs_defaults = {
-        "vision_config": SubConfigSpec(CLIPVisionConfig),
-        "text_config": SubConfigSpec(LlamaConfig),
-    }
+    sub_configs_defaults = {"vision_config": SubConfigSpec(CLIPVisionConfig), "text_config": SubConfigSpec(LlamaConfig)}
 
     vision_config: dict | CLIPVisionConfig | None = None
     """The frozen CLIP vision tower; its `image_size` (pixels a side) is that of the whole model."""
@@ -110,9 +107,7 @@ class HTCConfig(PretrainedConfig):
     @property
     def frame(self) -> Frame:
         """How an image becomes the input of this model, for `extract.images`."""
-        return Frame(
-            self.image_size, self.image_fit, tuple(self.image_mean), self.image_resize, self.image_resample
-        )
+        return Frame(self.image_size, self.image_fit, tuple(self.image_mean), self.image_resize, self.image_resample)
 
     @property
     def grid(self) -> int:
@@ -161,9 +156,7 @@ class HTCConfig(PretrainedConfig):
     def _check(self) -> None:
         size, patch = self.image_size, _side(self.vision.patch_size)
         if size % patch:
-            raise ValueError(
-                f"image_size {size} is not a multiple of CLIP's patch_size {patch}; change either"
-            )
+            raise ValueError(f"image_size {size} is not a multiple of CLIP's patch_size {patch}; change either")
         if self.mgvq_config is not None:
             self.mgvq_config.latent_size(size)
         layers = self.vision.num_hidden_layers

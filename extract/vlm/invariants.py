@@ -10,11 +10,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaModel
-from transformers.models.llama.modeling_llama import (
-    LlamaDecoderLayer,
-    apply_rotary_pos_emb,
-    eager_attention_forward,
-)
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, apply_rotary_pos_emb, eager_attention_forward
 
 from extract.vlm import star
 from extract.vlm.model import HTCVLM
@@ -106,22 +102,16 @@ def text_reads_voco_only(
         )
     text = model.language_model.model.embed_tokens(text_ids)
     sequence = torch.cat([prefix, hybrid, model.voco.expand(1, 1, -1), text], 1)
-    mask = star.star_mask(
-        prefix.shape[1], hybrid.shape[1], text.shape[1], topology=topology, dtype=text.dtype
-    )
+    mask = star.star_mask(prefix.shape[1], hybrid.shape[1], text.shape[1], topology=topology, dtype=text.dtype)
     reference = _masked_pass(model.language_model.model, sequence, mask.to(text.device), voco)
     if reference.text_to_hybrid != 0 and topology != "uncompressed":
         raise InvariantError(
-            "(b) text must not attend to hybrid tokens: it does with a weight of up to "
-            f"{reference.text_to_hybrid:.3g}"
+            f"(b) text must not attend to hybrid tokens: it does with a weight of up to {reference.text_to_hybrid:.3g}"
         )
     expected = {
         "hidden states of <voco>": (compressed.hidden, reference.hidden),
         "attention rows of <voco>": (compressed.attention, reference.attention),
-        "logits of the text": (
-            model.read(compressed, text_ids),
-            model.language_model.lm_head(reference.text),
-        ),
+        "logits of the text": (model.read(compressed, text_ids), model.language_model.lm_head(reference.text)),
     }
     tolerance, largest = PATH_TOLERANCE[text.dtype], 0.0
     for what, (captured, wanted) in expected.items():

@@ -63,9 +63,7 @@ class MGVQConfig:
                     "the others must be at least 1"
                 )
         if not 0 <= self.attention_stages <= stages:
-            raise ValueError(
-                f"attention_stages={self.attention_stages}: expected 0 to {stages}, all of the stages"
-            )
+            raise ValueError(f"attention_stages={self.attention_stages}: expected 0 to {stages}, all of the stages")
         first = 0 if self.depths[0] or self.decoder_depths[0] else 1
         for i in range(first, stages - 1):
             if 4 * widths[i] % widths[i + 1]:
@@ -282,9 +280,7 @@ class MGVQ(nn.Module):
         """
         groups, K = self.config.groups, self.config.codes_per_group
         if used.shape != (groups, K):
-            raise ValueError(
-                f"used has shape {tuple(used.shape)}: expected (groups, codes a group) = {(groups, K)}"
-            )
+            raise ValueError(f"used has shape {tuple(used.shape)}: expected (groups, codes a group) = {(groups, K)}")
         slices_NGc = group_quantize(latent, self.codebook, groups).slices.flatten(0, 2)
         codebook_GKc = self.codebook.view(groups, K, -1)
         for g in range(groups):

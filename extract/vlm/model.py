@@ -72,13 +72,17 @@ class HTCVLM(PreTrainedModel):
         self.mgvq = None if config.mgvq_config is None else MGVQ(config.mgvq_config)
         second = [nn.GELU(), nn.Linear(d, d)] if config.projector == "mlp2x_gelu" else []
         self.patch_projector = nn.Sequential(nn.Linear(d_clip, d), *second)
-        self.anchor_projector = None if self.mgvq is None else nn.Sequential(
-            nn.Linear(config.q_size, d),
-            nn.GELU(),
-            nn.Linear(d, config.num_anchors * d),
-            nn.GELU(),
-            nn.Unflatten(-1, (config.num_anchors, d)),
-        )  # fmt: skip
+        self.anchor_projector = (
+            None
+            if self.mgvq is None
+            else nn.Sequential(
+                nn.Linear(config.q_size, d),
+                nn.GELU(),
+                nn.Linear(d, config.num_anchors * d),
+                nn.GELU(),
+                nn.Unflatten(-1, (config.num_anchors, d)),
+            )
+        )
         self.voco = nn.Parameter(torch.empty(d))
         self.language_model = LlamaForCausalLM(config.text)
         self.gradient_checkpointing = False
@@ -94,10 +98,7 @@ class HTCVLM(PreTrainedModel):
             cast(Any, module).reset_parameters()
 
     def _set_gradient_checkpointing(
-        self,
-        enable: bool = True,
-        gradient_checkpointing_func: Callable | None = None,
-        every_n_layers: int = 1,
+        self, enable: bool = True, gradient_checkpointing_func: Callable | None = None, every_n_layers: int = 1
     ) -> None:
         # In `compress` and `read`. The layers' own checkpointing takes their cache away, and the text would
         # train without <voco>, with no more than a line in the log.
@@ -223,9 +224,7 @@ class HTCVLM(PreTrainedModel):
             ).logits
         return logits.unflatten(0, input_ids.shape[:-1])
 
-    def _read_checkpointed(
-        self, ids: Tensor, cache: DynamicCache, position_ids: Tensor, mask: Tensor | None
-    ) -> Tensor:
+    def _read_checkpointed(self, ids: Tensor, cache: DynamicCache, position_ids: Tensor, mask: Tensor | None) -> Tensor:
         """Logits of texts `ids` (n, T) behind `cache`, each layer computed again in the backward pass.
 
         transformers' own checkpointing of a layer takes its cache away, and with it <voco>.
@@ -334,9 +333,7 @@ class HTCVLM(PreTrainedModel):
         if given.return_dict_in_generate:
             raise ValueError("generate gives token ids alone; leave out return_dict_in_generate")
 
-    def _hybrid_of(
-        self, pixel_values: Tensor | None, vision_features: Tensor | None, q: Tensor | None
-    ) -> Hybrid:
+    def _hybrid_of(self, pixel_values: Tensor | None, vision_features: Tensor | None, q: Tensor | None) -> Hybrid:
         if pixel_values is None and (vision_features is None or (q is None and self.mgvq is not None)):
             raise ValueError("an image is needed: give pixel_values, or both vision_features and q")
         if vision_features is None:
@@ -403,8 +400,10 @@ def _after_voco(
 def _cls_attention(layer: nn.Module, x: Tensor) -> Tensor:
     """CLS's attention to the patches (B, P) in a CLIP layer with input `x` (B, 1 + P, d), averaged over heads."""
     attn, xn = cast(Any, layer).self_attn, cast(Any, layer).layer_norm1(x)
-    q, k = (proj(t).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2) for proj, t in
-            ((attn.q_proj, xn[:, :1]), (attn.k_proj, xn)))  # fmt: skip
+    q, k = (
+        proj(t).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2)
+        for proj, t in ((attn.q_proj, xn[:, :1]), (attn.k_proj, xn))
+    )
     return (q @ k.transpose(2, 3) * attn.scale).softmax(-1, dtype=torch.float32)[:, :, 0, 1:].mean(1)
 
 

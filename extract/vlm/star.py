@@ -108,12 +108,7 @@ def compress(
 
 
 def star_mask(
-    prefix: int,
-    hybrid: int,
-    text: int = 0,
-    *,
-    topology: Topology = "star",
-    dtype: torch.dtype = torch.float32,
+    prefix: int, hybrid: int, text: int = 0, *, topology: Topology = "star", dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """The same model as an additive mask (1, 1, S+text, S+text): 0 where a row sees a column.
 
@@ -195,9 +190,7 @@ def _layer(
     return x, z, row_BHS, key, value
 
 
-def _voco_projections(
-    attn: LlamaAttention, zn: Tensor, cos: Tensor, sin: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _voco_projections(attn: LlamaAttention, zn: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Query (B, K, G, D), key and value (B, K, 1, D) of <voco>, rotated to its position."""
     q, k, v = (_heads(proj(zn), attn.head_dim) for proj in (attn.q_proj, attn.k_proj, attn.v_proj))
     return _rotate(q, cos, sin).reshape(len(zn), k.shape[1], -1, attn.head_dim), _rotate(k, cos, sin), v

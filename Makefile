@@ -18,6 +18,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,ray]'
+	@mkdir -p .venv/src/htc_probe
+	@ln -sfn $(CURDIR)/extract $(CURDIR)/probes $(CURDIR)/analysis $(CURDIR)/dashboards .venv/src/htc_probe/
 	@touch $@
 
 install: $(INSTALLED)

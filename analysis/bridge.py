@@ -3,7 +3,7 @@
 Knows an HTCVLM and TransformerLens' names. Does not know images, runs or our own analyses, which are faster: they use
 that hybrid tokens do not mix, and a bridge runs the whole sequence under a mask.
 
-    from analysis.bridge import bridge, sequence
+    from htc_probe.analysis.bridge import bridge, sequence
 
     lens = bridge(model)
     embeddings = sequence(model, *model.encode(pixels)[0], text_ids)
@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 import torch
 from torch import Tensor
 
-from extract.vlm.model import HTCVLM
-from extract.vlm.star import star_mask
+from htc_probe.extract.vlm.model import HTCVLM
+from htc_probe.extract.vlm.star import star_mask
 
 if TYPE_CHECKING:
     from transformer_lens.hook_points import HookPoint

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import tyro
 
-from extract.errors import UserError
+from htc_probe.extract.errors import UserError
 
 if TYPE_CHECKING:
-    from analysis.rerun import Place
-    from extract.store import Run
-    from extract.vlm.model import HTCVLM
-    from probes.results import Results
-    from probes.weights import Key, Probe
+    from htc_probe.extract.again import Place
+    from htc_probe.extract.store import Run
+    from htc_probe.extract.vlm.model import HTCVLM
+    from htc_probe.probes.files.results import Results
+    from htc_probe.probes.files.weights import Key, Probe
 
 Name = Literal["attention", "reconstruct", "contributions", "knockouts", "interchange", "reading", "map"]
 Progress = Callable[[int, int], object]
@@ -87,11 +87,11 @@ class Inputs:
         self._model: HTCVLM | None = None
 
     def model(self) -> HTCVLM:
-        from analysis import rerun
+        from htc_probe.extract import again
 
         assert self.place is not None
         if self._model is None:
-            self._model = rerun.load_model(self.place)
+            self._model = again.load_model(self.place)
         return self._model
 
 
@@ -111,8 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def analyze(config: AnalyzeConfig) -> None:
     """Makes the analyses that are missing, and prints what all of them say. Raises UserError."""
-    from analysis import results, summary
-    from extract.store import newest_run, open_run
+    from htc_probe.analysis import results, sentences
+    from htc_probe.extract.store import newest_run, open_run
 
     _check(config)
     path = newest_run(config.runs_folder) if config.run is None else config.run
@@ -136,7 +136,7 @@ def analyze(config: AnalyzeConfig) -> None:
                     raise
                 print(f"{job.name:<14}left out: {error}", flush=True)
         with results.read(out) as analysis:
-            summary.show(analysis, _scores(probes_path, run))
+            sentences.show(analysis, _scores(probes_path, run))
     print(f"\n{out} holds all of this. Look at it with: htc-dashboard {path}")
 
 
@@ -152,7 +152,7 @@ def _check(config: AnalyzeConfig) -> None:
 
 
 def _probes(config: AnalyzeConfig, run: Path) -> tuple[Path | None, dict[Key, Probe] | None]:
-    from probes import weights
+    from htc_probe.probes.files import weights
 
     path = run.with_name(run.stem + ".probes.safetensors") if config.probes is None else config.probes
     if config.probes is None and not path.is_file():
@@ -162,7 +162,7 @@ def _probes(config: AnalyzeConfig, run: Path) -> tuple[Path | None, dict[Key, Pr
 
 def _scores(weights: Path | None, run: Run) -> Results | None:
     """What htc-probe wrote beside the probes' weights; None where there is nothing, or it is of another run."""
-    from probes import results
+    from htc_probe.probes.files import results
 
     if weights is None or not weights.with_suffix(".json").is_file():
         return None
@@ -176,7 +176,8 @@ def _scores(weights: Path | None, run: Run) -> Results | None:
 
 def _jobs(config: AnalyzeConfig, against: Run | None, probes: Path | None) -> list[Job]:
     """All analyses, in the order in which they are made: first those that answer soon."""
-    from analysis import geometry, results
+    from htc_probe.analysis import results
+    from htc_probe.analysis.contents import geometry
 
     seed = {"seed": config.seed}
     images = {"images": config.images}
@@ -204,7 +205,7 @@ def _jobs(config: AnalyzeConfig, against: Run | None, probes: Path | None) -> li
 
 def _missing(jobs: Sequence[Job], out: Path, run: dict[str, Any]) -> list[Job]:
     """Those that are not in the file as they would be made now; says of the others why."""
-    from analysis import results
+    from htc_probe.analysis import results
 
     if not out.exists():
         return list(jobs)
@@ -229,14 +230,14 @@ def _missing(jobs: Sequence[Job], out: Path, run: dict[str, Any]) -> list[Job]:
 
 def _find_model(inputs: Inputs, todo: Sequence[Job], probes: Path | None) -> None:
     """Where the model is, where one is needed; before the first analysis, so that a mistake is told at once."""
-    from analysis import rerun
+    from htc_probe.extract import again
 
     need = [job.name for job in todo if job.needs_model]
     if not need:
         return
     _quiet_transformers()
     try:
-        inputs.place = rerun.find_model(inputs.run, model=inputs.config.model, device=inputs.config.device)
+        inputs.place = again.find_model(inputs.run, model=inputs.config.model, device=inputs.config.device)
     except UserError as error:
         raise UserError(f"{error} ({', '.join(need)} need it; attention and map do not)") from error
     print(f"model         {inputs.place.words}, for {', '.join(need)}")
@@ -247,7 +248,7 @@ def _find_model(inputs: Inputs, todo: Sequence[Job], probes: Path | None) -> Non
 
 
 def _make(job: Job, inputs: Inputs, out: Path) -> None:
-    from analysis import results
+    from htc_probe.analysis import results
 
     started = time.monotonic()
     with _progress(job.name) as progress:
@@ -274,13 +275,13 @@ def _versions() -> dict[str, str]:
 
 
 def _attention(inputs: Inputs, progress: Progress) -> dict[str, Any]:
-    from analysis import attention
+    from htc_probe.analysis.attention import rows
 
-    return attention.analyse(inputs.run, inputs.against, seed=inputs.config.seed)
+    return rows.analyse(inputs.run, inputs.against, seed=inputs.config.seed)
 
 
 def _reconstruct(inputs: Inputs, progress: Progress) -> dict[str, Any]:
-    from analysis import reconstruction
+    from htc_probe.analysis.contents import reconstruction
 
     config, run = inputs.config, inputs.run
     total = min(config.images, len(run))
@@ -290,17 +291,17 @@ def _reconstruct(inputs: Inputs, progress: Progress) -> dict[str, Any]:
 
 
 def _contributions(inputs: Inputs, progress: Progress) -> dict[str, Any]:
-    from analysis import contributions
+    from htc_probe.analysis.attention import updates
 
     config, run = inputs.config, inputs.run
     total = min(config.images, len(run))
-    return contributions.analyse(
+    return updates.analyse(
         inputs.model(), run, limit=config.images, seed=config.seed, on_images=lambda done: progress(done, total)
     )
 
 
 def _knockouts(inputs: Inputs, progress: Progress) -> dict[str, Any]:
-    from analysis import knockouts
+    from htc_probe.analysis.causes import knockouts
 
     config, run = inputs.config, inputs.run
     total = min(config.images, len(run))
@@ -315,7 +316,7 @@ def _knockouts(inputs: Inputs, progress: Progress) -> dict[str, Any]:
 
 
 def _interchange(inputs: Inputs, progress: Progress) -> dict[str, Any]:
-    from analysis import interchange
+    from htc_probe.analysis.causes import interchange
 
     config = inputs.config
     return interchange.analyse(
@@ -324,17 +325,18 @@ def _interchange(inputs: Inputs, progress: Progress) -> dict[str, Any]:
 
 
 def _reading(inputs: Inputs, progress: Progress) -> dict[str, Any]:
-    from analysis import reading, rerun
+    from htc_probe.analysis.contents import reading
+    from htc_probe.extract import again
 
     assert inputs.place is not None
-    config, tokenizer = inputs.config, rerun.read_tokenizer(inputs.place)
+    config, tokenizer = inputs.config, again.read_tokenizer(inputs.place)
     return reading.analyse(
         inputs.run, inputs.model(), inputs.probes, tokenizer, images=config.reading_images, seed=config.seed
     )
 
 
 def _map(inputs: Inputs, progress: Progress) -> dict[str, Any]:
-    from analysis import maps
+    from htc_probe.analysis.contents import maps
 
     return maps.analyse(inputs.run, seed=inputs.config.seed)
 

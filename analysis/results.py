@@ -22,8 +22,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from extract.errors import UserError
-from extract.store import Run
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import Run
 
 SCHEMA = "htc-analysis"
 SCHEMA_VERSION = 1

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analysis import rerun
-from analysis.scene_questions import speaks
-from extract.capture import run_shape
-from extract.data import scene_words, scenes
-from extract.errors import UserError
-from extract.store import Run
-from extract.vlm.model import HTCVLM
+from htc_probe.analysis.causes.scene_questions import speaks
+from htc_probe.extract import again
+from htc_probe.extract.capture import run_shape
+from htc_probe.extract.data import scene_words, scenes
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import Run
+from htc_probe.extract.vlm.model import HTCVLM
 
 
 class Texts(NamedTuple):
@@ -58,10 +58,10 @@ def take(model: HTCVLM, run: Run, limit: int, seed: int) -> Sample:
             f"the model is not that of {run.path.name} ({run.info.model['name']}): layers, heads, width or tokens "
             "differ; give the model that made the run"
         )
-    rows = rerun.sample(run, limit, seed)
+    rows = again.sample(run, limit, seed)
     ids, groups = run.ids(), run.groups()
     with torch.inference_mode():
-        tokens = [model.before_voco(*hybrid) for hybrid in rerun.encode(model, rerun.images(run, model, rows))]
+        tokens = [model.before_voco(*hybrid) for hybrid in again.encode(model, again.images(run, model, rows))]
     taken = [ids[row] for row in rows]
     return Sample(
         rows=rows,

@@ -17,9 +17,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from analysis.results import Analysis
-from analysis.stats import Interval, interval_of_mean
-from probes.results import Results, SuiteMean
+from htc_probe.analysis.results import Analysis
+from htc_probe.analysis.stats.draws import Interval, interval_of_mean
+from htc_probe.probes.files.results import Results, SuiteMean
 
 _GREY = "bright_black"
 _MOST_LAYERS = 12  # in a table

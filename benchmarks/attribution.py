@@ -24,16 +24,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from analysis import passes
-from analysis.knockouts import answers_of, knock_out
-from analysis.sample import Texts
 from benchmarks.extraction import eager_twin, pictures, time_rounds, timed
-from extract import models
-from extract.capture import as_pixels
-from extract.data import scene_words, scenes
-from extract.vlm.config import HTCConfig
-from extract.vlm.model import HTCVLM
-from extract.vlm.star import compress, direct_products, star_mask
+from htc_probe.analysis.causes.knockouts import answers_of, knock_out
+from htc_probe.analysis.sample import Texts
+from htc_probe.extract import models
+from htc_probe.extract.capture import as_pixels
+from htc_probe.extract.data import scene_words, scenes
+from htc_probe.extract.vlm import passes
+from htc_probe.extract.vlm.config import HTCConfig
+from htc_probe.extract.vlm.model import HTCVLM
+from htc_probe.extract.vlm.star import compress, direct_products, star_mask
 
 Workload = Literal["random", "shipped"]
 ENGINE, STOCK, BRIDGE, FORWARD = "this engine", "stock, SDPA", "TransformerLens bridge", "one forward pass"

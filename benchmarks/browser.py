@@ -60,8 +60,17 @@ def serving(*roots: Path, options: Sequence[str] = (), environment: Mapping[str,
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "dashboards.cli", *map(str, roots), "--port", str(port), "--no-browser", *options]
-    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **(environment or {})}
+    command = [
+        sys.executable,
+        "-m",
+        "htc_probe.dashboards.cli",
+        *map(str, roots),
+        "--port",
+        str(port),
+        "--no-browser",
+        *options,
+    ]
+    variables = {**os.environ, **(environment or {})}
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=variables, text=True)
     try:
         assert server.stdout is not None

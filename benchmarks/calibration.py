@@ -28,9 +28,11 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from probes import controls, folds, inference, metrics, protocol
-from probes.codelength import Labels
-from probes.metrics import Prediction, Scores
+from htc_probe.probes.inputs import folds
+from htc_probe.probes.scores import controls, intervals, metrics
+from htc_probe.probes.scores.metrics import Prediction, Scores
+from htc_probe.probes.study import protocol
+from htc_probe.probes.study.codelength import Labels
 
 DESIGNS = ("fixed", "5 folds", "groups of 4", "uneven groups", "half in one")
 NAMES = {
@@ -148,7 +150,7 @@ def record(settings: Settings, design: str, number: int) -> dict[tuple[str, str]
     everyone = draw(settings, rng, [1] * many if max(sizes) == 1 else [4] * (many // 4))
     fold = np.zeros(n, int) if fixed else folds.assign(sample.tasks, sample.groups, _FOLDS, 0)
     learned = draw(settings, rng, [1] * n) if fixed else None
-    groups = inference.resample_groups(int(sample.groups.max()) + 1, number)
+    groups = intervals.resample_groups(int(sample.groups.max()) + 1, number)
     told = []
     for view in (0, 1):
         held_out, truths = _probed(sample, everyone, learned, view, fold)
@@ -161,9 +163,9 @@ def record(settings: Settings, design: str, number: int) -> dict[tuple[str, str]
             ours, theirs = (scores[t].of[name] for scores in told)
             groups_used = told[0][t].effective_groups
             if not fixed:
-                ours, theirs = (inference.over_training_sets(one, name, _FOLDS) for one in (ours, theirs))
-            lower, upper = inference.interval(ours.draws, groups_used)
-            test = inference.difference(ours, theirs, groups_used)
+                ours, theirs = (intervals.over_training_sets(one, name, _FOLDS) for one in (ours, theirs))
+            lower, upper = intervals.interval(ours.draws, groups_used)
+            test = intervals.difference(ours, theirs, groups_used)
             found[task.kind, name] = Record(ours.estimate, lower, upper, truth[t][name], test.estimate, test.p)
     return found
 

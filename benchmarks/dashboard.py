@@ -25,13 +25,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-import analysis.results
-from analysis.stats import intervals_of_means
+import htc_probe.analysis.results
 from benchmarks.browser import Tab, chromium, serving, tab
-from extract.store import Batch, Run, RunInfo, RunShape, RunWriter, Task, open_run
-from probes import results
-from probes.metrics import Gaussian
-from probes.predictions import Asked, Writer
+from htc_probe.analysis.stats.draws import intervals_of_means
+from htc_probe.extract.store import Batch, Run, RunInfo, RunShape, RunWriter, Task, open_run
+from htc_probe.probes.files import results
+from htc_probe.probes.files.predictions import Asked, Writer
+from htc_probe.probes.scores.metrics import Gaussian
 
 LAYERS = HEADS = 32
 GRID, ANCHORS, WIDTH = 24, 4, 4096
@@ -204,17 +204,24 @@ def show(times: dict[tuple[str, str], list[float]], first: float, memory: float,
 
 def prepare(run: Path) -> None:
     """What lies beside the run, and a second run."""
-    beside = analysis.results.default_path(run)
+    beside = htc_probe.analysis.results.default_path(run)
     if not beside.exists():
-        subprocess.run([sys.executable, "-m", "analysis.cli", "attention", "map", "--run", str(run)], check=True)
-    with open_run(run) as opened, analysis.results.read(beside) as found:
-        given: dict[str, Any] = {"run": analysis.results.identity(opened), "settings": {}, "versions": {}, "seconds": 0}
+        subprocess.run(
+            [sys.executable, "-m", "htc_probe.analysis.cli", "attention", "map", "--run", str(run)], check=True
+        )
+    with open_run(run) as opened, htc_probe.analysis.results.read(beside) as found:
+        given: dict[str, Any] = {
+            "run": htc_probe.analysis.results.identity(opened),
+            "settings": {},
+            "versions": {},
+            "seconds": 0,
+        }
         sections = random_knockouts(opened) if "knockouts" not in found else {}
         scores = results.default_path(run)
         if not scores.exists():
             random_probes(opened, scores)
     for name, section in sections.items():
-        analysis.results.write(beside, name, section, **given)
+        htc_probe.analysis.results.write(beside, name, section, **given)
     for path in (run, beside, scores, results.predictions_path(scores)):
         other = path.with_name(path.name.replace("big", "other"))
         if not other.exists():
@@ -274,7 +281,7 @@ def random_probes(run: Run, path: Path) -> None:
     ]
     found = results.Results(
         {"suites": ["semantic", "detail"]},
-        analysis.results.identity(run),
+        htc_probe.analysis.results.identity(run),
         {},
         (),
         tuple(rows),

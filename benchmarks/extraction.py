@@ -35,15 +35,15 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, apply_rotary_pos_emb
 
-from extract import models
-from extract.capture import as_pixels, capture, frame_of, run_shape
-from extract.data import open_source
-from extract.environment import environment
-from extract.pipeline import Prepared, behind, read_ahead
-from extract.store import CHUNK_BYTES, RunInfo, RunWriter
-from extract.vlm.config import HTCConfig
-from extract.vlm.model import HTCVLM
-from extract.vlm.star import Direct, compress, direct_products, star_mask
+from htc_probe.extract import models
+from htc_probe.extract.capture import as_pixels, capture, frame_of, run_shape
+from htc_probe.extract.data import open_source
+from htc_probe.extract.environment import environment
+from htc_probe.extract.pipeline import Prepared, behind, read_ahead
+from htc_probe.extract.store import CHUNK_BYTES, RunInfo, RunWriter
+from htc_probe.extract.vlm.config import HTCConfig
+from htc_probe.extract.vlm.model import HTCVLM
+from htc_probe.extract.vlm.star import Direct, compress, direct_products, star_mask
 
 Part = Literal["peers", "pipeline", "storage"]
 ENGINE, EAGER, SDPA, BRIDGE = "this engine", "eager, attentions", "SDPA, rows again", "TransformerLens bridge"

@@ -20,13 +20,13 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from extract import models
-from extract.capture import as_batch, as_pixels, frame_of, run_shape
-from extract.data import open_source
-from extract.environment import environment
-from extract.pipeline import Prepared, read_ahead
-from extract.store import RunInfo, RunWriter, Task
-from extract.vlm.model import HTCVLM
+from htc_probe.extract import models
+from htc_probe.extract.capture import as_batch, as_pixels, frame_of, run_shape
+from htc_probe.extract.data import open_source
+from htc_probe.extract.environment import environment
+from htc_probe.extract.pipeline import Prepared, read_ahead
+from htc_probe.extract.store import RunInfo, RunWriter, Task
+from htc_probe.extract.vlm.model import HTCVLM
 
 T = TypeVar("T")
 STAGES = ("CLIP", "MGVQ", "P_v and P_d", "LLM", "to arrays", "writing")

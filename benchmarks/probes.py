@@ -28,8 +28,8 @@ from rich.table import Table
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from probes.basis import Basis
-from probes.logistic import Fit, Path, Target, half_copy, log_probabilities
+from htc_probe.probes.solvers.basis import Basis
+from htc_probe.probes.solvers.newton import Fit, Path, Target, half_copy, log_probabilities
 
 Part = Literal["cells", "layer", "probekit"]
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from extract.vlm.star import compress, direct_products, star_mask
+from htc_probe.extract.vlm.star import compress, direct_products, star_mask
 
 STAR, EAGER, SDPA = "star", "eager, attentions", "SDPA, mask"
 PRODUCTS = "matrix products left"

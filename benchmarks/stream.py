@@ -21,9 +21,9 @@ from rich.console import Console
 from rich.table import Table
 from scipy.fft import dct
 
-from probes import stream
-from probes.logistic import Target
-from probes.stream_path import StreamedPath
+from htc_probe.probes.solvers import survey as stream
+from htc_probe.probes.solvers.lbfgs import StreamedPath
+from htc_probe.probes.solvers.newton import Target
 
 CLASSES = (2, 2, 4, 5, 8, 10, 20, 40, 60, 100)
 

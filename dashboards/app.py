@@ -9,20 +9,22 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboards import controls, data
-from dashboards.runs import Refused
-from dashboards.views import attention, causes, codes, compare, map, overview, probes
-from dashboards.views.view import View
-from extract.errors import UserError
+from htc_probe.dashboards import data
+from htc_probe.dashboards.parts import controls
+from htc_probe.dashboards.runs import Refused
+from htc_probe.dashboards.views import attention_view, causes_view, codes_view, map_view, overview_view, probes_view
+from htc_probe.dashboards.views.compare import compare_view
+from htc_probe.dashboards.views.view import View
+from htc_probe.extract.errors import UserError
 
 PAGES: dict[str, Callable[[View], None]] = {
-    "Overview": overview.show,
-    "Attention": attention.show,
-    "What causes what": causes.show,
-    "Probes": probes.show,
-    "Map": map.show,
-    "Codes": codes.show,
-    "Compare": compare.show,
+    "Overview": overview_view.show,
+    "Attention": attention_view.show,
+    "What causes what": causes_view.show,
+    "Probes": probes_view.show,
+    "Map": map_view.show,
+    "Codes": codes_view.show,
+    "Compare": compare_view.show,
 }
 
 
@@ -49,7 +51,7 @@ def page(roots: Sequence[Path]) -> None:
         run = controls.choose_run(runs)
         key = data.key_of(run.path)
         header = data.header(key)
-        st.caption(overview.summary(header))
+        st.caption(overview_view.summary(header))
         chosen = controls.chosen(len(header.ids))
         image = controls.choose_image(header.ids, chosen)
         controls.show_chosen(chosen)

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from extract.store import NUMERIC
-from probes import circular
+from htc_probe.extract.store import NUMERIC
+from htc_probe.probes.inputs import circular
 
 WHOM = ("anchors' image", "patches' image", "neither")
 

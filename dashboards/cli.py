@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from extract.errors import UserError
+from htc_probe.extract.errors import UserError
 
 HOST = "127.0.0.1"
 
@@ -51,13 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command until it is stopped; returns the exit code (2 for a mistake of the caller)."""
     config = tyro.cli(DashboardConfig, args=argv, prog="htc-dashboard")
     try:
-        from dashboards.gate import check_public_name
+        from htc_probe.dashboards.gate import check_public_name
 
         if config.public_name:
             check_public_name(config.public_name)
         config = replace(config, base_path=checked_path(config.base_path))
         free_port(config.host, config.port)
-        from dashboards.runs import check_roots
+        from htc_probe.dashboards.runs import check_roots
 
         check_roots(config.runs)
         return serve(config)
@@ -124,7 +124,7 @@ def settings(config: DashboardConfig) -> dict[str, Any]:
 
 def names(config: DashboardConfig) -> list[str] | None:
     """What it may be asked for as, beside names of this machine itself; None for any name: it was opened to others."""
-    from dashboards.gate import is_loopback, name_of
+    from htc_probe.dashboards.gate import is_loopback, name_of
 
     if config.public_name:
         return [name_of(config.public_name)]
@@ -174,7 +174,7 @@ def _has_screen() -> bool:
 def _serve(roots: Sequence[Path], settings: Mapping[str, Any], names: Sequence[str] | None, page: str) -> None:
     threading.Thread(target=_end_with_the_command, daemon=True).start()
     os.environ["HDF5_USE_FILE_LOCKING"] = "FALSE"  # it keeps runs open, and others may add to them meanwhile
-    from dashboards import server
+    from htc_probe.dashboards import server
 
     server.serve(roots, settings, names, page)
 

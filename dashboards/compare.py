@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from dashboards import attention as att
-from extract.store import NUMERIC
-from probes import circular
-from probes.inference import COVERAGE, holm
-from probes.metrics import UNKNOWN, row_bits
-from probes.predictions import Predicted
+from htc_probe.dashboards import attention as att
+from htc_probe.extract.store import NUMERIC
+from htc_probe.probes.files.predictions import Predicted
+from htc_probe.probes.inputs import circular
+from htc_probe.probes.scores.intervals import COVERAGE, holm
+from htc_probe.probes.scores.metrics import UNKNOWN, row_bits
 
 ALPHA = 1 - COVERAGE
 ProbeKey = tuple[str, str, int | None]

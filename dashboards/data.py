@@ -15,17 +15,17 @@ import numpy as np
 import streamlit as st
 from PIL import Image
 
-import analysis.results
-import analysis.summary
-import probes.predictions
-from dashboards import attention as att
-from dashboards import codes as of_codes
-from dashboards import compare
-from dashboards.runs import Found, Refused, find_runs, inside, open_any, state_of
-from extract.errors import UserError
-from extract.shards import unfinished
-from extract.store import NUMERIC, Run, RunInfo, RunShape, Task
-from probes import results
+import htc_probe.analysis.results
+import htc_probe.analysis.sentences
+import htc_probe.probes.files.predictions
+from htc_probe.analysis.contents import associations as of_codes
+from htc_probe.dashboards import attention as att
+from htc_probe.dashboards import compare
+from htc_probe.dashboards.runs import Found, Refused, find_runs, inside, open_any, state_of
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import NUMERIC, Run, RunInfo, RunShape, Task
+from htc_probe.extract.store.shards import unfinished
+from htc_probe.probes.files import results
 
 AVERAGE_BYTES = 64 * 2**20
 """Attention read for an average over images, at most; of more images, evenly spaced ones are read."""
@@ -155,7 +155,7 @@ def anchor_mass(key: RunKey) -> np.ndarray:
 def refused_beside(run: Path) -> list[Refused]:
     """What of htc-probe and htc-analyze lies beside the run and is not opened, and why."""
     scores = results.default_path(run)
-    paths = scores, results.predictions_path(scores), analysis.results.default_path(run)
+    paths = scores, results.predictions_path(scores), htc_probe.analysis.results.default_path(run)
     there = [path for path in paths if path.exists() or path.is_symlink()]
     return [Refused(path, reason) for path in there if (reason := _why_refused(path, run.parent))]
 
@@ -171,11 +171,11 @@ def _why_refused(path: Path, folder: Path) -> str:
 def _damage(key: RunKey) -> str:
     try:
         if key.path.endswith(".h5"):
-            analysis.results.read(key.path).close()
+            htc_probe.analysis.results.read(key.path).close()
         elif key.path.endswith(".json"):
             probe_results(key)
         else:
-            probes.predictions.load(key.path)
+            htc_probe.probes.files.predictions.load(key.path)
     except UserError as error:
         return str(error)
     return ""
@@ -211,7 +211,7 @@ class MissingValue(UserError, KeyError):
 class Section(Mapping[str, Any]):
     """What one analysis found; each value is read when it is asked for, and kept. Made by `sections`."""
 
-    def __init__(self, key: RunKey, found: analysis.results.Section) -> None:
+    def __init__(self, key: RunKey, found: htc_probe.analysis.results.Section) -> None:
         self.name, self.settings, self.created = found.name, found.settings, found.created
         self._key, self._names = key, found.keys()
 
@@ -234,23 +234,23 @@ def sections(run: Path, header: Header) -> dict[str, Section]:
     """What `htc-analyze` left beside the run, by analysis; {} where it left nothing, or what `refused_beside` tells of.
     Those of an earlier state of the run are left out.
     """
-    path = analysis.results.default_path(run)
+    path = htc_probe.analysis.results.default_path(run)
     if not path.is_file() or _why_refused(path, run.parent):
         return {}
     of_run = {"created": header.created, "sha256": header.info.model.get("sha256")}
     found = _sections(key_of(path))
-    return {name: section for name, (section, of) in found.items() if analysis.results.same_run(of, of_run)}
+    return {name: section for name, (section, of) in found.items() if htc_probe.analysis.results.same_run(of, of_run)}
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
 def _sections(key: RunKey) -> dict[str, tuple[Section, dict[str, Any]]]:
-    with analysis.results.read(key.path) as found:
+    with htc_probe.analysis.results.read(key.path) as found:
         return {name: (Section(key, found[name]), found[name].run) for name in found.sections()}
 
 
 @st.cache_resource(max_entries=512, show_spinner=False)
 def _analysis_value(key: RunKey, section: str, name: str) -> Any:
-    with analysis.results.read(key.path) as found:
+    with htc_probe.analysis.results.read(key.path) as found:
         value = found[section][name]
     if isinstance(value, np.ndarray):
         value.flags.writeable = False
@@ -331,13 +331,13 @@ def _first_tokens(key: RunKey, image: int, count: int) -> np.ndarray:
     return run.attention(image)[..., att.first_hybrid(run.shape.roles, count)]
 
 
-def sentences(run: Path, header: Header) -> list[analysis.summary.Sentence | str]:
+def sentences(run: Path, header: Header) -> list[htc_probe.analysis.sentences.Sentence | str]:
     """The five of `htc-analyze`, and what a linear map tells of the patches; of what was not analysed or probed, how to
     do that.
     """
     found, scores = sections(run, header), _scores(run, header)
     made = tuple((name, section.created) for name, section in found.items())
-    return _sentences(key_of(analysis.results.default_path(run)) if found else None, made, found, scores)
+    return _sentences(key_of(htc_probe.analysis.results.default_path(run)) if found else None, made, found, scores)
 
 
 def _scores(run: Path, header: Header) -> RunKey | None:
@@ -351,9 +351,9 @@ def _scores(run: Path, header: Header) -> RunKey | None:
 @st.cache_resource(max_entries=16, show_spinner=False)
 def _sentences(
     key: RunKey | None, made: tuple[tuple[str, str], ...], _found: Mapping[str, Section], scores: RunKey | None
-) -> list[analysis.summary.Sentence | str]:
+) -> list[htc_probe.analysis.sentences.Sentence | str]:
     probed = None if scores is None else probe_results(scores)
-    return [*analysis.summary.sentences(_found, probed), analysis.summary.patches(_found)]
+    return [*htc_probe.analysis.sentences.sentences(_found, probed), htc_probe.analysis.sentences.patches(_found)]
 
 
 # ---- compare
@@ -464,7 +464,7 @@ def paired_probes(
     those that answered other questions (other classes, other labels), are left out.
     """
     at = pairs(key, other)
-    one, two = (probes.predictions.load(of.path) for of in (said, other_said))
+    one, two = (htc_probe.probes.files.predictions.load(of.path) for of in (said, other_said))
     if not at.paired or any(of.run.get("created") != header(run).created for of, run in ((one, key), (two, other))):
         return {}
     found = {}
@@ -648,13 +648,13 @@ def rows_of(key: RunKey, names: Sequence[str]) -> list[int]:
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
-def predictions(key: RunKey) -> probes.predictions.Predictions:
+def predictions(key: RunKey) -> htc_probe.probes.files.predictions.Predictions:
     """Which probes the file `key` has predictions of. Raises UserError when it is damaged."""
-    return probes.predictions.load(key.path)
+    return htc_probe.probes.files.predictions.load(key.path)
 
 
 @st.cache_resource(max_entries=96, show_spinner=False)
-def predicted(key: RunKey, probe: compare.ProbeKey, images: int) -> probes.predictions.Predicted:
+def predicted(key: RunKey, probe: compare.ProbeKey, images: int) -> htc_probe.probes.files.predictions.Predicted:
     """What one probe said of a run of so many images. Raises UserError when the file is damaged or of other images."""
     found = predictions(key)[probe]
     if len(found.rows) and not 0 <= found.rows.min() <= found.rows.max() < images:

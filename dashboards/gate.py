@@ -13,7 +13,7 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from extract.errors import UserError
+from htc_probe.extract.errors import UserError
 
 _MOST_TOLD = 5  # refused pages, on the screen: whoever can ask could fill it
 _NAME = re.compile(r"(\[[0-9a-f:.]+\]|[\w.-]+)(?::\d{1,5})?", re.ASCII | re.IGNORECASE)

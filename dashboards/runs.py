@@ -7,9 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from extract.errors import UserError
-from extract.shards import folder_of, unfinished
-from extract.store import Run, open_run, open_shards
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import Run, open_run, open_shards
+from htc_probe.extract.store.shards import folder_of, unfinished
 
 DEFAULT_FOLDER = Path("runs")
 SHARDS = ".shards"

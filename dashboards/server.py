@@ -15,8 +15,8 @@ from starlette.requests import Request
 from starlette.responses import FileResponse
 from starlette.routing import Route
 
-from dashboards import controls
-from dashboards.gate import Gate
+from htc_probe.dashboards.gate import Gate
+from htc_probe.dashboards.parts import controls
 
 _PLOTLY = Path(plotly.__file__).with_name("package_data") / "plotly.min.js"
 

@@ -20,10 +20,10 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-import probes.figures  # noqa: E402
 from benchmarks.browser import Tab, chromium, serving, tab  # noqa: E402
-from dashboards import figures  # noqa: E402
-from probes import results  # noqa: E402
+from htc_probe.dashboards import figures  # noqa: E402
+from htc_probe.probes.files import results  # noqa: E402
+from htc_probe.probes.show import figures as probe_figures  # noqa: E402
 
 WIDTH, SHOWN = 1500, 1200
 """Pixels of the window, and of the picture of it."""
@@ -166,13 +166,13 @@ STATES = [
 
 REPORTS = "reports"
 OF_REPORTS = {"differences": "detail", "bits_added": "detail", "confusions": "texture"}
-"""Figures of probes.figures that no page draws, and of which suite or task they are here."""
+"""Figures of probes.show.figures that no page draws, and of which suite or task they are here."""
 
 
 def main(folder: Path, only: list[str]) -> None:
     by_pages = {getattr(figures, name) for state in STATES for name in state.keep}
-    alone = {name: maker for name, maker in makers(probes.figures).items() if maker not in by_pages}
-    assert alone.keys() == OF_REPORTS.keys(), "figures of probes.figures that neither a page nor OF_REPORTS has"
+    alone = {name: maker for name, maker in makers(probe_figures).items() if maker not in by_pages}
+    assert alone.keys() == OF_REPORTS.keys(), "figures of probes.show.figures that neither a page nor OF_REPORTS has"
     text = (ROOT / "docs" / "figures.md").read_text()
     for name, maker in makers(figures).items():
         assert maker in by_pages, f"no picture of {name}"
@@ -202,7 +202,7 @@ def makers(module: types.ModuleType) -> dict[str, Callable[..., Any]]:
         if inspect.isfunction(function := getattr(module, name))
         and "Figure" in str(inspect.signature(function).return_annotation)
         and not name.startswith("_")
-        and function.__module__.startswith(("dashboards.", "probes."))
+        and function.__module__.startswith("htc_probe.")
     }
 
 

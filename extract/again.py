@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from extract.errors import UserError
-from extract.store import Run
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import Run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from extract.data.source import Item, Source
-    from extract.pipeline import Prepared
-    from extract.vlm.model import HTCVLM, Hybrid
+    from htc_probe.extract.data.source import Item, Source
+    from htc_probe.extract.pipeline import Prepared
+    from htc_probe.extract.vlm.model import HTCVLM, Hybrid
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -44,8 +44,8 @@ def find_model(run: Run, *, model: str | None = None, device: str | None = None)
     Its weights are compared with those of the run by their digest, and so is how it makes images square. Raises
     UserError where they are others, or nowhere.
     """
-    from extract import models
-    from extract.images import square_changes
+    from htc_probe.extract import models
+    from htc_probe.extract.images import square_changes
 
     settings, wanted = run.info.config, run.info.model
     name = _setting(run, "model") if model is None else model
@@ -82,7 +82,7 @@ def load_model(place: Place) -> HTCVLM:
     """The model, ready to run. Raises UserError where it is damaged, or the device has too little memory."""
     import torch
 
-    from extract import models
+    from htc_probe.extract import models
 
     dtype = getattr(torch, place.dtype)
     try:
@@ -99,7 +99,7 @@ def load_model(place: Place) -> HTCVLM:
 
 def read_tokenizer(place: Place) -> PreTrainedTokenizerBase | None:
     """The model's; None where its folder has none."""
-    from extract import models
+    from htc_probe.extract import models
 
     try:
         return models.read_tokenizer(place.folder)
@@ -119,9 +119,9 @@ def images(run: Run, model: HTCVLM, rows: Sequence[int] | np.ndarray) -> Iterato
 
     Raises UserError where the data are not there any more, or are others.
     """
-    from extract.capture import frame_of
-    from extract.data.source import ImageError
-    from extract.pipeline import read_ahead
+    from htc_probe.extract.capture import frame_of
+    from htc_probe.extract.data.source import ImageError
+    from htc_probe.extract.pipeline import read_ahead
 
     source, ids = _source(run, model.config.image_size), run.ids()
     wanted = sorted(int(row) for row in rows)
@@ -143,7 +143,7 @@ def encode(model: HTCVLM, images: Iterator[Prepared], batch_size: int = 32) -> I
     """Anchors and patches of the images, a batch at a time."""
     import torch
 
-    from extract.capture import as_pixels
+    from htc_probe.extract.capture import as_pixels
 
     while batch := list(islice(images, batch_size)):
         with torch.inference_mode():
@@ -166,7 +166,7 @@ class _Chosen:
 
 
 def _source(run: Run, resolution: int) -> Source:
-    from extract.data import open_source
+    from htc_probe.extract.data import open_source
 
     source = open_source(
         _setting(run, "data"), run.info.split, limit=run.info.config.get("limit"), resolution=resolution
@@ -181,7 +181,7 @@ def _source(run: Run, resolution: int) -> Source:
 
 def _indices(run: Run, source: Source, rows: Sequence[int]) -> list[int]:
     """Where the images of these ascending rows are in the source, some of whose images cannot be read."""
-    from extract.data.source import ImageError
+    from htc_probe.extract.data.source import ImageError
 
     found: list[int] = []
     row, wanted = 0, set(rows)

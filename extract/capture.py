@@ -13,16 +13,16 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 import numpy as np
 import torch
 
-from extract.data.source import ImageError, Source
-from extract.errors import UserError
-from extract.images import Frame
-from extract.pipeline import Prepared, read_ahead
-from extract.store import Batch, RunShape, Task
-from extract.vlm.config import HTCConfig
-from extract.vlm.invariants import check_invariants
-from extract.vlm.mgvq import MGVQEncoding
-from extract.vlm.model import HTCVLM, Hybrid
-from extract.vlm.star import Compressed, Direct, direct_products
+from htc_probe.extract.data.source import ImageError, Source
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.images import Frame
+from htc_probe.extract.pipeline import Prepared, read_ahead
+from htc_probe.extract.store import Batch, RunShape, Task
+from htc_probe.extract.vlm.config import HTCConfig
+from htc_probe.extract.vlm.invariants import check_invariants
+from htc_probe.extract.vlm.mgvq import MGVQEncoding
+from htc_probe.extract.vlm.model import HTCVLM, Hybrid
+from htc_probe.extract.vlm.star import Compressed, Direct, direct_products
 
 CPU_BATCH_SIZE = 32
 _WORTH_DOUBLING = 1.1  # times the pace; less than that does not pay for the memory

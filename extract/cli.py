@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import tyro
 
-from extract.errors import UserError
+from htc_probe.extract.errors import UserError
 
 if TYPE_CHECKING:
-    from extract.data.source import Source
-    from extract.engine import Work
-    from extract.shards import Job, Shards, Share
-    from extract.store import RunInfo, RunShape, Task
-    from extract.vlm.model import HTCVLM
+    from htc_probe.extract.data.source import Source
+    from htc_probe.extract.engine import Work
+    from htc_probe.extract.store import RunInfo, RunShape, Task
+    from htc_probe.extract.store.shards import Job, Shards, Share
+    from htc_probe.extract.vlm.model import HTCVLM
 
 # Settings in which a run may differ and still be the same run: they decide how it is made and not what it says, or
 # are compared by what they lead to (the weights, the number of images).
@@ -165,14 +165,14 @@ def extract(config: ExtractConfig) -> None:
         )
     with contextlib.ExitStack() as stack:
         if config.engine == "ray":
-            from extract.on_ray import cluster
+            from htc_probe.extract.on_ray import cluster
 
             stack.enter_context(cluster())
         _extract(config, share)
 
 
 def _extract(config: ExtractConfig, share: Share) -> None:
-    from extract.shards import open_shards
+    from htc_probe.extract.store.shards import open_shards
 
     plan = make_plan(config)
     if _is_there(plan):
@@ -203,9 +203,9 @@ def _extract(config: ExtractConfig, share: Share) -> None:
 
 def merge(config: ExtractConfig) -> None:
     """Makes the run of the shards that all processes wrote. Raises UserError while some are missing."""
-    from extract.data import open_source
-    from extract.shards import open_shards
-    from extract.store import open_run
+    from htc_probe.extract.data import open_source
+    from htc_probe.extract.store import open_run
+    from htc_probe.extract.store.shards import open_shards
 
     if config.shard is not None:
         raise UserError(f"--merge puts together what all parts wrote; leave out --shard {config.shard}")
@@ -234,7 +234,7 @@ def merge(config: ExtractConfig) -> None:
 
 def parse_share(text: str | None) -> Share:
     """The part i/n of the work; without a text that of torchrun's or Slurm's process, or all."""
-    from extract.shards import Share
+    from htc_probe.extract.store.shards import Share
 
     if text is None:
         for rank, world in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
@@ -254,11 +254,11 @@ def parse_share(text: str | None) -> Share:
 
 def make_plan(config: ExtractConfig) -> Plan:
     """Checks the settings against the model and the data, and resolves `auto`. Raises UserError."""
-    from extract import models
-    from extract.capture import run_shape
-    from extract.data import absolute, open_source
-    from extract.environment import environment
-    from extract.store import RunInfo
+    from htc_probe.extract import models
+    from htc_probe.extract.capture import run_shape
+    from htc_probe.extract.data import absolute, open_source
+    from htc_probe.extract.environment import environment
+    from htc_probe.extract.store import RunInfo
 
     if config.batch_size != "auto" and config.batch_size < 1:
         raise UserError(f"--batch-size {config.batch_size} leaves no image in a batch; use 1 or more")
@@ -313,7 +313,7 @@ def parse_layers(text: str, last: int) -> tuple[int, ...]:
 
 def make_work(plan: Plan, config: ExtractConfig) -> Work:
     """What the processes that run the model have to know."""
-    from extract.engine import Work
+    from htc_probe.extract.engine import Work
 
     settings = plan.info.config
     return Work(
@@ -331,7 +331,7 @@ def make_work(plan: Plan, config: ExtractConfig) -> Work:
 
 def settle_batch_size(plan: Plan, config: ExtractConfig, work: Work) -> tuple[int, HTCVLM | None]:
     """`auto` resolved: what finished shards were made with, or what fits; and the model where it had to be loaded."""
-    from extract.shards import unfinished
+    from htc_probe.extract.store.shards import unfinished
 
     if config.batch_size != "auto":
         return config.batch_size, None
@@ -340,17 +340,17 @@ def settle_batch_size(plan: Plan, config: ExtractConfig, work: Work) -> tuple[in
         return int(there.job.info.config["batch_size"]), None
     images = plan.shape.images
     if config.engine == "ray":
-        from extract import on_ray
+        from htc_probe.extract import on_ray
 
         return on_ray.batch_size(work, images), None
-    from extract.engine import find_batch_size, load_model
+    from htc_probe.extract.engine import find_batch_size, load_model
 
     model = load_model(work)
     return find_batch_size(model, images), model
 
 
 def _job(plan: Plan, config: ExtractConfig, batch_size: int) -> Job:
-    from extract.shards import Job, shard_images
+    from htc_probe.extract.store.shards import Job, shard_images
 
     given = config.shard_images
     if given is not None and given < 1:
@@ -374,8 +374,8 @@ def _is_there(plan: Plan) -> bool:
 
 def _refuse_other_run(plan: Plan) -> None:
     """Raises UserError when the file at `plan.out` is no run, or one of other settings or data."""
-    from extract.shards import folder_of
-    from extract.store import open_run
+    from htc_probe.extract.store import open_run
+    from htc_probe.extract.store.shards import folder_of
 
     try:
         run = open_run(plan.out)
@@ -415,7 +415,7 @@ def refuse_other_shards(shards: Shards, plan: Plan, job: Job, *, auto: bool) -> 
 
 
 def _differences(info: RunInfo, images: int, tasks: Sequence[Task], plan: Plan, free: set[str]) -> Iterator[str]:
-    from extract.images import square_changes
+    from htc_probe.extract.images import square_changes
 
     there, here = info.config, plan.info.config
     pairs: dict[str, Any] = {key: (there.get(key), here[key]) for key in here if key not in free}
@@ -436,8 +436,8 @@ def announce(plan: Plan, shards: Shards, *, virtual: bool) -> None:
     """Prints what will be done and how large it will be. Raises UserError when the disk has less room."""
     from rich.filesize import decimal
 
-    from extract.info import square_words
-    from extract.store import estimate_bytes
+    from htc_probe.extract.info import square_words
+    from htc_probe.extract.store import estimate_bytes
 
     job = shards.job
     size = estimate_bytes(plan.shape, job.tasks, job.store_dtype)
@@ -475,7 +475,7 @@ def _device(config: ExtractConfig) -> tuple[str, str]:
 
     name = config.device
     if config.engine == "ray":
-        from extract import on_ray
+        from htc_probe.extract import on_ray
 
         return on_ray.device(name)
     if name == "auto":
@@ -504,18 +504,18 @@ def _write(source: Source, work: Work, shards: Shards, config: ExtractConfig, mo
     count = shards.images(missing)
     with _progress(images, images - count) as done:
         if config.engine == "ray":
-            from extract.on_ray import write_on_ray
+            from htc_probe.extract.on_ray import write_on_ray
 
             write_on_ray(shards, source, work, on_images=done)
         else:
-            from extract.engine import load_model, write_shards
+            from htc_probe.extract.engine import load_model, write_shards
 
             write_shards(shards, missing, source, work, load_model(work) if model is None else model, on_images=done)
     return count
 
 
 def _assemble(shards: Shards, *, virtual: bool) -> None:
-    from extract.store import assemble
+    from htc_probe.extract.store import assemble
 
     job = shards.job
     paths = [shards.path(shard) for shard in range(job.shards)]
@@ -554,7 +554,7 @@ def _progress(total: int, before: int) -> Iterator[Callable[[int], None]]:
 def _report(plan: Plan, computed: int, seconds: float) -> None:
     from rich.filesize import decimal
 
-    from extract.store import open_run
+    from htc_probe.extract.store import open_run
 
     with open_run(plan.out) as run:
         written, skipped = len(run), run.skipped
@@ -596,8 +596,8 @@ def _model_words(info: RunInfo) -> str:
 
 def _data_words(source: Source) -> Iterator[str]:
     """What the data's files say, a line each: notes, and how often every class is there."""
-    from extract.data.labels import summary
-    from extract.data.source import Tabled
+    from htc_probe.extract.data.labels import summary
+    from htc_probe.extract.data.source import Tabled
 
     if not isinstance(source, Tabled):
         return

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import torch
 
-from extract import models
-from extract.capture import capture, fitting_batch_size
-from extract.data.source import ImageError, Source
-from extract.errors import UserError
-from extract.pipeline import behind, default_workers
-from extract.shards import Rest, Shards, without_stand_ins
-from extract.store import RunWriter
-from extract.vlm.invariants import InvariantError
-from extract.vlm.model import HTCVLM
+from htc_probe.extract import models
+from htc_probe.extract.capture import capture, fitting_batch_size
+from htc_probe.extract.data.source import ImageError, Source
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.pipeline import behind, default_workers
+from htc_probe.extract.store import RunWriter
+from htc_probe.extract.store.shards import Rest, Shards, without_stand_ins
+from htc_probe.extract.vlm.invariants import InvariantError
+from htc_probe.extract.vlm.model import HTCVLM
 
 
 @dataclass(frozen=True)

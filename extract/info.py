@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tyro
 
-from extract.errors import UserError
+from htc_probe.extract.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from extract.store import Run, Stored, Task
+    from htc_probe.extract.store import Run, Stored, Task
 
 _STEP = 16 * 2**20  # bytes of a dataset in memory at a time
 _SHOWN = 3  # failures of one check that are told
@@ -47,7 +47,7 @@ class Check(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; gives its exit status: 0, or 2 for a run that is missing, incomplete or wrong."""
     config = tyro.cli(InfoConfig, prog="htc-info", args=None if argv is None else list(argv))
-    from extract.store import open_run
+    from htc_probe.extract.store import open_run
 
     try:
         if not config.run.exists():
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _tell_unfinished(path: Path) -> None:
     """Raises UserError with how far the run is, if there are shards of it."""
-    from extract.shards import unfinished
+    from htc_probe.extract.store.shards import unfinished
 
     shards = unfinished(path)
     if shards is not None:

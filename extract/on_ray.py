@@ -18,11 +18,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from extract.data.source import Source
-from extract.engine import Work, find_batch_size, load_model, write_shards
-from extract.environment import environment
-from extract.errors import UserError
-from extract.shards import Job, Shards
+from htc_probe.extract.data.source import Source
+from htc_probe.extract.engine import Work, find_batch_size, load_model, write_shards
+from htc_probe.extract.environment import environment
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store.shards import Job, Shards
 
 try:
     import ray

@@ -19,10 +19,10 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from extract.data.source import ImageError, Source
-from extract.errors import UserError
-from extract.images import Frame, thumbnail
-from extract.store import THUMBNAIL
+from htc_probe.extract.data.source import ImageError, Source
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.images import Frame, thumbnail
+from htc_probe.extract.store import THUMBNAIL
 
 T = TypeVar("T")
 

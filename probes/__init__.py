@@ -8,11 +8,11 @@ from typing import Any
 def __getattr__(name: str) -> Any:
     # Not at import: commands that only parse need no numpy.
     if name == "load":
-        from probes.weights import load
+        from htc_probe.probes.files.weights import load
 
         return load
     if name == "Eraser":
-        from probes.erasure import Eraser
+        from htc_probe.probes.solvers.erasure import Eraser
 
         return Eraser
     raise AttributeError(f"module 'probes' has no attribute {name!r}")

@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from extract.errors import UserError
+from htc_probe.extract.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ def probe(config: ProbeConfig) -> None:
     """Opens the run, probes it, prints the tables and writes the results. Raises UserError."""
     from rich.console import Console
 
-    from extract.store import newest_run, open_run
-    from probes import results
+    from htc_probe.extract.store import newest_run, open_run
+    from htc_probe.probes.files import results
 
     _check(config)
     path = newest_run(config.runs_folder) if config.run is None else config.run
@@ -112,7 +112,9 @@ def probe(config: ProbeConfig) -> None:
             None if other is None else stack.enter_context(open_run(other))
             for other in (config.train_run, config.random_run)
         )
-        from probes import predictions, suite, table, weights
+        from htc_probe.probes.files import predictions, weights
+        from htc_probe.probes.show import table
+        from htc_probe.probes.study import suite
 
         settings = suite.Settings(
             names=tuple({task.name: None for task in run.tasks}) if config.all else config.suites,
@@ -154,7 +156,7 @@ def probe(config: ProbeConfig) -> None:
         if config.match_dim is None:
             written.append(weights.save(suite.refit(plan, found), results.weights_path(out)))
         if config.report is not None:
-            from probes import report  # plotly, which nothing else here needs
+            from htc_probe.probes.show import report  # plotly, which nothing else here needs
 
             written.append(report.write(found, config.report))
         shutil.rmtree(keep, ignore_errors=True)

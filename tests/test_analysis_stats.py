@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats as reference
 
-from analysis import stats
-from analysis.stats import Draws
+from htc_probe.analysis.stats import draws as stats
+from htc_probe.analysis.stats.draws import Draws
 
 
 def test_intervals_hold_the_mean_in_95_of_100_data_sets() -> None:

@@ -22,19 +22,19 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from test_extract import small_model
 
-from analysis import cli, rerun, results, summary
-from analysis.cli import AnalyzeConfig, main
-from analysis.stats import Interval
-from analysis.summary import Sentence
-from extract import models
-from extract.cli import main as extract
-from extract.data import scenes
-from extract.errors import UserError
-from extract.store import open_run
-from probes import results as probe_results
-from probes import weights
-from probes.results import Results, SuiteMean
-from probes.weights import Probe
+from htc_probe.analysis import cli, results, sentences
+from htc_probe.analysis.cli import AnalyzeConfig, main
+from htc_probe.analysis.sentences import Sentence
+from htc_probe.analysis.stats.draws import Interval
+from htc_probe.extract import again, models
+from htc_probe.extract.cli import main as extract
+from htc_probe.extract.data import scenes
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import open_run
+from htc_probe.probes.files import results as probe_results
+from htc_probe.probes.files import weights
+from htc_probe.probes.files.results import Results, SuiteMean
+from htc_probe.probes.files.weights import Probe
 
 ROOT = Path(__file__).parents[1]
 IMAGES, LAYERS = 24, 3
@@ -118,7 +118,7 @@ WRITER = """
 import sys
 import numpy as np
 from pathlib import Path
-from analysis import results
+from htc_probe.analysis import results
 path, prefix, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 for number in range(count):
     values = {"rows": np.random.default_rng(number).random(200_000, dtype=np.float32), "number": number}
@@ -251,8 +251,8 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     save(path, "attention")
     before = path.read_bytes()
     code = (  # a limit on the size of files stands for the disk: writing beyond it fails in the same way
-        "import resource, sys, numpy as np\nfrom pathlib import Path\nfrom analysis import results\n"
-        "from extract.errors import UserError\nresource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+        "import resource, sys, numpy as np\nfrom pathlib import Path\nfrom htc_probe.analysis import results\n"
+        "from htc_probe.extract.errors import UserError\nresource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
         "try:\n    results.write(Path(sys.argv[1]), 'big', {'x': np.random.default_rng(0).random(90_000)}, run={},\n"
         "                  settings={}, versions={}, seconds=0.0)\n"
         "except UserError as error:\n    print(error)\n"
@@ -444,11 +444,11 @@ def test_random_weights_are_drawn_again(made: Path, tmp_path: Path) -> None:
     out = tmp_path / "random.h5"
     assert extract([*arguments(made), "--random-weights", "--seed", "3", "--out", str(out)]) == 0
     with open_run(out) as run:
-        place = rerun.find_model(run)
-        model = rerun.load_model(place)
+        place = again.find_model(run)
+        model = again.load_model(place)
         assert place.random_seed == 3
         assert not torch.equal(model.voco, models.load(made / "model", dtype=torch.float32, device="cpu").voco)
-        hybrid = next(rerun.encode(model, rerun.images(run, model, [4, 2])))
+        hybrid = next(again.encode(model, again.images(run, model, [4, 2])))
         np.testing.assert_allclose(hybrid.patches.mean(1), run.v_pooled()[[2, 4]], rtol=2e-3, atol=1e-4)
         np.testing.assert_allclose(hybrid.anchors, run.v_d()[[2, 4]], rtol=2e-3, atol=1e-4)
 
@@ -464,26 +464,26 @@ def test_images_are_found_again_beside_skipped_ones(made: Path, tmp_path: Path) 
     given = ["--data", str(photos.parent), "--on-error", "skip", "--out", str(out)]
     assert extract([*arguments(made), *given]) == 0
     with open_run(out) as run:
-        model = rerun.load_model(rerun.find_model(run))
-        assert [image.id for image in rerun.images(run, model, [3, 0, 1])] == [run.ids()[at] for at in (0, 1, 3)]
+        model = again.load_model(again.find_model(run))
+        assert [image.id for image in again.images(run, model, [3, 0, 1])] == [run.ids()[at] for at in (0, 1, 3)]
         Image.new("RGB", (20, 20)).save(photos / "1.png")  # mended: what is now second was not in the run
         with pytest.raises(UserError, match="has changed: image 1 is .*1.* now"):
-            list(rerun.images(run, model, [0, 1]))
+            list(again.images(run, model, [0, 1]))
         (photos / "0.png").write_bytes(b"no picture")
         (photos / "1.png").write_bytes(b"no picture")
         with pytest.raises(UserError, match="fewer images of photos can be read"):
-            list(rerun.images(run, model, [3]))
+            list(again.images(run, model, [3]))
         (photos / "5.png").unlink()
         with pytest.raises(UserError, match="it holds 5 images now and held 6"):
-            list(rerun.images(run, model, [0]))
+            list(again.images(run, model, [0]))
 
 
 def test_samples_are_the_run_s_rows(made: Path) -> None:
     with open_run(made / "run.h5") as run:
-        np.testing.assert_array_equal(rerun.sample(run, 99, 0), np.arange(IMAGES))
-        some = rerun.sample(run, 7, 0)
+        np.testing.assert_array_equal(again.sample(run, 99, 0), np.arange(IMAGES))
+        some = again.sample(run, 7, 0)
         assert len(set(some.tolist())) == 7 and sorted(some) == list(some)
-        np.testing.assert_array_equal(some, rerun.sample(run, 7, 0))
+        np.testing.assert_array_equal(some, again.sample(run, 7, 0))
 
 
 def test_ctrl_c_keeps_what_is_finished(folder: Path, monkeypatch: Any, capsys: Any) -> None:
@@ -563,7 +563,7 @@ def test_unknown_analyses_and_flags_are_errors() -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys, contextlib, io\nfrom analysis.cli import main\n"
+        "import sys, contextlib, io\nfrom htc_probe.analysis.cli import main\n"
         "with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):\n"
         "    main(['--help'])\n"
         "assert '--against' in said.getvalue()\n"
@@ -601,7 +601,7 @@ def attention(lift: float, above: float) -> dict[str, Any]:
     ],
 )
 def test_the_sentence_on_attention(lift: float, above: float, words: list[str], agrees: bool | None) -> None:
-    found = summary.sentences({"attention": attention(lift, above)})[0]
+    found = sentences.sentences({"attention": attention(lift, above)})[0]
     assert isinstance(found, Sentence) and found.agrees is agrees
     assert all(part in found.text for part in words), found.text
 
@@ -640,7 +640,7 @@ def knockouts(rank: float, anchors: float, random: float, attended: float, quest
     ],
 )
 def test_the_sentence_on_the_heat_map(rank: float, words: list[str]) -> None:
-    found = summary.sentences({"knockouts": knockouts(rank, 1, 1, 1)})[1]
+    found = sentences.sentences({"knockouts": knockouts(rank, 1, 1, 1)})[1]
     assert isinstance(found, Sentence) and not found.claim, "the paper tests no causes"
     assert all(part in found.text for part in words), found.text
 
@@ -673,13 +673,13 @@ def test_the_sentence_on_the_heat_map(rank: float, words: list[str]) -> None:
     ],
 )
 def test_the_sentence_on_the_anchors(effects: Any, words: list[str], agrees: bool | None) -> None:
-    found = summary.sentences({"knockouts": knockouts(0.5, *effects)})[2]
+    found = sentences.sentences({"knockouts": knockouts(0.5, *effects)})[2]
     assert isinstance(found, Sentence) and found.agrees is agrees
     assert all(part in found.text for part in words), found.text
 
 
 def test_without_questions_the_anchors_are_judged_by_z_voco() -> None:
-    found = summary.sentences({"knockouts": knockouts(0.5, 0.9, 0.2, 0.5, questions=0)})[2]
+    found = sentences.sentences({"knockouts": knockouts(0.5, 0.9, 0.2, 0.5, questions=0)})[2]
     assert isinstance(found, Sentence) and found.agrees is True and "answers" not in found.text
 
 
@@ -713,7 +713,7 @@ def interchange(semantic: float, detail: float, spread: float = 0.1) -> dict[str
     ],
 )
 def test_the_sentence_on_the_interchange(shares: Any, words: list[str], agrees: bool | None) -> None:
-    found = summary.sentences({"interchange": interchange(*shares)})[3]
+    found = sentences.sentences({"interchange": interchange(*shares)})[3]
     assert isinstance(found, Sentence) and found.agrees is agrees
     assert all(part in found.text for part in words), found.text
     assert "probes" not in found.text, "there are none"
@@ -731,7 +731,7 @@ def test_the_sentence_on_the_interchange(shares: Any, words: list[str], agrees: 
 )
 def test_a_preference_of_some_per_cent_is_hardly_one(lift: float, spread: float, words: str) -> None:
     section = attention(lift, 0.0) | around("anchor_lift_overall", [lift], spread)
-    found = summary.sentences({"attention": section})[0]
+    found = sentences.sentences({"attention": section})[0]
     assert isinstance(found, Sentence) and words in found.text and ("hardly" in found.text) == ("hardly" in words)
 
 
@@ -770,7 +770,7 @@ def test_what_survives_is_what_the_probes_keep(
             ("v_pooled", 1.0, None),
         )
     ]
-    found = summary.sentences({}, probed(*means))[4]
+    found = sentences.sentences({}, probed(*means))[4]
     assert isinstance(found, Sentence) and found.agrees is agrees, found
     every = ("Linear probes of z_voco (the last state of <voco>)", "semantic suite (3 t", "detail suite (3 t")
     for part in (*every, *words):
@@ -780,16 +780,16 @@ def test_what_survives_is_what_the_probes_keep(
 
 def test_what_survives_is_of_what_the_text_reads_where_that_was_probed() -> None:
     means = mean("detail", "z_voco", 0.9, 4), mean("detail", "voco_read", 0.7), mean("detail", "v_pooled", 1.0)
-    told = str(summary.sentences({}, probed(*means))[4])
+    told = str(sentences.sentences({}, probed(*means))[4])
     assert "probes of what the text reads of <voco> read 70.0 %" in told and "90.0" not in told and "v_d)" not in told
     assert "the state of <voco> at layer 2 read 80.0 %" in str(
-        summary.sentences({}, probed(mean("detail", "z_voco", 0.8, 2)))[4]
+        sentences.sentences({}, probed(mean("detail", "z_voco", 0.8, 2)))[4]
     )
 
 
 @pytest.mark.parametrize("means", [(), (mean("detail", "v_d", 0.3),), (mean("detail", "z_voco", None, 4),)])
 def test_without_probes_of_both_nothing_is_said_to_survive(means: tuple[SuiteMean, ...]) -> None:
-    assert "are there probes of both <voco> and v_pooled" in str(summary.sentences({}, probed(*means))[4])
+    assert "are there probes of both <voco> and v_pooled" in str(sentences.sentences({}, probed(*means))[4])
 
 
 def test_the_command_tells_what_the_probes_beside_the_run_keep(folder: Path, capsys: Any) -> None:
@@ -810,7 +810,7 @@ def test_the_command_tells_what_the_probes_beside_the_run_keep(folder: Path, cap
 
 def test_an_end_that_is_not_all_does_not_look_like_all() -> None:
     close = probe_results.Interval(0.99, 0.98, 0.99996)
-    found = summary.sentences({}, probed(dataclasses.replace(mean("detail", "z_voco", 0.99, 4), retention=close)))[4]
+    found = sentences.sentences({}, probed(dataclasses.replace(mean("detail", "z_voco", 0.99, 4), retention=close)))[4]
     assert "99.000 % [98.000, 99.996]" in str(found)
 
 
@@ -832,16 +832,16 @@ def test_the_line_on_single_patches(more: float, words: str) -> None:
         **around("code_bits", [[0, 0], [1.0, 2.0]]),
         "code_entropy_read": np.array([8.0, 8.0]),
     }
-    found = summary.patches({"reading": section})
+    found = sentences.patches({"reading": section})
     assert isinstance(found, Sentence) and not found.claim, "the paper says nothing of it"
     numbers = ("0.60 [0.50, 0.70]", "R2 over 1,000 images", "0.30 to 0.90", "1.50 [1.40, 1.60] of the 8.00 bits")
     for part in (words, *numbers):
         assert part in found.text, found.text
-    assert "no model was at hand" in str(summary.patches({"reading": {"representations": ["z_voco"]}}))
+    assert "no model was at hand" in str(sentences.patches({"reading": {"representations": ["z_voco"]}}))
 
 
 def test_what_is_missing_is_said_with_the_way_to_it() -> None:
-    found = [*summary.sentences({}), summary.patches({})]
+    found = [*sentences.sentences({}), sentences.patches({})]
     assert [str(one).partition("; ")[2] for one in found] == [
         "htc-analyze attention",
         "htc-analyze knockouts",
@@ -851,7 +851,7 @@ def test_what_is_missing_is_said_with_the_way_to_it() -> None:
         "htc-analyze reading",
     ]
     console = Console(width=100, file=io.StringIO())
-    console.print(summary.render({}))
+    console.print(sentences.render({}))
     assert "In five sentences" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -868,4 +868,4 @@ def test_what_is_missing_is_said_with_the_way_to_it() -> None:
     ],
 )
 def test_intervals_in_words(interval: tuple[float, float, float], sign: int, text: str) -> None:
-    assert summary.sign(Interval(*interval)) == sign and summary.words(Interval(*interval)) == text
+    assert sentences.sign(Interval(*interval)) == sign and sentences.words(Interval(*interval)) == text

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau, spearmanr
 
-from analysis import attention, stats
-from extract.store import Batch, Run, RunInfo, RunShape, RunWriter, open_run
+from htc_probe.analysis.attention import rows as attention
+from htc_probe.analysis.stats import draws
+from htc_probe.extract.store import Batch, Run, RunInfo, RunShape, RunWriter, open_run
 
 L, H, P, D = 2, 3, 9, 4
 Make = Callable[..., Run]
@@ -220,7 +221,7 @@ def test_a_second_run_is_compared_on_the_images_of_both(make: Make) -> None:
     pairs = one["entropy_bits"].mean((1, 2))[1:] - other["entropy_bits"].mean((1, 2))[N - 2 :: -1]
     assert section["paired_images"] == N - 1
     assert section["difference_entropy_bits_overall"][0] == pytest.approx(pairs.mean(), abs=2e-3)
-    wanted = stats.interval_of_mean(pairs, [f"image {i}" for i in range(1, N)], 0)
+    wanted = draws.interval_of_mean(pairs, [f"image {i}" for i in range(1, N)], 0)
     assert section["difference_entropy_bits_overall_lower"][0] == pytest.approx(wanted.lower, abs=2e-3)
     assert "difference_entropy_bits_by_layer" not in section  # 2 layers and 1
     assert "difference_anchor_lift_overall" not in section and "beside_anchor_lift" not in section

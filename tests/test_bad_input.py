@@ -18,15 +18,15 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from extract import images, models
-from extract.cli import main
-from extract.data.files import printable, read_image
-from extract.data.imagefolder import ImageFolder
-from extract.data.source import ImageError
-from extract.errors import UserError
-from extract.images import Fit, prepare, thumbnail
-from extract.store import Run, open_run
-from extract.vlm.config import CLIP_MEAN
+from htc_probe.extract import images, models
+from htc_probe.extract.cli import main
+from htc_probe.extract.data.files import printable, read_image
+from htc_probe.extract.data.imagefolder import ImageFolder
+from htc_probe.extract.data.source import ImageError
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.images import Fit, prepare, thumbnail
+from htc_probe.extract.store import Run, open_run
+from htc_probe.extract.vlm.config import CLIP_MEAN
 
 RED, GREEN, BLUE, GREY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (128, 128, 128)
 MEAN = tuple(int(255 * channel) for channel in CLIP_MEAN)

@@ -11,11 +11,11 @@ from test_extract import LAYERS, small_model
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaAttention
 
-from analysis import passes
-from analysis.bridge import bridge, sequence, voco_at
-from analysis.knockouts import knock_out
-from extract.vlm.model import HTCVLM, Hybrid
-from extract.vlm.star import Topology, star_mask
+from htc_probe.analysis.bridge import bridge, sequence, voco_at
+from htc_probe.analysis.causes.knockouts import knock_out
+from htc_probe.extract.vlm import passes
+from htc_probe.extract.vlm.model import HTCVLM, Hybrid
+from htc_probe.extract.vlm.star import Topology, star_mask
 
 TEXT = torch.tensor([3, 1, 4, 1, 5])
 PATTERNS = [f"blocks.{layer}.attn.hook_pattern" for layer in range(LAYERS)]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from probes import ceiling, circular, protocol
-from probes.ceiling import Reader
-from probes.cells import Ceiling
-from probes.codelength import Labels
-from probes.metrics import UNKNOWN, Gaussian, Prediction, VonMises, evaluate
-from probes.protocol import Settings
+from htc_probe.probes.inputs import circular
+from htc_probe.probes.scores.metrics import UNKNOWN, Gaussian, Prediction, VonMises, evaluate
+from htc_probe.probes.study import ceiling, protocol
+from htc_probe.probes.study.ceiling import Reader
+from htc_probe.probes.study.cells import Ceiling
+from htc_probe.probes.study.codelength import Labels
+from htc_probe.probes.study.protocol import Settings
 
 N, D = 1000, 12
 RNG = np.random.default_rng(0)

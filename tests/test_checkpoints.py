@@ -31,16 +31,16 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from analysis.rerun import find_model
-from extract import models
-from extract.cli import main
-from extract.errors import UserError
-from extract.info import main as info_main
-from extract.models.layouts import BEFORE_IMAGE
-from extract.store import open_run
-from extract.vlm.config import CLIP_MEAN, CLIP_STD, HTCConfig
-from extract.vlm.invariants import check_invariants
-from extract.vlm.model import HTCVLM
+from htc_probe.extract import models
+from htc_probe.extract.again import find_model
+from htc_probe.extract.cli import main
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.info import main as info_main
+from htc_probe.extract.models.layouts import BEFORE_IMAGE
+from htc_probe.extract.store import open_run
+from htc_probe.extract.vlm.config import CLIP_MEAN, CLIP_STD, HTCConfig
+from htc_probe.extract.vlm.invariants import check_invariants
+from htc_probe.extract.vlm.model import HTCVLM
 
 GOLDEN = Path(__file__).parent / "golden" / "voco_llama_tiny.safetensors"
 SIZE, PATCHES, LAYERS = 28, 16, 3
@@ -910,8 +910,8 @@ MEASURED = """
 import json, sys, time
 from pathlib import Path
 import torch
-from extract import models
-from extract.errors import UserError
+from htc_probe.extract import models
+from htc_probe.extract.errors import UserError
 
 def memory(kind):
     return int(Path("/proc/self/status").read_text().split(kind + ":")[1].split()[0]) * 1024

@@ -11,15 +11,20 @@ from test_dashboard import PAGES, charts, open_app  # noqa: F401 - a fixture
 from test_dashboard_probes import IMAGES
 from test_probes import make_run
 
-import probes
-from analysis import following, geometry, knockouts, mixing
-from dashboards import answers, causes, codes, compare, data
-from extract.errors import UserError
-from extract.store import Task, open_run
-from probes import circular, cli, controls, metrics, results, tasks
-from probes.metrics import VonMises
-from probes.predictions import load
-from probes.weights import Probe
+import htc_probe.probes
+from htc_probe.analysis.causes import following, knockouts, mixing
+from htc_probe.analysis.contents import associations, geometry
+from htc_probe.dashboards import causes, compare, data
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import Task, open_run
+from htc_probe.probes import cli
+from htc_probe.probes.files import results
+from htc_probe.probes.files.predictions import load
+from htc_probe.probes.files.weights import Probe
+from htc_probe.probes.inputs import circular, tasks
+from htc_probe.probes.scores import controls, metrics
+from htc_probe.probes.scores.metrics import VonMises
+from htc_probe.probes.show import answers
 
 N = 400
 ANGLE = Task("angle", "detail", "circular", unit="degrees", period=360.0)
@@ -188,7 +193,7 @@ def test_what_was_said_and_the_probe_are_written_with_the_period(run: Path) -> N
     assert np.abs(said.error).mean() == pytest.approx(row.metrics["MAE"].estimate, rel=1e-4)
     bits = metrics.row_bits("circular", said.y, said.prediction)  # type: ignore[arg-type]
     assert bits.mean() == pytest.approx(row.metrics["cross-entropy"].estimate, rel=1e-4)
-    probe = probes.load(results.weights_path(results.default_path(run)))["angle", "z_voco", 1]
+    probe = htc_probe.probes.load(results.weights_path(results.default_path(run)))["angle", "z_voco", 1]
     with open_run(run) as opened:
         x = opened.z_voco(1).astype(float)
         assert opened.task("angle") == ANGLE
@@ -309,9 +314,9 @@ def test_pages_show_angles(run: Path) -> None:
     assert np.mean(both.bits[0]) == pytest.approx(bits, abs=0.05)
     assert data.label_text(ANGLE, 359.5) == "359.5 degrees" and data.label_text(ANGLE, np.nan) == "unknown"
     y = turned()[1]
-    assert codes.known(y, "circular").all()
-    parts = np.stack([codes.answering(y, "circular", at) for at in range(4)])
-    assert parts.sum(0).tolist() == [1] * N and len(codes.answers(y, "circular", (), "degrees")) == 4
+    assert associations.known(y, "circular").all()
+    parts = np.stack([associations.answering(y, "circular", at) for at in range(4)])
+    assert parts.sum(0).tolist() == [1] * N and len(associations.answers(y, "circular", (), "degrees")) == 4
 
 
 @pytest.mark.parametrize("query", [*({"page": page} for page in PAGES), {**IMAGES, "task": "angle"}])

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from extract.store import Kind, Task
-from probes import claims, inference, metrics
-from probes.codelength import Labels
-from probes.features import Representation
-from probes.inference import difference, equivalence, kept, resample_groups, share_interval
-from probes.metrics import METRIC, Sampled, Scores, effective_groups
-from probes.results import GAINED, KEPT, LOST, NOTHING, UNDECIDED, ClassScore
-from probes.tasks import ProbeTask
+from htc_probe.extract.store import Kind, Task
+from htc_probe.probes.files.results import GAINED, KEPT, LOST, NOTHING, UNDECIDED, ClassScore
+from htc_probe.probes.inputs.representations import Representation
+from htc_probe.probes.inputs.tasks import ProbeTask
+from htc_probe.probes.scores import intervals, metrics
+from htc_probe.probes.scores.intervals import difference, equivalence, kept, resample_groups, share_interval
+from htc_probe.probes.scores.metrics import METRIC, Sampled, Scores, effective_groups
+from htc_probe.probes.study import claims
+from htc_probe.probes.study.codelength import Labels
 
 G = 200
 DRAWS = resample_groups(G, 0, 400).astype(float)
@@ -244,4 +245,4 @@ def test_labels_have_the_average_precisions_that_their_mean_is_of() -> None:
 
 def test_numbers_have_no_classes() -> None:
     assert list(claims.by_class([task("size", "detail")], {TOKEN: [scores(RNG.standard_normal(G))]})) == []
-    assert inference.CLEAR > 1
+    assert intervals.CLEAR > 1

@@ -5,10 +5,10 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from extract.store import Kind
-from probes import codelength
-from probes.codelength import Labels, blocks, online, probes_of
-from probes.metrics import Gaussian, Prediction, VonMises
+from htc_probe.extract.store import Kind
+from htc_probe.probes.scores.metrics import Gaussian, Prediction, VonMises
+from htc_probe.probes.study import codelength
+from htc_probe.probes.study.codelength import Labels, blocks, online, probes_of
 
 N = 240
 EACH = np.arange(N)

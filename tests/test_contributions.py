@@ -9,11 +9,11 @@ import torch
 from test_knockouts import CASES, LAYERS, WIDTH, WORDS, B, Case, T, tiny
 from torch import Tensor
 
-from analysis import contributions
-from analysis.contributions import along, answer_directions, decompose, lens_direction, vectors
-from extract.cli import main as extract_main
-from extract.store import open_run
-from extract.vlm.star import star_mask
+from htc_probe.analysis.attention import updates
+from htc_probe.analysis.attention.updates import along, answer_directions, decompose, lens_direction, vectors
+from htc_probe.extract.cli import main as extract_main
+from htc_probe.extract.store import open_run
+from htc_probe.extract.vlm.star import star_mask
 
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -123,7 +123,7 @@ def test_the_section(tmp_path: Path) -> None:
     arguments = ["--model", str(tmp_path / "model"), "--limit", "3", "--out", str(out), "--device", "cpu"]
     assert extract_main(arguments) == 0
     with open_run(out) as run:
-        found = contributions.analyse(model, run)
+        found = updates.analyse(model, run)
         rows = np.stack([run.attention(image) for image in range(3)])
     assert model.config.text.vocab_size == WORDS and len(found["questions"]) == 10
     assert found["roles"] == ["anchor", "patch", "voco"] and len(found["role"]) == found["norm"].shape[-1] == 21

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from extract.store import Kind
-from probes import controls, metrics
-from probes.metrics import UNKNOWN, Gaussian
+from htc_probe.extract.store import Kind
+from htc_probe.probes.scores import controls, metrics
+from htc_probe.probes.scores.metrics import UNKNOWN, Gaussian
 
 N = 600
 FOLD = np.arange(N) % 5

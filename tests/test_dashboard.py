@@ -15,12 +15,13 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from dashboards import cli, controls, data
-from dashboards.figures.base import titled
-from dashboards.runs import RunFile, check_roots, find_runs
-from extract.errors import UserError
-from extract.store import Batch, RunInfo, RunShape, RunWriter, Task
-from probes import results
+from htc_probe.dashboards import cli, data
+from htc_probe.dashboards.figures.base import titled
+from htc_probe.dashboards.parts import controls
+from htc_probe.dashboards.runs import RunFile, check_roots, find_runs
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import Batch, RunInfo, RunShape, RunWriter, Task
+from htc_probe.probes.files import results
 
 # N images, L layers, H heads, A anchors, G x G patches, S keys
 L, H, A, G = 3, 2, 4, 5
@@ -171,7 +172,7 @@ def test_bad_paths_and_ports_are_refused(tmp_path: Path, run_file: Path, capsys:
 
 def test_help_imports_nothing_heavy() -> None:
     script = (
-        "import sys\nfrom dashboards.cli import main\n"
+        "import sys\nfrom htc_probe.dashboards.cli import main\n"
         "try: main(['--help'])\nexcept SystemExit as done: assert done.code == 0\n"
         "heavy = {'streamlit', 'plotly', 'torch', 'pandas', 'h5py'} & set(sys.modules)\n"
         "assert not heavy, heavy"
@@ -188,7 +189,7 @@ def environment() -> dict[str, str]:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_server_listens_on_loopback_only_and_stops(run_file: Path, how: signal.Signals) -> None:
     port = free_port()
-    command = [sys.executable, "-m", "dashboards.cli", str(run_file), "--port", str(port), "--no-browser"]
+    command = [sys.executable, "-m", "htc_probe.dashboards.cli", str(run_file), "--port", str(port), "--no-browser"]
     server = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

@@ -8,11 +8,11 @@ import pytest
 from browser import chromium, serving, tab  # noqa: F401
 from test_dashboard import COLS, ROLES, ROWS, A, G, H, L, S, charts, open_app, press, random_rows, write_run  # noqa: F401
 
-import analysis.attention
-from analysis import results
-from dashboards import attention as att
-from dashboards import data, figures
-from extract.store import open_run
+import htc_probe.analysis.attention.rows
+from htc_probe.analysis import results
+from htc_probe.dashboards import attention as att
+from htc_probe.dashboards import data, figures
+from htc_probe.extract.store import open_run
 
 PAGE = "Attention"
 MAP = slice(1 + A, 1 + A + G * G)
@@ -29,7 +29,7 @@ def analysed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 20 images with the sections `attention`, and `contributions` of images 3 and 5."""
     path = write_run(tmp_path_factory.mktemp("analysed") / "run.h5", 20)
     with open_run(path) as run:
-        add(path, "attention", analysis.attention.analyse(run))
+        add(path, "attention", htc_probe.analysis.attention.rows.analyse(run))
         share = np.linspace(-1, 1, 2 * L * S, dtype=np.float32).reshape(2, L, S)
         add(path, "contributions", {"images": [run.ids()[2], run.ids()[4]], "share": share})
     return path
@@ -75,7 +75,7 @@ def test_attention_on_one_anchor_alone_is_the_most_there_is() -> None:
 
 def test_quantities_are_those_of_the_analysis() -> None:
     rows = random_rows(3)
-    theirs, ours = analysis.attention.measure(rows, ROLES), att.measure(rows, ROLES)
+    theirs, ours = htc_probe.analysis.attention.rows.measure(rows, ROLES), att.measure(rows, ROLES)
     assert {"anchor_mass", "anchor_mass_each", "anchor_lift", "entropy_bits", "patch_mass"} == set(ours)
     for name, value in ours.items():
         np.testing.assert_allclose(value, theirs[name], rtol=2e-5)
@@ -297,7 +297,7 @@ def test_layer_and_head_select_what_is_drawn(run_file: Path, open_app: Any) -> N
 def test_the_heat_map_is_of_the_run_or_of_the_image(
     file: str,
     words: str,
-    open_app: Any,
+    open_app: Any,  # noqa: F811
     request: pytest.FixtureRequest,  # noqa: F811
 ) -> None:
     path = request.getfixturevalue(file)
@@ -375,7 +375,7 @@ def test_without_anchors_the_rest_is_shown(tmp_path: Path, open_app: Any) -> Non
 
 def test_a_large_run_says_how_many_images_were_read(
     run_file: Path,
-    open_app: Any,
+    open_app: Any,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,  # noqa: F811
 ) -> None:
     monkeypatch.setattr(data.average, "__defaults__", (4 * L * H * S * 5,))

@@ -8,10 +8,10 @@ import pytest
 from browser import chromium, serving, tab  # noqa: F401
 from test_dashboard import COLS, ROLES, ROWS, A, G, L, charts, open_app, press, random_rows, write_run  # noqa: F401
 
-from analysis import results
-from analysis.stats import intervals_of_means
-from dashboards import causes, data, figures
-from extract.store import open_run
+from htc_probe.analysis import results
+from htc_probe.analysis.stats.draws import intervals_of_means
+from htc_probe.dashboards import causes, data, figures
+from htc_probe.extract.store import open_run
 
 PAGE = "What causes what"
 GROUPS, INTERCHANGE = "Groups of tokens", "Anchors and patches interchanged"

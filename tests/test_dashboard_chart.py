@@ -12,8 +12,9 @@ from browser import chromium, serving, tab  # noqa: F401
 from plotly.subplots import make_subplots
 from test_dashboard import write_run
 
-from dashboards import chart, server
-from dashboards.figures.base import Figure
+from htc_probe.dashboards import server
+from htc_probe.dashboards.figures.base import Figure
+from htc_probe.dashboards.parts import chart
 
 N = 12
 
@@ -59,8 +60,8 @@ def test_what_fails_in_a_click_is_told(error: str, words: str) -> None:
     from streamlit.testing.v1 import AppTest
 
     def page(error: str) -> None:
-        from dashboards import server
-        from extract.errors import UserError
+        from htc_probe.dashboards import server
+        from htc_probe.extract.errors import UserError
 
         assert server._tell({"UserError": UserError, "KeyError": KeyError}[error]("no <b>such</b> image"))
 

@@ -9,9 +9,10 @@ from browser import chromium, serving, tab  # noqa: F401
 from scipy.stats import fisher_exact
 from test_dashboard import COLS, ROLES, ROWS, A, H, L, charts, open_app, random_rows, write_run  # noqa: F401
 
-from analysis import reading, results
-from dashboards import codes, data, figures
-from extract.store import Batch, RunInfo, RunShape, RunWriter, Task, open_run
+from htc_probe.analysis import results
+from htc_probe.analysis.contents import associations, reading
+from htc_probe.dashboards import data, figures
+from htc_probe.extract.store import Batch, RunInfo, RunShape, RunWriter, Task, open_run
 
 PAGE = "Codes"
 R, C, GROUPS, SIZE, N = 3, 3, 2, 32, 120
@@ -105,7 +106,7 @@ def test_associations_are_those_of_fishers_test() -> None:
     codes_NRCG, labels = coded()
     codes_NP = codes_NRCG[..., 1].reshape(N, -1).astype(np.uint16)
     inside, counted = labels["scene"] == 0, np.arange(N) < 90
-    found = codes.associations(codes.held(codes_NP), inside, counted, SIZE, tests=50)
+    found = associations.associations(associations.held(codes_NP), inside, counted, SIZE, tests=50)
     assert (found.n_inside, found.n_outside) == (30, 60) and found.code[0] == TOLD
     assert (found.inside[0], found.outside[0]) == (30, 0)
     assert found.lift[0] == pytest.approx((30.5 / 30.5) / (0.5 / 60.5))
@@ -115,7 +116,7 @@ def test_associations_are_those_of_fishers_test() -> None:
         assert (found.inside[at], found.outside[at]) == (table[0][0], table[1][0])
         assert found.p[at] == pytest.approx(min(1, 50 * fisher_exact(table, "greater")[1]))
     assert found.found.tolist() == [True] + [False] * (len(found.code) - 1)
-    assert codes.chosen(found, found.found).code.tolist() == [TOLD]
+    assert associations.chosen(found, found.found).code.tolist() == [TOLD]
     assert (found.lower < found.lift).all() and (found.lift < found.upper).all() and found.lower[0] > 1
     assert (np.diff(found.lower) <= 0).all()
 
@@ -125,40 +126,45 @@ def test_noise_is_seldom_found_among_thousands_of_codes() -> None:
     rng = np.random.default_rng(0)
     found_with, found_without = 0, 0
     for _ in range(60):
-        held = codes.held(rng.integers(0, 512, (300, 40)).astype(np.uint16))
+        held = associations.held(rng.integers(0, 512, (300, 40)).astype(np.uint16))
         inside = rng.integers(0, 4, 300) == 0
         for tests in (512, 1):
-            found = codes.associations(held, inside, np.ones(300, bool), 512, tests).found.any()
+            found = associations.associations(held, inside, np.ones(300, bool), 512, tests).found.any()
             found_with, found_without = found_with + (tests > 1 and found), found_without + (tests == 1 and found)
     assert found_with <= 6 and found_without == 60
 
 
 def test_one_image_of_each_group_is_counted() -> None:
     known = np.array([False, True, True, True, True])
-    assert codes.one_of_each(["a", "a", "b", "a", "b"], known).tolist() == [False, True, True, False, False]
+    assert associations.one_of_each(["a", "a", "b", "a", "b"], known).tolist() == [False, True, True, False, False]
 
 
 def test_usage_of_known_codes() -> None:
     codes_NP = np.array([[0, 0, 1, 2], [0, 0, 1, 2]], np.uint16)
-    assert codes.shares(codes_NP, 4).tolist() == [0.5, 0.25, 0.25, 0]
-    assert codes.entropy(codes.shares(codes_NP, 4)) == 1.5
+    assert associations.shares(codes_NP, 4).tolist() == [0.5, 0.25, 0.25, 0]
+    assert associations.entropy(associations.shares(codes_NP, 4)) == 1.5
 
 
 def test_answers_of_every_kind() -> None:
     classes, several, number = TASKS
     labels = np.array([0, 2, -1])
-    assert codes.known(labels, "classes").tolist() == [True, True, False]
-    assert codes.answers(labels, classes.kind, classes.classes, "") == ["sea", "room", "wood"]
-    assert codes.answering(labels, "classes", 2).tolist() == [False, True, False]
+    assert associations.known(labels, "classes").tolist() == [True, True, False]
+    assert associations.answers(labels, classes.kind, classes.classes, "") == ["sea", "room", "wood"]
+    assert associations.answering(labels, "classes", 2).tolist() == [False, True, False]
     flags = np.array([[1, 0], [0, 1], [255, 255]], np.uint8)
-    assert codes.known(flags, "multilabel").tolist() == [True, True, False]
-    assert codes.answering(flags, "multilabel", 0).tolist() == [True, False, False]
+    assert associations.known(flags, "multilabel").tolist() == [True, True, False]
+    assert associations.answering(flags, "multilabel", 0).tolist() == [True, False, False]
     sizes = np.array([1.0, 2, 3, 4, 5, np.nan])
-    assert codes.answers(sizes, number.kind, (), "px") == ["below 2 px", "2 to 3 px", "3 to 4 px", "4 or more px"]
-    parts = np.stack([codes.answering(sizes, "number", at) for at in range(4)])
+    assert associations.answers(sizes, number.kind, (), "px") == [
+        "below 2 px",
+        "2 to 3 px",
+        "3 to 4 px",
+        "4 or more px",
+    ]
+    parts = np.stack([associations.answering(sizes, "number", at) for at in range(4)])
     assert parts.sum(0).tolist() == [1, 1, 1, 1, 1, 0] and parts.sum(1).tolist() == [1, 1, 1, 2]
-    assert codes.answers(np.full(3, np.nan), "number", (), "px") == ["any"]
-    assert codes.answers(np.ones(3), "number", (), "px") == ["any"]
+    assert associations.answers(np.full(3, np.nan), "number", (), "px") == ["any"]
+    assert associations.answers(np.ones(3), "number", (), "px") == ["any"]
 
 
 # ---- data
@@ -184,7 +190,7 @@ def test_what_goes_with_an_answer_is_corrected_for_all_codes_and_answers(run_fil
     key = data.key_of(run_file)
     found = data.codes_of_answer(key, 1, "scene", 0)
     used = int((data.codes(key).shares > 0).sum())
-    assert found.tests == 3 * used and codes.chosen(found, found.found).code.tolist() == [TOLD]
+    assert found.tests == 3 * used and associations.chosen(found, found.found).code.tolist() == [TOLD]
     assert not data.codes_of_answer(key, 0, "scene", 0).found.any()
     assert data.codes_of_answer(key, 0, "size", 3).tests == 4 * used
 
@@ -237,8 +243,8 @@ def test_bits_are_centred_on_zero_and_places_without_a_value_stay_empty() -> Non
 
 def test_lifts_hold_their_intervals_and_counts() -> None:
     codes_NRCG, labels = coded()
-    held = codes.held(codes_NRCG[..., 1].reshape(N, -1).astype(np.uint16))
-    found = codes.associations(held, labels["scene"] == 0, np.ones(N, bool), SIZE, 50)
+    held = associations.held(codes_NRCG[..., 1].reshape(N, -1).astype(np.uint16))
+    found = associations.associations(held, labels["scene"] == 0, np.ones(N, bool), SIZE, 50)
     (points,) = figures.code_lifts(found, group=1, answer="<i>sea", most=4).data
     np.testing.assert_allclose(points.x, found.lift[:4])
     np.testing.assert_allclose(points.x + points.error_x.array, found.upper[:4])

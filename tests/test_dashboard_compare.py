@@ -9,14 +9,15 @@ import pytest
 from browser import chromium, serving, tab  # noqa: F401
 from test_dashboard import COLS, ROLES, ROWS, TASKS, A, G, H, L, S, charts, open_app, press, tables  # noqa: F401
 
-import analysis.attention
-from analysis import results as analysed
-from analysis import stats
-from dashboards import compare, data, figures
-from extract.store import Batch, RunInfo, RunShape, RunWriter, open_run
-from probes import metrics, results
-from probes.metrics import Gaussian
-from probes.predictions import Asked, Predicted, Writer
+import htc_probe.analysis.attention.rows
+from htc_probe.analysis import results as analysed
+from htc_probe.analysis.stats import draws
+from htc_probe.dashboards import compare, data, figures
+from htc_probe.extract.store import Batch, RunInfo, RunShape, RunWriter, open_run
+from htc_probe.probes.files import results
+from htc_probe.probes.files.predictions import Asked, Predicted, Writer
+from htc_probe.probes.scores import metrics
+from htc_probe.probes.scores.metrics import Gaussian
 
 N = 40
 PAGE = "Compare"
@@ -169,7 +170,7 @@ def test_groups_of_any_size_agree_with_resampling() -> None:
     groups = np.repeat(np.arange(200), rng.integers(1, 6, 200))
     values = rng.normal(size=200)[groups] + rng.normal(size=len(groups)) + 0.3
     found = compare.of_images(values, np.zeros(len(groups)), groups)
-    drawn = stats.interval_of_mean(values, groups, 0)
+    drawn = draws.interval_of_mean(values, groups, 0)
     np.testing.assert_allclose([found.lower, found.upper], drawn[1:], atol=0.15 * (drawn.upper - drawn.lower))
 
 
@@ -338,7 +339,7 @@ def test_curves_show_both_runs_and_the_interval_of_their_difference() -> None:
 
 
 def figures_band(found: compare.Differences) -> Any:
-    from dashboards.attention import Band
+    from htc_probe.dashboards.attention import Band
 
     return Band(found.estimate - 3, found.estimate + 3)
 
@@ -441,7 +442,10 @@ def test_attention_of_two_runs_as_differences(folder: Path, open_app: Any) -> No
 def test_analysis_of_one_against_the_other_is_paired(tmp_path: Path, open_app: Any) -> None:  # noqa: F811
     paths = [write(tmp_path / "one.h5", more=0.2), write(tmp_path / "other.h5")]
     with open_run(paths[0]) as one, open_run(paths[1]) as other:
-        sections = analysis.attention.analyse(one, other), analysis.attention.analyse(other)
+        sections = (
+            htc_probe.analysis.attention.rows.analyse(one, other),
+            htc_probe.analysis.attention.rows.analyse(other),
+        )
         for run, section, against in ((one, sections[0], analysed.identity(other)), (other, sections[1], None)):
             analysed.write(
                 analysed.default_path(run.path),

@@ -20,8 +20,8 @@ import pytest
 from browser import chromium, serving, tab  # noqa: F401
 from test_dashboard import environment, failing, free_port, write_run
 
-from dashboards import cli, gate
-from extract.errors import UserError
+from htc_probe.dashboards import cli, gate
+from htc_probe.extract.errors import UserError
 
 LOCAL = ("localhost", "LOCALHOST:8501", "127.0.0.1:8501", "127.8.9.1", "[::1]:8501", "localhost.", "lab.localhost:80")
 FOREIGN = (
@@ -145,7 +145,7 @@ def test_where_no_port_is_free_it_is_refused(runs: Path, capsys: pytest.CaptureF
 @pytest.mark.slow
 def test_two_that_start_at_once_on_one_port_both_serve(runs: Path) -> None:
     port = free_port()
-    command = [sys.executable, "-m", "dashboards.cli", str(runs), "--port", str(port), "--no-browser"]
+    command = [sys.executable, "-m", "htc_probe.dashboards.cli", str(runs), "--port", str(port), "--no-browser"]
     both = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment())
         for _ in range(2)
@@ -168,7 +168,7 @@ def test_the_browser_opens_the_page(runs: Path, tmp_path: Path) -> None:
     browser.write_text(f'#!/bin/sh\necho "$@" > {opened}.part && mv {opened}.part {opened}\n')
     browser.chmod(0o755)
     port = free_port()
-    command = [sys.executable, "-m", "dashboards.cli", str(runs), "--port", str(port), "--base-path", "probe"]
+    command = [sys.executable, "-m", "htc_probe.dashboards.cli", str(runs), "--port", str(port), "--base-path", "probe"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment() | {"BROWSER": str(browser)}) as server:
         try:
             deadline = time.monotonic() + 60

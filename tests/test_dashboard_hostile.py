@@ -17,13 +17,14 @@ from browser import chromium, serving, tab  # noqa: F401
 from streamlit.testing.v1 import AppTest
 from test_dashboard import COLS, ROLES, ROWS, A, H, L, S, open_app, random_rows, write_run  # noqa: F401
 
-from analysis import reading
-from analysis import results as analysis_results
-from dashboards import controls, data
-from dashboards.app import PAGES
-from dashboards.runs import find_runs, open_any
-from extract.errors import UserError
-from extract.store import Batch, RunInfo, RunShape, RunWriter, Task, open_run
+from htc_probe.analysis import results as analysis_results
+from htc_probe.analysis.contents import reading
+from htc_probe.dashboards import data
+from htc_probe.dashboards.app import PAGES
+from htc_probe.dashboards.parts import controls
+from htc_probe.dashboards.runs import find_runs, open_any
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import Batch, RunInfo, RunShape, RunWriter, Task, open_run
 
 EVIL = (
     "<img src=x onerror=hacked=1>",
@@ -337,7 +338,7 @@ def faults(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
 @pytest.mark.parametrize("page", MISSHAPEN)
 def test_an_analysis_that_is_misshapen_costs_its_page_alone(
     folder: Path,
-    open_app: Any,
+    open_app: Any,  # noqa: F811
     caplog: pytest.LogCaptureFixture,
     page: str,  # noqa: F811
 ) -> None:
@@ -358,7 +359,7 @@ def test_a_fault_is_told_where_it_is_and_logged(caplog: pytest.LogCaptureFixture
     def script() -> None:
         import streamlit as st
 
-        from dashboards.controls import fragment, guarded
+        from htc_probe.dashboards.parts.controls import fragment, guarded
 
         @fragment
         def broken() -> None:

@@ -14,13 +14,13 @@ from browser import chromium, serving, tab  # noqa: F401
 from PIL import Image
 from test_dashboard import charts, open_app, write_run  # noqa: F401
 
-from analysis import results
-from dashboards import data, figures
-from extract.errors import UserError
-from extract.store import Task, open_run
-from probes import results as probe_results
-from probes.metrics import Gaussian
-from probes.predictions import Asked, Writer
+from htc_probe.analysis import results
+from htc_probe.dashboards import data, figures
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import Task, open_run
+from htc_probe.probes.files import results as probe_results
+from htc_probe.probes.files.predictions import Asked, Writer
+from htc_probe.probes.scores.metrics import Gaussian
 
 N = 40
 OF = ["z_voco", "v_d", "v_pooled", "codes"]

@@ -10,9 +10,9 @@ import pytest
 from test_dashboard import L, open_app, tables, write_probes, write_run  # noqa: F401
 from test_dashboard_attention import add
 
-import analysis.attention
-from extract.store import open_run
-from probes import results
+import htc_probe.analysis.attention.rows
+from htc_probe.extract.store import open_run
+from htc_probe.probes.files import results
 
 
 def test_a_bare_run_says_what_fills_the_page(tmp_path: Path, open_app: Any) -> None:  # noqa: F811
@@ -36,7 +36,7 @@ def test_commands_can_be_pasted_whatever_the_folder_is_called(tmp_path: Path, op
 def test_a_sentence_stands_with_its_sample_and_the_claim(tmp_path: Path, open_app: Any) -> None:  # noqa: F811
     path = write_run(tmp_path / "run.h5", 6)
     with open_run(path) as run:
-        section = analysis.attention.analyse(run)
+        section = htc_probe.analysis.attention.rows.analyse(run)
     for lift, verdict in ((2.0, "agrees"), (0.5, "disagrees")):
         for end, by in (("", 0), ("_lower", -0.1), ("_upper", 0.1)):
             section[f"anchor_lift_overall{end}"][:] = lift + by
@@ -87,7 +87,7 @@ def test_what_survives_is_told_by_the_probes(tmp_path: Path, open_app: Any) -> N
 def test_damaged_scores_leave_the_sentences(tmp_path: Path, open_app: Any, damage: str) -> None:  # noqa: F811
     path = write_run(tmp_path / "run.h5", 6)
     with open_run(path) as run:
-        add(path, "attention", analysis.attention.analyse(run))
+        add(path, "attention", htc_probe.analysis.attention.rows.analyse(run))
     (tmp_path / "run.probes.json").write_text(damage)
     app = open_app(path)
     assert not app.exception and any("Does the token prefer" in item.value for item in app.markdown)

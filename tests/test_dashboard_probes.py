@@ -12,12 +12,13 @@ from browser import chromium, serving, tab  # noqa: F401
 from test_dashboard import charts, open_app, write_run  # noqa: F401
 from test_probe_tables import LAST, made, reviewed
 
-from dashboards import answers, data, figures
-from extract.store import open_run
-from probes import results
-from probes.metrics import Gaussian
-from probes.predictions import Asked, Predicted, Writer, load
-from probes.results import Confusion, label
+from htc_probe.dashboards import data, figures
+from htc_probe.extract.store import open_run
+from htc_probe.probes.files import results
+from htc_probe.probes.files.predictions import Asked, Predicted, Writer, load
+from htc_probe.probes.files.results import Confusion, label
+from htc_probe.probes.scores.metrics import Gaussian
+from htc_probe.probes.show import answers
 
 N = 60
 TASKS = (

@@ -11,10 +11,10 @@ from streamlit.testing.v1 import AppTest
 from test_dashboard import write_run
 from test_extract import small_model
 
-from dashboards import cli, data
-from dashboards.runs import RunFile, check_roots, find_runs
-from extract.cli import main
-from extract.errors import UserError
+from htc_probe.dashboards import cli, data
+from htc_probe.dashboards.runs import RunFile, check_roots, find_runs
+from htc_probe.extract.cli import main
+from htc_probe.extract.errors import UserError
 
 APP = str(Path(cli.__file__).with_name("app.py"))
 

@@ -19,12 +19,12 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, Value
 from datasets import Image as ImageFeature
 from PIL import Image, ImageColor, ImageDraw
 
-from extract.cli import main as extract_main
-from extract.data import open_source
-from extract.data.source import ImageError, Item, Source, Tabled
-from extract.errors import UserError
-from extract.store import Task, open_run
-from probes.cli import main as probe_main
+from htc_probe.extract.cli import main as extract_main
+from htc_probe.extract.data import open_source
+from htc_probe.extract.data.source import ImageError, Item, Source, Tabled
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import Task, open_run
+from htc_probe.probes.cli import main as probe_main
 
 COLOURS = ("blue", "brown", "cyan", "gray", "green", "purple", "red", "yellow")
 

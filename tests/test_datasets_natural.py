@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from extract.cli import main as extract_main
-from extract.data import open_source
-from extract.data.files import FileSource, Picture
-from extract.data.source import ImageError, Item, Source, Tabled
-from extract.errors import UserError
-from extract.store import Task, open_run
-from probes.cli import main as probes_main
+from htc_probe.extract.cli import main as extract_main
+from htc_probe.extract.data import open_source
+from htc_probe.extract.data.files import FileSource, Picture
+from htc_probe.extract.data.source import ImageError, Item, Source, Tabled
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import Task, open_run
+from htc_probe.probes.cli import main as probes_main
 
 UNKNOWN = 255
 RED, GREEN, BLUE, GREY = (200, 0, 0), (0, 200, 0), (0, 0, 200), (90, 90, 90)
@@ -559,7 +559,7 @@ def test_a_limit_is_a_fair_sample_of_a_list_sorted_by_class(roots: dict[str, Pat
 
 
 def test_labels_stay_with_their_picture(tmp_path: Path) -> None:
-    from extract.data.labels import number_labels
+    from htc_probe.extract.data.labels import number_labels
 
     pictures = []
     for i in range(10):

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LinearRegression, LogisticRegression
 
-import probes
-from extract.errors import UserError
-from probes import protocol
-from probes.codelength import Labels
-from probes.erasure import Eraser
+import htc_probe.probes
+from htc_probe.extract.errors import UserError
+from htc_probe.probes.solvers.erasure import Eraser
+from htc_probe.probes.study import protocol
+from htc_probe.probes.study.codelength import Labels
 
 N, WIDTH = 400, 9
 
@@ -224,7 +224,9 @@ def test_labels_of_a_run_and_plain_arrays_are_taken_alike() -> None:
     y = planted("two", x)
     known = y >= 0
     plain = Eraser.fit(x[known], y[known] > 0).apply(x)
-    np.testing.assert_allclose(probes.Eraser.fit(x.astype(np.float32), y.astype(np.int32)).apply(x), plain, atol=1e-4)
+    np.testing.assert_allclose(
+        htc_probe.probes.Eraser.fit(x.astype(np.float32), y.astype(np.int32)).apply(x), plain, atol=1e-4
+    )
     several = np.stack([x[:, 0], x[:, 1]], 1)
     left = Eraser.fit(x, several).apply(x)
     np.testing.assert_allclose(left[:, :2], np.tile(x[:, :2].mean(0), (N, 1)), atol=1e-9)

@@ -16,16 +16,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import DynamicCache
 
-from extract import models
-from extract.capture import capture, run_shape
-from extract.cli import main, parse_layers
-from extract.data import open_source, scenes
-from extract.errors import UserError
-from extract.images import prepare
-from extract.store import open_run
-from extract.vlm import star
-from extract.vlm.config import HTCConfig
-from extract.vlm.model import HTCVLM
+from htc_probe.extract import models
+from htc_probe.extract.capture import capture, run_shape
+from htc_probe.extract.cli import main, parse_layers
+from htc_probe.extract.data import open_source, scenes
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.images import prepare
+from htc_probe.extract.store import open_run
+from htc_probe.extract.vlm import star
+from htc_probe.extract.vlm.config import HTCConfig
+from htc_probe.extract.vlm.model import HTCVLM
 
 SIZE, IMAGES, LAYERS = 16, 5, 3
 honest_compress = star.compress
@@ -382,7 +382,7 @@ def test_real_photographs(photographs: Path, saved: Shipped, tmp_path: Path, mon
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys, contextlib, io\nfrom extract.cli import main\n"
+        "import sys, contextlib, io\nfrom htc_probe.extract.cli import main\n"
         "with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):\n"
         "    main(['--help'])\n"
         "assert '--on-error' in said.getvalue()\n"

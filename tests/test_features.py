@@ -12,10 +12,11 @@ from safetensors.numpy import save_file
 from sklearn.preprocessing import OneHotEncoder
 from test_probes import COIN, SIZE, WIDTH, N, make_run, quick
 
-from extract.errors import UserError
-from extract.store import Run, open_run
-from probes import features, suite
-from probes.features import Representation
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import Run, open_run
+from htc_probe.probes.inputs import representations
+from htc_probe.probes.inputs.representations import Representation
+from htc_probe.probes.study import suite
 
 
 @pytest.fixture(scope="module")
@@ -35,42 +36,42 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
 
 def loaded(run: Run, name: str) -> np.ndarray:
-    (found,) = features.representations(run, [name], (4,))
-    return features.load(run, found)
+    (found,) = representations.representations(run, [name], (4,))
+    return representations.load(run, found)
 
 
 # ---- names
 
 
 def test_layers_are_named_by_number_or_all(run: Run) -> None:
-    assert features.parse_layers(run, "") == (4,)
-    assert features.parse_layers(run, "all") == (0, 2, 4)
-    assert features.parse_layers(run, "2,0") == features.parse_layers(run, "-5,2,-1,0") == (0, 2, 4)
-    assert features.parse_layers(run, "0") == (0, 4)  # the last one is what all else is compared with
+    assert representations.parse_layers(run, "") == (4,)
+    assert representations.parse_layers(run, "all") == (0, 2, 4)
+    assert representations.parse_layers(run, "2,0") == representations.parse_layers(run, "-5,2,-1,0") == (0, 2, 4)
+    assert representations.parse_layers(run, "0") == (0, 4)  # the last one is what all else is compared with
     for wrong in ("1", "5", "-2", "-6", "first", "0 2", "0,x"):
         with pytest.raises(UserError) as refused:
-            features.parse_layers(run, wrong)
+            representations.parse_layers(run, wrong)
         assert wrong.split(",")[-1] in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_without_names_there_are_the_default_ones(run: Run, tmp_path: Path) -> None:
-    found = features.representations(run, (), (0, 4))
+    found = representations.representations(run, (), (0, 4))
     assert found == (Representation("z_voco", 0), Representation("z_voco", 4)) + tuple(
         Representation(name, None) for name in ("v_d", "v_pooled", "v_d+z_voco", "v_pooled+z_voco", "pixels")
     )
     bare = make_run(tmp_path / "bare.h5", np.ones((4, 2, 3)), {}, v_d=np.ones((4, 0, 3)))
     with open_run(bare) as other:
-        names = [at.name for at in features.representations(other, (), (1,))]
+        names = [at.name for at in representations.representations(other, (), (1,))]
         assert names == ["z_voco", "v_pooled", "v_pooled+z_voco", "pixels"]
         for name in ("v_d", "v_d.0", "z_voco+v_d"):
             with pytest.raises(UserError, match="has no anchors"):
-                features.representations(other, [name], (1,))
+                representations.representations(other, [name], (1,))
         with pytest.raises(UserError, match="has no codes"):
-            features.representations(other, ["code_bag"], (1,))
+            representations.representations(other, ["code_bag"], (1,))
 
 
 def test_a_name_asked_for_twice_is_there_once(run: Run) -> None:
-    assert len(features.representations(run, ["v_d", "z_voco", "v_d"], (4,))) == 2
+    assert len(representations.representations(run, ["v_d", "z_voco", "v_d"], (4,))) == 2
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_a_name_asked_for_twice_is_there_once(run: Run) -> None:
 )
 def test_names_that_are_none_are_refused_before_anything_is_read(run: Run, name: str) -> None:
     with pytest.raises(UserError) as refused:
-        features.representations(run, [name], (4,))
+        representations.representations(run, [name], (4,))
     assert "\n" not in str(refused.value)
     assert "no file at" in str(refused.value) or ("is unknown; there are z_voco" in str(refused.value))
 
@@ -87,7 +88,7 @@ def test_names_that_are_none_are_refused_before_anything_is_read(run: Run, name:
 
 
 def test_representations_are_the_runs_own_numbers(run: Run) -> None:
-    np.testing.assert_array_equal(features.load(run, Representation("z_voco", 2)), run.z_voco(2))
+    np.testing.assert_array_equal(representations.load(run, Representation("z_voco", 2)), run.z_voco(2))
     np.testing.assert_array_equal(loaded(run, "v_pooled"), run.v_pooled())
     np.testing.assert_array_equal(loaded(run, "v_d"), run.v_d().reshape(N, -1))
     np.testing.assert_array_equal(loaded(run, "v_d.1"), run.v_d()[:, 1])
@@ -110,7 +111,7 @@ def test_the_code_bag_counts_codes_wherever_they_are(run: Run) -> None:
     codes = run.codes().reshape(N, 4, 3)
     counted = np.concatenate([(codes[:, :, [g]] == np.arange(6)).sum(1) for g in range(3)], 1)
     np.testing.assert_array_equal(loaded(run, "code_bag"), counted)
-    moved = features._one_hot(run.codes()[:, ::-1, ::-1], together=True)
+    moved = representations._one_hot(run.codes()[:, ::-1, ::-1], together=True)
     np.testing.assert_array_equal(moved, counted)
 
 
@@ -119,7 +120,9 @@ def picture(*colour: int) -> np.ndarray:
 
 
 def test_pixels_tell_where_colours_are_and_which() -> None:
-    red, blue, grey = (features.pixels(picture(*colour)) for colour in [(255, 0, 0), (0, 0, 255), (128, 128, 128)])
+    red, blue, grey = (
+        representations.pixels(picture(*colour)) for colour in [(255, 0, 0), (0, 0, 255), (128, 128, 128)]
+    )
     cells, hues = slice(0, 192), slice(192, 208)
     assert len(red) == 192 + 16 + 8 + 8
     np.testing.assert_allclose(red[cells].reshape(64, 3), np.tile([1, 0, 0], (64, 1)))
@@ -128,7 +131,7 @@ def test_pixels_tell_where_colours_are_and_which() -> None:
     np.testing.assert_array_equal(grey[hues], 0)  # a grey has no hue
     half = picture(0, 0, 0)
     half[:, 48:] = (0, 255, 0)
-    place = features.pixels(half)[cells].reshape(8, 8, 3)
+    place = representations.pixels(half)[cells].reshape(8, 8, 3)
     np.testing.assert_array_equal(place[:, :4], 0)
     np.testing.assert_allclose(place[:, 4:], np.tile([0, 1, 0], (8, 4, 1)))
 
@@ -138,7 +141,7 @@ def test_hues_are_those_of_the_standard_library() -> None:
 
     for colour in np.random.default_rng(0).integers(0, 256, (50, 3)):
         hue, saturation, value = colorsys.rgb_to_hsv(*(colour / 255))
-        x = features.pixels(picture(*colour))
+        x = representations.pixels(picture(*colour))
         parts = [(x[192:208], hue * 16, saturation), (x[208:216], saturation * 8, 1), (x[216:224], value * 8, 1)]
         for histogram, at, height in parts:
             assert histogram.sum() == pytest.approx(height, abs=1e-5)
@@ -254,10 +257,10 @@ def test_voco_read_is_the_states_that_keys_and_values_are_made_of(tmp_path: Path
     labels = {COIN: (z_voco[:, 3, 0] > 0).astype(int), SIZE: z_voco[:, 1, 0] + 0.1 * rng.standard_normal(N)}
     path = make_run(tmp_path / "run.h5", z_voco, labels)
     with open_run(path) as run:
-        assert features.read_states(run) == (0, 1, 2)
+        assert representations.read_states(run) == (0, 1, 2)
         expected = z_voco[:, :3].reshape(N, -1)
         np.testing.assert_array_equal(loaded(run, "voco_read"), expected)
-        rows = features.Rows(run, Representation("voco_read", None))
+        rows = representations.Rows(run, Representation("voco_read", None))
         assert rows.shape == expected.shape
         np.testing.assert_array_equal(rows[5:9], expected[5:9])
         found = suite.probe(suite.plan(run, quick("detail", representations=("voco_read", "z_voco"))))
@@ -272,13 +275,13 @@ def test_voco_read_needs_every_state_that_text_reads(tmp_path: Path, stack: tupl
     path = make_run(tmp_path / "run.h5", z_voco, {COIN: np.arange(N) % 2}, stack=stack)
     with open_run(path) as run:
         there = {1, 2} <= set(stack)
-        names = [one.name for one in features.representations(run, [], (3,))]
+        names = [one.name for one in representations.representations(run, [], (3,))]
         assert ("voco_read" in names) == there
         if there:
             assert loaded(run, "voco_read").shape == (N, WIDTH * len(set(stack) - {3}))
             return
         with pytest.raises(UserError, match="text reads .* too; extract again with all layers"):
-            features.representations(run, ["voco_read"], (3,))
+            representations.representations(run, ["voco_read"], (3,))
         plan = suite.plan(run, quick("detail", representations=()))
         assert any("does not store all states that text reads" in warning for warning in plan.warnings)
 

@@ -19,19 +19,19 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerFast
 
-from extract import models
-from extract.data import scene_words, scenes
-from extract.errors import UserError
-from extract.training import cli
-from extract.training.config import FinetuneConfig
-from extract.training.conversations import SYSTEM, Encoder, read_conversations, scene_conversations
-from extract.training.finetune import _rows as instruction_rows
-from extract.training.finetune import add_lora, build, finetune, merged
-from extract.training.instruction import Instructions, WholeBatches, collate, open_file, with_images
-from extract.training.stage import last_checkpoint
-from extract.vlm.config import HTCConfig
-from extract.vlm.mgvq import PRESETS, MGVQConfig
-from extract.vlm.model import HTCVLM
+from htc_probe.extract import models
+from htc_probe.extract.data import scene_words, scenes
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.training import cli
+from htc_probe.extract.training.config import FinetuneConfig
+from htc_probe.extract.training.conversations import SYSTEM, Encoder, read_conversations, scene_conversations
+from htc_probe.extract.training.finetune import _rows as instruction_rows
+from htc_probe.extract.training.finetune import add_lora, build, finetune, merged
+from htc_probe.extract.training.instruction import Instructions, WholeBatches, collate, open_file, with_images
+from htc_probe.extract.training.stage import last_checkpoint
+from htc_probe.extract.vlm.config import HTCConfig
+from htc_probe.extract.vlm.mgvq import PRESETS, MGVQConfig
+from htc_probe.extract.vlm.model import HTCVLM
 
 MGVQ_FILE = Path(__file__).parent / "golden" / "mgvq_tiny.pt"
 MGVQ_TINY = MGVQConfig(widths=(32, 32, 64, 64, 128), depths=(0, 1, 1, 1, 1), groups=8, codebook_size=512)
@@ -518,7 +518,7 @@ def test_training_lowers_the_loss_and_leaves_the_towers_alone(settings, train, c
 
 
 def test_the_command_s_model_is_one_that_htc_extract_runs(settings, photos, tmp_path, capsys):
-    from extract import cli as extract_cli
+    from htc_probe.extract import cli as extract_cli
 
     (photos / "coco/3.jpg").unlink()
     recipe = tmp_path / "recipe.toml"
@@ -654,7 +654,7 @@ SHARDED = """
 import sys, torch, torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from extract.models import load
+from htc_probe.extract.models import load
 from pathlib import Path
 
 dist.init_process_group("gloo")

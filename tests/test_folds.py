@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from probes import folds
-from probes.codelength import Labels
+from htc_probe.probes.inputs import folds
+from htc_probe.probes.study.codelength import Labels
 
 N = 600
 

@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from extract.cli import main
-from extract.data import open_source
-from extract.data.imagefolder import ImageFolder
-from extract.data.source import ImageError
-from extract.errors import UserError
-from extract.store import Task
+from htc_probe.extract.cli import main
+from htc_probe.extract.data import open_source
+from htc_probe.extract.data.imagefolder import ImageFolder
+from htc_probe.extract.data.source import ImageError
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import Task
 
 RED, GREEN = (200, 0, 0), (0, 200, 0)
 TOML = """

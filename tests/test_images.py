@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from extract import images
-from extract.images import Fit, Resample, prepare, thumbnail
-from extract.vlm.config import CLIP_MEAN
+from htc_probe.extract import images
+from htc_probe.extract.images import Fit, Resample, prepare, thumbnail
+from htc_probe.extract.vlm.config import CLIP_MEAN
 
 
 def noise(width: int, height: int) -> Image.Image:

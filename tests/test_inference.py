@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from probes import inference, metrics
-from probes.inference import difference, holm, interval, resample_groups, retention, sign_flip
-from probes.metrics import Gaussian, Sampled
+from htc_probe.probes.scores import intervals, metrics
+from htc_probe.probes.scores.intervals import difference, holm, interval, resample_groups, retention, sign_flip
+from htc_probe.probes.scores.metrics import Gaussian, Sampled
 
 G = 150
 DRAWS = resample_groups(G, 0)
@@ -40,7 +40,7 @@ def test_an_interval_is_the_percentiles_of_many_groups_and_wider_for_few() -> No
 
 def test_the_mean_of_quantities_keeps_draws_paired() -> None:
     a, b = sampled(RNG.standard_normal(G)), sampled(RNG.standard_normal(G))
-    both = inference.mean([a, b])
+    both = intervals.mean([a, b])
     assert both.estimate == pytest.approx((a.estimate + b.estimate) / 2)
     np.testing.assert_allclose(both.draws, (a.draws + b.draws) / 2)
 
@@ -137,12 +137,12 @@ def test_the_correction_costs_nothing_for_copies_and_at_most_holms_for_the_rest(
 
 def test_no_difference_at_all_is_never_significant() -> None:
     found = sign_flip(np.stack([np.zeros(50), np.ones(50)], 1), seed=0)
-    np.testing.assert_allclose(found.p, [1, 1 / (inference.FLIPS + 1)])
-    np.testing.assert_allclose(found.adjusted, [1, 1 / (inference.FLIPS + 1)])
+    np.testing.assert_allclose(found.p, [1, 1 / (intervals.FLIPS + 1)])
+    np.testing.assert_allclose(found.adjusted, [1, 1 / (intervals.FLIPS + 1)])
 
 
 def test_sums_by_group() -> None:
-    np.testing.assert_array_equal(inference.group_sums(np.array([1.0, 2, 4]), np.array([3, 0, 3]), 5), [2, 0, 0, 5, 0])
+    np.testing.assert_array_equal(intervals.group_sums(np.array([1.0, 2, 4]), np.array([3, 0, 3]), 5), [2, 0, 0, 5, 0])
 
 
 # Do they keep their word? Rows come in groups whose answers go together.
@@ -209,7 +209,7 @@ def test_intervals_of_numbers_hold_the_truth_in_95_of_100_data_sets() -> None:
 
 @pytest.mark.slow
 def test_differences_between_equals_have_uniform_p_and_intervals_that_hold_zero() -> None:
-    found: dict[str, list[inference.Difference]] = {}
+    found: dict[str, list[intervals.Difference]] = {}
     for number in range(700):
         rng = np.random.default_rng(number)
         groups = clustered(rng, G)
@@ -252,7 +252,7 @@ def test_sign_flips_are_uniform_alone_and_err_in_5_of_100_tables() -> None:
         rng = np.random.default_rng(number)
         groups = clustered(rng, 80)
         layers = np.cumsum(rng.standard_t(4, (80, 12)), 1)[groups] + rng.standard_normal((len(groups), 12))
-        sums = np.stack([inference.group_sums(layer, groups, 80) for layer in layers.T], 1)
+        sums = np.stack([intervals.group_sums(layer, groups, 80) for layer in layers.T], 1)
         found = sign_flip(sums, seed=number, flips=999)
         alone.append(found.p[3])
         among.append(found.adjusted.min())
@@ -281,20 +281,20 @@ def test_folds_that_disagree_are_told_from_folds_that_vary():
     for _ in range(1000):
         right = rng.random((5, 80)) < 0.6
         draws = rng.binomial(400, right.mean(), 500) / 400
-        alarms += inference.folds_disagree(right.mean(1), Sampled(right.mean(), draws))
+        alarms += intervals.folds_disagree(right.mean(1), Sampled(right.mean(), draws))
     assert alarms <= 1
     draws = rng.binomial(400, 0.4, 500) / 400
-    assert inference.folds_disagree([0.28, 0.28, 0.92, 0.28, 0.28], Sampled(0.4, draws))
-    assert not inference.folds_disagree([0.38, 0.44, np.nan, 0.36, 0.42], Sampled(0.4, draws))
+    assert intervals.folds_disagree([0.28, 0.28, 0.92, 0.28, 0.28], Sampled(0.4, draws))
+    assert not intervals.folds_disagree([0.38, 0.44, np.nan, 0.36, 0.42], Sampled(0.4, draws))
 
 
 @pytest.mark.parametrize("folds", [1, 2, 5, 10])
 def test_draws_of_folds_cover_the_training_sets_too(folds: int) -> None:
     """Further out by the share that a fold scores over the share that its probe learned from, within the range."""
     score = sampled(RNG.random(G) < 0.7)
-    wider = inference.over_training_sets(score, "top-1", folds)
+    wider = intervals.over_training_sets(score, "top-1", folds)
     assert wider.estimate == score.estimate
     assert wider.draws.std() / score.draws.std() == pytest.approx(1 if folds == 1 else np.sqrt(folds / (folds - 1)))
     sure = Sampled(0.999, np.clip(0.999 + 0.002 * RNG.standard_normal(500), 0, 1))
-    assert inference.over_training_sets(sure, "top-1", folds).draws.max() == 1
-    assert inference.over_training_sets(sure._replace(estimate=0.9), "V-information", 2).draws.max() > 1
+    assert intervals.over_training_sets(sure, "top-1", folds).draws.max() == 1
+    assert intervals.over_training_sets(sure._replace(estimate=0.9), "V-information", 2).draws.max() > 1

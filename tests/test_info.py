@@ -12,9 +12,9 @@ import h5py
 import numpy as np
 import pytest
 
-from extract import cli
-from extract.info import main
-from extract.store import Run, open_run
+from htc_probe.extract import cli
+from htc_probe.extract.info import main
+from htc_probe.extract.store import Run, open_run
 
 IMAGES = 4
 ROOT = Path(__file__).parents[1]
@@ -201,7 +201,7 @@ def test_verifying_in_small_pieces_gives_the_same(copy: Path, capsys: Any, monke
         another_mass(file)
     found = []
     for step in (2**24, 1):
-        monkeypatch.setattr("extract.info._STEP", step)
+        monkeypatch.setattr("htc_probe.extract.info._STEP", step)
         assert main([str(copy), "--verify"]) == 2
         found.append(capsys.readouterr().out)
     assert found[0] == found[1] and found[0].count("WRONG") == 2
@@ -232,7 +232,7 @@ def test_an_incomplete_run_is_one_line(copy: Path, capsys: Any) -> None:
 
 def test_it_takes_no_torch_and_help_nothing_heavy(extracted: Path) -> None:
     code = (
-        "import sys, contextlib, io\nfrom extract.info import main\n"
+        "import sys, contextlib, io\nfrom htc_probe.extract.info import main\n"
         "with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):\n"
         "    main(['--help'])\n"
         "assert '--verify' in said.getvalue() and not {'h5py', 'numpy'} & set(sys.modules)\n"

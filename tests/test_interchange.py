@@ -15,16 +15,17 @@ import torch
 from test_extract import SIZE, small_model
 from torch import Tensor
 
-from analysis import following, interchange, mixing, results, scene_questions
-from analysis.following import Measure
-from analysis.mixing import Half, Mix
-from extract import models
-from extract.cli import main
-from extract.data import open_source, scenes
-from extract.errors import UserError
-from extract.store import Run, Task, open_run
-from extract.vlm.model import HTCVLM, Hybrid
-from probes.weights import Key, Probe
+from htc_probe.analysis import results
+from htc_probe.analysis.causes import following, interchange, mixing, scene_questions
+from htc_probe.analysis.causes.following import Measure
+from htc_probe.analysis.causes.mixing import Half, Mix
+from htc_probe.extract import models
+from htc_probe.extract.cli import main
+from htc_probe.extract.data import open_source, scenes
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import Run, Task, open_run
+from htc_probe.extract.vlm.model import HTCVLM, Hybrid
+from htc_probe.probes.files.weights import Key, Probe
 
 IMAGES, CLASSES = 24, 3
 TOML = """

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from extract.vlm import invariants, star
-from extract.vlm.config import HTCConfig
-from extract.vlm.invariants import InvariantError, check_invariants
-from extract.vlm.model import HTCVLM
+from htc_probe.extract.vlm import invariants, star
+from htc_probe.extract.vlm.config import HTCConfig
+from htc_probe.extract.vlm.invariants import InvariantError, check_invariants
+from htc_probe.extract.vlm.model import HTCVLM
 
 SIZE = 16
 PIXELS = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))

@@ -13,8 +13,8 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from analysis import knockouts, passes
-from analysis.knockouts import (
+from htc_probe.analysis.causes import knockouts
+from htc_probe.analysis.causes.knockouts import (
     answers_of,
     coalitions,
     gradients,
@@ -25,14 +25,15 @@ from analysis.knockouts import (
     shapley,
     stand_ins,
 )
-from analysis.sample import Texts, take
-from extract.cli import main as extract_main
-from extract.errors import UserError
-from extract.store import open_run
-from extract.vlm.config import HTCConfig
-from extract.vlm.model import HTCVLM
-from extract.vlm.star import star_mask
-from probes.weights import Probe
+from htc_probe.analysis.sample import Texts, take
+from htc_probe.extract.cli import main as extract_main
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import open_run
+from htc_probe.extract.vlm import passes
+from htc_probe.extract.vlm.config import HTCConfig
+from htc_probe.extract.vlm.model import HTCVLM
+from htc_probe.extract.vlm.star import star_mask
+from htc_probe.probes.files.weights import Probe
 
 # B images, A anchors, P patches, N hybrid, T text tokens, Q questions
 B, A, P, T, Q, WIDTH, LAYERS, WORDS = 2, 4, 16, 6, 2, 32, 3, 80

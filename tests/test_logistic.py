@@ -9,9 +9,17 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from extract.errors import UserError
-from probes.basis import Basis
-from probes.logistic import Fit, LogisticProbe, MultilabelProbe, Path, Target, half_copy, log_probabilities
+from htc_probe.extract.errors import UserError
+from htc_probe.probes.solvers.basis import Basis
+from htc_probe.probes.solvers.newton import (
+    Fit,
+    LogisticProbe,
+    MultilabelProbe,
+    Path,
+    Target,
+    half_copy,
+    log_probabilities,
+)
 
 STRENGTHS = [10.0**power for power in (2, 1, 0, -1, -2, -3, -4)]
 

@@ -9,10 +9,10 @@ import pytest
 from scipy import stats
 from sklearn import metrics as theirs
 
-from extract.store import Kind
-from probes import controls, metrics
-from probes.inference import resample_groups
-from probes.metrics import Gaussian, Prediction
+from htc_probe.extract.store import Kind
+from htc_probe.probes.scores import controls, metrics
+from htc_probe.probes.scores.intervals import resample_groups
+from htc_probe.probes.scores.metrics import Gaussian, Prediction
 
 KINDS: tuple[Kind, ...] = ("classes", "multilabel", "number")
 N, K, C, FOLDS = 300, 4, 3, 3

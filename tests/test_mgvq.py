@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 
-from extract.errors import UserError
-from extract.vlm.mgvq import MGVQ, MGVQ_F16C32_G8, PRESETS, MGVQConfig, group_quantize
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.vlm.mgvq import MGVQ, MGVQ_F16C32_G8, PRESETS, MGVQConfig, group_quantize
 
 GOLDEN = Path(__file__).parent / "golden"
 CHECKPOINT = GOLDEN / "mgvq_tiny.pt"
@@ -243,7 +243,7 @@ def test_slices_become_the_nearest_unit_code_of_their_own_group():
 def test_searching_in_parts_changes_nothing(monkeypatch):
     latent, codebook = random_latent(), random_codebook()
     whole = group_quantize(latent, codebook, groups=8)
-    monkeypatch.setattr("extract.vlm.mgvq.SEARCH_ENTRIES", 7 * len(codebook))
+    monkeypatch.setattr("htc_probe.extract.vlm.mgvq.SEARCH_ENTRIES", 7 * len(codebook))
     parts = group_quantize(latent, codebook, groups=8)
     assert torch.equal(whole.codes, parts.codes) and torch.equal(whole.quant, parts.quant)
 

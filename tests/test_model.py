@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, CLIPVisionModel, GenerationConfig, Trainer, TrainingArguments
 
-from extract import models
-from extract.vlm.config import HTCConfig
-from extract.vlm.mgvq import MGVQConfig
-from extract.vlm.model import HTCVLM
-from extract.vlm.star import TOPOLOGIES, star_mask
+from htc_probe.extract import models
+from htc_probe.extract.vlm.config import HTCConfig
+from htc_probe.extract.vlm.mgvq import MGVQConfig
+from htc_probe.extract.vlm.model import HTCVLM
+from htc_probe.extract.vlm.star import TOPOLOGIES, star_mask
 
 # B images, Q pairs an image, T tokens a text
 B, Q, T, VOCABULARY, SIZE = 2, 3, 6, 40, 32

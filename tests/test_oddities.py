@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from test_probes import SIZE, N, make_run, planted_run, quick
 
-from extract.store import open_run
-from probes import features, oddities, suite
-from probes.features import Representation
+from htc_probe.extract.store import open_run
+from htc_probe.probes.inputs import oddities, representations
+from htc_probe.probes.inputs.representations import Representation
+from htc_probe.probes.study import suite
 
 ROWS, WIDTH = 600, 64
 NAMES = [f"image {row}" for row in range(ROWS)]
@@ -141,11 +142,13 @@ def test_a_run_is_told_of_once_for_each_representation_in_its_results(tmp_path: 
         assert first.startswith("z_voco@1: 3 of 240 rows are outliers") and "image 9" in first
         assert second.startswith("v_d: 2 of 240 rows are equal to a row of another group (such as image 50 and ")
         for at, whole in ((Representation("z_voco", 1), first), (Representation("v_d", None), second)):
-            (said,) = oddities.told(features.Rows(run, at), np.ones(N, bool), np.arange(N), run.ids())
+            (said,) = oddities.told(representations.Rows(run, at), np.ones(N, bool), np.arange(N), run.ids())
             assert whole.endswith(said)
         alone = suite.probe(suite.plan(run, quick("size", representations=("v_d+v_pooled",))))
         assert not any(" rows are " in one for one in alone.warnings)  # as v_pooled tells them apart
-        np.testing.assert_array_equal(features.load(run, Representation("z_voco", 1)), z[:, 1].astype(np.float32))
+        np.testing.assert_array_equal(
+            representations.load(run, Representation("z_voco", 1)), z[:, 1].astype(np.float32)
+        )
     other = make_run(
         tmp_path / "train.h5",
         rng.standard_normal((N, 2, WIDTH)),

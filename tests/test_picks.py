@@ -3,7 +3,7 @@
 import torch
 from sklearn.cluster import KMeans
 
-from extract.vlm.picks import cluster_shares, pick_anchors
+from htc_probe.extract.vlm.picks import cluster_shares, pick_anchors
 
 
 def blobs(counts: tuple[int, ...], images: int = 3, width: int = 8) -> tuple[torch.Tensor, torch.Tensor]:

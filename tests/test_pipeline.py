@@ -19,15 +19,15 @@ from PIL import Image
 from test_datasets_exact import write_3dshapes, write_clevr, write_datasets, write_gqa
 from test_datasets_natural import make_coco, make_cub, make_dtd, make_paco
 
-from extract.capture import as_pixels, capture, fitting_batch_size, frame_of, search_batch_size
-from extract.data import FORMATS, open_source
-from extract.data.source import ImageError, Item
-from extract.errors import UserError
-from extract.images import Frame, prepare, thumbnail
-from extract.pipeline import Prepared, behind, default_workers, read_ahead
-from extract.store import Batch, Task
-from extract.vlm.config import HTCConfig
-from extract.vlm.model import HTCVLM
+from htc_probe.extract.capture import as_pixels, capture, fitting_batch_size, frame_of, search_batch_size
+from htc_probe.extract.data import FORMATS, open_source
+from htc_probe.extract.data.source import ImageError, Item
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.images import Frame, prepare, thumbnail
+from htc_probe.extract.pipeline import Prepared, behind, default_workers, read_ahead
+from htc_probe.extract.store import Batch, Task
+from htc_probe.extract.vlm.config import HTCConfig
+from htc_probe.extract.vlm.model import HTCVLM
 
 SIZE = 16
 FRAME = Frame(SIZE, "pad", (0.5, 0.4, 0.3))

@@ -11,12 +11,15 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from test_probes import TASKS, N, make_run, planted_run
 
-from extract.errors import UserError
-from extract.store import Task, open_run
-from probes import cli, metrics, results, suite
-from probes.metrics import Gaussian
-from probes.predictions import Asked, Writer, load
-from probes.results import Results
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import Task, open_run
+from htc_probe.probes import cli
+from htc_probe.probes.files import results
+from htc_probe.probes.files.predictions import Asked, Writer, load
+from htc_probe.probes.files.results import Results
+from htc_probe.probes.scores import metrics
+from htc_probe.probes.scores.metrics import Gaussian
+from htc_probe.probes.study import suite
 
 
 @pytest.fixture(scope="module")

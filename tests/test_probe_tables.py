@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from probes import table
-from probes.results import (
+from htc_probe.probes.files.results import (
     GAINED,
     KEPT,
     LOST,
@@ -30,6 +29,7 @@ from probes.results import (
     SuiteMean,
     label,
 )
+from htc_probe.probes.show import table
 
 LAST = 4
 DEFAULT = (("z_voco", LAST), ("v_d", None), ("v_pooled", None), ("v_d+z_voco", None), ("pixels", None))

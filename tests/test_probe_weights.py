@@ -13,13 +13,14 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 from test_probes import COIN, PRESENT, SHAPE, SIZE, N, make_run, planted_run
 
-import probes
-from extract.errors import UserError
-from extract.store import open_run
-from probes import protocol, results
-from probes.cli import main
-from probes.codelength import Labels
-from probes.weights import Key, Probe, load, save
+import htc_probe.probes
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import open_run
+from htc_probe.probes.cli import main
+from htc_probe.probes.files import results
+from htc_probe.probes.files.weights import Key, Probe, load, save
+from htc_probe.probes.study import protocol
+from htc_probe.probes.study.codelength import Labels
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def fitted(kind: str, y: np.ndarray, x: np.ndarray, strength: float, classes: tu
 
 
 def test_the_file_holds_every_probe_that_was_compared(folder: Path) -> None:
-    found = probes.load(folder / "planted-val.probes.safetensors")
+    found = htc_probe.probes.load(folder / "planted-val.probes.safetensors")
     tasks = (SHAPE, PRESENT, SIZE, COIN)
     assert set(found) == {(task.name, *at) for task in tasks for at in (("z_voco", 2), ("v_d", None))}
     for task in tasks:
@@ -62,7 +63,7 @@ def test_the_file_holds_every_probe_that_was_compared(folder: Path) -> None:
     ],
 )
 def test_a_key_that_is_not_there_lists_those_that_are(folder: Path, key: object, nearest: Key) -> None:
-    found = probes.load(folder / "planted-val.probes.safetensors")
+    found = htc_probe.probes.load(folder / "planted-val.probes.safetensors")
     assert key not in found and found.get(key) is None
     with pytest.raises(UserError) as refused:
         found[key]  # type: ignore[index]
@@ -127,7 +128,7 @@ def test_predictions_are_those_of_the_fit_that_was_saved(tmp_path: Path) -> None
         ("many", "v_d", None): fitted("multilabel", many, x, 0.01, ("p", "q")),
         ("size", "v_d", None): fitted("number", x[:, 1], x, 1e-6),
     }
-    found = load(save(made, tmp_path / "probes.safetensors"))
+    found = load(save(made, tmp_path / "htc_probe.probes.safetensors"))
     assert list(found) == list(made)
     for key, probe in made.items():
         np.testing.assert_allclose(found[key].logits(x), probe.logits(x), atol=1e-3)

@@ -14,16 +14,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from extract.errors import UserError
-from extract.store import Batch, Kind, RunInfo, RunShape, RunWriter, Task, open_run
-from probes import inference, metrics, results, suite, tasks
-from probes.cells import Code, Fold, Kept
-from probes.cli import main
-from probes.codelength import Codelength, Labels
-from probes.metrics import Gaussian
-from probes.protocol import HeldOut
-from probes.results import Results, Row
-from probes.suite import Settings
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import Batch, Kind, RunInfo, RunShape, RunWriter, Task, open_run
+from htc_probe.probes.cli import main
+from htc_probe.probes.files import results
+from htc_probe.probes.files.results import Results, Row
+from htc_probe.probes.inputs import tasks
+from htc_probe.probes.scores import intervals, metrics
+from htc_probe.probes.scores.metrics import Gaussian
+from htc_probe.probes.study import suite
+from htc_probe.probes.study.cells import Code, Fold, Kept
+from htc_probe.probes.study.codelength import Codelength, Labels
+from htc_probe.probes.study.protocol import HeldOut
+from htc_probe.probes.study.suite import Settings
 
 N, WIDTH = 240, 12
 SHAPE = Task("shape", "semantic", "classes", ("disc", "box", "star"))
@@ -834,7 +837,7 @@ def test_a_run_without_its_last_layer_is_probed_at_the_highest_stored(tmp_path: 
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys, json, contextlib, io\n"
-        "from probes.cli import main\n"
+        "from htc_probe.probes.cli import main\n"
         "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as text:\n"
         "    main(['--help'])\n"
         "print(json.dumps([text.getvalue(), sorted(sys.modules)]))\n"
@@ -868,5 +871,5 @@ def test_uneven_groups_count_for_fewer(tmp_path: Path) -> None:
     assert metrics.effective_groups(np.array([50] + [1] * 50)) == pytest.approx(100**2 / (50**2 + 50))
     y, said = np.arange(200) % 2, np.log(np.full((200, 2), 0.5))
     groups = np.minimum(np.arange(200), 100)  # one of 100
-    scores = metrics.score("classes", y, said, said, np.zeros(200), groups, inference.resample_groups(101, 0, 50))
+    scores = metrics.score("classes", y, said, said, np.zeros(200), groups, intervals.resample_groups(101, 0, 50))
     assert scores.n_groups == 101 and scores.effective_groups == pytest.approx(200**2 / (100**2 + 100))

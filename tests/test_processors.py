@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil
 
-from extract.errors import UserError
-from extract.images import prepare
-from extract.models.processors import image_settings
-from extract.vlm.config import CLIP_MEAN, CLIP_STD, HTCConfig
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.images import prepare
+from htc_probe.extract.models.processors import image_settings
+from htc_probe.extract.vlm.config import CLIP_MEAN, CLIP_STD, HTCConfig
 
 SIZE = 24
 SIZES = [(24, 24), (37, 25), (25, 37), (61, 24), (24, 61), (10, 7), (7, 90), (333, 5), (48, 48)]

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from test_resume import command, content, model, one_thread, whole
 
-from extract.cli import main
-from extract.data import scenes
+from htc_probe.extract.cli import main
+from htc_probe.extract.data import scenes
 
 __all__ = ["model", "one_thread", "whole"]  # fixtures
 pytestmark = pytest.mark.slow

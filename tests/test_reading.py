@@ -12,12 +12,15 @@ from sklearn.linear_model import Ridge
 from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 
-from analysis import attention, codes, geometry, maps, reading, ridge, stats, summary
-from extract import models
-from extract.cli import main
-from extract.errors import UserError
-from extract.store import Run, Task, open_run
-from probes.weights import Probe
+from htc_probe.analysis import sentences
+from htc_probe.analysis.attention import rows
+from htc_probe.analysis.contents import codes, geometry, maps, reading
+from htc_probe.analysis.stats import draws, ridge
+from htc_probe.extract import models
+from htc_probe.extract.cli import main
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import Run, Task, open_run
+from htc_probe.probes.files.weights import Probe
 
 CLASSES = Task("colour", "detail", "classes", ("red", "green", "blue"))
 
@@ -92,7 +95,7 @@ def test_votes() -> None:
 
 
 def gram(x: np.ndarray, seed: int = 0) -> geometry.Gram:
-    return geometry.gram(x, stats.blocks(np.arange(len(x)), seed))
+    return geometry.gram(x, draws.blocks(np.arange(len(x)), seed))
 
 
 def test_cka_of_turned_scaled_and_moved_features_is_1() -> None:
@@ -115,12 +118,12 @@ def hsic(a: np.ndarray, b: np.ndarray) -> float:
 def test_cka_is_hsic_1_by_its_formula() -> None:
     x, y = normal(30, 4), normal(30, 5, seed=1)
     y[:, :2] += x[:, :2]
-    block = stats.blocks(np.arange(30), 0, 4)
+    block = draws.blocks(np.arange(30), 0, 4)
     found = geometry.cka([geometry.gram(x, block), geometry.gram(y, block)])
     want = lambda a, b: hsic(a, b) / np.sqrt(hsic(a, a) * hsic(b, b))  # noqa: E731
     assert found.estimate[0, 1] == pytest.approx(want(x, y), abs=1e-5)
     parts = np.array([want(x[block != b], y[block != b]) for b in range(4)])
-    np.testing.assert_allclose(found.upper[0, 1], stats.jackknife(want(x, y), parts).upper, atol=1e-4)
+    np.testing.assert_allclose(found.upper[0, 1], draws.jackknife(want(x, y), parts).upper, atol=1e-4)
 
 
 def test_cka_of_independent_features_is_0_within_its_interval_however_wide_they_are() -> None:
@@ -147,11 +150,11 @@ def test_two_nn_finds_the_dimension_of_a_turned_subspace(dimension: int, width: 
 def test_participation_ratio() -> None:
     found = geometry.participation_ratio(gram(normal(400, 60)))
     assert found.lower < 60 < found.upper and found.estimate == pytest.approx(60, rel=0.03)
-    x, block = normal(40, 6) + 3, stats.blocks(np.arange(40), 0, 5)
+    x, block = normal(40, 6) + 3, draws.blocks(np.arange(40), 0, 5)
     ratio = lambda x: np.trace(np.cov(x.T)) ** 2 / hsic(x, x)  # noqa: E731
     found = geometry.participation_ratio(geometry.gram(x, block))
     parts = np.array([ratio(x[block != b]) for b in range(5)])
-    np.testing.assert_allclose(found, stats.jackknife(ratio(x), parts), rtol=1e-4)
+    np.testing.assert_allclose(found, draws.jackknife(ratio(x), parts), rtol=1e-4)
     line = geometry.participation_ratio(gram(normal(400, 1) @ normal(1, 30)))
     assert line.estimate == pytest.approx(1, abs=0.02)
     assert np.isnan(geometry.participation_ratio(gram(np.ones((30, 3)))).estimate)
@@ -301,15 +304,15 @@ def test_copies_of_images_are_no_more_draws_of_codes() -> None:
     np.testing.assert_allclose(copies.entropy.estimate, once.entropy.estimate)
     np.testing.assert_allclose(copies.entropy.lower, once.entropy.lower)
     # Half of all images in one group tell about as much as three groups of even sizes.
-    assert stats.effective_groups([0] * 20 + list(range(1, 21))) == pytest.approx(1600 / 420)
+    assert draws.effective_groups([0] * 20 + list(range(1, 21))) == pytest.approx(1600 / 420)
 
 
 def test_few_draws_of_many_codes_are_told() -> None:
     drawn = np.random.default_rng(0).integers(0, 512, (30, 10, 1))
     found = codes.usage(drawn, 512, np.arange(30), seed=0)
     assert found.perplexity.estimate[0] < 400, "it is 512"
-    assert re.search("too low: 300 draws.*512 codes", summary.few_draws(found.draws, 512))
-    assert summary.few_draws(512, 512) == ""
+    assert re.search("too low: 300 draws.*512 codes", sentences.few_draws(found.draws, 512))
+    assert sentences.few_draws(512, 512) == ""
 
 
 def test_the_usage_interval_holds_the_entropy() -> None:
@@ -337,7 +340,7 @@ def test_independent_codes_say_nothing_within_the_interval() -> None:
         values, labels = rng.integers(0, 16, (500, 6)), rng.integers(0, 8, 500)
         found = codes.information(values, labels, np.arange(500), seed)
         assert found.chance.mean() > 0.15  # what counting alone would have found
-        one = stats.interval_of_mean(found.pointwise.mean(1), np.arange(500), seed)
+        one = draws.interval_of_mean(found.pointwise.mean(1), np.arange(500), seed)
         held.append(one.lower <= 0 <= one.upper)
         mean.append(one.estimate)
     assert np.mean(held) > 0.93 and abs(np.mean(mean)) < 0.005
@@ -558,7 +561,7 @@ def test_the_section_of_the_shipped_models_run(run: Run) -> None:
 
 
 def test_the_attention_of_this_run_is_what_it_stored(run: Run) -> None:
-    found = attention.analyse(run)
+    found = rows.analyse(run)
     np.testing.assert_allclose(found["anchor_mass"], run.anchor_mass().mean(0), rtol=1e-3)
     np.testing.assert_allclose(found["mean_attention"], run.mean_attention(), rtol=1e-3)
     total = found["anchor_mass_overall"] + found["patch_mass_overall"] + found["voco_mass_overall"]

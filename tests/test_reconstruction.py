@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from test_dashboard import write_run
 
-from analysis import reconstruction, rerun
-from extract import models
-from extract.cli import main
-from extract.errors import UserError
-from extract.store import Run, open_run
-from extract.vlm.model import HTCVLM
+from htc_probe.analysis.contents import reconstruction
+from htc_probe.extract import again, models
+from htc_probe.extract.cli import main
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import Run, open_run
+from htc_probe.extract.vlm.model import HTCVLM
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +33,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_stored_codes_give_the_pictures_of_the_images_themselves(run: Run, model: HTCVLM) -> None:
     told: list[int] = []
     found = reconstruction.analyse(model, run, limit=18, seed=0, on_images=told.append)
-    rows = rerun.sample(run, 18, 0)
+    rows = again.sample(run, 18, 0)
     assert found["images"] == [run.ids()[row] for row in rows] and told == [16, 18]
     assert found["pictures"].shape == (18, 96, 96, 3) and found["pictures"].dtype == np.uint8
     with torch.inference_mode():
-        for picture, image in zip(found["pictures"], rerun.images(run, model, rows), strict=True):
+        for picture, image in zip(found["pictures"], again.images(run, model, rows), strict=True):
             pixels = torch.from_numpy(image.pixels).permute(2, 0, 1)[None].float() / 255
             assert model.mgvq is not None
             decoded = model.mgvq.decode(model.mgvq.encode(2 * pixels - 1).quant)[0].clamp(-1, 1)

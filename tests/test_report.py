@@ -12,9 +12,9 @@ import plotly.graph_objects as go
 import pytest
 from test_probe_tables import LAST, TASKS, compare, made, reviewed
 
-from extract.errors import UserError
-from probes import figures, report, table
-from probes.results import GAINED, KEPT, LOST, Confusion, Interval, Results
+from htc_probe.extract.errors import UserError
+from htc_probe.probes.files.results import GAINED, KEPT, LOST, Confusion, Interval, Results
+from htc_probe.probes.show import figures, report, table
 
 
 def named(figure: go.Figure, name: str) -> go.Scatter | go.Bar:

@@ -17,14 +17,14 @@ import pytest
 import torch
 from test_extract import small_model
 
-from extract import store
-from extract.cli import main, parse_share
-from extract.data import scenes
-from extract.errors import UserError
-from extract.info import main as info
-from extract.shards import unfinished
-from extract.store import list_runs, open_run, open_shards
-from extract.vlm import star
+from htc_probe.extract.cli import main, parse_share
+from htc_probe.extract.data import scenes
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.info import main as info
+from htc_probe.extract.store import list_runs, open_run, open_shards
+from htc_probe.extract.store import read as store
+from htc_probe.extract.store.shards import unfinished
+from htc_probe.extract.vlm import star
 
 IMAGES = 23
 ROOT = Path(__file__).parents[1]
@@ -102,7 +102,7 @@ def interrupted_after(images: int, monkeypatch: Any, error: BaseException) -> No
 
 def start(arguments: list[str], **settings: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "extract.cli", *arguments],
+        [sys.executable, "-m", "htc_probe.extract.cli", *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from extract.data import scene_words, scenes
-from extract.data.scenes import scene
-from extract.errors import UserError
-from extract.training.tiny import sentence_bank, truths_of
+from htc_probe.extract.data import scene_words, scenes
+from htc_probe.extract.data.scenes import scene
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.training.tiny import sentence_bank, truths_of
 
 MANY = [scene("train", i) for i in range(3000)]
 

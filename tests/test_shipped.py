@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from extract.data import scenes
-from extract.models import find
-from extract.training import tiny
+from htc_probe.extract.data import scenes
+from htc_probe.extract.models import find
+from htc_probe.extract.training import tiny
 
 FOLDER = find("htc-tiny")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from extract.vlm.star import TOPOLOGIES, Compressed, Direct, Topology, compress, direct_products, star_mask
+from htc_probe.extract.vlm.star import TOPOLOGIES, Compressed, Direct, Topology, compress, direct_products, star_mask
 
 GOLDEN = Path(__file__).parent / "golden" / "voco_llama_tiny.safetensors"
 # B images, P prefix, N hybrid, T text tokens

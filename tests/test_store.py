@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -13,8 +14,18 @@ import h5py
 import numpy as np
 import pytest
 
-from extract.errors import UserError
-from extract.store import Batch, RunInfo, RunShape, RunWriter, Task, estimate_bytes, list_runs, newest_run, open_run
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import (
+    Batch,
+    RunInfo,
+    RunShape,
+    RunWriter,
+    Task,
+    estimate_bytes,
+    list_runs,
+    newest_run,
+    open_run,
+)
 
 TASKS = (
     Task("shape", "semantic", "classes", ("disc", "box", "star")),
@@ -367,7 +378,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, room: int) -
         [sys.executable, "-c", code, str(tmp_path)],
         preexec_fn=limit,
         cwd=Path(__file__).parent,
-        env={"PYTHONPATH": str(Path(__file__).parents[1]), "PYTHONDONTWRITEBYTECODE": "1"},
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
     )
@@ -395,7 +406,7 @@ def test_the_estimate_bounds_the_file_from_above_but_not_by_much(tmp_path: Path)
 
 
 def test_the_store_imports_no_torch() -> None:
-    code = "import extract.store, sys, json; print(json.dumps(sorted(sys.modules)))"
+    code = "import htc_probe.extract.store, sys, json; print(json.dumps(sorted(sys.modules)))"
     root = Path(__file__).parents[1]
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert not {"torch", "transformers", "sklearn", "scipy"} & set(json.loads(out.stdout))

@@ -12,11 +12,12 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from extract.errors import UserError
-from probes import logistic, ridge, stream
-from probes.basis import Basis
-from probes.logistic import Target
-from probes.stream_path import StreamedPath
+from htc_probe.extract.errors import UserError
+from htc_probe.probes.solvers import newton, ridge
+from htc_probe.probes.solvers import survey as stream
+from htc_probe.probes.solvers.basis import Basis
+from htc_probe.probes.solvers.lbfgs import StreamedPath
+from htc_probe.probes.solvers.newton import Target
 
 N, D, FOLDS = 1500, 24, 4
 MB = 2**20
@@ -143,7 +144,7 @@ def test_logistic_probes_are_those_in_memory(rows: np.ndarray, targets: list[Tar
     assert len(survey.rows) < N / 3
     path = StreamedPath(rows, survey, targets, training)
     x = torch.cat(list(survey.standardised(rows))).double() @ survey.rotation.double()
-    memory = logistic.Path(
+    memory = newton.Path(
         x[torch.from_numpy(training)],
         survey.eigenvalues.double(),
         [Target(target.y[training], target.classes) for target in targets],
@@ -154,8 +155,8 @@ def test_logistic_probes_are_those_in_memory(rows: np.ndarray, targets: list[Tar
         assert found.columns == exact.columns and found.classes == exact.classes
         np.testing.assert_allclose(found.objective, exact.objective, rtol=1e-6)
         assert (found.objective <= exact.objective * (1 + found.gap + 1e-7)).all()
-        streamed = [logistic.log_probabilities(survey.flat(found), tile) for tile in survey.standardised(rows)]
-        for task, expected in enumerate(logistic.log_probabilities(exact, x)):
+        streamed = [newton.log_probabilities(survey.flat(found), tile) for tile in survey.standardised(rows)]
+        for task, expected in enumerate(newton.log_probabilities(exact, x)):
             got = np.concatenate([tile[task] for tile in streamed])
             if targets[task].classes:
                 got, expected = np.exp(got), np.exp(expected)
@@ -233,9 +234,9 @@ PEAK = textwrap.dedent(
     """
     import resource, sys
     import numpy as np, torch
-    from probes import stream
-    from probes.logistic import Target
-    from probes.stream_path import StreamedPath
+    from htc_probe.probes.solvers import survey
+    from htc_probe.probes.solvers.newton import Target
+    from htc_probe.probes.solvers.lbfgs import StreamedPath
 
     class Rows:
         '''Made when asked for, so that none is in memory but those that are.'''

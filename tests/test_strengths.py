@@ -8,10 +8,11 @@ from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.metrics import average_precision_score
 from sklearn.preprocessing import StandardScaler
 
-from probes import metrics, protocol
-from probes.codelength import Labels
-from probes.protocol import Settings
-from probes.strengths import FIRST, LADDER, Search
+from htc_probe.probes.scores import metrics
+from htc_probe.probes.study import protocol
+from htc_probe.probes.study.codelength import Labels
+from htc_probe.probes.study.protocol import Settings
+from htc_probe.probes.study.strengths import FIRST, LADDER, Search
 
 CRITERIA = ("top-1", "cross-entropy")
 

@@ -1,62 +1,42 @@
 """Who may import whom, read from the source: data flows extract -> probes, analysis -> dashboards."""
 
 import ast
+import subprocess
+import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("extract", "probes", "analysis", "dashboards", "benchmarks")
-FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+PACKAGE = "htc_probe"
+FOLDERS = ("extract", "probes", "analysis", "dashboards")
+FILES = sorted(path for folder in (*FOLDERS, "benchmarks") for path in (ROOT / folder).rglob("*.py"))
 
 # What a folder may import from another one; a module stands for itself and what is in it.
+RUN = {"extract.store", "extract.errors"}
 ALLOWED = {
     "extract": {"extract"},
-    "probes": {"probes", "extract.store", "extract.errors"},
-    "analysis": {
-        "analysis",
-        "extract.store",
-        "extract.errors",
-        "probes.weights",
-        "probes.results",
-        "probes.circular",
-        # Only where the model runs.
-        "extract.vlm",
-        "extract.models",
-        "extract.data",
-        "extract.pipeline",
-        "extract.images",
-        "extract.capture",
-    },
-    "dashboards": {
-        "dashboards",
-        "extract.store",
-        "extract.shards",
-        "extract.errors",
-        "probes.results",
-        "probes.table",
-        "probes.figures",
-        "probes.predictions",
-        "probes.inference",
-        "probes.metrics",
-        "probes.circular",
-        "analysis.results",
-        "analysis.summary",
-        "analysis.stats",
-        "analysis.attention",
-    },
+    "probes": {"probes"} | RUN,
+    # The model's parts only where the model runs.
+    "analysis": {"analysis", "extract", "probes.files", "probes.inputs.circular", "probes.scores"},
+    "dashboards": {"dashboards", "probes.files", "probes.show", "probes.scores", "probes.inputs.circular"}
+    | {"analysis.results", "analysis.sentences", "analysis.stats", "analysis.attention.rows"}
+    | {"analysis.contents.associations"}
+    | RUN,
+    "benchmarks": {"extract", "probes", "analysis"},
 }
 H5PY_AT = {
-    "extract/store.py",
+    "extract/store/read.py",
     "analysis/results.py",
-    "extract/data/shapes3d.py",
+    "extract/data/official/shapes3d.py",
     "benchmarks/extraction.py",
     "benchmarks/stream.py",
 }
 # What opens runs or names data must not bring in what only running the model needs.
 WITHOUT_TORCH = (
-    "extract/store.py",
+    "extract/store/",
     "extract/info.py",
     "extract/errors.py",
     "extract/environment.py",
@@ -100,9 +80,11 @@ def test_imports_follow_the_flow_of_data(path: Path) -> None:
     name = path.relative_to(ROOT).as_posix()
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found = list(imports(tree))
-    ours = [module for module in found if module.split(".")[0] in (*FOLDERS, "tests")]
-    allowed = ALLOWED.get(name.split("/")[0], {"extract", "probes", "analysis", "benchmarks"})
-    strangers = [module for module in ours if not any(within(module, at) for at in allowed)]
+    outside = [module for module in found if module.split(".")[0] in (*FOLDERS, "tests")]
+    assert not outside, f"{name} imports {outside}: ours is installed as {PACKAGE}"
+    ours = [module.removeprefix(f"{PACKAGE}.") for module in found if within(module, PACKAGE)]
+    allowed = ALLOWED[name.split("/")[0]]
+    strangers = [module for module in ours if not any(within(module, room) for room in allowed)]
     assert not strangers, f"{name} imports {strangers}; it may import {sorted(allowed)}"
     if name not in H5PY_AT:
         assert not [module for module in found if within(module, "h5py")], f"only {sorted(H5PY_AT)} import h5py"
@@ -137,3 +119,27 @@ def test_the_reader_of_imports_refuses_relative_ones() -> None:
 def test_what_runs_at_import_leaves_out_functions_and_types() -> None:
     source = "import a\nif TYPE_CHECKING:\n    import b\nwith x:\n    import c\ndef f():\n    import d"
     assert list(imports(ast.parse(source), everywhere=False)) == ["a", "c"]
+
+
+def test_all_packages_are_installed() -> None:
+    """A folder that is not listed is missing from a plain install, and there alone."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    there = {path.parent.relative_to(ROOT) for path in FILES if path.relative_to(ROOT).parts[0] in FOLDERS}
+    assert sorted(listed) == sorted(f"{PACKAGE}.{'.'.join(folder.parts)}" for folder in there)
+
+
+@pytest.mark.parametrize(
+    "command", ["htc-extract", "htc-train", "htc-probe", "htc-analyze", "htc-info", "htc-dashboard"]
+)
+def test_commands_work_beside_folders_of_our_names(command: str, tmp_path: Path) -> None:
+    for folder in FOLDERS:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").write_text("raise ImportError('a package of the user')")
+    target = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"][command]
+    module = target.split(":")[0]
+    for arguments in (["-m", module, "--help"], ["-c", f"import {PACKAGE}.probes, {module}"]):
+        done = subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    for folder in FOLDERS:  # and theirs is still theirs
+        done = subprocess.run([sys.executable, "-c", f"import {folder}"], cwd=tmp_path, capture_output=True, text=True)
+        assert "a package of the user" in done.stderr

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from extract.data import scene_words, scenes
-from extract.training import tiny
-from extract.training.cli import main
-from extract.training.config import Schedule
-from extract.training.stage import Batches, train_stage
+from htc_probe.extract.data import scene_words, scenes
+from htc_probe.extract.training import tiny
+from htc_probe.extract.training.cli import main
+from htc_probe.extract.training.config import Schedule
+from htc_probe.extract.training.stage import Batches, train_stage
 
 SHORT = [
     "--images",
@@ -119,7 +119,7 @@ def test_sentences_are_read_to_their_end():
     """transformers' CLIP reads the wrong token when </s> is 2; then every sentence of a kind looks the same."""
     from transformers import CLIPConfig, CLIPTextConfig
 
-    from extract.training.contrastive import CaptionCLIP
+    from htc_probe.extract.training.contrastive import CaptionCLIP
 
     tokenizer = scene_words.build_tokenizer()
     ids, mask = map(torch.from_numpy, scene_words.encode_sentences(tokenizer, tiny.sentence_bank()))

@@ -12,11 +12,13 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 from test_probes import make_run, quick
 
-from extract.store import Kind, Task, open_run
-from probes import circular, controls, folds, inference, metrics, protocol, suite
-from probes.codelength import Labels
-from probes.metrics import Gaussian, Prediction, Sampled, Scores, VonMises
-from probes.protocol import HeldOut, Settings, smoothed
+from htc_probe.extract.store import Kind, Task, open_run
+from htc_probe.probes.inputs import circular, folds
+from htc_probe.probes.scores import controls, intervals, metrics
+from htc_probe.probes.scores.metrics import Gaussian, Prediction, Sampled, Scores, VonMises
+from htc_probe.probes.study import protocol, suite
+from htc_probe.probes.study.codelength import Labels
+from htc_probe.probes.study.protocol import HeldOut, Settings, smoothed
 
 KINDS: tuple[Kind, ...] = ("classes", "multilabel", "number", "circular")
 N, D = 240, 12
@@ -59,7 +61,7 @@ def cross_validate(
     groups = np.arange(len(x)) if groups is None else groups
     fold = folds.assign(tasks, groups, count, 0)
     parts = held_out(x, tasks, fold, groups, Settings())
-    draws = inference.resample_groups(groups.max() + 1, 0, 300)
+    draws = intervals.resample_groups(groups.max() + 1, 0, 300)
     found = []
     for t, task in enumerate(tasks):
         floor = controls.floor(task.kind, task.y, fold, task.n_classes, task.period)
@@ -170,7 +172,7 @@ def test_shuffled_labels_score_at_the_floor(kind: Kind) -> None:
     x, task = planted(kind)
     (score,) = cross_validate(x, [task._replace(y=np.random.default_rng(1).permutation(task.y))])
     metric = metrics.METRIC[kind]
-    low, high = inference.interval(score.of[metric].draws, N)
+    low, high = intervals.interval(score.of[metric].draws, N)
     assert low <= score.floor[metric].estimate + 0.02 and score.floor[metric].estimate - 0.02 <= high
     assert -0.15 < score.of["V-information"].estimate < 0.05 * (3 if kind == "multilabel" else 1)
 
@@ -201,7 +203,7 @@ def test_a_leak_between_copies_is_closed_by_their_group() -> None:
         metric = metrics.METRIC[task.kind]
         floor = closed.floor[metric].estimate
         assert open_.of[metric].estimate > 0.7  # the trap is real
-        low, high = inference.interval(closed.of[metric].draws, 60)
+        low, high = intervals.interval(closed.of[metric].draws, 60)
         assert low < floor + 0.05 and closed.of[metric].estimate < floor + 0.15
         assert closed.n_groups == 60
         assert closed.of["V-information"].estimate < 0.05 < 0.5 < open_.of["V-information"].estimate
@@ -421,7 +423,7 @@ def test_intervals_of_fitted_probes_hold_what_the_probes_would_score_on_all_imag
     """
     rng = np.random.default_rng(0)
     worlds, labels, train, scored, width = 10, 50, 120, 300, 6
-    draws = inference.resample_groups(scored, 0)
+    draws = intervals.resample_groups(scored, 0)
     each, flat = np.arange(scored), np.full((scored, 2), np.log(0.5), np.float32)
     inside: dict[str, list[bool]] = {}
     p_of_equals: list[float] = []
@@ -448,12 +450,12 @@ def test_intervals_of_fitted_probes_hold_what_the_probes_would_score_on_all_imag
             }
             scores = [score(y_NT[train:, t][at], one[at]) for one in log_p]
             for metric, values in truth.items():
-                low, high = inference.interval(scores[0][metric].draws, scored)
+                low, high = intervals.interval(scores[0][metric].draws, scored)
                 inside.setdefault(metric, []).append(low <= values[0] <= high)
-                told = inference.difference(scores[0][metric], scores[1][metric], scored)
+                told = intervals.difference(scores[0][metric], scores[1][metric], scored)
                 inside.setdefault(f"{metric}, difference", []).append(told.lower <= values[0] - values[1] <= told.upper)
             a, b = (score(coins, one[at])["top-1"] for coins in [rng.integers(0, 2, scored)] for one in log_p)
-            p_of_equals.append(inference.difference(a, b, scored).p)
+            p_of_equals.append(intervals.difference(a, b, scored).p)
     for name, held in inside.items():
         assert len(held) == 500 and 0.93 <= np.mean(held) <= 0.97, (name, np.mean(held))
     for level, reach in [(0.05, 0.02), (0.1, 0.03), (0.3, 0.05)]:  # counts have few values, so no finer than that

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from analysis import stats
-from extract.store import Run
+from htc_probe.analysis.stats import draws
+from htc_probe.extract.store import Run
 
 Section = dict[str, Any]
 
@@ -105,11 +105,11 @@ def top_counts(patches: int) -> list[int]:
     return [-(-top * patches // 100) for top in TOPS]
 
 
-def anchor_heads(lift_NLH: np.ndarray, groups_N: stats.Groups, seed: int) -> stats.MaxT:
+def anchor_heads(lift_NLH: np.ndarray, groups_N: draws.Groups, seed: int) -> draws.MaxT:
     """Which heads look at anchors more than evenly: tests of mean lift > 1, corrected for all L x H heads, and by more
     than float16 can make of 1.
     """
-    return stats.max_t(stats.draws_of_means(lift_NLH, groups_N, seed), null=1 + STORED)
+    return draws.max_t(draws.draws_of_means(lift_NLH, groups_N, seed), null=1 + STORED)
 
 
 def agreement(blocks: Callable[[], Iterator[np.ndarray]]) -> np.ndarray:
@@ -131,7 +131,7 @@ def agreement(blocks: Callable[[], Iterator[np.ndarray]]) -> np.ndarray:
     return np.concatenate(found)
 
 
-def order_agreement(values_NM: np.ndarray, groups_N: stats.Groups, seed: int) -> tuple[stats.Interval, stats.Interval]:
+def order_agreement(values_NM: np.ndarray, groups_N: draws.Groups, seed: int) -> tuple[draws.Interval, draws.Interval]:
     """Spearman's and Kendall's correlation (tau-a) of the order of M things between two images, over all pairs of N.
 
     Kendall's is over at most 2,048 pairs of things, drawn by `seed`.
@@ -180,10 +180,10 @@ def _one(run: Run, seed: int, figure_ids: Sequence[str] = ()) -> tuple[dict[str,
     if shape.anchors:
         lift = values["anchor_lift"]
         test = anchor_heads(lift, groups, seed)
-        section["anchor_head"] = (test.p < 1 - stats.COVERAGE).astype(np.uint8)
+        section["anchor_head"] = (test.p < 1 - draws.COVERAGE).astype(np.uint8)
         section["anchor_head_p"] = test.p.astype(np.float32)
         section["anchor_head_lift_at_least"] = test.lower.astype(np.float32)
-        section["anchor_heads"] = int((test.p < 1 - stats.COVERAGE).sum())
+        section["anchor_heads"] = int((test.p < 1 - draws.COVERAGE).sum())
         section["uniform_share"] = shape.anchors / (shape.anchors + shape.roles.count("patch"))
         if shape.layers * shape.heads > 1:
             rho, tau = order_agreement(lift.reshape(len(run), -1), groups, seed)
@@ -196,7 +196,7 @@ def _one(run: Run, seed: int, figure_ids: Sequence[str] = ()) -> tuple[dict[str,
     section["roles"] = list(shape.roles)
     section["rows"], section["cols"] = np.array(shape.rows), np.array(shape.cols)
     section["top_counts"] = np.array(top_counts(int(is_patch.sum())))
-    section |= stats.intervals_of_means(first_NLF, groups, seed).section("first_tokens")
+    section |= draws.intervals_of_means(first_NLF, groups, seed).section("first_tokens")
     section["first_tokens_names"] = token_names(run)
     place = {name: number for number, name in enumerate(ids)}
     shown = [place[name] for name in figure_ids if name in place] or list(range(min(FIGURE_IMAGES, len(run))))
@@ -226,18 +226,18 @@ def _blocks(run: Run) -> Iterator[np.ndarray]:
         yield run.rows("attention/voco", start, min(start + step, len(run)))
 
 
-def _levels(name: str, value_NLH: np.ndarray, groups: stats.Groups, seed: int) -> Section:
+def _levels(name: str, value_NLH: np.ndarray, groups: draws.Groups, seed: int) -> Section:
     """A quantity (N, L, H, ...) by head, by layer and over all, with intervals."""
     N, L, H, *rest = value_NLH.shape
     layer = value_NLH.mean(2)
     joined = np.concatenate([value_NLH.reshape(N, -1), layer.reshape(N, -1), layer.mean(1).reshape(N, -1)], 1)
-    found = stats.intervals_of_means(joined, groups, seed)
+    found = draws.intervals_of_means(joined, groups, seed)
     section: Section = {}
     each = int(np.prod(rest, dtype=int))
     start = 0
     for end, shape in (("", (L, H, *rest)), ("_by_layer", (L, *rest)), ("_overall", tuple(rest) or (1,))):
         stop = start + int(np.prod(shape))
-        section |= stats.Intervals(*(part[start:stop].reshape(shape) for part in found)).section(name + end)
+        section |= draws.Intervals(*(part[start:stop].reshape(shape) for part in found)).section(name + end)
         start = stop
     assert start == (L * H + L + 1) * each
     return section
@@ -257,23 +257,23 @@ def _differences(
         if name not in others or values[name].ndim != 3:
             continue
         one, other = values[name][mine].mean(2), others[name][theirs].mean(2)
-        found = stats.intervals_of_means((one.mean(1) - other.mean(1))[:, None], groups, seed)
+        found = draws.intervals_of_means((one.mean(1) - other.mean(1))[:, None], groups, seed)
         section |= found.section(f"difference_{name}_overall")
         if one.shape == other.shape:
-            section |= stats.intervals_of_means(one - other, groups, seed).section(f"difference_{name}_by_layer")
+            section |= draws.intervals_of_means(one - other, groups, seed).section(f"difference_{name}_by_layer")
     return section
 
 
-def _over_pairs(first_N: np.ndarray, groups: stats.Groups, seed: int) -> stats.Intervals:
+def _over_pairs(first_N: np.ndarray, groups: draws.Groups, seed: int) -> draws.Intervals:
     """Of the mean over all pairs of images; a correlation, so that the interval stays within -1 to 1."""
     with np.errstate(invalid="ignore"):
         known = np.isfinite(first_N)
         mean = np.where(known, first_N, 0).sum(0) / np.maximum(known.sum(0), 1)
-    found = stats.intervals_of_means(stats.of_pairs(first_N, mean), groups, seed)
-    return stats.Intervals(found.estimate, np.maximum(found.lower, -1), np.minimum(found.upper, 1))
+    found = draws.intervals_of_means(draws.of_pairs(first_N, mean), groups, seed)
+    return draws.Intervals(found.estimate, np.maximum(found.lower, -1), np.minimum(found.upper, 1))
 
 
-def _scalar(name: str, found: stats.Interval) -> Section:
+def _scalar(name: str, found: draws.Interval) -> Section:
     return {name: found.estimate, f"{name}_lower": found.lower, f"{name}_upper": found.upper}
 
 

@@ -35,11 +35,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analysis.passes import Shared, batches, share, text_states
-from analysis.sample import Texts, take
-from analysis.stats import intervals_of_means
-from extract.store import Run
-from extract.vlm.model import HTCVLM
+from htc_probe.analysis.sample import Texts, take
+from htc_probe.analysis.stats.draws import intervals_of_means
+from htc_probe.extract.store import Run
+from htc_probe.extract.vlm.model import HTCVLM
+from htc_probe.extract.vlm.passes import Shared, batches, share, text_states
 
 ROLES = ("prefix", "anchor", "patch", "text", "voco")
 

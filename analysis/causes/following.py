@@ -12,10 +12,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from analysis import stats
-from analysis.mixing import Mix, is_known
-from extract.store import NUMERIC
-from probes import circular
+from htc_probe.analysis.causes.mixing import Mix, is_known
+from htc_probe.analysis.stats import draws
+from htc_probe.extract.store import NUMERIC
+from htc_probe.probes.inputs import circular
 
 Readout = Literal["answer", "probe"]
 
@@ -72,7 +72,7 @@ def shares(mix: Mix, said: Values, true: Values, unmixed: Values, seed: int, *, 
             over[:, at, condition] = (follows_mC3 & counts[..., None]).sum(1)
             under[:, at, condition] = counts.sum(1)
             floor[at, condition] = dealt(mix, said[m], true[m], m.kind, counts)
-    drawn = stats.draws_of_ratios(over, np.broadcast_to(under[..., None], over.shape), mix.couple, seed)
+    drawn = draws.draws_of_ratios(over, np.broadcast_to(under[..., None], over.shape), mix.couple, seed)
     rows = [([at], m) for at, m in enumerate(measures)]
     for readout, suite in sorted({(m.readout, m.suite) for m in measures}) if suites else ():
         of_suite = [at for at, m in enumerate(measures) if (m.readout, m.suite) == (readout, suite)]
@@ -81,13 +81,13 @@ def shares(mix: Mix, said: Values, true: Values, unmixed: Values, seed: int, *, 
     values, floors = np.empty((len(rows), 2, 3, 3)), np.empty((len(rows), 2, 3))
     counted, couples = np.empty((2, len(rows), 2), dtype=np.int64)
     for number, (ats, _) in enumerate(rows):
-        some = stats.Draws(drawn.estimate[ats].mean(0), drawn.draws[:, ats].mean(1), drawn.n_groups)
+        some = draws.Draws(drawn.estimate[ats].mean(0), drawn.draws[:, ats].mean(1), drawn.n_groups)
         values[number], floors[number] = np.stack(some.intervals(), -1), floor[ats].mean(0)
         cases_m2 = under[:, ats].sum(1)
         counted[number] = cases_m2.sum(0)
         couples[number] = [len(np.unique(mix.couple[cases > 0])) for cases in cases_m2.T]
     # Resampling cases that are all alike gives them all alike: there the ends are those of a binomial share of couples.
-    beyond = (((1 - stats.COVERAGE) / 2) ** (1 / np.maximum(couples, 1)))[..., None]
+    beyond = (((1 - draws.COVERAGE) / 2) ** (1 / np.maximum(couples, 1)))[..., None]
     values[..., 1] = np.where(values[..., 0] == 1, beyond, values[..., 1])
     values[..., 2] = np.where(values[..., 0] == 0, 1 - beyond, values[..., 2])
     for side, half in enumerate((mix.anchors, mix.patches)):
@@ -164,7 +164,7 @@ def weights(mix: Mix, said: Values, true: Values, seed: int) -> Found:
     return Found(measures, always, values, np.full(values.shape[:-1], np.nan), counted, couples)
 
 
-def regress(y: np.ndarray, x: np.ndarray, couples: np.ndarray, seed: int) -> stats.Intervals:
+def regress(y: np.ndarray, x: np.ndarray, couples: np.ndarray, seed: int) -> draws.Intervals:
     """(k,) weights of the columns of x (m, k) in the least squares of y (m,), resampling couples (m,)."""
     _, at = np.unique(couples, return_inverse=True)
     count = int(at.max()) + 1
@@ -172,11 +172,11 @@ def regress(y: np.ndarray, x: np.ndarray, couples: np.ndarray, seed: int) -> sta
     size = design.shape[1]
     moments = np.zeros((count, size, size + 1))
     np.add.at(moments, at, design[:, :, None] * np.column_stack([design, y])[:, None, :])
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), stats.RESAMPLES).astype(float)
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), draws.RESAMPLES).astype(float)
     every = np.concatenate([np.ones((1, count)), drawn]) @ moments.reshape(count, -1)
     sums = every.reshape(-1, size, size + 1)
     solved = (np.linalg.pinv(sums[..., :-1], hermitian=True) @ sums[..., -1:])[:, :-1, 0]
-    return stats.Draws(solved[0], solved[1:], count).intervals()
+    return draws.Draws(solved[0], solved[1:], count).intervals()
 
 
 def _points(values: np.ndarray, period: float) -> np.ndarray:

@@ -20,16 +20,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from analysis import following, mixing, scene_questions
-from analysis.following import Measure, Values
-from analysis.mixing import BATCH, UNKNOWN, Design, Mix
-from extract.capture import run_shape
-from extract.data.source import Source
-from extract.errors import UserError
-from extract.store import NUMERIC, Run, Task
-from extract.vlm.model import HTCVLM
-from extract.vlm.star import Compressed, Direct, direct_products
-from probes.weights import Key, Probe
+from htc_probe.analysis.causes import following, mixing, scene_questions
+from htc_probe.analysis.causes.following import Measure, Values
+from htc_probe.analysis.causes.mixing import BATCH, UNKNOWN, Design, Mix
+from htc_probe.extract.capture import run_shape
+from htc_probe.extract.data.source import Source
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import NUMERIC, Run, Task
+from htc_probe.extract.vlm.model import HTCVLM
+from htc_probe.extract.vlm.star import Compressed, Direct, direct_products
+from htc_probe.probes.files.weights import Key, Probe
 
 Reader = Callable[[Compressed], Values]
 

@@ -28,15 +28,16 @@ from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn import functional as F
 
-from analysis import contributions, passes
-from analysis.attention import mean_of_read_layers
-from analysis.passes import Keys, Passes, Shared
-from analysis.sample import Sample, Texts, take
-from analysis.stats import intervals_of_means
-from extract.store import NUMERIC, Run
-from extract.vlm.model import HTCVLM
-from probes import circular
-from probes.weights import Key, Probe
+from htc_probe.analysis.attention import updates
+from htc_probe.analysis.attention.rows import mean_of_read_layers
+from htc_probe.analysis.sample import Sample, Texts, take
+from htc_probe.analysis.stats.draws import intervals_of_means
+from htc_probe.extract.store import NUMERIC, Run
+from htc_probe.extract.vlm import passes
+from htc_probe.extract.vlm.model import HTCVLM
+from htc_probe.extract.vlm.passes import Keys, Passes, Shared
+from htc_probe.probes.files.weights import Key, Probe
+from htc_probe.probes.inputs import circular
 
 _NUMBERS = 2**25  # of the largest tensors of one chunk of variants
 
@@ -379,7 +380,7 @@ def _of_batch(
         yield from _of_players(places, effects, base_answers)
 
         predictors = [torch.stack([row[:, 0].mean(1) for row in shared.base.rows], 1)]
-        predictors += [torch.stack([contributions.decompose(model, shared, layer).token_norms for layer in layers], 1)]
+        predictors += [torch.stack([updates.decompose(model, shared, layer).token_norms for layer in layers], 1)]
     predicted = [_numpy(values)[..., places.tokens] for values in predictors]
     yield from ranks_of_attention(np.stack(predicted, 1), change[..., :-2], ranked)
     sizes = [_numpy(loo.change[..., -1])]

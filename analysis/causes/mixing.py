@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analysis import scene_questions
-from extract.capture import as_pixels, frame_of
-from extract.data import open_source, scenes
-from extract.data.source import ImageError, Item, Source
-from extract.errors import UserError
-from extract.pipeline import Prepared, read_ahead
-from extract.store import NUMERIC, Run, Task
-from extract.vlm.model import HTCVLM, Hybrid
+from htc_probe.analysis.causes import scene_questions
+from htc_probe.extract.capture import as_pixels, frame_of
+from htc_probe.extract.data import open_source, scenes
+from htc_probe.extract.data.source import ImageError, Item, Source
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.pipeline import Prepared, read_ahead
+from htc_probe.extract.store import NUMERIC, Run, Task
+from htc_probe.extract.vlm.model import HTCVLM, Hybrid
 
 BATCH = 64
 ALL = "all"

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from extract.data import scene_words, scenes
-from extract.data.scenes import Scene
-from extract.data.source import Item
-from extract.store import Suite, Task
-from extract.vlm.model import HTCVLM
-from extract.vlm.star import Compressed
+from htc_probe.extract.data import scene_words, scenes
+from htc_probe.extract.data.scenes import Scene
+from htc_probe.extract.data.source import Item
+from htc_probe.extract.store import Suite, Task
+from htc_probe.extract.vlm.model import HTCVLM
+from htc_probe.extract.vlm.star import Compressed
 
 ANSWERS: dict[str, tuple[str, ...]] = {
     "category": scenes.CATEGORIES,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from extract.store import NUMERIC, Kind
+from htc_probe.extract.store import NUMERIC, Kind
 
 COVERAGE = 0.95
 LEVEL = 1 - COVERAGE

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import sparse
 
-from analysis import ridge, stats
+from htc_probe.analysis.stats import draws as stats
+from htc_probe.analysis.stats import ridge
 
 VALUES = 16
 """At most so many values of a code are told apart, as 2,048 would need too many images. What the value says is at most

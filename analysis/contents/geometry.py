@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from analysis import stats
-from extract.store import NUMERIC, Task
-from probes import circular
+from htc_probe.analysis.stats import draws
+from htc_probe.extract.store import NUMERIC, Task
+from htc_probe.probes.inputs import circular
 
 NEIGHBOURS = 10
 NULL_DRAWS = 200
@@ -58,7 +58,7 @@ def standardised(features_ND: np.ndarray) -> np.ndarray:
     return np.divide(centred, spread, out=np.zeros_like(centred), where=spread > level).astype(np.float32)
 
 
-def neighbours(features_ND: np.ndarray, groups_N: stats.Groups, k: int = NEIGHBOURS) -> np.ndarray:
+def neighbours(features_ND: np.ndarray, groups_N: draws.Groups, k: int = NEIGHBOURS) -> np.ndarray:
     """(N, k) the images with the largest cosine, nearest first, none of the image's own group; -1 where there are not
     as many.
     """
@@ -70,7 +70,7 @@ def neighbours(features_ND: np.ndarray, groups_N: stats.Groups, k: int = NEIGHBO
     return by_likeness(lambda start, stop: (unit[which[start:stop]] @ unit.T)[:, which], groups_N, k)
 
 
-def nearest(points_ND: np.ndarray, groups_N: stats.Groups, k: int = NEIGHBOURS) -> np.ndarray:
+def nearest(points_ND: np.ndarray, groups_N: draws.Groups, k: int = NEIGHBOURS) -> np.ndarray:
     """The same by distance."""
     first, which = distinct(points_ND)
     points = points_ND[first]
@@ -145,7 +145,7 @@ def gram(features_ND: np.ndarray, block_N: np.ndarray) -> Gram:
     return Gram(off, square / scale, (off @ _indicator(block_N)).astype(np.float64), block_N)
 
 
-def cka(grams: Sequence[Gram]) -> stats.Intervals:
+def cka(grams: Sequence[Gram]) -> draws.Intervals:
     """(R, R) linear CKA of representations of the same images, unbiased (HSIC_1 of Song et al. 2012; 0 on average for
     independent ones, however wide they are), with jackknife intervals. NaN for a constant one.
     """
@@ -159,10 +159,10 @@ def cka(grams: Sequence[Gram]) -> stats.Intervals:
         known = (values[i, i] > 0) & (values[j, j] > 0)
         found[:, i, j] = np.divide(value, np.sqrt(np.abs(whole)), out=np.full(len(value), np.nan), where=known)
         found[:, j, i] = found[:, i, j]
-    return stats.jackknife(found[0], found[1:])
+    return draws.jackknife(found[0], found[1:])
 
 
-def participation_ratio(one: Gram) -> stats.Interval:
+def participation_ratio(one: Gram) -> draws.Interval:
     """(sum of the covariance's eigenvalues)^2 / sum of their squares: D for white features, 1 for a line.
 
     The denominator is estimated without bias, so that few images do not make it look small.
@@ -174,10 +174,10 @@ def participation_ratio(one: Gram) -> stats.Interval:
     variance = (squares - (totals + squares) / count) / (count - 1)
     squared = _hsic(one, one)
     found = np.divide(variance**2, squared, out=np.full(len(squared), np.nan), where=squared > 0)
-    return stats.jackknife(found[0], found[1:]).only
+    return draws.jackknife(found[0], found[1:]).only
 
 
-def two_nn(features_ND: np.ndarray, groups_N: stats.Groups, seed: int) -> stats.Interval:
+def two_nn(features_ND: np.ndarray, groups_N: draws.Groups, seed: int) -> draws.Interval:
     """Intrinsic dimension from the ratio of the distances to the two nearest images (Facco et al. 2017), by maximum
     likelihood over all images. Neighbours are of other groups; images that are equal to another are left out.
     """
@@ -186,10 +186,10 @@ def two_nn(features_ND: np.ndarray, groups_N: stats.Groups, seed: int) -> stats.
     first, second = (np.linalg.norm(x - x[near[:, at]], axis=1) for at in (0, 1))
     usable = (near[:, 1] >= 0) & (first > 1e-6 * np.sqrt((x**2).sum(1).mean()))
     ratio = np.log(np.divide(second, first, out=np.full(len(x), np.nan), where=usable))
-    mean = stats.interval_of_mean(ratio, groups_N, seed)
+    mean = draws.interval_of_mean(ratio, groups_N, seed)
     with np.errstate(divide="ignore"):
         estimate, lower, upper = 1 / np.array([mean.estimate, mean.upper, mean.lower])
-    return stats.Interval(float(estimate), float(lower), float(upper))
+    return draws.Interval(float(estimate), float(lower), float(upper))
 
 
 def angles(one_Dk: np.ndarray, other_Dk: np.ndarray, seed: int) -> Angles:
@@ -218,7 +218,7 @@ def read_out_angles(one_Dk: np.ndarray, other_Dk: np.ndarray, features_ND: np.nd
     return angles(root.T @ one_Dk, root.T @ other_Dk, seed)
 
 
-def by_likeness(likeness: Callable[[int, int], np.ndarray], groups_N: stats.Groups, k: int) -> np.ndarray:
+def by_likeness(likeness: Callable[[int, int], np.ndarray], groups_N: draws.Groups, k: int) -> np.ndarray:
     """The same by any likeness: `likeness(start, stop)` gives (stop - start, N), which is overwritten. Of those that
     are equally near, the earlier images come first.
     """

@@ -13,9 +13,11 @@ from scipy import sparse
 from scipy.sparse.linalg import eigsh
 from threadpoolctl import threadpool_limits
 
-from analysis import geometry, reading, rerun, stats
-from extract.errors import UserError
-from extract.store import Run
+from htc_probe.analysis.contents import geometry, reading
+from htc_probe.analysis.stats import draws
+from htc_probe.extract import again
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import Run
 
 IMAGES = 5000
 LEAST = 5  # images
@@ -50,7 +52,7 @@ def analyse(run: Run, seed: int = 0) -> dict[str, Any]:
     """
     if len(run) < LEAST:
         raise UserError(f"{run.path.name} has {len(run)} images; a map needs at least {LEAST}: extract more images")
-    rows = rerun.sample(run, IMAGES, seed)
+    rows = again.sample(run, IMAGES, seed)
     all_groups = run.groups()
     groups = [all_groups[row] for row in rows]
     features = {name: geometry.standardised(values) for name, values in reading.representations(run, rows).items()}
@@ -69,15 +71,15 @@ def analyse(run: Run, seed: int = 0) -> dict[str, Any]:
         kept.append([geometry.shared(true, geometry.nearest(at, groups)) for at in (pca[-1], umap[-1])])
         near.append(np.where(true >= 0, rows[true], -1))
         away.append(distances(like, true))
-    ends = stats.intervals_of_means(np.moveaxis(np.array(kept), 2, 0), groups, seed)
+    ends = draws.intervals_of_means(np.moveaxis(np.array(kept), 2, 0), groups, seed)
     return {
         "map_of": list(features),
         "rows": rows,
         "pca": np.array(pca, np.float32),
         "umap": np.array(umap, np.float32),
         "pca_variance": np.array(variance),
-        **stats.Intervals(*(part[:, 0] for part in ends)).section("pca_kept"),
-        **stats.Intervals(*(part[:, 1] for part in ends)).section("umap_kept"),
+        **draws.Intervals(*(part[:, 0] for part in ends)).section("pca_kept"),
+        **draws.Intervals(*(part[:, 1] for part in ends)).section("umap_kept"),
         "kept_chance": geometry.NEIGHBOURS / (len(rows) - 1),
         "nearest_rows": np.array(near, np.int32),
         "nearest_distance": np.array(away, np.float32),
@@ -147,7 +149,7 @@ def umap_of(points_NK: np.ndarray, seed: int) -> np.ndarray:
         return model.fit_transform(points)
 
 
-def nearest_by(likeness_NN: np.ndarray, groups_N: stats.Groups, k: int = geometry.NEIGHBOURS) -> np.ndarray:
+def nearest_by(likeness_NN: np.ndarray, groups_N: draws.Groups, k: int = geometry.NEIGHBOURS) -> np.ndarray:
     """(N, k) nearest images of other groups by the distances that inner products give, -1 where there are too few."""
     square = likeness_NN.diagonal().copy()
     return geometry.by_likeness(lambda start, stop: 2 * likeness_NN[start:stop] - square, groups_N, k)

@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from analysis import codes, geometry, rerun, ridge, stats
-from extract.errors import UserError
-from extract.store import NUMERIC, Run, Task
-from probes.weights import Key, Probe
+from htc_probe.analysis.contents import codes, geometry
+from htc_probe.analysis.stats import draws, ridge
+from htc_probe.extract import again
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import NUMERIC, Run, Task
+from htc_probe.probes.files.weights import Key, Probe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from extract.vlm.model import HTCVLM
+    from htc_probe.extract.vlm.model import HTCVLM
 
 Section = dict[str, Any]
 
@@ -94,7 +96,7 @@ def analyse(
             f"{run.path.name} has images of {len(set(groups))} groups; reading holds some out and needs at least "
             f"{LEAST_GROUPS}: extract more images"
         )
-    rows = rerun.sample(run, IMAGES, seed)
+    rows = again.sample(run, IMAGES, seed)
     features = representations(run, rows)
     some = [groups[row] for row in rows]
     section: Section = {"images": len(rows), "representations": list(features)}
@@ -121,7 +123,7 @@ def representations(run: Run, rows: np.ndarray) -> dict[str, np.ndarray]:
 # ---- patches
 
 
-def patch_map(z_ND: np.ndarray, patches_NPd: np.ndarray, groups_N: stats.Groups, seed: int) -> stats.Draws:
+def patch_map(z_ND: np.ndarray, patches_NPd: np.ndarray, groups_N: draws.Groups, seed: int) -> draws.Draws:
     """(P + 1,) R2 of a linear map from z (N, D) to each patch of (N, P, d), and to all of them together.
 
     Ridge, tested on 5 folds of whole groups; the strength of each patch by leave-one-out within the training images. R2
@@ -212,18 +214,18 @@ def lens(
 
 
 def _neighbours(
-    run: Run, rows: np.ndarray, features: Mapping[str, np.ndarray], groups: stats.Groups, seed: int
+    run: Run, rows: np.ndarray, features: Mapping[str, np.ndarray], groups: draws.Groups, seed: int
 ) -> Section:
     near = {name: geometry.neighbours(geometry.standardised(values), groups) for name, values in features.items()}
     tasks = [task for task in run.tasks if not _empty(run, task, rows)]
-    scores: list[stats.Draws] = []
+    scores: list[draws.Draws] = []
     differences, floors = [], []
     for task in tasks:
         labels = run.labels(task.name)[rows]
         found = {name: _score(*geometry.vote(at, labels, task), groups, seed) for name, at in near.items()}
         scores += found.values()
         z, pooled = found["z_voco"], found["v_pooled"]
-        differences.append(stats.Draws(z.estimate - pooled.estimate, z.draws - pooled.draws, z.n_groups))
+        differences.append(draws.Draws(z.estimate - pooled.estimate, z.draws - pooled.draws, z.n_groups))
         floors.append(geometry.floor(labels, task))
     section: Section = {}
     if tasks:
@@ -237,13 +239,13 @@ def _neighbours(
         "neighbours_shared_chance": geometry.NEIGHBOURS / max(len(rows) - 1, 1),
     }
     common = np.stack([[geometry.shared(one, other) for other in near.values()] for one in near.values()])
-    return section | stats.intervals_of_means(np.moveaxis(common, 2, 0), groups, seed).section("neighbours_shared")
+    return section | draws.intervals_of_means(np.moveaxis(common, 2, 0), groups, seed).section("neighbours_shared")
 
 
 def _likeness(
-    run: Run, rows: np.ndarray, features: Mapping[str, np.ndarray], groups: stats.Groups, seed: int
+    run: Run, rows: np.ndarray, features: Mapping[str, np.ndarray], groups: draws.Groups, seed: int
 ) -> Section:
-    block = stats.blocks(groups, seed)
+    block = draws.blocks(groups, seed)
     layers = [layer for layer in run.shape.stack if layer > 0]  # the embedding is the same for all images
     names = [*(f"z_voco {layer}" for layer in layers), *(name for name in features if name != "z_voco")]
     grams, dimensions = [], []
@@ -261,7 +263,7 @@ def _codes(
     run: Run,
     rows: np.ndarray,
     features: Mapping[str, np.ndarray],
-    groups: stats.Groups,
+    groups: draws.Groups,
     model: HTCVLM | None,
     seed: int,
 ) -> Section:
@@ -296,7 +298,7 @@ def _codes(
         count = known.sum(0)
         total = np.where(known, parts, 0).sum(0)
         pointwise = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0).reshape(n, P, G)
-        bits.append(stats.draws_of_means(pointwise.mean(1), groups, seed))
+        bits.append(draws.draws_of_means(pointwise.mean(1), groups, seed))
         maps.append(np.mean([one.bits for one in found], 0).reshape(P, G).mean(1))
         entropies.append(np.mean([one.entropy for one in found]))
         tasks.append(task.name)
@@ -315,7 +317,7 @@ def _codes(
         left, whole = (part.reshape(n, P, G).sum(1) for part in read.errors)
         r2.append(ridge.Errors(left, whole).r2(groups, seed))
         section["code_entropy_read"] = read.floor.mean((0, 1))
-    section |= _table([stats.draws_of_means(one.mean(1), groups, seed) for one in saved], (len(saved), G)).section(
+    section |= _table([draws.draws_of_means(one.mean(1), groups, seed) for one in saved], (len(saved), G)).section(
         "code_bits"
     )
     section["code_bits_map"] = np.stack([one.mean((0, 2)) for one in saved])
@@ -330,9 +332,9 @@ def _codes(
 
 
 def _patches(run: Run, model: HTCVLM, images: int, seed: int) -> Section:
-    rows, all_groups = rerun.sample(run, images, seed), run.groups()
+    rows, all_groups = again.sample(run, images, seed), run.groups()
     groups = [all_groups[row] for row in rows]
-    hybrids = rerun.encode(model, rerun.images(run, model, rows))
+    hybrids = again.encode(model, again.images(run, model, rows))
     patches, kept = patch_components(hybrid.patches.float().cpu().numpy() for hybrid in hybrids)
     features = representations(run, rows)
     found = {name: patch_map(values, patches, groups, seed) for name, values in features.items()}
@@ -340,12 +342,12 @@ def _patches(run: Run, model: HTCVLM, images: int, seed: int) -> Section:
     place = [at for at, role in enumerate(run.shape.roles) if role == "patch"]
     ends = _table(list(found.values()), (len(found), P + 1))
     z, pooled = found["z_voco"], found["v_pooled"]
-    difference = stats.Draws(z.estimate - pooled.estimate, z.draws - pooled.draws, z.n_groups).intervals()
+    difference = draws.Draws(z.estimate - pooled.estimate, z.draws - pooled.draws, z.n_groups).intervals()
     return (
-        stats.Intervals(*(part[:, :-1] for part in ends)).section("patch_r2")
-        | stats.Intervals(*(part[:, -1] for part in ends)).section("patch_r2_all")
-        | stats.Intervals(*(part[:-1] for part in difference)).section("patch_r2_minus_pooled")
-        | stats.Intervals(*(part[-1:] for part in difference)).section("patch_r2_all_minus_pooled")
+        draws.Intervals(*(part[:, :-1] for part in ends)).section("patch_r2")
+        | draws.Intervals(*(part[:, -1] for part in ends)).section("patch_r2_all")
+        | draws.Intervals(*(part[:-1] for part in difference)).section("patch_r2_minus_pooled")
+        | draws.Intervals(*(part[-1:] for part in difference)).section("patch_r2_all_minus_pooled")
         | {"patch_images": len(rows), "patch_components": patches.shape[2], "patch_variance_kept": kept}
         | {"patch_rows": np.array(run.shape.rows)[place], "patch_cols": np.array(run.shape.cols)[place]}
     )
@@ -355,7 +357,7 @@ def _lens(run: Run, model: HTCVLM, tokenizer: PreTrainedTokenizerBase | None, se
     last = run.shape.layers
     if last not in run.shape.stack:
         return {}
-    rows, all_groups = rerun.sample(run, LENS_IMAGES, seed), run.groups()
+    rows, all_groups = again.sample(run, LENS_IMAGES, seed), run.groups()
     groups = [all_groups[row] for row in rows]
     llama: Any = model.language_model
     unembed = llama.lm_head.weight.detach().float().cpu().numpy()
@@ -378,14 +380,14 @@ def _lens(run: Run, model: HTCVLM, tokenizer: PreTrainedTokenizerBase | None, se
             right.append(np.where(labels >= 0, said == labels, np.nan))
     section: Section = {"lens_layers": np.array(run.shape.stack), "lens_images": len(rows)}
     for name, by_layer in values.items():
-        section |= stats.intervals_of_means(np.stack(by_layer, 1), groups, seed).section(f"lens_{name}")
+        section |= draws.intervals_of_means(np.stack(by_layer, 1), groups, seed).section(f"lens_{name}")
     section["lens_tokens"], section["lens_probability"] = np.array(tokens), np.array(probability, np.float32)
     if tokenizer is not None:
         section["lens_words"] = [" | ".join(str(tokenizer.decode([int(one)])) for one in best) for best in tokens]
         section["lens_tasks"] = list(tasks)
     if tasks:
         accuracy = np.stack(right, 1).reshape(len(rows), len(run.shape.stack), len(tasks)).swapaxes(1, 2)
-        section |= stats.intervals_of_means(accuracy, groups, seed).section("lens_accuracy")
+        section |= draws.intervals_of_means(accuracy, groups, seed).section("lens_accuracy")
         section["lens_floor"] = np.array([geometry.floor(run.labels(name)[rows], run.task(name)) for name in tasks])
     return section
 
@@ -477,18 +479,18 @@ def _empty(run: Run, task: Task, rows: np.ndarray) -> bool:
     return len(np.unique(labels[np.isfinite(labels) if task.kind in NUMERIC else labels >= 0])) < 2
 
 
-def _score(errors: np.ndarray, whole: np.ndarray, groups: stats.Groups, seed: int) -> stats.Draws:
-    found = stats.draws_of_ratios(errors, whole, groups, seed)
-    return stats.Draws(1 - found.estimate, 1 - found.draws, found.n_groups)
+def _score(errors: np.ndarray, whole: np.ndarray, groups: draws.Groups, seed: int) -> draws.Draws:
+    found = draws.draws_of_ratios(errors, whole, groups, seed)
+    return draws.Draws(1 - found.estimate, 1 - found.draws, found.n_groups)
 
 
-def _table(cells: Sequence[stats.Draws], shape: tuple[int, ...]) -> stats.Intervals:
+def _table(cells: Sequence[draws.Draws], shape: tuple[int, ...]) -> draws.Intervals:
     found = [cell.intervals() for cell in cells]
-    return stats.Intervals(*(np.stack(part).reshape(shape) for part in zip(*found, strict=True)))
+    return draws.Intervals(*(np.stack(part).reshape(shape) for part in zip(*found, strict=True)))
 
 
-def _joined(intervals: Sequence[stats.Interval]) -> stats.Intervals:
-    return stats.Intervals(*(np.array(part) for part in zip(*intervals, strict=True)))
+def _joined(intervals: Sequence[draws.Interval]) -> draws.Intervals:
+    return draws.Intervals(*(np.array(part) for part in zip(*intervals, strict=True)))
 
 
 def _again(first: np.ndarray, rest: Iterator[np.ndarray]) -> Iterator[np.ndarray]:

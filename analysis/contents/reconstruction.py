@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from analysis import rerun, stats
-from extract.errors import UserError
-from extract.store import THUMBNAIL, Run
-from extract.vlm.mgvq import MGVQ
-from extract.vlm.model import HTCVLM
+from htc_probe.analysis.stats import draws
+from htc_probe.extract import again
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import THUMBNAIL, Run
+from htc_probe.extract.vlm.mgvq import MGVQ
+from htc_probe.extract.vlm.model import HTCVLM
 
 BATCH = 16
 # Of the roundings to 8 bits in both pictures: nearer than that cannot be told.
@@ -45,7 +46,7 @@ def analyse(
     """
     if run.shape.codes is None or model.mgvq is None:
         raise UserError(f"{run.path.name} has no codes to decode: its model ({run.info.model.get('name')}) has no MGVQ")
-    rows = rerun.sample(run, limit, seed)
+    rows = again.sample(run, limit, seed)
     ids, all_groups = run.ids(), run.groups()
     pictures, psnr, flat = [], [], []
     for start in range(0, len(rows), BATCH):
@@ -61,9 +62,9 @@ def analyse(
     psnr_N, flat_N = np.array(psnr), np.array(flat)
     return (
         {"images": [ids[row] for row in rows], "pictures": np.stack(pictures), "psnr_of": psnr_N.astype(np.float32)}
-        | stats.intervals_of_means(psnr_N, groups, seed).section("psnr")
-        | stats.intervals_of_means(flat_N, groups, seed).section("psnr_flat")
-        | stats.intervals_of_means(psnr_N - flat_N, groups, seed).section("psnr_gain")
+        | draws.intervals_of_means(psnr_N, groups, seed).section("psnr")
+        | draws.intervals_of_means(flat_N, groups, seed).section("psnr_flat")
+        | draws.intervals_of_means(psnr_N - flat_N, groups, seed).section("psnr_gain")
     )
 
 

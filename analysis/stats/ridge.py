@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from analysis import stats
+from htc_probe.analysis.stats import draws
 
 FOLDS = 5
 STRENGTHS = 10.0 ** np.arange(-4, 6)
@@ -44,11 +44,11 @@ class Errors(NamedTuple):
     whole: np.ndarray
     """Of truth minus the training images' mean."""
 
-    def r2(self, groups_N: stats.Groups, seed: int) -> stats.Draws:
+    def r2(self, groups_N: draws.Groups, seed: int) -> draws.Draws:
         """(P + 1,) of every target, and last of all together."""
         left, whole = (np.concatenate([part, part.sum(1, keepdims=True)], 1) for part in self)
-        found = stats.draws_of_ratios(left, whole, groups_N, seed)
-        return stats.Draws(1 - found.estimate, 1 - found.draws, found.n_groups)
+        found = draws.draws_of_ratios(left, whole, groups_N, seed)
+        return draws.Draws(1 - found.estimate, 1 - found.draws, found.n_groups)
 
 
 def fit(features_ND: np.ndarray, targets_NPd: np.ndarray) -> Fit:
@@ -81,7 +81,7 @@ def fit(features_ND: np.ndarray, targets_NPd: np.ndarray) -> Fit:
     return Fit(mean, scale, weights, offset, left_out, strength)
 
 
-def held_out(features_ND: np.ndarray, targets_NPd: np.ndarray, groups_N: stats.Groups, seed: int) -> Errors:
+def held_out(features_ND: np.ndarray, targets_NPd: np.ndarray, groups_N: draws.Groups, seed: int) -> Errors:
     """Each image predicted by a map fitted on other groups of images (5 folds); strengths are chosen within these."""
     left, whole = np.empty(targets_NPd.shape[:2]), np.empty(targets_NPd.shape[:2])
     for train, test in folds(groups_N, seed):
@@ -91,9 +91,9 @@ def held_out(features_ND: np.ndarray, targets_NPd: np.ndarray, groups_N: stats.G
     return Errors(left, whole)
 
 
-def folds(groups_N: stats.Groups, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def folds(groups_N: draws.Groups, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """(train, test) rows: every image is tested once, with no image of its group in training. Raises ValueError."""
-    at = stats.blocks(groups_N, seed, FOLDS)
+    at = draws.blocks(groups_N, seed, FOLDS)
     if at.max() == 0:
         raise ValueError("all images are of one group; none can be held out")
     return [(np.flatnonzero(at != fold), np.flatnonzero(at == fold)) for fold in range(int(at.max()) + 1)]

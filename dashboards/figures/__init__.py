@@ -2,7 +2,7 @@
 not Streamlit, files or runs.
 """
 
-from dashboards.figures.attention import (
+from htc_probe.dashboards.figures.attention import (
     BAND,
     Curve,
     anchor_bars,
@@ -14,7 +14,7 @@ from dashboards.figures.attention import (
     share_curve,
     times,
 )
-from dashboards.figures.causes import (
+from htc_probe.dashboards.figures.causes import (
     follow_dots,
     group_bars,
     rank_dots,
@@ -23,7 +23,7 @@ from dashboards.figures.causes import (
     two_by_two,
     window_lines,
 )
-from dashboards.figures.codes import (
+from htc_probe.dashboards.figures.codes import (
     code_entropy,
     code_examples,
     code_grid,
@@ -34,7 +34,7 @@ from dashboards.figures.codes import (
     code_places,
     code_usage,
 )
-from dashboards.figures.compare import (
+from htc_probe.dashboards.figures.compare import (
     anchors_of_both,
     difference_curve,
     difference_heatmap,
@@ -45,18 +45,18 @@ from dashboards.figures.compare import (
     two_curves,
     two_maps,
 )
-from dashboards.figures.map import MOST_CLASSES, Amounts, Classes, kept_bars, latent_map
-from dashboards.figures.probes import confusion, said_and_true
-from probes.figures import bits as probe_bits
-from probes.figures import by_class as probe_classes
-from probes.figures import ceilings as probe_ceilings
-from probes.figures import compared as probe_differences
-from probes.figures import gaps as probe_gaps
-from probes.figures import kept as probe_kept
-from probes.figures import layer_curves as probe_layers
-from probes.figures import learning_curves as probe_learning
-from probes.figures import retention as probe_retention
-from probes.figures import scores as probe_scores
+from htc_probe.dashboards.figures.map import MOST_CLASSES, Amounts, Classes, kept_bars, latent_map
+from htc_probe.dashboards.figures.probes import confusion, said_and_true
+from htc_probe.probes.show.figures import bits as probe_bits
+from htc_probe.probes.show.figures import by_class as probe_classes
+from htc_probe.probes.show.figures import ceilings as probe_ceilings
+from htc_probe.probes.show.figures import compared as probe_differences
+from htc_probe.probes.show.figures import gaps as probe_gaps
+from htc_probe.probes.show.figures import kept as probe_kept
+from htc_probe.probes.show.figures import layer_curves as probe_layers
+from htc_probe.probes.show.figures import learning_curves as probe_learning
+from htc_probe.probes.show.figures import retention as probe_retention
+from htc_probe.probes.show.figures import scores as probe_scores
 
 __all__ = [
     "anchors_of_both",

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import plotly.graph_objects as go
 
-from dashboards.attention import PERCENTILES, Band, Quantity, below
-from dashboards.figures.base import (
+from htc_probe.dashboards.attention import PERCENTILES, Band, Quantity, below
+from htc_probe.dashboards.figures.base import (
     BELOW_ABOVE,
     HEAT,
     NEUTRAL,

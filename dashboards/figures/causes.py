@@ -13,7 +13,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from dashboards.figures.base import (
+from htc_probe.dashboards.figures.base import (
     BELOW_ABOVE,
     NEUTRAL,
     ROLE_COLOURS,

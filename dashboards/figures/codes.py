@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from dashboards.codes import Associations
-from dashboards.figures.base import BELOW_ABOVE, HEAT, NEUTRAL, OF, VEIL, Figure, escape, png, step, titled
+from htc_probe.analysis.contents.associations import Associations
+from htc_probe.dashboards.figures.base import BELOW_ABOVE, HEAT, NEUTRAL, OF, VEIL, Figure, escape, png, step, titled
 
 CHOSEN = "#009E73"
 _MOST_NAMED = 64  # cells whose codes are written into them

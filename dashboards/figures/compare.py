@@ -11,10 +11,10 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from dashboards.attention import Band
-from dashboards.compare import Differences
-from dashboards.figures.attention import BAND
-from dashboards.figures.base import (
+from htc_probe.dashboards.attention import Band
+from htc_probe.dashboards.compare import Differences
+from htc_probe.dashboards.figures.attention import BAND
+from htc_probe.dashboards.figures.base import (
     BELOW_ABOVE,
     HEAT,
     NEUTRAL,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import plotly.graph_objects as go
 
-from dashboards.figures.base import NEUTRAL, OF, SERIES, Figure, escape, titled, transparent
+from htc_probe.dashboards.figures.base import NEUTRAL, OF, SERIES, Figure, escape, titled, transparent
 
 # Inferno without its darkest and lightest parts, which are lost on dark and on light pages.
 POINTS = [[0.0, "#65156e"], [0.25, "#9f2a63"], [0.5, "#d44842"], [0.75, "#f57d15"], [1.0, "#fac127"]]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from dashboards.figures.base import NEUTRAL, OF, Figure, escape, titled
+from htc_probe.dashboards.figures.base import NEUTRAL, OF, Figure, escape, titled
 
 MARK = "#D55E00"
 """What is selected."""

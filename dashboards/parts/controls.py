@@ -16,10 +16,10 @@ from typing import Any, NamedTuple, ParamSpec
 
 import streamlit as st
 
-from dashboards.chart import points
-from dashboards.runs import RunFile
-from extract.errors import UserError
-from extract.store import RunShape
+from htc_probe.dashboards.parts.chart import points
+from htc_probe.dashboards.runs import RunFile
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import RunShape
 
 _LOG = logging.getLogger(__name__)
 P = ParamSpec("P")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import streamlit as st
 
-from dashboards.controls import fragment
+from htc_probe.dashboards.parts.controls import fragment
 
 
 class Picture(NamedTuple):

@@ -9,11 +9,20 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from dashboards import attention as att
-from dashboards import data, figures
-from dashboards.chart import draw, made, points
-from dashboards.controls import choose, fill, go_to_cell, go_to_image, how_to_read, pick, plain, side_by_side
-from dashboards.views.view import View
+from htc_probe.dashboards import attention as att
+from htc_probe.dashboards import data, figures
+from htc_probe.dashboards.parts.chart import draw, made, points
+from htc_probe.dashboards.parts.controls import (
+    choose,
+    fill,
+    go_to_cell,
+    go_to_image,
+    how_to_read,
+    pick,
+    plain,
+    side_by_side,
+)
+from htc_probe.dashboards.views.view import View
 
 MEAN, ONE = "Mean", "This image"
 PLAIN, WEIGHTED = "Attention", "Attention × value"

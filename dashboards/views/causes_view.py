@@ -10,15 +10,25 @@ from typing import Any, NamedTuple
 import numpy as np
 import streamlit as st
 
-from analysis import summary
-from analysis.attention import mean_of_read_layers
-from analysis.stats import Interval
-from dashboards import attention as att
-from dashboards import causes, data, figures
-from dashboards.chart import draw, made, points
-from dashboards.controls import fill, fragment, go_to_image, how_to_read, pick, plain, select, side_by_side, table
-from dashboards.views.view import View
-from extract.store import NUMERIC
+from htc_probe.analysis import sentences
+from htc_probe.analysis.attention.rows import mean_of_read_layers
+from htc_probe.analysis.stats.draws import Interval
+from htc_probe.dashboards import attention as att
+from htc_probe.dashboards import causes, data, figures
+from htc_probe.dashboards.parts.chart import draw, made, points
+from htc_probe.dashboards.parts.controls import (
+    fill,
+    fragment,
+    go_to_image,
+    how_to_read,
+    pick,
+    plain,
+    select,
+    side_by_side,
+    table,
+)
+from htc_probe.dashboards.views.view import View
+from htc_probe.extract.store import NUMERIC
 
 Z, ANSWERS, PROBES = "z_voco", "the true answers", "the probes"
 _STORED = {Z: "loo_change", ANSWERS: "loo_answers", PROBES: "loo_probe_changes"}
@@ -97,8 +107,8 @@ _PARTS: dict[str, tuple[str, str, Callable[[View, Mapping[str, data.Section]], N
 
 def _sentence(section: data.Section, name: str, number: int) -> None:
     """What the analysis concludes, as `htc-analyze` prints it."""
-    found = summary.sentences({name: section})[number]
-    st.markdown(plain(found.told() if isinstance(found, summary.Sentence) else found))
+    found = sentences.sentences({name: section})[number]
+    st.markdown(plain(found.told() if isinstance(found, sentences.Sentence) else found))
 
 
 # ---- the sample
@@ -154,7 +164,7 @@ def _tokens(view: View, sections: Mapping[str, data.Section], here: int | None) 
         told: list[tuple[str, ...]] = [(), ()]
         if ranks is not None:
             told = [
-                (f"rank correlation with the effect {rank:.2f}", f"{summary.words(Interval(*among))} over the sample")
+                (f"rank correlation with the effect {rank:.2f}", f"{sentences.words(Interval(*among))} over the sample")
                 for rank, among in zip(ranks[0][here], ranks[1], strict=True)
             ]
         _maps(view, section, contributions, effect, window, here, keys, told)

@@ -8,13 +8,15 @@ from collections.abc import Callable
 import numpy as np
 import streamlit as st
 
-from analysis import summary
-from analysis.stats import effective_groups
-from dashboards import codes, controls, data, figures
-from dashboards.chart import draw, made, points
-from dashboards.controls import fill, how_to_read, plain, select, side_by_side, table
-from dashboards.figures.base import escape
-from dashboards.views.view import View
+from htc_probe.analysis import sentences
+from htc_probe.analysis.contents import associations
+from htc_probe.analysis.stats.draws import effective_groups
+from htc_probe.dashboards import data, figures
+from htc_probe.dashboards.figures.base import escape
+from htc_probe.dashboards.parts import controls
+from htc_probe.dashboards.parts.chart import draw, made, points
+from htc_probe.dashboards.parts.controls import fill, how_to_read, plain, select, side_by_side, table
+from htc_probe.dashboards.views.view import View
 
 _EXAMPLES = 12
 _LISTED = 200  # codes in the table
@@ -148,7 +150,7 @@ def _usage(view: View, read: data.Codes, section: data.Section | None, group: in
             entropy, used = section["code_entropy"], section["code_used"]
             size, n = section["code_size"], len(view.header.ids)
         else:
-            entropy, used = np.array([codes.entropy(one) for one in read.shares]), (read.shares > 0).sum(1)
+            entropy, used = np.array([associations.entropy(one) for one in read.shares]), (read.shares > 0).sum(1)
             ends, size, n = None, read.size, len(read.rows)
         figure = made(figures.code_entropy, entropy, used, size, n=n, interval=ends, chosen=group)
         draw(figure, "codes_entropy", on_click=_take("codes_entropy", codegroup=0))
@@ -158,7 +160,7 @@ def _usage(view: View, read: data.Codes, section: data.Section | None, group: in
         )
         rows, places = range(n) if ends is not None else read.rows, read.codes.shape[2]
         draws = effective_groups([view.header.groups[row] for row in rows]) * places
-        if doubt := summary.few_draws(draws, size):
+        if doubt := sentences.few_draws(draws, size):
             st.warning(doubt)
         if ends is None:
             fill("Counted here, without intervals.", "htc-analyze reading", view.path)
@@ -187,7 +189,7 @@ def _labels(
     start = names.index(_most_told(names, section))
     task = tasks[left.selectbox("Label", names, start, key="codetask", bind="query-params")]
     values = data.labels(view.key)[task.name][read.rows]
-    known = codes.answers(values, task.kind, task.classes, task.unit)
+    known = associations.answers(values, task.kind, task.classes, task.unit)
     options = [str(at) for at in range(1, len(known) + 1)]
     with right:
         at = int(select("Answer", options, "answer", format_func=lambda at: known[int(at) - 1])) - 1
@@ -196,7 +198,7 @@ def _labels(
     if not found.n_inside or not found.n_outside:
         st.info(f"{found.n_inside:,} images have this answer and {found.n_outside:,} another: nothing to compare.")
         return task.name, at
-    kept = codes.chosen(found, found.found)
+    kept = associations.chosen(found, found.found)
     if not len(kept.code):
         st.info(
             f"No code of group {group + 1} is in images of {plain(known[at])} more often than in others beyond doubt: "
@@ -320,9 +322,9 @@ def _one_code(view: View, read: data.Codes, group: int, code: int | None, answer
         if answer is not None:
             task = next(task for task in view.header.tasks if task.name == answer[0])
             values = data.labels(view.key)[task.name][read.rows]
-            name = codes.answers(values, task.kind, task.classes, task.unit)[answer[1]]
+            name = associations.answers(values, task.kind, task.classes, task.unit)[answer[1]]
             if st.toggle(f"Only images of {plain(task.name)}: {plain(name)}", key="codeonly", bind="query-params"):
-                holding = holding[codes.answering(values, task.kind, answer[1])[holding]]
+                holding = holding[associations.answering(values, task.kind, answer[1])[holding]]
                 words = f"of {escape(task.name)}: {escape(name)} {words}"
         if not len(holding):
             st.info("No such image holds it.")

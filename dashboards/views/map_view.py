@@ -10,14 +10,25 @@ from typing import NamedTuple
 import numpy as np
 import streamlit as st
 
-from dashboards import data, figures, gallery, hover
-from dashboards.chart import draw, made, points
-from dashboards.controls import choose, fill, go_to_image, go_to_point, how_to_read, pick, plain, select, table
-from dashboards.data import LatentMap
-from dashboards.views.view import View
-from extract.errors import UserError
-from extract.store import NUMERIC, Task
-from probes.predictions import Predicted
+from htc_probe.dashboards import data, figures
+from htc_probe.dashboards.data import LatentMap
+from htc_probe.dashboards.parts import gallery, hover
+from htc_probe.dashboards.parts.chart import draw, made, points
+from htc_probe.dashboards.parts.controls import (
+    choose,
+    fill,
+    go_to_image,
+    go_to_point,
+    how_to_read,
+    pick,
+    plain,
+    select,
+    table,
+)
+from htc_probe.dashboards.views.view import View
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import NUMERIC, Task
+from htc_probe.probes.files.predictions import Predicted
 
 COMMAND = "htc-analyze map"
 AT_ONCE = 24

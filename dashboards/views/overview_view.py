@@ -8,13 +8,13 @@ from pathlib import Path
 
 import streamlit as st
 
-from analysis.summary import Sentence
-from dashboards import attention as att
-from dashboards import data
-from dashboards.controls import fill, how_to_read, plain, table
-from dashboards.views.view import View, scores
-from extract.store import Task
-from probes.table import columns, suites
+from htc_probe.analysis.sentences import Sentence
+from htc_probe.dashboards import attention as att
+from htc_probe.dashboards import data
+from htc_probe.dashboards.parts.controls import fill, how_to_read, plain, table
+from htc_probe.dashboards.views.view import View, scores
+from htc_probe.extract.store import Task
+from htc_probe.probes.show.table import columns, suites
 
 THUMBNAILS = 12
 # What each of `data.sentences` answers, and the analysis that it is of; "" is the probes.

@@ -11,10 +11,11 @@ from typing import NamedTuple
 import numpy as np
 import streamlit as st
 
-from dashboards import answers, data, figures, gallery, hover
-from dashboards.answers import Answers
-from dashboards.chart import draw, made, points
-from dashboards.controls import (
+from htc_probe.dashboards import data, figures
+from htc_probe.dashboards.figures.base import escape
+from htc_probe.dashboards.parts import gallery, hover
+from htc_probe.dashboards.parts.chart import draw, made, points
+from htc_probe.dashboards.parts.controls import (
     choose,
     fill,
     fragment,
@@ -27,13 +28,14 @@ from dashboards.controls import (
     side_by_side,
     table,
 )
-from dashboards.figures.base import escape
-from dashboards.views.view import View, scores
-from probes import table as of_tables
-from probes.figures import CAPTIONS
-from probes.predictions import Predicted
-from probes.results import Results, label
-from probes.table import Key
+from htc_probe.dashboards.views.view import View, scores
+from htc_probe.probes.files.predictions import Predicted
+from htc_probe.probes.files.results import Results, label
+from htc_probe.probes.show import answers
+from htc_probe.probes.show import table as of_tables
+from htc_probe.probes.show.answers import Answers
+from htc_probe.probes.show.figures import CAPTIONS
+from htc_probe.probes.show.table import Key
 
 AT_ONCE = 24
 """Pictures on the page."""

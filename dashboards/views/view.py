@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import streamlit as st
 
-from dashboards import data
-from dashboards.controls import Selection, fill, plain
-from dashboards.runs import RunFile
-from probes.results import Results
+from htc_probe.dashboards import data
+from htc_probe.dashboards.parts.controls import Selection, fill, plain
+from htc_probe.dashboards.runs import RunFile
+from htc_probe.probes.files.results import Results
 
 
 class View(NamedTuple):

@@ -3,19 +3,19 @@
 from importlib import import_module
 from pathlib import Path
 
-from extract.data.source import Source
-from extract.errors import UserError
+from htc_probe.extract.data.source import Source
+from htc_probe.extract.errors import UserError
 
 # Data sets in their official formats: NAME:PATH on the command line. Each module has `open_split(root, split, limit)`.
 FORMATS = {
-    "cub": "extract.data.cub",
-    "paco": "extract.data.paco",
-    "coco": "extract.data.coco",
-    "dtd": "extract.data.dtd",
-    "gqa": "extract.data.gqa",
-    "clevr": "extract.data.clevr",
-    "3dshapes": "extract.data.shapes3d",
-    "datasets": "extract.data.hf_datasets",
+    "cub": "htc_probe.extract.data.official.cub",
+    "paco": "htc_probe.extract.data.official.paco",
+    "coco": "htc_probe.extract.data.official.coco",
+    "dtd": "htc_probe.extract.data.official.dtd",
+    "gqa": "htc_probe.extract.data.official.gqa",
+    "clevr": "htc_probe.extract.data.official.clevr",
+    "3dshapes": "htc_probe.extract.data.official.shapes3d",
+    "datasets": "htc_probe.extract.data.official.hf_datasets",
 }
 
 
@@ -30,7 +30,7 @@ def open_source(name_or_path: str, split: str, *, limit: int | None = None, reso
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit} leaves no image; use 1 or more")
     if name_or_path == "scenes":
-        from extract.data.scenes import ScenesSource
+        from htc_probe.extract.data.scenes import ScenesSource
 
         return ScenesSource(split, resolution=resolution, limit=limit)
     name, colon, path = name_or_path.partition(":")
@@ -39,7 +39,7 @@ def open_source(name_or_path: str, split: str, *, limit: int | None = None, reso
             raise UserError(f"no folder {path!r} with {name} data; --data {name}:PATH names where it was unpacked")
         return import_module(FORMATS[name]).open_split(Path(path), split, limit=limit)
     if Path(name_or_path).is_dir():
-        from extract.data.imagefolder import ImageFolder
+        from htc_probe.extract.data.imagefolder import ImageFolder
 
         return ImageFolder(Path(name_or_path), split, limit=limit)
     raise UserError(

@@ -26,9 +26,9 @@ from typing import Any, cast, get_args
 
 import numpy as np
 
-from extract.data.files import printable
-from extract.errors import UserError
-from extract.store import NUMERIC, Kind, Suite, Task
+from htc_probe.extract.data.files import printable
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import NUMERIC, Kind, Suite, Task
 
 NOT_LABELS = frozenset({"file_name", "id", "group"})
 UNKNOWN = frozenset({"na", "n/a", "#n/a", "<na>", "nan", "null"})  # in any case; of R, pandas, spreadsheets, databases

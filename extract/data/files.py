@@ -17,10 +17,10 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 
-from extract.data.labels import Labels
-from extract.data.source import ImageError, Item
-from extract.data.tables import refuse_repeated
-from extract.errors import UserError
+from htc_probe.extract.data.labels import Labels
+from htc_probe.extract.data.source import ImageError, Item
+from htc_probe.extract.data.tables import refuse_repeated
+from htc_probe.extract.errors import UserError
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # Pillow's others include programs, such as PostScript
 MOST_SIDE = 65_535  # pixels, the most that a JPEG can have; Pillow limits the pixels in all, but not a side

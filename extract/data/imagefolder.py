@@ -27,12 +27,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from extract.data.columns import NOT_LABELS, Label, cell_text, given, label_of, make_task, read_tasks
-from extract.data.files import printable, read_image, spread
-from extract.data.source import Item
-from extract.data.tables import once, refuse_repeated
-from extract.errors import UserError
-from extract.store import NUMERIC, Task
+from htc_probe.extract.data.columns import NOT_LABELS, Label, cell_text, given, label_of, make_task, read_tasks
+from htc_probe.extract.data.files import printable, read_image, spread
+from htc_probe.extract.data.source import Item
+from htc_probe.extract.data.tables import once, refuse_repeated
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import NUMERIC, Task
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")

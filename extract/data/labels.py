@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from extract.store import Kind, Suite, Task
+from htc_probe.extract.store import Kind, Suite, Task
 
 RARE = 10  # images; below it, five folds cannot all have two of the class
 _SHOWN = 8  # classes of a `summary`

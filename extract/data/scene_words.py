@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from extract.data.scenes import QUESTIONS, Scene, vocabulary
+from htc_probe.extract.data.scenes import QUESTIONS, Scene, vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

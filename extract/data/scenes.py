@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from extract.data.source import Item
-from extract.errors import UserError
-from extract.store import Task
+from htc_probe.extract.data.source import Item
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import Task
 
 SPLITS = {"train": 200_000, "val": 2_000, "test": 2_000}
 _SEED = 0x5CE7E5

@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from PIL import Image
 
-from extract.store import Task
+from htc_probe.extract.store import Task
 
 
 class Item(NamedTuple):

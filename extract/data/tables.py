@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from extract.errors import UserError
+from htc_probe.extract.errors import UserError
 
 T = TypeVar("T")
 

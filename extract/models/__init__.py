@@ -14,17 +14,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from extract.errors import UserError
-from extract.models import hub
-from extract.models.adapters import Adapter, check_adapter, merged, read_adapter
-from extract.models.layouts import Checkpoint, open_checkpoint, read_config, read_tokenizer
-from extract.models.weights import FLOATS, Stored, line, opened
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.models import hub
+from htc_probe.extract.models.adapters import Adapter, check_adapter, merged, read_adapter
+from htc_probe.extract.models.layouts import Checkpoint, open_checkpoint, read_config, read_tokenizer
+from htc_probe.extract.models.weights import FLOATS, Stored, line, opened
 
 if TYPE_CHECKING:
     import torch
 
-    from extract.vlm.config import HTCConfig
-    from extract.vlm.model import HTCVLM
+    from htc_probe.extract.vlm.config import HTCConfig
+    from htc_probe.extract.vlm.model import HTCVLM
 
 __all__ = ["digest", "find", "load", "random_digest", "random_model", "read_config", "read_tokenizer", "shipped"]
 
@@ -86,7 +86,7 @@ def load(folder: Path, *, dtype: torch.dtype, device: str, adapter: Path | None 
     import torch
     from accelerate import init_empty_weights
 
-    from extract.vlm.model import HTCVLM
+    from htc_probe.extract.vlm.model import HTCVLM
 
     checkpoint = open_checkpoint(folder)
     shapes = _check_fit(folder, checkpoint)
@@ -119,7 +119,7 @@ def random_model(config: HTCConfig, *, dtype: torch.dtype, device: str, seed: in
     """A model with weights drawn at random, each as its kind of layer starts, for inference. MGVQ stays float32."""
     import torch
 
-    from extract.vlm.model import HTCVLM
+    from htc_probe.extract.vlm.model import HTCVLM
 
     torch.manual_seed(seed)
     before = torch.get_default_dtype()
@@ -144,7 +144,7 @@ def _check_fit(folder: Path, checkpoint: Checkpoint) -> dict[str, tuple[int, ...
     """The shapes of all weights that the configuration needs. Raises UserError where the files have others."""
     import torch
 
-    from extract.vlm.model import HTCVLM
+    from htc_probe.extract.vlm.model import HTCVLM
 
     config, weights = checkpoint.config, checkpoint.weights
     layers = config.text.num_hidden_layers + config.vision.num_hidden_layers

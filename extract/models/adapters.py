@@ -13,10 +13,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
-from extract.errors import UserError
-from extract.images import Fit
-from extract.models.layouts import fit_of, model_name
-from extract.models.weights import ADAPTER_FILES, FLOATS, Stored, read_json, reading, stored, weight_files
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.images import Fit
+from htc_probe.extract.models.layouts import fit_of, model_name
+from htc_probe.extract.models.weights import ADAPTER_FILES, FLOATS, Stored, read_json, reading, stored, weight_files
 
 if TYPE_CHECKING:
     import torch

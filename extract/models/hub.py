@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from extract.errors import UserError
-from extract.models import processors
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.models import processors
 
 _DESCRIPTION = (
     "config.json",

@@ -17,16 +17,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from extract.errors import UserError
-from extract.images import Fit
-from extract.models import hub
-from extract.models.processors import image_settings
-from extract.models.weights import Stored, line, read_json, stored, weight_files
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.images import Fit
+from htc_probe.extract.models import hub
+from htc_probe.extract.models.processors import image_settings
+from htc_probe.extract.models.weights import Stored, line, read_json, stored, weight_files
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerBase
 
-    from extract.vlm.config import HTCConfig, Projector
+    from htc_probe.extract.vlm.config import HTCConfig, Projector
 
 BEFORE_IMAGE = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
@@ -73,7 +73,7 @@ def read_config(folder: Path) -> HTCConfig:
 
     Raises UserError.
     """
-    from extract.vlm.config import HTCConfig
+    from htc_probe.extract.vlm.config import HTCConfig
 
     if _raw_config(folder)["model_type"] != HTCConfig.model_type:
         return open_checkpoint(folder).config
@@ -198,7 +198,7 @@ def _llava(
 
     `processor` is the folder of the image processor, `pad` as in `image_settings`.
     """
-    from extract.vlm.config import HTCConfig
+    from htc_probe.extract.vlm.config import HTCConfig
 
     tokenizer = read_tokenizer(folder)
     compresses = VOCO in tokenizer.get_vocab()

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from extract.errors import UserError
-from extract.images import Fit, Resample
-from extract.models.weights import read_json, reading
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.images import Fit, Resample
+from htc_probe.extract.models.weights import read_json, reading
 
 FILES = ("processor_config.json", "preprocessor_config.json")
 """Where transformers 5 saves an image processor, within the whole processor, and where it lies on the hub."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from extract.errors import UserError
+from htc_probe.extract.errors import UserError
 
 if TYPE_CHECKING:
     import torch

@@ -31,7 +31,7 @@ import h5py
 import hdf5plugin  # its filters stay registered: with it, h5py reads a run as any other file
 import numpy as np
 
-from extract.errors import UserError
+from htc_probe.extract.errors import UserError
 
 Kind = Literal["classes", "multilabel", "number", "circular"]
 NUMERIC: tuple[Kind, ...] = ("number", "circular")

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from extract.data.source import ImageError, Item, Source
-from extract.errors import UserError
-from extract.store import NUMERIC, Batch, RunInfo, RunShape, StoreDtype, Task, estimate_bytes
+from htc_probe.extract.data.source import ImageError, Item, Source
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import NUMERIC, Batch, RunInfo, RunShape, StoreDtype, Task, estimate_bytes
 
 SHARD_BYTES = 128 * 10**6  # before packing: some seconds to some minutes of work
 SHARD_IMAGES = 1024  # at most, where images are small and the model is slow

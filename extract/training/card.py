@@ -7,7 +7,7 @@ from math import nan
 from pathlib import Path
 from typing import Any
 
-from extract.training.config import TinyConfig
+from htc_probe.extract.training.config import TinyConfig
 
 Logs = Mapping[str, list[dict[str, Any]]]
 

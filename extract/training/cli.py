@@ -7,9 +7,9 @@ from pathlib import Path
 
 import tyro
 
-from extract.errors import UserError
-from extract.training.config import FinetuneConfig, TinyConfig
-from extract.training.toml_file import read_settings
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.training.config import FinetuneConfig, TinyConfig
+from htc_probe.extract.training.toml_file import read_settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,11 +17,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = _parse(sys.argv[1:] if argv is None else list(argv))
         if isinstance(config, TinyConfig):
-            from extract.training.tiny import train_tiny
+            from htc_probe.extract.training.tiny import train_tiny
 
             folder = train_tiny(config)
         else:
-            from extract.training.finetune import finetune
+            from htc_probe.extract.training.finetune import finetune
 
             folder = finetune(config)
     except UserError as error:

@@ -55,9 +55,9 @@ class FinetuneConfig:
         htc-train --init-from LLAVA --mgvq mgvq_f16c32_g8.pt
         htc-train tiny --help                     (the small model that ships with this package, from nothing)
 
-        torchrun --nproc_per_node 8 -m extract.training.cli CONFIG.toml
+        torchrun --nproc_per_node 8 -m htc_probe.extract.training.cli CONFIG.toml
         accelerate launch --use_fsdp --fsdp_version 2 --fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP
-            -m extract.training.cli CONFIG.toml
+            -m htc_probe.extract.training.cli CONFIG.toml
 
     Trained are P_v, P_d, <voco> and the language model; CLIP and MGVQ are frozen. Interrupted, the same command
     continues from the last checkpoint.

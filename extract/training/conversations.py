@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from extract.data import scenes
-from extract.data.tables import once
-from extract.errors import UserError
+from htc_probe.extract.data import scenes
+from htc_probe.extract.data.tables import once
+from htc_probe.extract.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

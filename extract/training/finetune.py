@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
-from extract import models
-from extract.errors import UserError
-from extract.training.config import FinetuneConfig
-from extract.training.conversations import Conversation, Encoder, read_conversations, scene_conversations
-from extract.training.instruction import (
+from htc_probe.extract import models
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.training.config import FinetuneConfig
+from htc_probe.extract.training.conversations import Conversation, Encoder, read_conversations, scene_conversations
+from htc_probe.extract.training.instruction import (
     MISSING,
     Instructions,
     WholeBatches,
@@ -30,10 +30,10 @@ from extract.training.instruction import (
     open_scene,
     with_images,
 )
-from extract.training.stage import claim, last_checkpoint
-from extract.vlm.config import HTCConfig
-from extract.vlm.mgvq import MGVQ, PRESETS
-from extract.vlm.model import HTCVLM
+from htc_probe.extract.training.stage import claim, last_checkpoint
+from htc_probe.extract.vlm.config import HTCConfig
+from htc_probe.extract.vlm.mgvq import MGVQ, PRESETS
+from htc_probe.extract.vlm.model import HTCVLM
 
 ANCHORS = 4
 RECORD = "training.json"
@@ -64,7 +64,9 @@ def finetune(config: FinetuneConfig) -> Path:
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except UserError as error:  # that of a process that reads images comes with its traceback in the message
-        raise UserError(str(error).strip().splitlines()[-1].removeprefix("extract.errors.UserError: ")) from error
+        raise UserError(
+            str(error).strip().splitlines()[-1].removeprefix("htc_probe.extract.errors.UserError: ")
+        ) from error
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if first:
         scale = config.lora_alpha / config.lora_rank
@@ -204,7 +206,7 @@ def _check(config: FinetuneConfig) -> None:
     if devices == 1 and torch.cuda.device_count() > 1:
         raise UserError(
             f"{torch.cuda.device_count()} GPUs are here: start it with torchrun --nproc_per_node "
-            f"{torch.cuda.device_count()} -m extract.training.cli, or choose one with CUDA_VISIBLE_DEVICES=0"
+            f"{torch.cuda.device_count()} -m htc_probe.extract.training.cli, or choose one with CUDA_VISIBLE_DEVICES=0"
         )
     if _fsdp() and os.environ.get("FSDP_VERSION", "1") != "2":
         raise UserError("FSDP version 1 cannot run the star; give accelerate launch --fsdp_version 2")

@@ -13,13 +13,13 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from extract.data import scenes
-from extract.data.files import read_image
-from extract.data.source import ImageError
-from extract.errors import UserError
-from extract.images import prepare
-from extract.training.conversations import IGNORED_LABEL, Conversation, Encoder
-from extract.vlm.config import HTCConfig
+from htc_probe.extract.data import scenes
+from htc_probe.extract.data.files import read_image
+from htc_probe.extract.data.source import ImageError
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.images import prepare
+from htc_probe.extract.training.conversations import IGNORED_LABEL, Conversation, Encoder
+from htc_probe.extract.vlm.config import HTCConfig
 
 MISSING = "missing_images.txt"
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from extract.vlm.mgvq import MGVQ, MGVQConfig
+from htc_probe.extract.vlm.mgvq import MGVQ, MGVQConfig
 
 RESEED_EVERY = 100  # steps; a code that no patch chose in that time starts anew from an encoder output
 COMMITMENT = 0.25  # van den Oord et al. 2017

@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import EvalPrediction
 
-from extract.errors import UserError
-from extract.training.config import Schedule
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.training.config import Schedule
 
 WEIGHTS, LOG = "model.safetensors", "log.json"
 

@@ -19,15 +19,15 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, LlamaConfig
 from transformers.trainer_utils import EvalPrediction
 
-from extract.data import scene_words, scenes
-from extract.training.card import write_card, write_curves
-from extract.training.config import Schedule, TinyConfig
-from extract.training.contrastive import CaptionCLIP
-from extract.training.reconstruction import Reconstruction
-from extract.training.stage import Batches, claim, train_stage
-from extract.vlm.config import CLIP_MEAN, CLIP_STD, HTCConfig
-from extract.vlm.mgvq import MGVQConfig
-from extract.vlm.model import HTCVLM
+from htc_probe.extract.data import scene_words, scenes
+from htc_probe.extract.training.card import write_card, write_curves
+from htc_probe.extract.training.config import Schedule, TinyConfig
+from htc_probe.extract.training.contrastive import CaptionCLIP
+from htc_probe.extract.training.reconstruction import Reconstruction
+from htc_probe.extract.training.stage import Batches, claim, train_stage
+from htc_probe.extract.vlm.config import CLIP_MEAN, CLIP_STD, HTCConfig
+from htc_probe.extract.vlm.mgvq import MGVQConfig
+from htc_probe.extract.vlm.model import HTCVLM
 
 RESOLUTION, PATCH, WIDTH, HEADS = 64, 8, 128, 4
 VISION_LAYER = -1

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from extract.errors import UserError
+from htc_probe.extract.errors import UserError
 
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path (text)"}
 

@@ -10,9 +10,9 @@ from typing import Any, Literal, NamedTuple, get_args
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, PretrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from extract.images import CLIP_MEAN, Fit, Frame, Resample
-from extract.vlm.mgvq import MGVQ_F16C32_G8, MGVQConfig
-from extract.vlm.star import TOPOLOGIES, Topology
+from htc_probe.extract.images import CLIP_MEAN, Fit, Frame, Resample
+from htc_probe.extract.vlm.mgvq import MGVQ_F16C32_G8, MGVQConfig
+from htc_probe.extract.vlm.star import TOPOLOGIES, Topology
 
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 Projector = Literal["linear", "mlp2x_gelu"]

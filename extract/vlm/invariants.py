@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, apply_rotary_pos_emb, eager_attention_forward
 
-from extract.vlm import star
-from extract.vlm.model import HTCVLM
+from htc_probe.extract.vlm import star
+from htc_probe.extract.vlm.model import HTCVLM
 
 ROW_SUM_TOLERANCE = 1e-5
 """Rows are float32 whatever the model computes in."""

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_dc import Decoder, Encoder
 from torch import Tensor, nn
 
-from extract.errors import UserError
+from htc_probe.extract.errors import UserError
 
 # The search for the nearest codes holds at most this many similarities at once (4 bytes each: 64 MiB).
 SEARCH_ENTRIES = 2**24

@@ -19,10 +19,10 @@ from transformers import AutoModel, CLIPVisionModel, DynamicCache, LlamaForCausa
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from extract.vlm import star
-from extract.vlm.config import HTCConfig
-from extract.vlm.mgvq import MGVQ, MGVQEncoding
-from extract.vlm.picks import pick_anchors
+from htc_probe.extract.vlm import star
+from htc_probe.extract.vlm.config import HTCConfig
+from htc_probe.extract.vlm.mgvq import MGVQ, MGVQEncoding
+from htc_probe.extract.vlm.picks import pick_anchors
 
 IGNORED_LABEL = -100
 _GREEDY = {"do_sample": False, "max_new_tokens": 64}

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaModel
 
-from extract.errors import UserError
-from extract.vlm.model import HTCVLM
-from extract.vlm.star import star_mask
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.vlm.model import HTCVLM
+from htc_probe.extract.vlm.star import star_mask
 
 
 class Keys(NamedTuple):

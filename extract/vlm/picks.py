@@ -6,7 +6,7 @@ Knows patches as vectors; not CLIP, language models or images.
 import torch
 from torch import Tensor
 
-from extract.vlm.config import Anchors
+from htc_probe.extract.vlm.config import Anchors
 
 _ROUNDS = 10  # of Lloyd's algorithm; each image's few hundred patches settle in fewer
 

@@ -22,11 +22,11 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from extract.errors import UserError
-from extract.store import NUMERIC, Kind
-from probes import circular
-from probes.metrics import Gaussian, Prediction, VonMises
-from probes.weights import Key, unknown_key
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import NUMERIC, Kind
+from htc_probe.probes.files.weights import Key, unknown_key
+from htc_probe.probes.inputs import circular
+from htc_probe.probes.scores.metrics import Gaussian, Prediction, VonMises
 
 MOST_CLASSES = 32
 """Of more classes, the chosen one and the true one alone are stored."""

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard, get_args, get_origin, get_type_hints
 
-from extract.errors import UserError
+from htc_probe.extract.errors import UserError
 
 SCHEMA = "htc-probes"
 SCHEMA_VERSION = 3

@@ -19,8 +19,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as as_bytes
 
-from extract.errors import UserError
-from probes import circular
+from htc_probe.extract.errors import UserError
+from htc_probe.probes.inputs import circular
 
 _SCHEMA = "htc-probe-weights-1"
 Key = tuple[str, str, int | None]

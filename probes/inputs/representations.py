@@ -15,8 +15,8 @@ from zipfile import BadZipFile
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from extract.errors import UserError
-from extract.store import Run
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import Run
 
 DEFAULT = ("voco_read", "z_voco", "v_d", "v_pooled", "v_d+z_voco", "v_pooled+z_voco", "pixels")
 """The token as text reads it, its last state, what it was made from, what each adds to the other, and a floor without

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from extract.errors import UserError
-from extract.store import NUMERIC, Run, Task
-from probes.codelength import Labels
-from probes.metrics import UNKNOWN
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import NUMERIC, Run, Task
+from htc_probe.probes.scores.metrics import UNKNOWN
+from htc_probe.probes.study.codelength import Labels
 
 SUITES = ("semantic", "detail")
 

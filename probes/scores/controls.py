@@ -17,9 +17,9 @@ Legend: n rows, K classes, C labels of a multi-label task, T types.
 
 import numpy as np
 
-from extract.store import Kind
-from probes import circular
-from probes.metrics import UNKNOWN, Gaussian, Prediction, VonMises
+from htc_probe.extract.store import Kind
+from htc_probe.probes.inputs import circular
+from htc_probe.probes.scores.metrics import UNKNOWN, Gaussian, Prediction, VonMises
 
 
 def type_labels(kind: Kind, y: np.ndarray, types: np.ndarray, seed: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from probes.metrics import RANGE, Sampled
+from htc_probe.probes.scores.metrics import RANGE, Sampled
 
 RESAMPLES = 1000
 FLIPS = 10_000

@@ -37,8 +37,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import sparse
 
-from extract.store import NUMERIC, Kind
-from probes import circular
+from htc_probe.extract.store import NUMERIC, Kind
+from htc_probe.probes.inputs import circular
 
 METRIC: dict[Kind, str] = {"classes": "top-1", "multilabel": "mAP", "number": "R2", "circular": "circular R2"}
 """The one that stands for a task where there is room for one. Larger is better, 1 is perfect."""

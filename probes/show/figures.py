@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from probes import table
-from probes.results import (
+from htc_probe.probes.files.results import (
     NOT_DEFINED,
     Ceiling,
     ClassScore,
@@ -31,7 +30,8 @@ from probes.results import (
     is_defined,
     label,
 )
-from probes.table import Key
+from htc_probe.probes.show import table
+from htc_probe.probes.show.table import Key
 
 CAPTIONS = {
     "scores": "Bars: held-out scores, larger is better, 1 is perfect. Whiskers: 95 % intervals over groups of images; "

@@ -19,10 +19,10 @@ import plotly.graph_objects as go
 import plotly.io
 from plotly.offline import get_plotlyjs
 
-from extract.errors import UserError
-from extract.store import NUMERIC
-from probes import figures, table
-from probes.results import NOT_DEFINED, Results
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import NUMERIC
+from htc_probe.probes.files.results import NOT_DEFINED, Results
+from htc_probe.probes.show import figures, table
 
 _CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
 

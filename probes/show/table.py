@@ -16,7 +16,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from probes.results import (
+from htc_probe.probes.files.results import (
     GAINED,
     KEPT,
     LOST,

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from probes import circular, ridge
-from probes.basis import Basis
-from probes.metrics import VonMises
+from htc_probe.probes.inputs import circular
+from htc_probe.probes.scores.metrics import VonMises
+from htc_probe.probes.solvers import ridge
+from htc_probe.probes.solvers.basis import Basis
 
 
 class AngleProbe(NamedTuple):

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from extract.errors import UserError
+from htc_probe.extract.errors import UserError
 
 
 class Scaler(NamedTuple):

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probes import ridge
-from probes.logistic import (
+from htc_probe.probes.solvers import ridge
+from htc_probe.probes.solvers.newton import (
     UNKNOWN,
     Fit,
     Target,
@@ -31,7 +31,7 @@ from probes.logistic import (
     _problems,
     _Rows,
 )
-from probes.stream import PAIRS, Features, Survey, label_sums, tiles
+from htc_probe.probes.solvers.survey import PAIRS, Features, Survey, label_sums, tiles
 
 _MAX_PASSES = 60
 _MAX_PRODUCTS = 40

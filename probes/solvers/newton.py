@@ -31,7 +31,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from probes.basis import Basis
+from htc_probe.probes.solvers.basis import Basis
 
 UNKNOWN = 255  # of a label of a multi-label task
 

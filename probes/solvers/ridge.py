@@ -24,8 +24,8 @@ from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from probes.basis import Basis
-from probes.logistic import UNKNOWN, Target
+from htc_probe.probes.solvers.basis import Basis
+from htc_probe.probes.solvers.newton import UNKNOWN, Target
 
 STRENGTHS = tuple(10.0 ** (power / 2) for power in range(6, -19, -1))
 """Strong to weak, 10^3 to 10^-9: all are tried of every number, as one decomposition serves all of them."""

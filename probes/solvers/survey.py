@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from extract.errors import UserError
-from probes import ridge
-from probes.basis import Scaler
-from probes.logistic import Fit, Target, multiplies_bfloat16
+from htc_probe.extract.errors import UserError
+from htc_probe.probes.solvers import ridge
+from htc_probe.probes.solvers.basis import Scaler
+from htc_probe.probes.solvers.newton import Fit, Target, multiplies_bfloat16
 
 BUDGET = 4 * 2**30
 """Bytes."""

@@ -26,13 +26,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
-from extract.store import NUMERIC, Kind
-from probes import angles, circular, folds, protocol, ridge
-from probes.basis import Basis
-from probes.codelength import Labels
-from probes.logistic import Path, Target, log_probabilities
-from probes.metrics import METRIC, UNKNOWN, Gaussian, Prediction, VonMises, labelled
-from probes.protocol import INNER_FOLDS, Settings, basis_of
+from htc_probe.extract.store import NUMERIC, Kind
+from htc_probe.probes.inputs import circular, folds
+from htc_probe.probes.scores.metrics import METRIC, UNKNOWN, Gaussian, Prediction, VonMises, labelled
+from htc_probe.probes.solvers import angles, ridge
+from htc_probe.probes.solvers.basis import Basis
+from htc_probe.probes.solvers.newton import Path, Target, log_probabilities
+from htc_probe.probes.study import protocol
+from htc_probe.probes.study.codelength import Labels
+from htc_probe.probes.study.protocol import INNER_FOLDS, Settings, basis_of
 
 HIDDEN = 64
 EPOCHS = tuple(range(5, 65, 5))

@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from extract.store import NUMERIC
-from probes import ceiling, codelength, protocol, stream, streamed
-from probes.ceiling import Reader
-from probes.codelength import Codelength, Labels
-from probes.metrics import Gaussian, Prediction, VonMises
-from probes.protocol import HeldOut
+from htc_probe.extract.store import NUMERIC
+from htc_probe.probes.scores.metrics import Gaussian, Prediction, VonMises
+from htc_probe.probes.solvers import survey
+from htc_probe.probes.study import ceiling, codelength, protocol, streamed
+from htc_probe.probes.study.ceiling import Reader
+from htc_probe.probes.study.codelength import Codelength, Labels
+from htc_probe.probes.study.protocol import HeldOut
 
 VERSION = 2  # of what a cell computes and of its file
 
@@ -102,7 +103,7 @@ class StreamedFold(Fold):
     """The same for features that are read as they are needed, within a budget in bytes."""
 
     def compute(  # type: ignore[override]
-        self, features: stream.Features, tasks: Sequence[Labels], groups: np.ndarray, settings: protocol.Settings
+        self, features: survey.Features, tasks: Sequence[Labels], groups: np.ndarray, settings: protocol.Settings
     ) -> list[HeldOut]:
         return streamed.hold_out(features, tasks, groups, self.train, self.test, settings, settings.budget)
 

@@ -12,14 +12,26 @@ from dataclasses import replace
 
 import numpy as np
 
-from probes import inference
-from probes.features import Representation
-from probes.metrics import METRIC, Sampled, Scores, effective_groups
-from probes.results import GAINED, KEPT, LOST, NOTHING, UNDECIDED, Ceiling, ClassScore, Interval, Kept, SuiteGap, finite
-from probes.tasks import SUITES, ProbeTask
+from htc_probe.probes.files.results import (
+    GAINED,
+    KEPT,
+    LOST,
+    NOTHING,
+    UNDECIDED,
+    Ceiling,
+    ClassScore,
+    Interval,
+    Kept,
+    SuiteGap,
+    finite,
+)
+from htc_probe.probes.inputs.representations import Representation
+from htc_probe.probes.inputs.tasks import SUITES, ProbeTask
+from htc_probe.probes.scores import intervals
+from htc_probe.probes.scores.metrics import METRIC, Sampled, Scores, effective_groups
 
 WHOLE = Representation("v_pooled", None)
-_LEVEL = 1 - inference.COVERAGE
+_LEVEL = 1 - intervals.COVERAGE
 _OF_CLASS = {"classes": "recall", "multilabel": "average precision"}
 
 Found = Mapping[Representation, Sequence[Scores]]
@@ -28,7 +40,7 @@ Found = Mapping[Representation, Sequence[Scores]]
 
 def mean(tasks: Sequence[ProbeTask], scores: Sequence[Scores], of: Sequence[int], *, floor: bool = False) -> Sampled:
     """The mean of the own metrics of the tasks numbered `of`, or that of their floors."""
-    return inference.mean([(scores[t].floor if floor else scores[t].of)[METRIC[tasks[t].task.kind]] for t in of])
+    return intervals.mean([(scores[t].floor if floor else scores[t].of)[METRIC[tasks[t].task.kind]] for t in of])
 
 
 def kept(tasks: Sequence[ProbeTask], found: Found, margin: float) -> list[Kept]:
@@ -63,12 +75,12 @@ def suite_gaps(tasks: Sequence[ProbeTask], found: Found) -> list[SuiteGap]:
             continue
         groups = _groups(scores, range(len(tasks)))
         shares = [
-            inference.kept(mean(tasks, scores, of), mean(tasks, whole, of), mean(tasks, whole, of, floor=True), groups)
+            intervals.kept(mean(tasks, scores, of), mean(tasks, whole, of), mean(tasks, whole, of, floor=True), groups)
             for of in (suites[name] for name in SUITES)
         ]
         told, p = Interval(None, None, None), None
         if shares[0] is not None and shares[1] is not None:
-            *ends, p = inference.difference(shares[0], shares[1], groups)
+            *ends, p = intervals.difference(shares[0], shares[1], groups)
             told = Interval(*finite(ends))
         made.append(SuiteGap(*at, *SUITES, told, p, p))
     adjusted = _holm([one.p for one in made])
@@ -85,7 +97,7 @@ def by_class(tasks: Sequence[ProbeTask], found: Found) -> Iterator[ClassScore]:
             for c in np.argsort(-given.images, kind="stable"):
                 sizes = given.groups_KG[[c]].data
                 score = given.of[c]
-                told = score.estimate, *inference.share_interval(score, effective_groups(sizes))
+                told = score.estimate, *intervals.share_interval(score, effective_groups(sizes))
                 (floor,) = finite([given.floor[c]])
                 yield ClassScore(
                     one.task.suite,
@@ -109,8 +121,8 @@ def ceilings(
         for t, one in enumerate(tasks):
             metric = METRIC[one.task.kind]
             score, groups = scores[t].of[metric], _groups(scores, [t])
-            ends = inference.interval(score.draws, groups)
-            *told, p = inference.difference(score, linear[at][t].of[metric], groups)
+            ends = intervals.interval(score.draws, groups)
+            *told, p = intervals.difference(score, linear[at][t].of[metric], groups)
             made.append(
                 Ceiling(
                     one.task.suite,
@@ -151,8 +163,8 @@ def _kept(
     floor: Sampled,
     groups: float,
 ) -> Kept:
-    found = inference.equivalence(score, whole, groups, margin)
-    to_keep = inference.difference(whole, floor, groups).lower > margin
+    found = intervals.equivalence(score, whole, groups, margin)
+    to_keep = intervals.difference(whole, floor, groups).lower > margin
     within = found.within if to_keep else None
     told = Interval(*finite(found.difference[:3]))
     return Kept(suite, task, *at, metric, margin, told, within, within, found.beyond, found.beyond, "")
@@ -177,5 +189,5 @@ def _decided(family: Sequence[Kept]) -> list[Kept]:
 
 def _holm(p: Sequence[float | None]) -> list[float | None]:
     """None ones are no hypotheses and stay so."""
-    adjusted = inference.holm(np.array([math.nan if one is None else one for one in p]))
+    adjusted = intervals.holm(np.array([math.nan if one is None else one for one in p]))
     return list(finite(adjusted.tolist()))

@@ -30,12 +30,13 @@ import numpy as np
 import torch
 from scipy import special
 
-from extract.store import NUMERIC, Kind
-from probes import angles, circular, ridge
-from probes.basis import Basis
-from probes.logistic import Path, Target, log_probabilities
-from probes.metrics import UNKNOWN, Gaussian, Prediction, VonMises
-from probes.strengths import FIRST, LADDER
+from htc_probe.extract.store import NUMERIC, Kind
+from htc_probe.probes.inputs import circular
+from htc_probe.probes.scores.metrics import UNKNOWN, Gaussian, Prediction, VonMises
+from htc_probe.probes.solvers import angles, ridge
+from htc_probe.probes.solvers.basis import Basis
+from htc_probe.probes.solvers.newton import Path, Target, log_probabilities
+from htc_probe.probes.study.strengths import FIRST, LADDER
 
 FRACTIONS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5, 1.0)
 LEVELS = 256

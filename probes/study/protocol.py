@@ -19,13 +19,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from extract.store import NUMERIC, Kind
-from probes import angles, folds, ridge
-from probes.basis import Basis
-from probes.codelength import Labels
-from probes.logistic import Path, Target, half_copy, log_probabilities
-from probes.metrics import METRIC, UNKNOWN, Gaussian, Prediction, VonMises, row_bits
-from probes.strengths import FIRST, LADDER, Search
+from htc_probe.extract.store import NUMERIC, Kind
+from htc_probe.probes.inputs import folds
+from htc_probe.probes.scores.metrics import METRIC, UNKNOWN, Gaussian, Prediction, VonMises, row_bits
+from htc_probe.probes.solvers import angles, ridge
+from htc_probe.probes.solvers.basis import Basis
+from htc_probe.probes.solvers.newton import Path, Target, half_copy, log_probabilities
+from htc_probe.probes.study.codelength import Labels
+from htc_probe.probes.study.strengths import FIRST, LADDER, Search
 
 INNER_FOLDS = 3
 BITS = "cross-entropy"

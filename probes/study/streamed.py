@@ -10,14 +10,16 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from extract.store import NUMERIC
-from probes import circular, folds, ridge, stream
-from probes.codelength import Labels
-from probes.logistic import Fit, Target, log_probabilities
-from probes.metrics import Gaussian, VonMises
-from probes.protocol import INNER_FOLDS, HeldOut, Settings, by_rung, costs, criteria, exact, smoothed
-from probes.stream_path import StreamedPath
-from probes.strengths import LADDER, Search
+from htc_probe.extract.store import NUMERIC
+from htc_probe.probes.inputs import circular, folds
+from htc_probe.probes.scores.metrics import Gaussian, VonMises
+from htc_probe.probes.solvers import ridge
+from htc_probe.probes.solvers import survey as stream
+from htc_probe.probes.solvers.lbfgs import StreamedPath
+from htc_probe.probes.solvers.newton import Fit, Target, log_probabilities
+from htc_probe.probes.study.codelength import Labels
+from htc_probe.probes.study.protocol import INNER_FOLDS, HeldOut, Settings, by_rung, costs, criteria, exact, smoothed
+from htc_probe.probes.study.strengths import LADDER, Search
 
 
 def hold_out(

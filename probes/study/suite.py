@@ -20,19 +20,34 @@ import joblib
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from extract.errors import UserError
-from extract.store import NUMERIC, Run
-from probes import claims, controls, features, folds, inference, metrics, oddities, protocol, ridge, tasks
-from probes.cells import Ceiling, Cell, Code, Fold, Kept, StreamedFold
-from probes.codelength import Codelength, Labels
-from probes.features import Representation
-from probes.metrics import METRIC, Gaussian, Prediction, Sampled, Scores, VonMises
-from probes.predictions import Asked
-from probes.protocol import HeldOut
-from probes.results import Baseline, Comparison, Confusion, CurvePoint, Interval, Results, Row, SuiteMean, finite, label
-from probes.strengths import FIRST, LADDER
-from probes.tasks import ProbeTask
-from probes.weights import Key, Probe
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import NUMERIC, Run
+from htc_probe.probes.files.predictions import Asked
+from htc_probe.probes.files.results import (
+    Baseline,
+    Comparison,
+    Confusion,
+    CurvePoint,
+    Interval,
+    Results,
+    Row,
+    SuiteMean,
+    finite,
+    label,
+)
+from htc_probe.probes.files.weights import Key, Probe
+from htc_probe.probes.inputs import folds, oddities, tasks
+from htc_probe.probes.inputs import representations as features
+from htc_probe.probes.inputs.representations import Representation
+from htc_probe.probes.inputs.tasks import ProbeTask
+from htc_probe.probes.scores import controls, intervals, metrics
+from htc_probe.probes.scores.metrics import METRIC, Gaussian, Prediction, Sampled, Scores, VonMises
+from htc_probe.probes.solvers import ridge
+from htc_probe.probes.study import claims, protocol
+from htc_probe.probes.study.cells import Ceiling, Cell, Code, Fold, Kept, StreamedFold
+from htc_probe.probes.study.codelength import Codelength, Labels
+from htc_probe.probes.study.protocol import HeldOut
+from htc_probe.probes.study.strengths import FIRST, LADDER
 
 CURVE = (0.05, 0.1, 0.2, 0.4)
 """Parts of the training images at which learning curves are measured, besides all of them."""
@@ -231,7 +246,7 @@ def probe(
     Finished cells are kept in the folder `keep`, and taken from there. `on_cell` is called `plan.cells` times,
     `on_predictions` for every representation, with what its probes said of the rows of each task in `asked(plan)`.
     """
-    draws_RG = inference.resample_groups(int(plan.groups.max()) + 1, plan.settings.seed)
+    draws_RG = intervals.resample_groups(int(plan.groups.max()) + 1, plan.settings.seed)
     found = [_look(plan, at, keep, draws_RG, on_cell, on_predictions) for at in plan.representations]
     return _results(plan, dict(zip(plan.representations, found, strict=True)), config or {})
 
@@ -536,7 +551,7 @@ def _score(
                 if _varies(plan, drawn[at])
             ]
             if of:
-                known[one.task.name] = inference.mean([each.of[METRIC[one.task.kind]] for each in of])
+                known[one.task.name] = intervals.mean([each.of[METRIC[one.task.kind]] for each in of])
         control = [known.get(one.task.name) for one in plan.tasks]
     curve = []
     if compared and plan.settings.curve:
@@ -615,7 +630,7 @@ def _scored_by(
         labels.kind, labels.y[scored], prediction, floor, plan.fold[scored], plan.groups[scored], draws_RG, ranks=ranks
     )
     folds = len(_numbers(plan))
-    return scores._replace(of={name: inference.over_training_sets(one, name, folds) for name, one in scores.of.items()})
+    return scores._replace(of={name: intervals.over_training_sets(one, name, folds) for name, one in scores.of.items()})
 
 
 def _without_features(plan: Plan, labels: Labels, categories: np.ndarray | None = None) -> Prediction:
@@ -670,7 +685,7 @@ def _results(plan: Plan, found: dict[Representation, Found], config: dict[str, A
         for at in plan.representations:
             rows.append(_row(one, t, at, found[at], whole))
             warnings += _doubts(rows[-1], shortcuts.get(one.task.name))
-            if inference.folds_disagree(found[at].fold_scores[t], found[at].scores[t].of[rows[-1].metric]):
+            if intervals.folds_disagree(found[at].fold_scores[t], found[at].scores[t].of[rows[-1].metric]):
                 told = ", ".join(f"{score:.2f}" for score in found[at].fold_scores[t])
                 warnings.append(
                     f"{one.task.name} from {label(*at)}: folds disagree ({told}), more than their images explain; look "
@@ -767,8 +782,8 @@ def _suite_mean(plan: Plan, suite: str, at: Representation, found: Found, whole:
     of = [t for t, one in enumerate(plan.tasks) if one.task.suite == suite]
     groups = max(found.scores[t].effective_groups for t in of)
     score, floor = _mean(plan, found, of), _mean(plan, found, of, floor=True)
-    bits = inference.mean([found.scores[t].of["V-information"] for t in of])
-    kept = None if whole is None else inference.retention(score, _mean(plan, whole, of), floor, groups)
+    bits = intervals.mean([found.scores[t].of["V-information"] for t in of])
+    kept = None if whole is None else intervals.retention(score, _mean(plan, whole, of), floor, groups)
     interval = _interval(score, groups)
     return SuiteMean(
         suite=suite,
@@ -838,14 +853,14 @@ def _comparison(
 
 
 def _corrected(family: Sequence[Comparison]) -> list[Comparison]:
-    adjusted = inference.holm(np.array([one.p for one in family]))
+    adjusted = intervals.holm(np.array([one.p for one in family]))
     return [replace(one, p_holm=float(p)) for one, p in zip(family, adjusted, strict=True)]
 
 
 def _baselines(plan: Plan) -> Iterator[Baseline]:
     if plan.types is None:
         return
-    draws_RG = inference.resample_groups(int(plan.groups.max()) + 1, plan.settings.seed)
+    draws_RG = intervals.resample_groups(int(plan.groups.max()) + 1, plan.settings.seed)
     scored = plan.fold >= 0
     for one in plan.tasks:
         if one is plan.types:
@@ -879,7 +894,7 @@ def _protocol(plan: Plan) -> dict[str, Any]:
         "strengths": [LADDER[rung] for rung in FIRST],
         "ladder": list(LADDER),
         "ridge_strengths": list(ridge.STRENGTHS),
-        "resamples": inference.RESAMPLES,
+        "resamples": intervals.RESAMPLES,
         "control_draws": CONTROL_DRAWS if plan.types is not None else 0,
         "types": None if plan.types is None else plan.types.task.name,
         "groups": len(np.unique(plan.groups[plan.fold >= 0])),
@@ -892,19 +907,19 @@ def _protocol(plan: Plan) -> dict[str, Any]:
 
 
 def _interval(quantity: Sampled, groups: float) -> Interval:
-    return _told(quantity.estimate, *inference.interval(quantity.draws, groups))
+    return _told(quantity.estimate, *intervals.interval(quantity.draws, groups))
 
 
 def _difference(a: Sampled, b: Sampled, groups: float) -> tuple[Interval, float]:
-    found = inference.difference(a, b, groups)
+    found = intervals.difference(a, b, groups)
     return _told(found.estimate, found.lower, found.upper), found.p
 
 
 def _retention(score: Sampled, whole: Scores, metric: str, groups: float) -> Interval:
-    return _kept(inference.retention(score, whole.of[metric], whole.floor[metric], groups))
+    return _kept(intervals.retention(score, whole.of[metric], whole.floor[metric], groups))
 
 
-def _kept(found: inference.Retention) -> Interval:
+def _kept(found: intervals.Retention) -> Interval:
     """Three times None where it is not defined, see `results.NOT_DEFINED`."""
     return _told(found.estimate, found.lower, found.upper) if found.bounded else Interval(None, None, None)
 

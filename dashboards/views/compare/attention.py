@@ -7,14 +7,23 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-import analysis.results
-from dashboards import attention as att
-from dashboards import compare, data, figures
-from dashboards.chart import draw, made, points
-from dashboards.compare import Differences
-from dashboards.controls import fill, go_to_cell, go_to_image, how_to_read, plain, select, side_by_side, table
-from dashboards.views.two import Two, number, p_value, signed
-from probes.inference import holm
+import htc_probe.analysis.results
+from htc_probe.dashboards import attention as att
+from htc_probe.dashboards import compare, data, figures
+from htc_probe.dashboards.compare import Differences
+from htc_probe.dashboards.parts.chart import draw, made, points
+from htc_probe.dashboards.parts.controls import (
+    fill,
+    go_to_cell,
+    go_to_image,
+    how_to_read,
+    plain,
+    select,
+    side_by_side,
+    table,
+)
+from htc_probe.dashboards.views.compare.two import Two, number, p_value, signed
+from htc_probe.probes.scores.intervals import holm
 
 PERCENT = "% of all attention"
 TOKENS = 16
@@ -135,7 +144,7 @@ def _analysed(one: data.Section, other: data.Section, two: Two, quantity: att.Qu
     for source, against, sign in ((one, two.header, 1), (other, two.view.header, -1)):
         beside = source.settings.get("against")
         of = {"created": against.created, "sha256": against.info.model.get("sha256")}
-        if beside and analysis.results.same_run(beside, of) and name in source:
+        if beside and htc_probe.analysis.results.same_run(beside, of) and name in source:
             ends = [sign * source[name + side] for side in ("", "_lower", "_upper")]
             return compare.of_interval(mine[0], theirs[0], [ends[0], *sorted(ends[1:], key=lambda end: end.mean())])
     return compare.of_estimates(mine, theirs)

@@ -7,13 +7,13 @@ import shlex
 
 import streamlit as st
 
-from dashboards import data
-from dashboards.controls import plain
-from dashboards.runs import RunFile
-from dashboards.views.compare_attention import on_average, one_image
-from dashboards.views.compare_probes import probes
-from dashboards.views.two import Two
-from dashboards.views.view import View
+from htc_probe.dashboards import data
+from htc_probe.dashboards.parts.controls import plain
+from htc_probe.dashboards.runs import RunFile
+from htc_probe.dashboards.views.compare.attention import on_average, one_image
+from htc_probe.dashboards.views.compare.probes import probes
+from htc_probe.dashboards.views.compare.two import Two
+from htc_probe.dashboards.views.view import View
 
 PARTS = {"Attention": on_average, "One image": one_image, "Probes": probes}
 

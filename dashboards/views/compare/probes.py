@@ -6,16 +6,26 @@ from typing import NamedTuple
 import numpy as np
 import streamlit as st
 
-from dashboards import compare, data, figures, gallery
-from dashboards.chart import draw, made
-from dashboards.compare import Differences
-from dashboards.controls import choose, fill, go_to_image, how_to_read, plain, select, side_by_side, table
-from dashboards.figures.base import OF, escape
-from dashboards.views.two import Two, number, p_value, signed
-from dashboards.views.view import scores
-from probes.inference import holm
-from probes.results import NOT_DEFINED, Confusion, CurvePoint, Interval, Results, Row, SuiteMean, label
-from probes.table import not_defined
+from htc_probe.dashboards import compare, data, figures
+from htc_probe.dashboards.compare import Differences
+from htc_probe.dashboards.figures.base import OF, escape
+from htc_probe.dashboards.parts import gallery
+from htc_probe.dashboards.parts.chart import draw, made
+from htc_probe.dashboards.parts.controls import (
+    choose,
+    fill,
+    go_to_image,
+    how_to_read,
+    plain,
+    select,
+    side_by_side,
+    table,
+)
+from htc_probe.dashboards.views.compare.two import Two, number, p_value, signed
+from htc_probe.dashboards.views.view import scores
+from htc_probe.probes.files.results import NOT_DEFINED, Confusion, CurvePoint, Interval, Results, Row, SuiteMean, label
+from htc_probe.probes.scores.intervals import holm
+from htc_probe.probes.show.table import not_defined
 
 SHOWN = 24
 """Images of a kind on the page."""

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dashboards import data
-from dashboards.runs import RunFile
-from dashboards.views.view import View
+from htc_probe.dashboards import data
+from htc_probe.dashboards.runs import RunFile
+from htc_probe.dashboards.views.view import View
 
 
 class Two(NamedTuple):

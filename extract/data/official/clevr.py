@@ -22,11 +22,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from extract.data.files import FileSource, Picture, beyond, read_image, refuse_split, require, scale
-from extract.data.labels import class_labels, multi_labels, number_labels
-from extract.data.source import ImageError
-from extract.data.tables import field, read_json
-from extract.errors import UserError
+from htc_probe.extract.data.files import FileSource, Picture, beyond, read_image, refuse_split, require, scale
+from htc_probe.extract.data.labels import class_labels, multi_labels, number_labels
+from htc_probe.extract.data.source import ImageError
+from htc_probe.extract.data.tables import field, read_json
+from htc_probe.extract.errors import UserError
 
 SPLITS = ("train", "val")
 OFFICIAL = (480, 320)  # pixels of every image

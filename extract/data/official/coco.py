@@ -20,10 +20,10 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from extract.data.files import FileSource, Picture, refuse_split, require
-from extract.data.labels import multi_labels, number_labels
-from extract.data.tables import read_json, records, refuse_repeated
-from extract.errors import UserError
+from htc_probe.extract.data.files import FileSource, Picture, refuse_split, require
+from htc_probe.extract.data.labels import multi_labels, number_labels
+from htc_probe.extract.data.tables import read_json, records, refuse_repeated
+from htc_probe.extract.errors import UserError
 
 NAME = "COCO 2017"
 SPLITS = ("train", "val")

@@ -28,10 +28,10 @@ from pathlib import Path
 
 import numpy as np
 
-from extract.data.files import FileSource, Picture, refuse_split, require
-from extract.data.labels import Labels, class_labels, number_labels, table_labels
-from extract.data.tables import read_rows, refuse_repeated
-from extract.errors import UserError
+from htc_probe.extract.data.files import FileSource, Picture, refuse_split, require
+from htc_probe.extract.data.labels import Labels, class_labels, number_labels, table_labels
+from htc_probe.extract.data.tables import read_rows, refuse_repeated
+from htc_probe.extract.errors import UserError
 
 NAME = "CUB-200-2011"
 SPLITS = ("train", "test")

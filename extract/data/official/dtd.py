@@ -16,9 +16,9 @@ There is no semantic task. Source: Cimpoi, Maji, Kokkinos, Mohamed, Vedaldi, CVP
 import re
 from pathlib import Path
 
-from extract.data.files import FileSource, Picture, refuse_split, require
-from extract.data.labels import Labels, class_labels, multi_labels
-from extract.data.tables import read_rows
+from htc_probe.extract.data.files import FileSource, Picture, refuse_split, require
+from htc_probe.extract.data.labels import Labels, class_labels, multi_labels
+from htc_probe.extract.data.tables import read_rows
 
 NAME = "DTD"
 JOINT = "labels/labels_joint_anno.txt"

@@ -15,10 +15,10 @@ a person).
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from extract.data.files import FileSource, Picture, refuse_split, require
-from extract.data.labels import class_labels, number_labels
-from extract.data.tables import field, read_json
-from extract.errors import UserError
+from htc_probe.extract.data.files import FileSource, Picture, refuse_split, require
+from htc_probe.extract.data.labels import class_labels, number_labels
+from htc_probe.extract.data.tables import field, read_json
+from htc_probe.extract.errors import UserError
 
 SPLITS = ("train", "val")
 

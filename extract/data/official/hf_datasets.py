@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from extract.data.columns import NOT_LABELS, Label, cell_text, given, label_of, make_task, read_tasks
-from extract.data.files import read_image, refuse_split, spread
-from extract.data.source import ImageError, Item
-from extract.data.tables import refuse_repeated
-from extract.errors import UserError
-from extract.store import NUMERIC
+from htc_probe.extract.data.columns import NOT_LABELS, Label, cell_text, given, label_of, make_task, read_tasks
+from htc_probe.extract.data.files import read_image, refuse_split, spread
+from htc_probe.extract.data.source import ImageError, Item
+from htc_probe.extract.data.tables import refuse_repeated
+from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import NUMERIC
 
 if TYPE_CHECKING:
     from datasets import Dataset

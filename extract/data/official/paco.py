@@ -24,11 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from extract.data.coco import corners, image_group, image_records
-from extract.data.files import FileSource, Picture, refuse_split, require
-from extract.data.labels import Labels, class_labels, table_labels
-from extract.data.tables import read_json, records, refuse_repeated
-from extract.errors import UserError
+from htc_probe.extract.data.files import FileSource, Picture, refuse_split, require
+from htc_probe.extract.data.labels import Labels, class_labels, table_labels
+from htc_probe.extract.data.official.coco import corners, image_group, image_records
+from htc_probe.extract.data.tables import read_json, records, refuse_repeated
+from htc_probe.extract.errors import UserError
 
 NAME = "PACO-LVIS"
 SPLITS = ("train", "val", "test")

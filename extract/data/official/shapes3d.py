@@ -19,10 +19,10 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from extract.data.files import refuse_split, require
-from extract.data.labels import Labels, class_labels, number_labels
-from extract.data.source import ImageError, Item
-from extract.errors import UserError
+from htc_probe.extract.data.files import refuse_split, require
+from htc_probe.extract.data.labels import Labels, class_labels, number_labels
+from htc_probe.extract.data.source import ImageError, Item
+from htc_probe.extract.errors import UserError
 
 SPLITS = {"train": range(4, 10), "val": range(0, 2), "test": range(2, 4)}  # of the ten parts of `_parts`
 SHAPES = ("cube", "cylinder", "sphere", "capsule")

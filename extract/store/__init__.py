@@ -1,0 +1,46 @@
+"""The run file: what one extraction recorded, as HDF5. Knows h5py and numpy; not models, data sources or figures, and
+imports no torch."""
+
+from htc_probe.extract.store.read import (
+    CHUNK_BYTES,
+    NUMERIC,
+    THUMBNAIL,
+    Batch,
+    Kind,
+    Run,
+    RunInfo,
+    RunShape,
+    RunWriter,
+    Stored,
+    StoreDtype,
+    Suite,
+    Task,
+    assemble,
+    estimate_bytes,
+    list_runs,
+    newest_run,
+    open_run,
+    open_shards,
+)
+
+__all__ = [
+    "Batch",
+    "CHUNK_BYTES",
+    "Kind",
+    "NUMERIC",
+    "Run",
+    "RunInfo",
+    "RunShape",
+    "RunWriter",
+    "StoreDtype",
+    "Stored",
+    "Suite",
+    "THUMBNAIL",
+    "Task",
+    "assemble",
+    "estimate_bytes",
+    "list_runs",
+    "newest_run",
+    "open_run",
+    "open_shards",
+]

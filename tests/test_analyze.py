@@ -20,7 +20,6 @@ import torch
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
-from test_extract import small_model
 
 from htc_probe.analysis import cli, results, sentences
 from htc_probe.analysis.cli import AnalyzeConfig, main
@@ -35,6 +34,7 @@ from htc_probe.probes.files import results as probe_results
 from htc_probe.probes.files import weights
 from htc_probe.probes.files.results import Results, SuiteMean
 from htc_probe.probes.files.weights import Probe
+from made.models import small_model
 
 ROOT = Path(__file__).parents[1]
 IMAGES, LAYERS = 24, 3

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from test_extract import LAYERS, small_model
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaAttention
 
@@ -16,6 +15,7 @@ from htc_probe.analysis.causes.knockouts import knock_out
 from htc_probe.extract.vlm import passes
 from htc_probe.extract.vlm.model import HTCVLM, Hybrid
 from htc_probe.extract.vlm.star import Topology, star_mask
+from made.models import LAYERS, small_model
 
 TEXT = torch.tensor([3, 1, 4, 1, 5])
 PATTERNS = [f"blocks.{layer}.attn.hook_pattern" for layer in range(LAYERS)]

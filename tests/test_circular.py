@@ -7,9 +7,6 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 from sklearn.linear_model import Ridge
-from test_dashboard import PAGES, charts, open_app  # noqa: F401 - a fixture
-from test_dashboard_probes import IMAGES
-from test_probes import make_run
 
 import htc_probe.probes
 from htc_probe.analysis.causes import following, knockouts, mixing
@@ -25,6 +22,8 @@ from htc_probe.probes.inputs import circular, tasks
 from htc_probe.probes.scores import controls, metrics
 from htc_probe.probes.scores.metrics import VonMises
 from htc_probe.probes.show import answers
+from made.pages import PAGES, charts
+from made.planted import make_run
 
 N = 400
 ANGLE = Task("angle", "detail", "circular", unit="degrees", period=360.0)
@@ -319,8 +318,11 @@ def test_pages_show_angles(run: Path) -> None:
     assert parts.sum(0).tolist() == [1] * N and len(associations.answers(y, "circular", (), "degrees")) == 4
 
 
-@pytest.mark.parametrize("query", [*({"page": page} for page in PAGES), {**IMAGES, "task": "angle"}])
-def test_every_page_shows_a_run_with_angles(run: Path, open_app: Any, query: dict[str, str]) -> None:  # noqa: F811
+BY_IMAGE = {"page": "Probes", "probes": "Image by image", "task": "angle"}
+
+
+@pytest.mark.parametrize("query", [*({"page": page} for page in PAGES), BY_IMAGE])
+def test_every_page_shows_a_run_with_angles(run: Path, open_app: Any, query: dict[str, str]) -> None:
     app = open_app(run, **query)
     assert not app.exception and not app.error
     if "task" in query:

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_knockouts import CASES, LAYERS, WIDTH, WORDS, B, Case, T, tiny
 from torch import Tensor
 
 from htc_probe.analysis.attention import updates
@@ -14,6 +13,7 @@ from htc_probe.analysis.attention.updates import along, answer_directions, decom
 from htc_probe.extract.cli import main as extract_main
 from htc_probe.extract.store import open_run
 from htc_probe.extract.vlm.star import star_mask
+from made.cases import CASES, LAYERS, WIDTH, WORDS, B, Case, T, tiny
 
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
 

@@ -1,14 +1,12 @@
 """The dashboard around its pages: what is read of a run, which runs are opened, the command, the sidebar."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,64 +15,11 @@ import pytest
 
 from htc_probe.dashboards import cli, data
 from htc_probe.dashboards.figures.base import titled
-from htc_probe.dashboards.parts import controls
 from htc_probe.dashboards.runs import RunFile, check_roots, find_runs
 from htc_probe.extract.errors import UserError
-from htc_probe.extract.store import Batch, RunInfo, RunShape, RunWriter, Task
+from htc_probe.extract.store import Task
 from htc_probe.probes.files import results
-
-# N images, L layers, H heads, A anchors, G x G patches, S keys
-L, H, A, G = 3, 2, 4, 5
-ROLES = ("prefix",) + ("anchor",) * A + ("patch",) * (G * G) + ("voco",)
-S = len(ROLES)
-ROWS = (-1,) * (1 + A) + tuple(at // G for at in range(G * G)) + (-1,)
-COLS = (-1,) * (1 + A) + tuple(at % G for at in range(G * G)) + (-1,)
-APP = str(Path(cli.__file__).with_name("app.py"))
-TASKS = (
-    Task("object", "semantic", "classes", ("disc", "bar")),
-    Task("present", "semantic", "multilabel", ("disc", "bar")),
-    Task("width", "detail", "number", unit="px"),
-)
-
-
-def random_rows(n: int, seed: int = 0) -> np.ndarray:
-    """(n, L, H, S) float32 that sum to 1 over S."""
-    rows = np.exp(np.random.default_rng(seed).normal(size=(n, L, H, S)))
-    return (rows / rows.sum(-1, keepdims=True)).astype(np.float32)
-
-
-def write_run(
-    path: Path,
-    n: int = 4,
-    *,
-    tasks: tuple[Task, ...] = TASKS,
-    dataset: str = "scenes",
-    skipped: Sequence[tuple[str, str]] = (),
-    anchors: int = A,
-) -> Path:
-    rng = np.random.default_rng(1)
-    kept = [at for at, role in enumerate(ROLES) if anchors or role != "anchor"]
-    roles, rows, cols = (tuple(of[at] for at in kept) for of in (ROLES, ROWS, COLS))
-    attention = random_rows(n)[..., kept]
-    attention /= attention.sum(-1, keepdims=True)
-    info = RunInfo({"seed": 0}, {"name": "tiny", "sha256": "0" * 64, "config": {}}, dataset, "val", "star", {})
-    shape = RunShape(n, L, tuple(range(L + 1)), H, 8, anchors, (2, 2, 1), roles, rows, cols)
-    labels = {"object": np.arange(n) % 3 - 1, "present": np.tile([1, 0], (n, 1)), "width": np.arange(n) + 0.5}
-    batch = Batch(
-        ids=[f"val-{at:03d}" for at in range(n)],
-        paths=[f"val/{at}" for at in range(n)],
-        groups=[f"group-{at}" for at in range(n)],
-        thumbnails=rng.integers(0, 256, (n, 96, 96, 3), dtype=np.uint8),
-        z_voco=rng.normal(size=(n, L + 1, 8)).astype(np.float32),
-        v_d=rng.normal(size=(n, anchors, 8)).astype(np.float32),
-        v_pooled=rng.normal(size=(n, 8)).astype(np.float32),
-        codes=rng.integers(0, 9, (n, 2, 2, 1)),
-        attention=attention,
-        labels={task.name: labels[task.name] for task in tasks},
-    )
-    with RunWriter(path, info, shape, tasks) as writer:
-        writer.append(batch)
-        return writer.finish(skipped)
+from made.pages import PAGES, TASKS, charts, environment, failing, free_port, press, write_run
 
 
 @pytest.fixture(scope="module")
@@ -138,20 +83,6 @@ def test_a_folder_with_only_outside_links_holds_no_run(tmp_path: Path) -> None:
 # ---- command
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def failing(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
-    """The one line that the command prints when it refuses."""
-    assert cli.main(argv) == 2
-    printed = capsys.readouterr()
-    assert printed.out == "" and printed.err.count("\n") == 1
-    return printed.err
-
-
 def test_no_runs_says_what_to_type(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,10 +111,6 @@ def test_help_imports_nothing_heavy() -> None:
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment())
     assert shown.returncode == 0, shown.stderr
     assert "--port" in shown.stdout and "--no-browser" in shown.stdout
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -240,38 +167,6 @@ def test_long_titles_are_broken_and_make_room() -> None:
 # ---- pages
 
 
-@pytest.fixture
-def open_app(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
-    """Runs the app over the given roots, as the command would, at an address with this query. Fails at the end where a
-    page told of a fault instead of showing it, unless the test let go of that with `caplog.clear()`.
-    """
-    from streamlit.testing.v1 import AppTest
-
-    def start(*roots: Path, **query: str) -> AppTest:
-        monkeypatch.setattr(sys, "argv", [APP, *map(str, roots)])
-        app = AppTest.from_file(APP, default_timeout=60)
-        for name, value in query.items():
-            app.query_params[name] = value
-        return app.run()
-
-    yield start
-    failed = [record for record in caplog.get_records("call") if record.name == controls.__name__]
-    assert not failed, failed[0].exc_text or failed[0].exc_info
-
-
-def charts(app) -> dict[str, dict]:
-    """Key of the chart -> its plotly figure."""
-    sent = [item.proto for item in app.get("bidi_component") if item.proto.component_name == "htc_chart"]
-    return {data["name"]: json.loads(data["figure"]) for data in (json.loads(proto.json) for proto in sent)}
-
-
-def tables(app) -> list[str]:
-    return [table.value.to_string() for table in [*app.table, *app.dataframe]]
-
-
-PAGES = ("Overview", "Attention", "What causes what", "Probes", "Map", "Codes", "Compare")
-
-
 @pytest.mark.parametrize("page", PAGES)
 def test_every_page_shows_a_bare_run(run_file: Path, open_app, page: str) -> None:
     app = open_app(run_file, page=page)
@@ -321,10 +216,6 @@ def test_a_link_to_what_is_not_there_shows_what_is(run_file: Path, open_app, que
     assert app.selectbox(key="layer").value == "mean" and app.selectbox(key="head").value == "mean"
 
 
-def press(app, label: str) -> None:
-    next(button for button in app.button if button.label == label).click().run()
-
-
 def test_next_and_previous_walk_through_the_images(run_file: Path, open_app) -> None:
     app = open_app(run_file)
     image = app.number_input(key="image")
@@ -350,43 +241,6 @@ def test_an_image_is_found_by_a_part_of_its_id(run_file: Path, open_app) -> None
     app.text_input(key="find").set_value("*nothing*").run()
     assert app.number_input(key="image").value == 3
     assert any(r"\*nothing\*" in caption.value for caption in app.caption)
-
-
-def write_probes(run: Path, created: str) -> Path:
-    row = results.Row(
-        suite="semantic",
-        task="object",
-        kind="classes",
-        unit="",
-        representation="z_voco",
-        layer=L,
-        width=8,
-        metric="top-1",
-        estimate=0.875,
-        lower=0.75,
-        upper=0.9375,
-        n=4,
-        n_groups=4,
-        floor=0.5,
-        metrics={"V-information": results.Interval(0.5, 0.25, 0.75)},
-        bits=0.5,
-        compression=None,
-        compression_interval=None,
-        code_bits=None,
-        control=0.25,
-        selectivity=None,
-        retention=None,
-        strength=1.0,
-        coded_strength=1.0,
-        at_edge=False,
-        gap=1e-7,
-        fold_scores=(0.875,),
-        classes=("disc", "bar"),
-    )
-    bits = row.metrics["V-information"]
-    mean = results.SuiteMean("semantic", "z_voco", L, 0.875, 0.75, 0.9375, 0.5, bits, None, tasks=1)
-    made = results.Results({}, {"created": created}, {}, ("a warning",), (row,), (mean,))
-    return results.write(made, results.default_path(run))[0]
 
 
 def test_probe_scores_that_are_a_link_out_of_the_folder_are_not_read(tmp_path: Path) -> None:

@@ -5,14 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import chromium, serving, tab  # noqa: F401
-from test_dashboard import COLS, ROLES, ROWS, A, G, H, L, S, charts, open_app, press, random_rows, write_run  # noqa: F401
 
 import htc_probe.analysis.attention.rows
-from htc_probe.analysis import results
+from benchmarks.browser import serving, tab
 from htc_probe.dashboards import attention as att
 from htc_probe.dashboards import data, figures
 from htc_probe.extract.store import open_run
+from made.pages import COLS, ROLES, ROWS, A, G, H, L, S, add_section, charts, press, random_rows, write_run
 
 PAGE = "Attention"
 MAP = slice(1 + A, 1 + A + G * G)
@@ -29,16 +28,10 @@ def analysed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 20 images with the sections `attention`, and `contributions` of images 3 and 5."""
     path = write_run(tmp_path_factory.mktemp("analysed") / "run.h5", 20)
     with open_run(path) as run:
-        add(path, "attention", htc_probe.analysis.attention.rows.analyse(run))
+        add_section(path, "attention", htc_probe.analysis.attention.rows.analyse(run))
         share = np.linspace(-1, 1, 2 * L * S, dtype=np.float32).reshape(2, L, S)
-        add(path, "contributions", {"images": [run.ids()[2], run.ids()[4]], "share": share})
+        add_section(path, "contributions", {"images": [run.ids()[2], run.ids()[4]], "share": share})
     return path
-
-
-def add(path: Path, name: str, section: dict[str, Any]) -> None:
-    with open_run(path) as run:
-        of = results.identity(run)
-    results.write(results.default_path(path), name, section, run=of, settings={}, versions={}, seconds=0.0)
 
 
 def read(path: Path) -> np.ndarray:
@@ -249,7 +242,7 @@ def test_average_reads_no_more_than_allowed(run_file: Path) -> None:
 # ---- the page
 
 
-def test_it_shows_the_run_and_the_image(run_file: Path, open_app: Any) -> None:  # noqa: F811
+def test_it_shows_the_run_and_the_image(run_file: Path, open_app: Any) -> None:
     app = open_app(run_file, page=PAGE)
     assert not app.exception and not app.error
     before, attention = charts(app), read(run_file)
@@ -280,7 +273,7 @@ def array(value: Any) -> np.ndarray:
     return found.reshape([int(size) for size in str(value.get("shape", len(found))).split(",")])
 
 
-def test_layer_and_head_select_what_is_drawn(run_file: Path, open_app: Any) -> None:  # noqa: F811
+def test_layer_and_head_select_what_is_drawn(run_file: Path, open_app: Any) -> None:
     app = open_app(run_file, page=PAGE, layer="2", head="1")
     after, attention = charts(app), read(run_file)
     for name in ("overlay", "anchors", "mean_map", "distribution", "first_tokens"):
@@ -295,10 +288,7 @@ def test_layer_and_head_select_what_is_drawn(run_file: Path, open_app: Any) -> N
 
 @pytest.mark.parametrize(("file", "words"), [("run_file", figures.BAND), ("analysed", "95 % interval of the mean")])
 def test_the_heat_map_is_of_the_run_or_of_the_image(
-    file: str,
-    words: str,
-    open_app: Any,  # noqa: F811
-    request: pytest.FixtureRequest,  # noqa: F811
+    file: str, words: str, open_app: Any, request: pytest.FixtureRequest
 ) -> None:
     path = request.getfixturevalue(file)
     app, values = open_app(path, page=PAGE, image="5"), att.measure(read(path), ROLES)
@@ -319,7 +309,7 @@ def test_the_heat_map_is_of_the_run_or_of_the_image(
     holds(values["anchor_lift"][4:5], interval=False)
 
 
-def test_the_images_of_figure_3_are_the_users_choice(run_file: Path, open_app: Any) -> None:  # noqa: F811
+def test_the_images_of_figure_3_are_the_users_choice(run_file: Path, open_app: Any) -> None:
     def shown(app: Any) -> list[str]:
         return charts(app)["first_tokens"]["layout"]["yaxis"]["ticktext"]
 
@@ -336,7 +326,7 @@ def test_the_images_of_figure_3_are_the_users_choice(run_file: Path, open_app: A
     assert not app.exception and shown(app) == [str(number) for number in range(1, 17)]
 
 
-def test_averages_are_over_the_selected_images(analysed: Path, open_app: Any) -> None:  # noqa: F811
+def test_averages_are_over_the_selected_images(analysed: Path, open_app: Any) -> None:
     app = open_app(analysed, page=PAGE, layer="1", head="2")
     app.session_state["chosen"] = (2, 3, 11)
     app.run()
@@ -348,7 +338,7 @@ def test_averages_are_over_the_selected_images(analysed: Path, open_app: Any) ->
     np.testing.assert_allclose(array(found["mean_map"]["data"][0]["z"]), mean * S, rtol=1e-4)
 
 
-def test_value_weighted_where_it_was_measured(run_file: Path, analysed: Path, open_app: Any) -> None:  # noqa: F811
+def test_value_weighted_where_it_was_measured(run_file: Path, analysed: Path, open_app: Any) -> None:
     app = open_app(run_file, page=PAGE, by="Attention × value")
     assert any("htc-analyze contributions" in code.value for code in app.code)
     plain = charts(app)["overlay"]
@@ -363,7 +353,7 @@ def test_value_weighted_where_it_was_measured(run_file: Path, analysed: Path, op
     np.testing.assert_allclose(array(charts(app)["anchors"]["data"][0]["y"]), share[1 : 1 + A], rtol=1e-4)
 
 
-def test_without_anchors_the_rest_is_shown(tmp_path: Path, open_app: Any) -> None:  # noqa: F811
+def test_without_anchors_the_rest_is_shown(tmp_path: Path, open_app: Any) -> None:
     app = open_app(write_run(tmp_path / "causal.h5", 20, anchors=0), page=PAGE)
     assert not app.exception and "no anchors" in app.info[0].value
     found = charts(app)
@@ -374,9 +364,7 @@ def test_without_anchors_the_rest_is_shown(tmp_path: Path, open_app: Any) -> Non
 
 
 def test_a_large_run_says_how_many_images_were_read(
-    run_file: Path,
-    open_app: Any,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    run_file: Path, open_app: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(data.average, "__defaults__", (4 * L * H * S * 5,))
     app = open_app(run_file, page=PAGE)
@@ -389,7 +377,7 @@ def test_a_large_run_says_how_many_images_were_read(
 
 
 @pytest.mark.slow
-def test_clicks_select_everywhere(analysed: Path, chromium: Any) -> None:  # noqa: F811
+def test_clicks_select_everywhere(analysed: Path, chromium: Any) -> None:
     with serving(analysed) as address, tab(chromium, address) as here:
 
         def says(key: str, words: str) -> None:

@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import chromium, serving, tab  # noqa: F401
-from test_dashboard import COLS, ROLES, ROWS, A, G, L, charts, open_app, press, random_rows, write_run  # noqa: F401
 
+from benchmarks.browser import serving, tab
 from htc_probe.analysis import results
 from htc_probe.analysis.stats.draws import intervals_of_means
 from htc_probe.dashboards import causes, data, figures
 from htc_probe.extract.store import open_run
+from made.pages import COLS, ROLES, ROWS, A, G, L, charts, press, random_rows, write_run
 
 PAGE = "What causes what"
 GROUPS, INTERCHANGE = "Groups of tokens", "Anchors and patches interchanged"
@@ -279,7 +279,7 @@ def same_ranks(app: Any, rank_NP: np.ndarray, predictors: list[str]) -> None:
     assert len(dots["y"]) == len(predictors) and dots["y"][0] == "attention"
 
 
-def test_without_analyses_it_says_what_fills_it(tmp_path: Path, open_app: Any) -> None:  # noqa: F811
+def test_without_analyses_it_says_what_fills_it(tmp_path: Path, open_app: Any) -> None:
     run = write_run(tmp_path / "run.h5", 2)
     app = open_app(run, page=PAGE)
     assert not app.exception and not charts(app)
@@ -290,7 +290,7 @@ def test_without_analyses_it_says_what_fills_it(tmp_path: Path, open_app: Any) -
     assert not app.exception and app.code[0].value == f"htc-analyze interchange --run {run}"
 
 
-def test_an_analysis_of_an_older_version_is_not_shown_as_one_of_this(tmp_path: Path, open_app: Any) -> None:  # noqa: F811
+def test_an_analysis_of_an_older_version_is_not_shown_as_one_of_this(tmp_path: Path, open_app: Any) -> None:
     run = write_run(tmp_path / "run.h5", 6)
     old = knockouts([f"val-{at:03d}" for at in range(6)]) | {"shapley_cosine_error": np.ones((len(SAMPLE), A + 4))}
     write_analysis(run, knockouts=old)
@@ -300,7 +300,7 @@ def test_an_analysis_of_an_older_version_is_not_shown_as_one_of_this(tmp_path: P
         assert app.code[0].value == f"htc-analyze {names} --run {run}"
 
 
-def test_maps_of_an_image_of_the_sample_are_on_one_scale(analysed: Path, open_app: Any) -> None:  # noqa: F811
+def test_maps_of_an_image_of_the_sample_are_on_one_scale(analysed: Path, open_app: Any) -> None:
     app = open_app(analysed, page=PAGE, image="4")
     assert not app.exception and not app.error
     found = charts(app)
@@ -327,7 +327,7 @@ def test_maps_of_an_image_of_the_sample_are_on_one_scale(analysed: Path, open_ap
     assert len({trace["zmax"] for name in maps for trace in charts(app)[name]["data"]}) == 3
 
 
-def test_a_layer_alone_and_other_effects(analysed: Path, open_app: Any) -> None:  # noqa: F811
+def test_a_layer_alone_and_other_effects(analysed: Path, open_app: Any) -> None:
     app = open_app(analysed, page=PAGE, image="4")
     section = knockouts([f"val-{at:03d}" for at in range(6)])
     app.selectbox(key="window").set_value("layer 2").run()
@@ -370,7 +370,7 @@ def test_a_layer_alone_and_other_effects(analysed: Path, open_app: Any) -> None:
     np.testing.assert_allclose(numbers(trace["customdata"])[0, :, 2], change_T[:A], rtol=1e-5)
 
 
-def test_an_image_that_was_not_sampled_leads_to_those_that_were(analysed: Path, open_app: Any) -> None:  # noqa: F811
+def test_an_image_that_was_not_sampled_leads_to_those_that_were(analysed: Path, open_app: Any) -> None:
     app = open_app(analysed, page=PAGE, image="6")
     assert "map_effect" not in charts(app) and "ranks" in charts(app)
     assert any("not among the 3 of 6" in info.value for info in app.info)
@@ -385,7 +385,7 @@ def test_an_image_that_was_not_sampled_leads_to_those_that_were(analysed: Path, 
         assert "map_effect" in charts(app)
 
 
-def test_groups_by_question(analysed: Path, open_app: Any) -> None:  # noqa: F811
+def test_groups_by_question(analysed: Path, open_app: Any) -> None:
     app = open_app(
         analysed, page=PAGE, causes=GROUPS, image="2", group_effect="the true answers", group_question="where"
     )
@@ -397,7 +397,7 @@ def test_groups_by_question(analysed: Path, open_app: Any) -> None:  # noqa: F81
     assert (numbers(bars[0]["error_y"]["array"]) >= 0).all() and (numbers(bars[0]["error_y"]["arrayminus"]) >= 0).all()
 
 
-def test_the_interchange_by_task(analysed: Path, open_app: Any) -> None:  # noqa: F811
+def test_the_interchange_by_task(analysed: Path, open_app: Any) -> None:
     app = open_app(analysed, page=PAGE, causes=INTERCHANGE)
     assert app.selectbox(key="mixed").options == ["object", "mean, semantic", "width (weight)"]
     cells = charts(app)["cells_probe"]
@@ -413,7 +413,7 @@ def test_the_interchange_by_task(analysed: Path, open_app: Any) -> None:  # noqa
     assert len(rows) == 10 and rows["patches' image"].iloc[-1] == 0.9
 
 
-def test_pairs_say_what_was_read_of_both_mixtures(analysed: Path, open_app: Any) -> None:  # noqa: F811
+def test_pairs_say_what_was_read_of_both_mixtures(analysed: Path, open_app: Any) -> None:
     app = open_app(analysed, page=PAGE, causes=INTERCHANGE, image="1")
     pair = next(table.value for table in app.dataframe if "A is" in table.value).set_index("task")
     assert list(pair.loc["object", ["A is", "B is", "from A"]]) == ["disc", "bar", "disc"]
@@ -428,7 +428,7 @@ def test_pairs_say_what_was_read_of_both_mixtures(analysed: Path, open_app: Any)
     assert not app.exception and any("there is none" in caption.value for caption in app.caption)
 
 
-def test_files_from_before_single_readouts_show_the_rest(tmp_path: Path, open_app: Any) -> None:  # noqa: F811
+def test_files_from_before_single_readouts_show_the_rest(tmp_path: Path, open_app: Any) -> None:
     run = write_run(tmp_path / "run.h5", 6)
     write_analysis(run, interchange=interchange([f"val-{at:03d}" for at in range(6)], of_each=False))
     app = open_app(run, page=PAGE, causes=INTERCHANGE)
@@ -436,7 +436,7 @@ def test_files_from_before_single_readouts_show_the_rest(tmp_path: Path, open_ap
     assert "htc-analyze interchange" in app.code[-1].value
 
 
-def test_files_from_before_ranks_of_layers_show_the_rest(tmp_path: Path, open_app: Any) -> None:  # noqa: F811
+def test_files_from_before_ranks_of_layers_show_the_rest(tmp_path: Path, open_app: Any) -> None:
     run = write_run(tmp_path / "run.h5", 6)
     old = {
         name: value
@@ -457,7 +457,7 @@ def test_an_analysis_of_other_images_is_refused(analysed: Path) -> None:
 
 
 @pytest.mark.slow
-def test_in_a_browser(analysed: Path, chromium: Any) -> None:  # noqa: F811
+def test_in_a_browser(analysed: Path, chromium: Any) -> None:
     with serving(analysed) as address, tab(chromium, address) as shown:
         shown.open(page=PAGE, image=1)
         assert "not among the 3 of 6" in shown.text()

@@ -1,5 +1,4 @@
 """Charts: figures as plotly makes them, kept, drawn over one another, and what clicks in them tell."""
-# ruff: noqa: F811  (fixtures are asked for by the names they are imported as)
 
 import json
 from pathlib import Path
@@ -8,13 +7,13 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import pytest
-from browser import chromium, serving, tab  # noqa: F401
 from plotly.subplots import make_subplots
-from test_dashboard import write_run
 
+from benchmarks.browser import serving, tab
 from htc_probe.dashboards import server
 from htc_probe.dashboards.figures.base import Figure
 from htc_probe.dashboards.parts import chart
+from made.pages import write_run
 
 N = 12
 

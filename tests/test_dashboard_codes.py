@@ -5,14 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import chromium, serving, tab  # noqa: F401
 from scipy.stats import fisher_exact
-from test_dashboard import COLS, ROLES, ROWS, A, H, L, charts, open_app, random_rows, write_run  # noqa: F401
 
-from htc_probe.analysis import results
+from benchmarks.browser import serving, tab
 from htc_probe.analysis.contents import associations, reading
 from htc_probe.dashboards import data, figures
 from htc_probe.extract.store import Batch, RunInfo, RunShape, RunWriter, Task, open_run
+from made.pages import COLS, ROLES, ROWS, A, H, L, add_section, charts, random_rows, write_run
 
 PAGE = "Codes"
 R, C, GROUPS, SIZE, N = 3, 3, 2, 32, 120
@@ -56,12 +55,6 @@ def write_coded(path: Path, *, tasks: tuple[Task, ...] = TASKS, mgvq: bool = Tru
         return writer.finish()
 
 
-def add(path: Path, name: str, section: dict[str, Any]) -> None:
-    with open_run(path) as run:
-        of = results.identity(run)
-    results.write(results.default_path(path), name, section, run=of, settings={}, versions={}, seconds=0.0)
-
-
 @pytest.fixture(scope="module")
 def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_coded(tmp_path_factory.mktemp("runs") / "run.h5")
@@ -72,10 +65,10 @@ def analysed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with the sections `reading`, and `reconstruct` of images 3 and 5."""
     path = write_coded(tmp_path_factory.mktemp("analysed") / "run.h5")
     with open_run(path) as run:
-        add(path, "reading", reading.analyse(run))
+        add_section(path, "reading", reading.analyse(run))
         some = [2, 4]
         pictures = np.stack([run.thumbnail(at) for at in some]) // 2
-        add(
+        add_section(
             path,
             "reconstruct",
             {
@@ -93,7 +86,7 @@ def analysed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def app_at(open_app: Any, path: Path) -> Any:  # noqa: F811
+def app_at(open_app: Any, path: Path) -> Any:
     app = open_app(path)
     app.session_state["page"] = PAGE
     return app.run()
@@ -263,7 +256,7 @@ def test_examples_outline_the_cells() -> None:
 # ---- the page
 
 
-def test_what_is_counted_from_the_run_alone(run_file: Path, open_app: Any) -> None:  # noqa: F811
+def test_what_is_counted_from_the_run_alone(run_file: Path, open_app: Any) -> None:
     app = app_at(open_app, run_file)
     assert not app.exception and not app.error
     assert {"codes_grid", "codes_entropy", "codes_usage"} == set(charts(app))
@@ -287,7 +280,7 @@ def test_what_is_counted_from_the_run_alone(run_file: Path, open_app: Any) -> No
     assert linked.selectbox(key="answer").value == "2" and linked.toggle(key="codeonly").value
 
 
-def test_with_the_analyses_beside_it(analysed: Path, open_app: Any) -> None:  # noqa: F811
+def test_with_the_analyses_beside_it(analysed: Path, open_app: Any) -> None:
     app = app_at(open_app, analysed)
     assert not app.exception and not app.error and not app.code
     assert {"codes_bits", "codes_map"} <= set(charts(app)) and "codes_pictures" not in charts(app)
@@ -298,24 +291,24 @@ def test_with_the_analyses_beside_it(analysed: Path, open_app: Any) -> None:  # 
     assert any("22.5 [21.5, 23.5] dB" in item.value for item in app.caption)
 
 
-def test_more_codes_than_draws_are_told(tmp_path: Path, run_file: Path, open_app: Any) -> None:  # noqa: F811
+def test_more_codes_than_draws_are_told(tmp_path: Path, run_file: Path, open_app: Any) -> None:
     app = app_at(open_app, write_run(tmp_path / "run.h5", 2))
     assert not app.exception and any("8 draws" in item.value and "9 codes" in item.value for item in app.warning)
     assert not app_at(open_app, run_file).warning
 
 
-def test_a_run_without_codes_says_why_it_is_empty(tmp_path: Path, open_app: Any) -> None:  # noqa: F811
+def test_a_run_without_codes_says_why_it_is_empty(tmp_path: Path, open_app: Any) -> None:
     app = app_at(open_app, write_coded(tmp_path / "run.h5", mgvq=False))
     assert not app.exception and not charts(app) and "no MGVQ" in app.info[0].value
 
 
-def test_a_run_without_labels_still_shows_its_codes(tmp_path: Path, open_app: Any) -> None:  # noqa: F811
+def test_a_run_without_labels_still_shows_its_codes(tmp_path: Path, open_app: Any) -> None:
     app = app_at(open_app, write_coded(tmp_path / "run.h5", tasks=()))
     assert not app.exception and "codes_grid" in charts(app)
     assert any("without labels" in item.value for item in app.info)
 
 
-def test_another_run_with_fewer_groups_and_codes_keeps_what_it_has(tmp_path: Path, open_app: Any) -> None:  # noqa: F811
+def test_another_run_with_fewer_groups_and_codes_keeps_what_it_has(tmp_path: Path, open_app: Any) -> None:
     many, few = write_coded(tmp_path / "a.h5"), write_run(tmp_path / "b.h5")
     app = open_app(many, few)
     app.session_state["page"] = PAGE
@@ -332,7 +325,7 @@ def test_another_run_with_fewer_groups_and_codes_keeps_what_it_has(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_user_follows_a_code_to_its_images(analysed: Path, chromium: Any) -> None:  # noqa: F811
+def test_a_user_follows_a_code_to_its_images(analysed: Path, chromium: Any) -> None:
     codes_NRCG, labels = coded()
     with serving(analysed) as address, tab(chromium, address) as page:
         page.open(page=PAGE, image=3, codegroup=2)

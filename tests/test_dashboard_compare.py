@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import chromium, serving, tab  # noqa: F401
-from test_dashboard import COLS, ROLES, ROWS, TASKS, A, G, H, L, S, charts, open_app, press, tables  # noqa: F401
 
 import htc_probe.analysis.attention.rows
+from benchmarks.browser import serving, tab
 from htc_probe.analysis import results as analysed
 from htc_probe.analysis.stats import draws
 from htc_probe.dashboards import compare, data, figures
@@ -18,6 +17,7 @@ from htc_probe.probes.files import results
 from htc_probe.probes.files.predictions import Asked, Predicted, Writer
 from htc_probe.probes.scores import metrics
 from htc_probe.probes.scores.metrics import Gaussian
+from made.pages import COLS, ROLES, ROWS, TASKS, A, H, L, S, charts, press, tables
 
 N = 40
 PAGE = "Compare"
@@ -393,7 +393,7 @@ def test_other_figures_hold_their_numbers() -> None:
 # ---- the page
 
 
-def show(open_app: Any, folder: Path, part: str = "Attention", **query: str) -> Any:  # noqa: F811
+def show(open_app: Any, folder: Path, part: str = "Attention", **query: str) -> Any:
     app = open_app(folder, page=PAGE, part=part, **query)
     assert not app.exception and not app.error, app.exception
     return app
@@ -403,7 +403,7 @@ def words(app: Any) -> str:
     return "\n".join(item.value for item in [*app.markdown, *app.caption, *app.info, *app.warning])
 
 
-def test_it_says_what_tells_the_runs_apart_and_how_they_are_paired(folder: Path, open_app: Any) -> None:  # noqa: F811
+def test_it_says_what_tells_the_runs_apart_and_how_they_are_paired(folder: Path, open_app: Any) -> None:
     app = show(open_app, folder, run="more")
     assert app.selectbox(key="with").value == "less"
     assert "topology" in tables(app)[0] and "causal" in tables(app)[0] and "model" not in tables(app)[0]
@@ -412,7 +412,7 @@ def test_it_says_what_tells_the_runs_apart_and_how_they_are_paired(folder: Path,
     assert not app.exception and app.selectbox(key="with").value == "more"
 
 
-def test_attention_of_two_runs_as_differences(folder: Path, open_app: Any) -> None:  # noqa: F811
+def test_attention_of_two_runs_as_differences(folder: Path, open_app: Any) -> None:
     app = show(open_app, folder, run="more")
     drawn = charts(app)
     assert set(drawn) == {
@@ -439,7 +439,7 @@ def test_attention_of_two_runs_as_differences(folder: Path, open_app: Any) -> No
     assert not app.exception and "3 images among those selected are in both" in words(app)
 
 
-def test_analysis_of_one_against_the_other_is_paired(tmp_path: Path, open_app: Any) -> None:  # noqa: F811
+def test_analysis_of_one_against_the_other_is_paired(tmp_path: Path, open_app: Any) -> None:
     paths = [write(tmp_path / "one.h5", more=0.2), write(tmp_path / "other.h5")]
     with open_run(paths[0]) as one, open_run(paths[1]) as other:
         sections = (
@@ -465,7 +465,7 @@ def test_analysis_of_one_against_the_other_is_paired(tmp_path: Path, open_app: A
         assert ends[0] < float(line["difference"]) < ends[1] and len(found) > 8
 
 
-def test_one_image_of_both_runs(folder: Path, open_app: Any) -> None:  # noqa: F811
+def test_one_image_of_both_runs(folder: Path, open_app: Any) -> None:
     for path, share in ((folder / "more.h5", 0.02), (folder / "less.h5", -0.01)):
         with open_run(path) as run:
             section = {"images": [run.ids()[2]], "share": np.full((1, L, S), share, np.float32)}
@@ -483,7 +483,7 @@ def test_one_image_of_both_runs(folder: Path, open_app: Any) -> None:  # noqa: F
     assert charts(app)["compare_overlay"]["data"] != drawn["compare_overlay"]["data"] and set(charts(app)) == always
 
 
-def test_probes_are_paired_by_image(folder: Path, open_app: Any) -> None:  # noqa: F811
+def test_probes_are_paired_by_image(folder: Path, open_app: Any) -> None:
     app = show(open_app, folder, "Probes", run="more")
     assert {"compare_semantic", "compare_layers", "compare_task_layers", "compare_confusion"} == set(charts(app))
     found = app.dataframe[0].value.set_index("read from")
@@ -502,7 +502,7 @@ def test_probes_are_paired_by_image(folder: Path, open_app: Any) -> None:  # noq
     assert not app.exception and set(app.dataframe[0].value["compared"]) == {"as independent"}
 
 
-def test_a_retention_that_is_not_defined_is_left_out_and_said(tmp_path: Path, open_app: Any) -> None:  # noqa: F811
+def test_a_retention_that_is_not_defined_is_left_out_and_said(tmp_path: Path, open_app: Any) -> None:
     for name, right in (("one", 0.9), ("other", 0.6)):
         write_probes(write(tmp_path / f"{name}.h5"), right)
     path = results.default_path(tmp_path / "other.h5")
@@ -519,7 +519,7 @@ def test_a_retention_that_is_not_defined_is_left_out_and_said(tmp_path: Path, op
     )
 
 
-def test_probes_without_predictions_are_independent_and_say_so(tmp_path: Path, open_app: Any) -> None:  # noqa: F811
+def test_probes_without_predictions_are_independent_and_say_so(tmp_path: Path, open_app: Any) -> None:
     for name, right in (("one", 0.9), ("other", 0.6)):
         write_probes(write(tmp_path / f"{name}.h5"), right, predictions=False)
     app = show(open_app, tmp_path, "Probes", run="one")
@@ -529,7 +529,7 @@ def test_probes_without_predictions_are_independent_and_say_so(tmp_path: Path, o
     assert "independent" in words(app) and "htc-probe semantic detail" in app.code[0].value
 
 
-def test_runs_without_a_common_image_or_shape(tmp_path: Path, open_app: Any) -> None:  # noqa: F811
+def test_runs_without_a_common_image_or_shape(tmp_path: Path, open_app: Any) -> None:
     write(tmp_path / "one.h5", n=8)
     write(tmp_path / "far.h5", n=6, first=50)
     write(tmp_path / "wide.h5", n=8, heads=H + 1)
@@ -549,7 +549,7 @@ def test_runs_without_a_common_image_or_shape(tmp_path: Path, open_app: Any) -> 
 
 
 @pytest.mark.parametrize("part", ["Attention", "One image", "Probes"])
-def test_names_with_markup_are_text_and_a_lone_run_says_what_to_do(tmp_path: Path, open_app: Any, part: str) -> None:  # noqa: F811
+def test_names_with_markup_are_text_and_a_lone_run_says_what_to_do(tmp_path: Path, open_app: Any, part: str) -> None:
     write(tmp_path / "![x](http:__x)<img src=a>.h5", n=4)
     app = show(open_app, tmp_path, part)
     assert "takes two" in words(app) and "--random-weights" in app.code[0].value
@@ -561,7 +561,7 @@ def test_names_with_markup_are_text_and_a_lone_run_says_what_to_do(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_in_a_browser(folder: Path, chromium: Any) -> None:  # noqa: F811
+def test_in_a_browser(folder: Path, chromium: Any) -> None:
     from playwright.sync_api import expect
 
     with serving(folder) as address, tab(chromium, address) as page:

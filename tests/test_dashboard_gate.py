@@ -17,11 +17,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from browser import chromium, serving, tab  # noqa: F401
-from test_dashboard import environment, failing, free_port, write_run
 
+from benchmarks.browser import serving, tab
 from htc_probe.dashboards import cli, gate
 from htc_probe.extract.errors import UserError
+from made.pages import environment, failing, free_port, write_run
 
 LOCAL = ("localhost", "LOCALHOST:8501", "127.0.0.1:8501", "127.8.9.1", "[::1]:8501", "localhost.", "lab.localhost:80")
 FOREIGN = (
@@ -316,7 +316,7 @@ def test_nginx_by_a_public_name(runs: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_pages_behind_nginx_in_the_browser(runs: Path, tmp_path: Path, chromium: Any) -> None:  # noqa: F811
+def test_pages_behind_nginx_in_the_browser(runs: Path, tmp_path: Path, chromium: Any) -> None:
     with (
         serving(runs, options=("--base-path", "lab/probe")) as served,
         nginx(tmp_path, served.removesuffix("/lab/probe")) as address,

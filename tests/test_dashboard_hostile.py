@@ -13,10 +13,9 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from browser import chromium, serving, tab  # noqa: F401
 from streamlit.testing.v1 import AppTest
-from test_dashboard import COLS, ROLES, ROWS, A, H, L, S, open_app, random_rows, write_run  # noqa: F401
 
+from benchmarks.browser import serving, tab
 from htc_probe.analysis import results as analysis_results
 from htc_probe.analysis.contents import reading
 from htc_probe.dashboards import data
@@ -25,6 +24,7 @@ from htc_probe.dashboards.parts import controls
 from htc_probe.dashboards.runs import find_runs, open_any
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import Batch, RunInfo, RunShape, RunWriter, Task, open_run
+from made.pages import COLS, ROLES, ROWS, A, H, L, S, random_rows, write_run
 
 EVIL = (
     "<img src=x onerror=hacked=1>",
@@ -337,10 +337,7 @@ def faults(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
 
 @pytest.mark.parametrize("page", MISSHAPEN)
 def test_an_analysis_that_is_misshapen_costs_its_page_alone(
-    folder: Path,
-    open_app: Any,  # noqa: F811
-    caplog: pytest.LogCaptureFixture,
-    page: str,  # noqa: F811
+    folder: Path, open_app: Any, caplog: pytest.LogCaptureFixture, page: str
 ) -> None:
     name, values = MISSHAPEN[page]
     analysis(folder / "good.analysis.h5", values, folder / "good.h5", name)
@@ -436,7 +433,7 @@ def untouched(page: Any) -> None:
 
 
 @pytest.mark.slow
-def test_a_hostile_folder_in_the_browser(folder: Path, good: Path, chromium: Any) -> None:  # noqa: F811
+def test_a_hostile_folder_in_the_browser(folder: Path, good: Path, chromium: Any) -> None:
     shutil.copy(good, folder.parent / "elsewhere.h5")
     for number, (make, _) in enumerate(BAD.values()):
         make(folder / f"{number:02}.h5", good)

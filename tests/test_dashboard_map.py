@@ -1,7 +1,5 @@
 """The map page: figures hold the numbers given, neighbours are those of the file, hover, lasso and clicks work."""
 
-# ruff: noqa: F811  (fixtures are asked for by the names they are imported as)
-
 import base64
 import io
 import json
@@ -10,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import chromium, serving, tab  # noqa: F401
 from PIL import Image
-from test_dashboard import charts, open_app, write_run  # noqa: F401
 
+from benchmarks.browser import serving, tab
 from htc_probe.analysis import results
 from htc_probe.dashboards import data, figures
 from htc_probe.extract.errors import UserError
@@ -21,6 +18,7 @@ from htc_probe.extract.store import Task, open_run
 from htc_probe.probes.files import results as probe_results
 from htc_probe.probes.files.predictions import Asked, Writer
 from htc_probe.probes.scores.metrics import Gaussian
+from made.pages import charts, write_run
 
 N = 40
 OF = ["z_voco", "v_d", "v_pooled", "codes"]

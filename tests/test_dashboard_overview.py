@@ -7,15 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_dashboard import L, open_app, tables, write_probes, write_run  # noqa: F401
-from test_dashboard_attention import add
 
 import htc_probe.analysis.attention.rows
 from htc_probe.extract.store import open_run
 from htc_probe.probes.files import results
+from made.pages import L, add_section, tables, write_probes, write_run
 
 
-def test_a_bare_run_says_what_fills_the_page(tmp_path: Path, open_app: Any) -> None:  # noqa: F811
+def test_a_bare_run_says_what_fills_the_page(tmp_path: Path, open_app: Any) -> None:
     run = write_run(tmp_path / "run.h5")
     app = open_app(run)
     assert not app.exception and app.title[0].value == "run"
@@ -27,20 +26,20 @@ def test_a_bare_run_says_what_fills_the_page(tmp_path: Path, open_app: Any) -> N
     assert "0 to 3" in tables(app)[0] and "4 images" in app.markdown[0].value
 
 
-def test_commands_can_be_pasted_whatever_the_folder_is_called(tmp_path: Path, open_app: Any) -> None:  # noqa: F811
+def test_commands_can_be_pasted_whatever_the_folder_is_called(tmp_path: Path, open_app: Any) -> None:
     run = write_run(tmp_path / "my runs; $(rm)" / "it's.h5")
     for code in open_app(run).code:
         assert shlex.split(code.value)[-2:] == ["--run", str(run)]
 
 
-def test_a_sentence_stands_with_its_sample_and_the_claim(tmp_path: Path, open_app: Any) -> None:  # noqa: F811
+def test_a_sentence_stands_with_its_sample_and_the_claim(tmp_path: Path, open_app: Any) -> None:
     path = write_run(tmp_path / "run.h5", 6)
     with open_run(path) as run:
         section = htc_probe.analysis.attention.rows.analyse(run)
     for lift, verdict in ((2.0, "agrees"), (0.5, "disagrees")):
         for end, by in (("", 0), ("_lower", -0.1), ("_upper", 0.1)):
             section[f"anchor_lift_overall{end}"][:] = lift + by
-        add(path, "attention", section)
+        add_section(path, "attention", section)
         app = open_app(path)
         assert not app.exception
         text = [item.value for item in app.markdown]
@@ -50,12 +49,12 @@ def test_a_sentence_stands_with_its_sample_and_the_claim(tmp_path: Path, open_ap
         assert app.code[0].value == f"htc-analyze knockouts interchange reading --run {path}"
 
 
-def test_what_survives_is_told_by_the_probes(tmp_path: Path, open_app: Any) -> None:  # noqa: F811
+def test_what_survives_is_told_by_the_probes(tmp_path: Path, open_app: Any) -> None:
     """And not by the patches' R2, which is a line of its own without a claim."""
     path = write_run(tmp_path / "run.h5", 6)
     with open_run(path) as run:
         created = run.created
-    add(
+    add_section(
         path,
         "reading",
         {
@@ -84,16 +83,16 @@ def test_what_survives_is_told_by_the_probes(tmp_path: Path, open_app: Any) -> N
 
 
 @pytest.mark.parametrize("damage", ["{", "[" * 10**5])
-def test_damaged_scores_leave_the_sentences(tmp_path: Path, open_app: Any, damage: str) -> None:  # noqa: F811
+def test_damaged_scores_leave_the_sentences(tmp_path: Path, open_app: Any, damage: str) -> None:
     path = write_run(tmp_path / "run.h5", 6)
     with open_run(path) as run:
-        add(path, "attention", htc_probe.analysis.attention.rows.analyse(run))
+        add_section(path, "attention", htc_probe.analysis.attention.rows.analyse(run))
     (tmp_path / "run.probes.json").write_text(damage)
     app = open_app(path)
     assert not app.exception and any("Does the token prefer" in item.value for item in app.markdown)
 
 
-def test_probes_in_small_have_intervals_and_floors(tmp_path: Path, open_app: Any) -> None:  # noqa: F811
+def test_probes_in_small_have_intervals_and_floors(tmp_path: Path, open_app: Any) -> None:
     path = write_run(tmp_path / "run.h5")
     with open_run(path) as run:
         write_probes(path, run.created)
@@ -114,7 +113,7 @@ def test_probes_in_small_have_intervals_and_floors(tmp_path: Path, open_app: Any
     assert "earlier state" in app.run().warning[0].value
 
 
-def test_skipped_images_are_listed_with_their_reasons(tmp_path: Path, open_app: Any) -> None:  # noqa: F811
+def test_skipped_images_are_listed_with_their_reasons(tmp_path: Path, open_app: Any) -> None:
     app = open_app(write_run(tmp_path / "run.h5", skipped=[("val/<b>.png", "it is truncated")]))
     assert not app.exception and "1 image could not be read" in app.warning[0].value
     shown = next(frame.value for frame in app.dataframe if "reason" in frame.value)

@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import chromium, serving, tab  # noqa: F401
-from test_dashboard import charts, open_app, write_run  # noqa: F401
-from test_probe_tables import LAST, made, reviewed
 
+from benchmarks.browser import serving, tab
 from htc_probe.dashboards import data, figures
 from htc_probe.extract.store import open_run
 from htc_probe.probes.files import results
@@ -19,6 +17,8 @@ from htc_probe.probes.files.predictions import Asked, Predicted, Writer, load
 from htc_probe.probes.files.results import Confusion, label
 from htc_probe.probes.scores.metrics import Gaussian
 from htc_probe.probes.show import answers
+from made.pages import charts, write_run
+from made.tables import LAST, made, reviewed
 
 N = 60
 TASKS = (
@@ -187,12 +187,12 @@ def commands(app) -> list[str]:
     return [code.value.split(" --run ")[0] for code in app.code]
 
 
-def test_without_results_it_says_how_to_get_them(tmp_path: Path, open_app) -> None:  # noqa: F811
+def test_without_results_it_says_how_to_get_them(tmp_path: Path, open_app) -> None:
     app = open_app(write_run(tmp_path / "run.h5", 3), page="Probes")
     assert not app.exception and commands(app) == ["htc-probe semantic detail"]
 
 
-def test_scores_and_any_two_representations(run_file: Path, open_app) -> None:  # noqa: F811
+def test_scores_and_any_two_representations(run_file: Path, open_app) -> None:
     app = open_app(run_file, page="Probes")
     assert not app.exception and not app.warning
     shown = charts(app)
@@ -212,7 +212,7 @@ def test_scores_and_any_two_representations(run_file: Path, open_app) -> None:  
     assert not app.exception and "detail: V-information" in charts(app)["probe_scores"]["layout"]["title"]["text"]
 
 
-def test_what_is_kept_and_single_classes_are_on_the_page(run_file: Path, open_app) -> None:  # noqa: F811
+def test_what_is_kept_and_single_classes_are_on_the_page(run_file: Path, open_app) -> None:
     told = reviewed(made())
     write_results(run_file, kept=told.kept, suite_gaps=told.suite_gaps, by_class=told.by_class, ceilings=told.ceilings)
     app = open_app(run_file, page="Probes")
@@ -225,7 +225,7 @@ def test_what_is_kept_and_single_classes_are_on_the_page(run_file: Path, open_ap
     assert "what is kept of v_pooled" in charts(app)["probe_scores"]["layout"]["title"]["text"]
 
 
-def test_curves_that_were_not_measured_say_how(run_file: Path, open_app) -> None:  # noqa: F811
+def test_curves_that_were_not_measured_say_how(run_file: Path, open_app) -> None:
     query = {"page": "Probes", "probes": "Layers and training images"}
     app = open_app(run_file, **query)
     assert not app.exception and set(charts(app)) == {"probe_learning"}
@@ -242,7 +242,7 @@ def test_curves_that_were_not_measured_say_how(run_file: Path, open_app) -> None
 IMAGES = {"page": "Probes", "probes": "Image by image"}
 
 
-def test_images_that_a_probe_gets_wrong(run_file: Path, open_app) -> None:  # noqa: F811
+def test_images_that_a_probe_gets_wrong(run_file: Path, open_app) -> None:
     app = open_app(run_file, **IMAGES, image="21")
     assert not app.exception and not app.info
     heat = charts(app)["probe_confusion"]
@@ -271,7 +271,7 @@ def test_images_that_a_probe_gets_wrong(run_file: Path, open_app) -> None:  # no
     assert not app.exception and "no images that the probe gets wrong" in app.info[0].value
 
 
-def test_labels_and_numbers(run_file: Path, open_app) -> None:  # noqa: F811
+def test_labels_and_numbers(run_file: Path, open_app) -> None:
     app = open_app(run_file, **IMAGES, task="present")
     assert not app.exception and app.selectbox(key="label").value == "disc"
     app.selectbox(key="label").set_value("bar").run()
@@ -286,7 +286,7 @@ def test_labels_and_numbers(run_file: Path, open_app) -> None:  # noqa: F811
     assert [picture["row"] for picture in pictures(app)] == list(range(11, -1, -1))
 
 
-def test_a_selection_narrows_the_images_and_is_made_of_them(run_file: Path, open_app) -> None:  # noqa: F811
+def test_a_selection_narrows_the_images_and_is_made_of_them(run_file: Path, open_app) -> None:
     app = open_app(run_file, **IMAGES)
     app.session_state["chosen"] = (4, 5, 7, 8)
     app.run()
@@ -296,7 +296,7 @@ def test_a_selection_narrows_the_images_and_is_made_of_them(run_file: Path, open
     assert app.session_state["chosen"] == (4, 5)
 
 
-def test_predictions_that_are_missing_stale_or_damaged_are_told(run_file: Path, open_app) -> None:  # noqa: F811
+def test_predictions_that_are_missing_stale_or_damaged_are_told(run_file: Path, open_app) -> None:
     place = results.predictions_path(results.default_path(run_file))
     whole = charts(open_app(run_file, **IMAGES))["probe_confusion"]
     place.unlink()
@@ -314,7 +314,7 @@ def test_predictions_that_are_missing_stale_or_damaged_are_told(run_file: Path, 
     assert not app.exception and "cannot be read" in app.error[0].value.replace("\\", "")
 
 
-def test_predictions_of_more_images_than_the_run_has_are_refused(tmp_path: Path, open_app) -> None:  # noqa: F811
+def test_predictions_of_more_images_than_the_run_has_are_refused(tmp_path: Path, open_app) -> None:
     run = write_run(tmp_path / "run.h5", N)
     write_results(run)
     place = data.key_of(results.predictions_path(results.default_path(run)))
@@ -323,7 +323,7 @@ def test_predictions_of_more_images_than_the_run_has_are_refused(tmp_path: Path,
         data.predicted(place, ("width", "v_d", None), N - 1)
 
 
-def test_names_are_shown_as_text(run_file: Path, open_app) -> None:  # noqa: F811
+def test_names_are_shown_as_text(run_file: Path, open_app) -> None:
     evil = "![x](http://localhost/x.png)<img src=x>"
     found = made(KEYS, tasks=[(evil, evil, "classes", (evil, "b"))])
     with open_run(run_file) as opened:
@@ -338,7 +338,7 @@ def test_names_are_shown_as_text(run_file: Path, open_app) -> None:  # noqa: F81
 
 
 @pytest.mark.slow
-def test_a_click_shows_the_images_of_a_cell_and_then_the_image(run_file: Path, chromium: Any) -> None:  # noqa: F811
+def test_a_click_shows_the_images_of_a_cell_and_then_the_image(run_file: Path, chromium: Any) -> None:
     from playwright.sync_api import expect
 
     with serving(run_file.parent) as address, tab(chromium, address) as page:

@@ -1,20 +1,19 @@
 """A run that is being made is shown as far as it goes, and as a whole once it is finished."""
-# ruff: noqa: F811  (fixtures are asked for by the names they are imported as)
 
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import chromium, serving, tab  # noqa: F401
 from streamlit.testing.v1 import AppTest
-from test_dashboard import write_run
-from test_extract import small_model
 
+from benchmarks.browser import serving, tab
 from htc_probe.dashboards import cli, data
 from htc_probe.dashboards.runs import RunFile, check_roots, find_runs
 from htc_probe.extract.cli import main
 from htc_probe.extract.errors import UserError
+from made.models import small_model
+from made.pages import write_run
 
 APP = str(Path(cli.__file__).with_name("app.py"))
 

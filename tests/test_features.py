@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 from sklearn.preprocessing import OneHotEncoder
-from test_probes import COIN, SIZE, WIDTH, N, make_run, quick
 
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import Run, open_run
 from htc_probe.probes.inputs import representations
 from htc_probe.probes.inputs.representations import Representation
 from htc_probe.probes.study import suite
+from made.planted import COIN, SIZE, WIDTH, N, make_run, quick
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from test_extract import SIZE, small_model
 from torch import Tensor
 
 from htc_probe.analysis import results
@@ -26,6 +25,7 @@ from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import Run, Task, open_run
 from htc_probe.extract.vlm.model import HTCVLM, Hybrid
 from htc_probe.probes.files.weights import Key, Probe
+from made.models import SIZE, small_model
 
 IMAGES, CLASSES = 24, 3
 TOML = """

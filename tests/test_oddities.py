@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_probes import SIZE, N, make_run, planted_run, quick
 
 from htc_probe.extract.store import open_run
 from htc_probe.probes.inputs import oddities, representations
 from htc_probe.probes.inputs.representations import Representation
 from htc_probe.probes.study import suite
+from made.planted import SIZE, N, make_run, planted_run, quick
 
 ROWS, WIDTH = 600, 64
 NAMES = [f"image {row}" for row in range(ROWS)]

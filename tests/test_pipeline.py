@@ -16,8 +16,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_datasets_exact import write_3dshapes, write_clevr, write_datasets, write_gqa
-from test_datasets_natural import make_coco, make_cub, make_dtd, make_paco
 
 from htc_probe.extract.capture import as_pixels, capture, fitting_batch_size, frame_of, search_batch_size
 from htc_probe.extract.data import FORMATS, open_source
@@ -28,6 +26,8 @@ from htc_probe.extract.pipeline import Prepared, behind, default_workers, read_a
 from htc_probe.extract.store import Batch, Task
 from htc_probe.extract.vlm.config import HTCConfig
 from htc_probe.extract.vlm.model import HTCVLM
+from made.datasets_exact import write_3dshapes, write_clevr, write_datasets, write_gqa
+from made.datasets_natural import make_coco, make_cub, make_dtd, make_paco
 
 SIZE = 16
 FRAME = Frame(SIZE, "pad", (0.5, 0.4, 0.3))

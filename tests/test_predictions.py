@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from test_probes import TASKS, N, make_run, planted_run
 
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import Task, open_run
@@ -20,6 +19,7 @@ from htc_probe.probes.files.results import Results
 from htc_probe.probes.scores import metrics
 from htc_probe.probes.scores.metrics import Gaussian
 from htc_probe.probes.study import suite
+from made.planted import TASKS, N, make_run, planted_run
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
-from test_probes import COIN, PRESENT, SHAPE, SIZE, N, make_run, planted_run
 
 import htc_probe.probes
 from htc_probe.extract.errors import UserError
@@ -21,6 +20,7 @@ from htc_probe.probes.files import results
 from htc_probe.probes.files.weights import Key, Probe, load, save
 from htc_probe.probes.study import protocol
 from htc_probe.probes.study.codelength import Labels
+from made.planted import COIN, PRESENT, SHAPE, SIZE, N, make_run, planted_run
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_resume import command, content, model, one_thread, whole
 
 from htc_probe.extract.cli import main
 from htc_probe.extract.data import scenes
+from made.interrupted import command, content
 
-__all__ = ["model", "one_thread", "whole"]  # fixtures
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +45,7 @@ def workers() -> list[int]:
     return found
 
 
-def test_a_killed_workers_shard_is_done_again(model: Path, whole: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_killed_workers_shard_is_done_again(model: Path, whole: Path, tmp_path: Path) -> None:
     out, killed = tmp_path / "run.h5", []
 
     def kill() -> None:
@@ -67,7 +66,7 @@ def test_a_killed_workers_shard_is_done_again(model: Path, whole: Path, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["run.h5"]
 
 
-def test_a_run_of_one_process_goes_on_with_ray(model: Path, whole: Path, tmp_path: Path, capsys: Any) -> None:  # noqa: F811
+def test_a_run_of_one_process_goes_on_with_ray(model: Path, whole: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "run.h5"
     assert main([*command(model, out), "--shard", "0/2"]) == 0
     assert main([*command(model, out), "--engine", "ray"]) == 0
@@ -76,7 +75,7 @@ def test_a_run_of_one_process_goes_on_with_ray(model: Path, whole: Path, tmp_pat
     assert main([*command(model, out), "--engine", "ray"]) == 0 and "nothing to do" in capsys.readouterr().out
 
 
-def test_what_stops_a_worker_is_one_line(model: Path, tmp_path: Path, capsys: Any) -> None:  # noqa: F811
+def test_what_stops_a_worker_is_one_line(model: Path, tmp_path: Path, capsys: Any) -> None:
     folder = tmp_path / "photos" / "val"
     folder.mkdir(parents=True)
     for number in range(6):
@@ -112,11 +111,7 @@ def test_what_stops_a_worker_is_one_line(model: Path, tmp_path: Path, capsys: An
     ],
 )
 def test_settings_that_ray_decides_are_refused(
-    model: Path,
-    tmp_path: Path,
-    capsys: Any,
-    given: tuple[str, ...],
-    words: str,  # noqa: F811
+    model: Path, tmp_path: Path, capsys: Any, given: tuple[str, ...], words: str
 ) -> None:
     assert main([*command(model, tmp_path / "run.h5"), "--engine", "ray", *given]) == 2
     said = capsys.readouterr().err

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_dashboard import write_run
 
 from htc_probe.analysis.contents import reconstruction
 from htc_probe.extract import again, models
@@ -15,6 +14,7 @@ from htc_probe.extract.cli import main
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import Run, open_run
 from htc_probe.extract.vlm.model import HTCVLM
+from made.pages import write_run
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 import pytest
-from test_probe_tables import LAST, TASKS, compare, made, reviewed
 
 from htc_probe.extract.errors import UserError
 from htc_probe.probes.files.results import GAINED, KEPT, LOST, Confusion, Interval, Results
 from htc_probe.probes.show import figures, report, table
+from made.tables import LAST, TASKS, compare, made, reviewed
 
 
 def named(figure: go.Figure, name: str) -> go.Scatter | go.Bar:

@@ -1,21 +1,16 @@
 """An extraction that is stopped, at whatever moment, goes on: the data are an uninterrupted run's, byte for byte."""
 
 import os
-import random
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
-import torch
-from test_extract import small_model
 
 from htc_probe.extract.cli import main, parse_share
 from htc_probe.extract.data import scenes
@@ -25,66 +20,11 @@ from htc_probe.extract.store import list_runs, open_run, open_shards
 from htc_probe.extract.store import read as store
 from htc_probe.extract.store.shards import unfinished
 from htc_probe.extract.vlm import star
+from made.interrupted import IMAGES, command, content, torture
 
-IMAGES = 23
+pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[1]
 honest_compress, honest_render = star.compress, scenes.render
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """A fork computes with one thread, and the last bits of a sum may depend on their number."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def model(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    small_model().save_pretrained(folder)
-    return folder
-
-
-def command(model: Path, out: Path, images: int = IMAGES) -> list[str]:
-    return [
-        "--model",
-        str(model),
-        "--limit",
-        str(images),
-        "--out",
-        str(out),
-        "--device",
-        "cpu",
-        "--batch-size",
-        "2",
-        "--shard-images",
-        "4",
-    ]
-
-
-@pytest.fixture(scope="module")
-def whole(model: Path) -> Path:
-    """An uninterrupted run."""
-    out = model / "whole.h5"
-    assert main(command(model, out)) == 0
-    assert not out.with_name("whole.h5.shards").exists() and not out.with_name("whole.h5.partial").exists()
-    return out
-
-
-def content(path: Path) -> dict[str, Any]:
-    """Every dataset of a file, as bytes or text."""
-    found: dict[str, Any] = {}
-
-    def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            value = item[()]
-            found[name] = item.dtype, item.shape, value.tolist() if value.dtype == object else value.tobytes()
-
-    with h5py.File(path) as file:
-        file.visititems(visit)
-    return found
 
 
 def interrupted_after(images: int, monkeypatch: Any, error: BaseException) -> None:
@@ -340,42 +280,6 @@ def test_a_full_disk_keeps_what_is_finished(model: Path, whole: Path, tmp_path: 
         assert content(out) == content(whole)
     finally:
         subprocess.run(["umount", disk], check=True)
-
-
-def killed_until_finished(arguments: list[str], kills: int, seed: int) -> int:
-    """SIGKILLs the command at random moments, then lets it finish. A fork costs no second import of torch."""
-    rng, done = random.Random(seed), 0
-    for _ in range(kills):
-        pid = os.fork()
-        if pid == 0:
-            torch.set_num_threads(1)
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 1)
-            os.dup2(null, 2)
-            os._exit(main(arguments))
-        time.sleep(rng.uniform(0.05, 1.0))
-        os.kill(pid, signal.SIGKILL)
-        _, status = os.waitpid(pid, 0)
-        done += os.WIFSIGNALED(status)
-    assert main(arguments) == 0
-    return done
-
-
-def torture(model: Path, folder: Path, kills: int, seed: int) -> None:
-    for virtual in ([], ["--virtual"]):
-        images = 80 if kills < 20 else 400
-        reference = folder / f"reference{len(virtual)}.h5"
-        assert main(command(model, reference, images)) == 0
-        out = folder / f"killed{len(virtual)}.h5"
-        done, killed = 0, 0
-        while done < kills:
-            out.unlink(missing_ok=True)
-            shutil.rmtree(out.with_name(out.name + ".shards"), ignore_errors=True)
-            killed = killed_until_finished([*command(model, out, images), *virtual], min(kills, 12), seed + done)
-            assert content(out) == content(reference)
-            assert not out.with_name(out.name + ".partial").exists()
-            assert killed, "the command was never killed"
-            done += killed
 
 
 def test_killed_at_random_moments(model: Path, tmp_path: Path) -> None:

@@ -143,3 +143,13 @@ def test_commands_work_beside_folders_of_our_names(command: str, tmp_path: Path)
     for folder in FOLDERS:  # and theirs is still theirs
         done = subprocess.run([sys.executable, "-c", f"import {folder}"], cwd=tmp_path, capture_output=True, text=True)
         assert "a package of the user" in done.stderr
+
+
+TESTS = sorted(path for path in Path(__file__).parent.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.name)
+def test_what_tests_share_is_made_elsewhere(path: Path) -> None:
+    modules = {other.stem for other in TESTS if other.parent == Path(__file__).parent}
+    borrowed = [name for name in imports(ast.parse(path.read_text())) if name.split(".")[0] in modules]
+    assert not borrowed, f"{path.name} imports {borrowed}: things belong in tests/made/, fixtures in conftest.py"

@@ -10,7 +10,6 @@ from scipy import integrate, special, stats
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
-from test_probes import make_run, quick
 
 from htc_probe.extract.store import Kind, Task, open_run
 from htc_probe.probes.inputs import circular, folds
@@ -19,6 +18,7 @@ from htc_probe.probes.scores.metrics import Gaussian, Prediction, Sampled, Score
 from htc_probe.probes.study import protocol, suite
 from htc_probe.probes.study.codelength import Labels
 from htc_probe.probes.study.protocol import HeldOut, Settings, smoothed
+from made.planted import make_run, quick
 
 KINDS: tuple[Kind, ...] = ("classes", "multilabel", "number", "circular")
 N, D = 240, 12

@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-from test_resume import model, one_thread, torture
-
-__all__ = ["model", "one_thread"]  # fixtures
+from made.interrupted import torture
 
 
-def test_killed_two_hundred_times(model: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_killed_two_hundred_times(model: Path, tmp_path: Path) -> None:
     torture(model, tmp_path, 100, seed=1)

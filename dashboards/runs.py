@@ -101,7 +101,8 @@ def state_of(out: Path) -> tuple[int, int]:
 @lru_cache(maxsize=1024)
 def _created(out: Path, state: tuple[int, int]) -> str:
     """When a run was made that can be opened; opening one takes 10 ms, so that it is done once for each state of it.
-    Raises UserError for any other file.
+    A cache besides that of the pages: the command looks for runs too, before there is a Streamlit. Raises UserError
+    for any other file.
     """
     with open_any(out) as run:
         return run.created

@@ -166,23 +166,23 @@ def test_answers_of_every_kind() -> None:
 def test_codes_are_read_whole_or_evenly_spaced(run_file: Path) -> None:
     key = data.key_of(run_file)
     codes_NRCG, labels = coded()
-    read = data.codes(key)
+    read = data.all_codes(key)
     np.testing.assert_array_equal(read.codes, codes_NRCG.reshape(N, -1, GROUPS).transpose(2, 0, 1))
     assert read.size == SIZE and read.rows.tolist() == list(range(N))
     np.testing.assert_allclose(read.shares.sum(1), 1)
     np.testing.assert_array_equal(data.codes_of_image(key, 5), codes_NRCG[5])
 
-    some = data.codes(key, most_bytes=2 * R * C * GROUPS * 70)
+    some = data.all_codes(key, most_bytes=2 * R * C * GROUPS * 70)
     assert some.rows.tolist() == list(range(64))  # whole blocks
     np.testing.assert_array_equal(some.codes, read.codes[:, :64])
-    few = data.codes(key, most_bytes=2 * R * C * GROUPS * 20)
+    few = data.all_codes(key, most_bytes=2 * R * C * GROUPS * 20)
     assert len(few.rows) == 20
 
 
 def test_what_goes_with_an_answer_is_corrected_for_all_codes_and_answers(run_file: Path) -> None:
     key = data.key_of(run_file)
     found = data.codes_of_answer(key, 1, "scene", 0)
-    used = int((data.codes(key).shares > 0).sum())
+    used = int((data.all_codes(key).shares > 0).sum())
     assert found.tests == 3 * used and associations.chosen(found, found.found).code.tolist() == [TOLD]
     assert not data.codes_of_answer(key, 0, "scene", 0).found.any()
     assert data.codes_of_answer(key, 0, "size", 3).tests == 4 * used

@@ -284,7 +284,7 @@ def test_differences_of_attention_are_those_of_the_runs(folder: Path, tmp_path: 
 
 def test_rows_out_of_order_are_read_in_theirs(folder: Path) -> None:
     key = data.key_of(folder / "more.h5")
-    blocks = list(data._attention_blocks(key, np.array([3, 5, 4, 6])))
+    blocks = list(data.attention_blocks(key, np.array([3, 5, 4, 6])))
     with open_run(folder / "more.h5") as run:
         np.testing.assert_array_equal(np.concatenate(blocks), np.stack([run.attention(row) for row in (3, 5, 4, 6)]))
 

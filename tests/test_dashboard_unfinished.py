@@ -46,7 +46,7 @@ def test_it_is_shown_as_far_as_it_goes(command: list[str], tmp_path: Path, monke
     assert after != before and len(data.header(after).ids) == 12
     assert main(["--out", str(out), "--merge"]) == 0
     assert data.header(data.key_of(out)).finished
-    data._found.clear()  # what is there is looked up every 5 seconds
+    data.listed.clear()  # what is there is looked up every 5 seconds
     app.run()
     assert not app.exception and app.selectbox(key="run").options == ["run"]
 

@@ -9,12 +9,13 @@ plotly.js is that of the plotly package.
 import pickle
 import re
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, overload
 
 import plotly.graph_objects as go
 import streamlit as st
+
+from htc_probe.dashboards.data import kept
 
 _component = st.components.v2.component(
     "htc_chart",
@@ -43,13 +44,13 @@ def made(make: Callable[P, go.Figure], *args: P.args, **kwargs: P.kwargs) -> Mad
 def made(make: Callable[P, go.Figure | None], *args: P.args, **kwargs: P.kwargs) -> Made | None: ...
 def made(make: Callable[P, go.Figure | None], *args: P.args, **kwargs: P.kwargs) -> Made | None:
     """`make(*args, **kwargs)`, kept: to make a figure takes some 10 ms, and most clicks change few of a page's."""
-    return _made(make, pickle.dumps((args, kwargs)))
+    return _made(f"{make.__module__}.{make.__qualname__}", pickle.dumps((args, kwargs)), make)
 
 
-@lru_cache(maxsize=200)
-def _made(make: Callable[..., go.Figure | None], arguments: bytes) -> Made | None:
+@kept(200)
+def _made(name: str, arguments: bytes, _make: Callable[..., go.Figure | None]) -> Made | None:
     args, kwargs = pickle.loads(arguments)  # what `made` was given, in this process
-    figure = make(*args, **kwargs)
+    figure = _make(*args, **kwargs)
     if figure is None:
         return None
     figure.layout.template = None  # the page's is put in its place

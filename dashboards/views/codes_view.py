@@ -34,7 +34,7 @@ def show(view: View) -> None:
         return
     found = data.sections(view.path, view.header)
     group, code = _choose(view, shape.codes[2])
-    read = data.codes(view.key)
+    read = data.all_codes(view.key)
     if len(read.rows) < shape.images:
         st.caption(f"Counts are of {len(read.rows):,} evenly spaced images of {shape.images:,}: all would not fit.")
 
@@ -71,7 +71,7 @@ def _choose(view: View, groups: int) -> tuple[int, int | None]:
             "codegroup",
             help="The latent is cut into groups of channels, each with a codebook of its own.",
         )
-    size = data.codes(view.key).size
+    size = data.all_codes(view.key).size
     if (st.session_state.get("code") or 0) >= size:
         st.session_state["code"] = None
     code = right.number_input(

@@ -23,15 +23,18 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, get_args
 
 import h5py
-import hdf5plugin  # its filters stay registered: with it, h5py reads a run as any other file
+import hdf5plugin
 import numpy as np
 
-from htc_probe.extract.errors import UserError
+from htc_probe.extract import files
+from htc_probe.extract.errors import UserError, reason
+from htc_probe.extract.store import hdf5
 
 Kind = Literal["classes", "multilabel", "number", "circular"]
 NUMERIC: tuple[Kind, ...] = ("number", "circular")
@@ -70,12 +73,8 @@ _DIMS = {
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 # What a file may claim before anything of that size is read or allocated; far from what any run needs.
-_TEXT_BYTES = 16  # of a text in its dataset, which is not packed: a length and where the text itself is
 _MOST_PACKED = 1000  # times as many bytes as the whole file has; all zeros are packed 200 times
 _MOST_TASKS = 10_000
-_MOST_JSON = 2**24  # characters
-_DAMAGE = (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError, MemoryError)
-"""What h5py and numpy say of bad bytes."""
 
 
 @dataclass(frozen=True)
@@ -211,8 +210,7 @@ class _Column(NamedTuple):
 
 def _columns(shape: RunShape, tasks: Sequence[Task], store_dtype: str) -> dict[str, _Column]:
     """Every dataset with a row an image, by its path in the file."""
-    text = h5py.string_dtype("utf-8")
-    string = _Column((), text, (256,), 64)
+    string = _Column((), hdf5.TEXT, (256,), 64)
 
     def column(tail: tuple[int, ...], dtype: Any, piece: tuple[int, ...] | None = None) -> _Column:
         """`piece`: the part of `tail` in one chunk; as many images as fill CHUNK_BYTES."""
@@ -310,9 +308,8 @@ class RunWriter:
         for name in ("config", "model", "environment"):
             attrs[name] = json.dumps(getattr(info, name), sort_keys=True)
         attrs["code_shape"] = json.dumps(self._shape.codes)
-        text = h5py.string_dtype("utf-8")
         tokens = self._file.create_group("tokens")
-        tokens.create_dataset("role", data=np.array(self._shape.roles, dtype=object), dtype=text)
+        tokens.create_dataset("role", data=np.array(self._shape.roles, dtype=object), dtype=hdf5.TEXT)
         for name in ("row", "col"):
             places = np.array(getattr(self._shape, f"{name}s"), dtype="int16")
             tokens.create_dataset(name, data=places, fletcher32=places.size > 0)
@@ -327,7 +324,7 @@ class RunWriter:
                 maxshape=(None, *column.tail),
                 dtype=column.dtype,
                 chunks=tuple(max(1, size) for size in column.chunk),
-                **({} if column.dtype == text or 0 in column.tail else _PACKED),
+                **({} if column.dtype == hdf5.TEXT or 0 in column.tail else _PACKED),
                 **(cache if name == "latents/z_voco" else {}),
             )
         for task in self._tasks:
@@ -408,24 +405,21 @@ class RunWriter:
             why = f"; the first of {len(skipped)} skipped: {skipped[0][0]}: {skipped[0][1]}" if skipped else ""
             raise UserError(f"{self.path} would hold no image{why}")
         with self._guard():
-            text = h5py.string_dtype("utf-8")
             rows = np.array([list(pair) for pair in skipped], dtype=object).reshape(len(skipped), 2)
-            self._file.create_dataset("skipped", data=rows, dtype=text)
+            self._file.create_dataset("skipped", data=rows, dtype=hdf5.TEXT)
             self._link()
             self._file["latents/z_voco"].attrs["layers"] = np.array(self._shape.stack, dtype="int32")
             self._file.attrs["created"] = datetime.now(UTC).isoformat()
             if shards:
                 self._file.close()
-                _sync(self.partial)
+                files.sync(self.partial)
                 with h5py.File(self.partial, "r") as written:
                     self._compare(written, shards)
                 self._file = h5py.File(self.partial, "r+")
             self._file.attrs["complete"] = True
             self._file.close()
-            _sync(self.partial)
-            os.replace(self.partial, self.path)
+            files.settle(self.partial, self.path)
             self._file = None
-            _sync(self.path.parent)
         return self.path
 
     def _link(self) -> None:
@@ -534,7 +528,7 @@ class RunWriter:
                 "free some space, choose another disk with --out, or store less with --limit or --layers"
             )
         return UserError(
-            f"cannot write {self.partial}: {_reason(error)}; choose another place with --out, "
+            f"cannot write {self.partial}: {reason(error)}; choose another place with --out, "
             "or wait until no other extraction writes there"
         )
 
@@ -611,7 +605,7 @@ class Run:
     def skipped(self) -> tuple[tuple[str, str], ...]:
         """Path and reason of every image that was left out."""
         if self.finished:
-            return tuple((str(path), str(reason)) for path, reason in self._read("skipped", text=True))
+            return tuple((str(path), str(why)) for path, why in self._read("skipped"))
         left_out: list[tuple[str, str]] = []
         for part in self._parts:
             with open_run(self.path.parent / part.name) as shard:
@@ -619,14 +613,14 @@ class Run:
         return tuple(left_out)
 
     def ids(self) -> list[str]:
-        return list(self._read("images/id", text=True))
+        return list(self._read("images/id"))
 
     def paths(self) -> list[str]:
-        return list(self._read("images/path", text=True))
+        return list(self._read("images/path"))
 
     def groups(self) -> list[str]:
         """Images of one group must not be split between train and test."""
-        return list(self._read("images/group", text=True))
+        return list(self._read("images/group"))
 
     def thumbnail(self, image: int) -> np.ndarray:
         """(96, 96, 3) uint8."""
@@ -712,14 +706,14 @@ class Run:
             with self._reading(name):
                 dataset = self._file[name]
                 dims = _DIMS.get(name, ("image", "class")[: dataset.ndim])
-                dtype = "text" if _is_text(dataset.dtype) else str(dataset.dtype)
+                dtype = "text" if hdf5.is_text(dataset.dtype) else str(dataset.dtype)
                 nbytes, checked = dataset.id.get_storage_size(), dataset.fletcher32
                 found.append(Stored(name, dims, dataset.shape, dtype, nbytes, checked))
         return found
 
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """The rows `start` to `stop` of a dataset of `contents`, as they are stored. Raises UserError for damage."""
-        return self._read(name, slice(start, stop), text=_is_text(self._file[name].dtype))
+        return self._read(name, slice(start, stop))
 
     @property
     def nbytes(self) -> int:
@@ -731,14 +725,14 @@ class Run:
             raise UserError(f"image {image} is not in {self.path.name}: it holds 0 to {len(self) - 1}")
         return image
 
-    def _read(self, name: str, at: Any = (), *, text: bool = False) -> np.ndarray:
+    def _read(self, name: str, at: Any = ()) -> np.ndarray:
         with self._reading(name):
             dataset = self._file[name]
             if dataset.is_virtual or not self.finished:
-                return self._gather(name, at, text=text)
-            return (dataset.asstr() if text else dataset)[at]
+                return self._gather(name, at)
+            return hdf5.values(dataset, at)
 
-    def _gather(self, name: str, at: Any, *, text: bool) -> np.ndarray:
+    def _gather(self, name: str, at: Any) -> np.ndarray:
         """The same from the shards, one open at a time: HDF5 reads a shard that it cannot open, such as one file
         too many at once, as zeros.
         """
@@ -751,11 +745,11 @@ class Run:
             start += part.images
             if low < high:
                 with h5py.File(self.path.parent / part.name, "r", locking="best-effort") as file:
-                    dataset = _dataset(file, name)
+                    dataset = hdf5.dataset(file, name)
                     wanted = (part.images, *self._file[name].shape[1:])
                     if dataset.shape != wanted:
                         raise OSError(f"shard {part.name} holds {name} of shape {dataset.shape}, expected {wanted}")
-                    pieces.append((dataset.asstr() if text else dataset)[(slice(low, high), *rest)])
+                    pieces.append(hdf5.values(dataset, (slice(low, high), *rest)))
         values = np.concatenate(pieces)
         return values if isinstance(rows, slice) else values[0]
 
@@ -766,12 +760,8 @@ class Run:
 
     @contextlib.contextmanager
     def _reading(self, name: str) -> Iterator[None]:
-        try:
+        with hdf5.damage(lambda why: f"{self.path} is damaged at {name}: {why}; extract it again"):
             yield
-        except UserError:
-            raise
-        except _DAMAGE as error:
-            raise UserError(f"{self.path} is damaged at {name}: {_reason(error)}; extract it again") from error
 
 
 def _copy(shard: Run, name: str, target: h5py.Dataset, start: int) -> None:
@@ -784,7 +774,7 @@ def _copy(shard: Run, name: str, target: h5py.Dataset, start: int) -> None:
             mask, packed = shard._chunk(name, (offset[0] - start, *offset[1:]))
             target.id.write_direct_chunk(offset, packed, mask)
     else:
-        target[start:] = shard._read(name, text=_is_text(target.dtype))
+        target[start:] = shard._read(name)
 
 
 def _same(shard: Run, name: str, written: h5py.Dataset, start: int) -> bool:
@@ -792,9 +782,9 @@ def _same(shard: Run, name: str, written: h5py.Dataset, start: int) -> bool:
     stop = start + len(shard)
     if len(written) < stop:
         return False
-    theirs = shard._read(name, text=_is_text(written.dtype))
-    ours = (written.asstr() if _is_text(written.dtype) else written)[start:stop]
-    if _is_text(written.dtype):
+    theirs = shard._read(name)
+    ours = hdf5.values(written, slice(start, stop))
+    if hdf5.is_text(written.dtype):
         return bool(np.array_equal(ours, theirs))
     return ours.dtype == theirs.dtype and ours.tobytes() == theirs.tobytes()
 
@@ -835,20 +825,16 @@ def open_run(path: Path | str) -> Run:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no run at {path}; make one with: htc-extract --split val")
-    try:
-        file = h5py.File(path, "r", locking="best-effort")
-    except OSError as error:
-        if path.name.endswith(".partial"):
-            raise UserError(f"{path} is still being written; wait until it has its final name") from error
-        raise UserError(f"{path} is not a run, or cut short: {_reason(error)}; expected an HDF5 file") from error
-    try:
-        return _parse(path, file)
-    except UserError:
-        file.close()
-        raise
-    except _DAMAGE as error:
-        file.close()
-        raise UserError(f"{path} is a damaged run: {_reason(error)}; extract it again") from error
+    return hdf5.opened(
+        path,
+        partial(_parse, path),
+        foreign=lambda why: (
+            f"{path} is still being written; wait until it has its final name"
+            if path.name.endswith(".partial")
+            else f"{path} is not a run, or cut short: {why}; expected an HDF5 file"
+        ),
+        damaged=lambda why: f"{path} is a damaged run: {why}; extract it again",
+    )
 
 
 def open_shards(out: Path | str, shards: Sequence[Path]) -> Run:
@@ -872,9 +858,9 @@ def open_shards(out: Path | str, shards: Sequence[Path]) -> Run:
 
 def _parse(path: Path, file: h5py.File) -> Run:
     attrs = file.attrs
-    if _text(attrs.get("schema")) != SCHEMA:
+    if hdf5.text(attrs.get("schema")) != SCHEMA:
         raise UserError(
-            f"{path} is HDF5 but not a run of htc-extract (its schema is {_text(attrs.get('schema'))[:40]!r})"
+            f"{path} is HDF5 but not a run of htc-extract (its schema is {hdf5.text(attrs.get('schema'))[:40]!r})"
         )
     version = int(attrs["schema_version"])
     if version > SCHEMA_VERSION:
@@ -885,23 +871,23 @@ def _parse(path: Path, file: h5py.File) -> Run:
     if not bool(attrs["complete"]):
         raise UserError(f"{path} is incomplete: its extraction did not finish; run htc-extract again")
     info = RunInfo(
-        config=_json(attrs, "config"),
-        model=_json(attrs, "model"),
-        dataset=_text(attrs["dataset"]),
-        split=_text(attrs["split"]),
-        topology=_text(attrs["topology"]),
-        environment=_json(attrs, "environment"),
+        config=hdf5.json_object(attrs, "config"),
+        model=hdf5.json_object(attrs, "model"),
+        dataset=hdf5.text(attrs["dataset"]),
+        split=hdf5.text(attrs["split"]),
+        topology=hdf5.text(attrs["topology"]),
+        environment=hdf5.json_object(attrs, "environment"),
     )
     parts = _parse_parts(path, file)
-    if not isinstance(file.get("labels", getlink=True), h5py.HardLink) or not isinstance(file["labels"], h5py.Group):
-        raise ValueError("labels is missing or a link")
-    if len(file["labels"]) > _MOST_TASKS:
-        raise ValueError(f"it has {len(file['labels']):,} tasks, more than {_MOST_TASKS:,}")
-    tasks = tuple(_parse_task(name, _dataset(file, f"labels/{name}").attrs) for name in file["labels"])
-    z_voco, attention = _dataset(file, "latents/z_voco", parts), _dataset(file, "attention/voco", parts)
-    roles = tuple(str(role) for role in _dataset(file, "tokens/role").asstr()[()])
+    sources = {_pattern(part.name) for part in parts}
+    labels = hdf5.group(file, "labels")
+    if len(labels) > _MOST_TASKS:
+        raise ValueError(f"it has {len(labels):,} tasks, more than {_MOST_TASKS:,}")
+    tasks = tuple(_parse_task(name, hdf5.dataset(file, f"labels/{name}").attrs) for name in labels)
+    z_voco, attention = hdf5.dataset(file, "latents/z_voco", sources), hdf5.dataset(file, "attention/voco", sources)
+    roles = tuple(str(role) for role in hdf5.dataset(file, "tokens/role").asstr()[()])
     shape = RunShape(
-        images=len(_dataset(file, "images/id")),
+        images=len(hdf5.dataset(file, "images/id")),
         layers=attention.shape[1],
         stack=tuple(int(layer) for layer in z_voco.attrs["layers"]),
         heads=attention.shape[2],
@@ -909,22 +895,22 @@ def _parse(path: Path, file: h5py.File) -> Run:
         anchors=roles.count("anchor"),
         codes=_parse_codes(file),
         roles=roles,
-        rows=tuple(int(row) for row in _dataset(file, "tokens/row")[()]),
-        cols=tuple(int(col) for col in _dataset(file, "tokens/col")[()]),
+        rows=tuple(int(row) for row in hdf5.dataset(file, "tokens/row")[()]),
+        cols=tuple(int(col) for col in hdf5.dataset(file, "tokens/col")[()]),
     )
-    _dataset(file, "skipped")
+    hdf5.dataset(file, "skipped")
     stored = path.stat().st_size + sum(part.size for part in parts)
     for name, column in _columns(shape, tasks, str(z_voco.dtype)).items():
-        dataset = _dataset(file, name, parts if name.startswith(_LINKED) else ())
+        dataset = hdf5.dataset(file, name, sources if name.startswith(_LINKED) else ())
         if dataset.shape != (shape.images, *column.tail):
             raise ValueError(f"{name} has shape {dataset.shape}, expected {(shape.images, *column.tail)}")
-        if _is_text(dataset.dtype) != _is_text(column.dtype):
+        if hdf5.is_text(dataset.dtype) != hdf5.is_text(column.dtype):
             raise ValueError(f"{name} has type {dataset.dtype}, expected {column.dtype}")
         if dataset.nbytes > _MOST_PACKED * stored:
             raise ValueError(f"{name} says that it holds {dataset.nbytes:,} bytes, in a file of {stored:,}")
     if parts and sum(part.images for part in parts) != shape.images:
         raise ValueError(f"its shards hold {sum(part.images for part in parts)} images, expected {shape.images}")
-    return Run(path, file, info, shape, tasks, _text(attrs["created"]), parts)
+    return Run(path, file, info, shape, tasks, hdf5.text(attrs["created"]), parts)
 
 
 def _parse_parts(path: Path, file: h5py.File) -> tuple[_Part, ...]:
@@ -950,43 +936,22 @@ def _parse_parts(path: Path, file: h5py.File) -> tuple[_Part, ...]:
 def _parse_codes(file: h5py.File) -> tuple[int, int, int] | None:
     """The shape of the code grid: what the file says it has, so that codes that are lost are noticed."""
     if "code_shape" not in file.attrs:  # written before models without MGVQ were
-        shape = _dataset(file, "codes").shape
+        shape = hdf5.dataset(file, "codes").shape
         return shape[1], shape[2], shape[3]
-    sizes = json.loads(_text(file.attrs["code_shape"]))
+    sizes = json.loads(hdf5.text(file.attrs["code_shape"]))
     return None if sizes is None else (int(sizes[0]), int(sizes[1]), int(sizes[2]))
 
 
 def _parse_task(name: str, attrs: h5py.AttributeManager) -> Task:
-    suite, kind = _text(attrs["suite"]), _text(attrs["kind"])
+    suite, kind = hdf5.text(attrs["suite"]), hdf5.text(attrs["kind"])
     if suite not in get_args(Suite) or kind not in get_args(Kind):
         raise ValueError(f"task {name} has suite {suite!r} and kind {kind!r}")
-    classes = tuple(str(label) for label in json.loads(_text(attrs["classes"])))
-    note = _text(attrs["note"]) if "note" in attrs else ""  # runs written before notes were have none
+    classes = tuple(str(label) for label in json.loads(hdf5.text(attrs["classes"])))
+    note = hdf5.text(attrs["note"]) if "note" in attrs else ""  # runs written before notes were have none
     period = float(attrs["period"]) if kind == "circular" else 0.0
     if kind == "circular" and not 0 < period < math.inf:
         raise ValueError(f"task {name} is circular and has period {period}")
-    return Task(name, suite, kind, classes, _text(attrs["unit"]), note, period)  # type: ignore[arg-type]
-
-
-def _dataset(file: h5py.File, name: str, parts: Sequence[_Part] = ()) -> h5py.Dataset:
-    """The dataset `name`, which must lie in this file, or in these shards."""
-    steps = name.split("/")
-    for depth in range(1, len(steps) + 1):
-        if not isinstance(file.get("/".join(steps[:depth]), getlink=True), h5py.HardLink):
-            raise ValueError(f"{name} is missing or a link")
-    dataset = file[name]
-    if parts and isinstance(dataset, h5py.Dataset) and dataset.is_virtual:
-        known = {_pattern(part.name) for part in parts}
-        if all(source.file_name in known and source.dset_name == name for source in dataset.virtual_sources()):
-            return dataset
-    if not isinstance(dataset, h5py.Dataset) or dataset.is_virtual or dataset.external:
-        raise ValueError(f"{name} is not stored in this file")
-    if _is_text(dataset.dtype) and (
-        h5py.check_string_dtype(dataset.dtype).length is not None
-        or dataset.id.get_storage_size() < _TEXT_BYTES * dataset.size
-    ):
-        raise ValueError(f"{name} says that it has {dataset.size:,} entries, which are not stored")
-    return dataset
+    return Task(name, suite, kind, classes, hdf5.text(attrs["unit"]), note, period)  # type: ignore[arg-type]
 
 
 def _pattern(name: str) -> str:
@@ -1046,49 +1011,14 @@ def _check_labels(task: Task, value: np.ndarray) -> None:
 
 def _fits(target: h5py.Dataset, start: int) -> bool:
     """Whether chunks of a shard are chunks of a run that has `start` images before it."""
-    return not _is_text(target.dtype) and start % target.chunks[0] == 0
-
-
-def _is_text(dtype: Any) -> bool:
-    return h5py.check_string_dtype(np.dtype(dtype)) is not None
-
-
-def _json(attrs: h5py.AttributeManager, name: str) -> dict[str, Any]:
-    text = _text(attrs[name])
-    if len(text) > _MOST_JSON:
-        raise ValueError(f"{name} is {len(text):,} characters long")
-    return dict(json.loads(text))
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bytes):
-        return value.decode("utf-8")
-    if not isinstance(value, str | None):
-        raise TypeError(f"expected text, found {value!r}")
-    return value or ""
+    return not hdf5.is_text(target.dtype) and start % target.chunks[0] == 0
 
 
 def _listed(numbers: Sequence[int]) -> str:
     return ", ".join(str(number) for number in numbers)
 
 
-def _reason(error: BaseException) -> str:
-    """One line of what went wrong."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.splitlines()[0]
-    return (str(error) or type(error).__name__).splitlines()[0][:300]
-
-
 def _no_room(error: BaseException) -> bool:
     """HDF5 hides the system's number in its message on some paths."""
     known = isinstance(error, OSError) and error.errno in _NO_ROOM
     return known or any(f"errno = {number}," in str(error) for number in _NO_ROOM)
-
-
-def _sync(path: Path) -> None:
-    """Waits until the file or folder is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -10,7 +10,7 @@ import hashlib
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import tyro
 
+from htc_probe.extract import command
 from htc_probe.extract.errors import UserError
 
 if TYPE_CHECKING:
@@ -96,17 +97,9 @@ class Inputs:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; gives its exit status: 0, 2 for a mistake that the user can mend, 130 on Ctrl-C."""
-    config = tyro.cli(AnalyzeConfig, prog="htc-analyze", args=None if argv is None else list(argv))
-    try:
-        analyze(config)
-    except UserError as error:
-        print(f"htc-analyze: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("htc-analyze: interrupted; the same command goes on with what is not finished", file=sys.stderr)
-        return 130
-    return 0
+    """Runs the command; gives its exit status, see `extract.command.main`."""
+    interrupted = "the same command goes on with what is not finished"
+    return command.main("htc-analyze", AnalyzeConfig, analyze, argv, interrupted=interrupted)
 
 
 def analyze(config: AnalyzeConfig) -> None:
@@ -235,7 +228,7 @@ def _find_model(inputs: Inputs, todo: Sequence[Job], probes: Path | None) -> Non
     need = [job.name for job in todo if job.needs_model]
     if not need:
         return
-    _quiet_transformers()
+    command.quiet_transformers()
     try:
         inputs.place = again.find_model(inputs.run, model=inputs.config.model, device=inputs.config.device)
     except UserError as error:
@@ -251,8 +244,8 @@ def _make(job: Job, inputs: Inputs, out: Path) -> None:
     from htc_probe.analysis import results
 
     started = time.monotonic()
-    with _progress(job.name) as progress:
-        values = job.compute(inputs, progress)
+    with command.progress(f"{job.name:<13}") as bar:
+        values = job.compute(inputs, bar.reach)
     seconds = time.monotonic() - started
     results.write(
         out,
@@ -339,37 +332,6 @@ def _map(inputs: Inputs, progress: Progress) -> dict[str, Any]:
     from htc_probe.analysis.contents import maps
 
     return maps.analyse(inputs.run, seed=inputs.config.seed)
-
-
-# ---- the screen
-
-
-@contextlib.contextmanager
-def _progress(name: str) -> Iterator[Progress]:
-    """A bar where stderr is a terminal; gives the function that moves it on. It runs to and fro until it is moved."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description:<13}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TextColumn("so far,"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        at = bar.add_task(name, total=None)
-        yield lambda done, total: bar.update(at, completed=done, total=total)
-
-
-def _quiet_transformers() -> None:
-    """No bars and no advice of transformers between our own lines."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from htc_probe.extract import command
 from htc_probe.extract.errors import UserError
 
 HOST = "127.0.0.1"
@@ -48,22 +49,22 @@ class DashboardConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command until it is stopped; returns the exit code (2 for a mistake of the caller)."""
-    config = tyro.cli(DashboardConfig, args=argv, prog="htc-dashboard")
-    try:
-        from htc_probe.dashboards.gate import check_public_name
+    """Runs the command until it is stopped; gives its exit status, see `extract.command.main`."""
+    return command.main("htc-dashboard", DashboardConfig, show, argv, interrupted="nothing was served")
 
-        if config.public_name:
-            check_public_name(config.public_name)
-        config = replace(config, base_path=checked_path(config.base_path))
-        free_port(config.host, config.port)
-        from htc_probe.dashboards.runs import check_roots
 
-        check_roots(config.runs)
-        return serve(config)
-    except UserError as error:
-        print(f"htc-dashboard: {error}", file=sys.stderr)
-        return 2
+def show(config: DashboardConfig) -> int:
+    """Checks the settings and serves until it is stopped. Raises UserError."""
+    from htc_probe.dashboards.gate import check_public_name
+
+    if config.public_name:
+        check_public_name(config.public_name)
+    config = replace(config, base_path=checked_path(config.base_path))
+    free_port(config.host, config.port)
+    from htc_probe.dashboards.runs import check_roots
+
+    check_roots(config.runs)
+    return serve(config)
 
 
 def checked_path(path: str) -> str:

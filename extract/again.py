@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from htc_probe.extract.command import usable_device
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import Run
 
@@ -71,7 +72,7 @@ def find_model(run: Run, *, model: str | None = None, device: str | None = None)
             f"{folder} makes images square otherwise than when {run.path.name} was made ({words}); bring its "
             "preprocessor_config.json or config.json back, or extract again"
         )
-    device = _usable(_setting(run, "device") if device is None else device)
+    device = str(usable_device(_setting(run, "device") if device is None else device))
     dtype = _setting(run, "dtype")
     if dtype not in _DTYPES:
         raise UserError(f"{run.path.name} says that its model ran in {dtype!r}; expected one of {', '.join(_DTYPES)}")
@@ -198,21 +199,6 @@ def _indices(run: Run, source: Source, rows: Sequence[int]) -> list[int]:
     if len(found) < len(wanted):
         raise UserError(f"fewer images of {run.info.dataset} can be read now than when {run.path.name} was made")
     return found
-
-
-def _usable(device: str) -> str:
-    import torch
-
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=torch.device(device))
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"device {device} cannot be used here ({reason}); give another with --device, such as cpu"
-        ) from error
-    return device
 
 
 def _setting(run: Run, name: str) -> str:

@@ -10,16 +10,15 @@ import contextlib
 import math
 import os
 import shutil
-import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import tyro
-
+from htc_probe.extract import command
 from htc_probe.extract.errors import UserError
 
 if TYPE_CHECKING:
@@ -105,73 +104,32 @@ class Plan(NamedTuple):
     info: RunInfo
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, as a batch system sends it before it kills; answered like Ctrl-C."""
-
-    asked = False
-    """Since the command began. Python drops what a signal raises while a destructor or a callback runs, and prints a
-    traceback: there is none of this one, and the next batch asks again.
-    """
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; gives its exit status: 0, 2 for what the user can mend, 130 on Ctrl-C, 143 on SIGTERM."""
-    config = tyro.cli(ExtractConfig, prog="htc-extract", args=None if argv is None else list(argv))
-    try:
-        with _terminable():
-            extract(config)
-    except UserError as error:
-        print(f"htc-extract: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stop:
-        print(f"htc-extract: interrupted; {stop.args[0] if stop.args else 'nothing was written'}", file=sys.stderr)
-        return 143 if isinstance(stop, Terminated) else 130
-    return 0
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    def stop(*_: object) -> None:
-        Terminated.asked = True
-        raise Terminated
-
-    Terminated.asked = False
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not in the main thread, where signals arrive
-        yield
-        return
-    dropped = sys.unraisablehook
-    sys.unraisablehook = lambda found: None if isinstance(found.exc_value, Terminated) else dropped(found)
-    try:
-        yield
-    finally:
-        sys.unraisablehook = dropped
-        signal.signal(signal.SIGTERM, before)
+    """Runs the command; gives its exit status, see `extract.command.main`."""
+    return command.main("htc-extract", ExtractConfig, extract, argv, interrupted="nothing was written")
 
 
 def extract(config: ExtractConfig) -> None:
     """Writes the run of `config`, or what is left of it, or says that it is there already. Raises UserError."""
-    _quiet_transformers()
-    if config.merge:
-        merge(config)
-        return
-    share = parse_share(config.shard)
-    if config.engine == "ray" and share.ranks > 1:
-        raise UserError(
-            "--engine ray shares out the work by itself; leave out --shard, or $RANK and $SLURM_PROCID, which say that "
-            f"this is part {share.rank} of {share.ranks}"
-        )
-    with contextlib.ExitStack() as stack:
-        if config.engine == "ray":
-            from htc_probe.extract.on_ray import cluster
+    command.quiet_transformers()
+    with command.terminable() as asked:
+        if config.merge:
+            return merge(config)
+        share = parse_share(config.shard)
+        if config.engine == "ray" and share.ranks > 1:
+            raise UserError(
+                "--engine ray shares out the work by itself; leave out --shard, or $RANK and $SLURM_PROCID, which say "
+                f"that this is part {share.rank} of {share.ranks}"
+            )
+        with contextlib.ExitStack() as stack:
+            if config.engine == "ray":
+                from htc_probe.extract.on_ray import cluster
 
-            stack.enter_context(cluster())
-        _extract(config, share)
+                stack.enter_context(cluster())
+            _extract(config, share, asked)
 
 
-def _extract(config: ExtractConfig, share: Share) -> None:
+def _extract(config: ExtractConfig, share: Share, asked: threading.Event) -> None:
     from htc_probe.extract.store.shards import open_shards
 
     plan = make_plan(config)
@@ -187,7 +145,7 @@ def _extract(config: ExtractConfig, share: Share) -> None:
         announce(plan, shards, virtual=config.virtual)
         started, before = time.monotonic(), len(shards.missing())
         try:
-            computed = _write(plan.source, work, shards, config, model)
+            computed = _write(plan.source, work, shards, config, model, asked)
             if share.ranks == 1:
                 _assemble(shards, virtual=config.virtual)
         except UserError as error:
@@ -269,7 +227,12 @@ def make_plan(config: ExtractConfig) -> Plan:
     folder = models.find(config.model)
     model = models.read_config(folder)
     source = open_source(config.data, config.split, limit=config.limit, resolution=model.image_size)
-    stack = parse_layers(config.layers, model.text.num_hidden_layers)
+    last = model.text.num_hidden_layers
+
+    def refusal(layer: int) -> str:
+        return f"this model has no layer {layer}; its layers are 0 to {last}"
+
+    stack = command.parse_layers(config.layers, last, range(last + 1), refusal)
     device, device_words = _device(config)
     out = Path("runs") / f"{source.name}-{config.split}.h5" if config.out is None else config.out
     settings = {key: value for key, value in asdict(config).items() if key not in _HOW} | {
@@ -295,20 +258,6 @@ def make_plan(config: ExtractConfig) -> Plan:
         environment=environment(device_words),
     )
     return Plan(out, folder, source, run_shape(model, len(source), stack), info)
-
-
-def parse_layers(text: str, last: int) -> tuple[int, ...]:
-    """The layers that `text` names, "all" or numbers with commas, ascending within 0 to `last`."""
-    if text == "all":
-        return tuple(range(last + 1))
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(f"--layers {text} is not a list of numbers; use all, or numbers such as 0,{last}") from None
-    for number in numbers:
-        if not -last - 1 <= number <= last:
-            raise UserError(f"--layers {text}: this model has no layer {number}; its layers are 0 to {last}")
-    return tuple(sorted({number % (last + 1) for number in numbers}))
 
 
 def make_work(plan: Plan, config: ExtractConfig) -> Work:
@@ -471,46 +420,40 @@ def require_room(out: Path, need: int) -> None:
 
 def _device(config: ExtractConfig) -> tuple[str, str]:
     """The device to use, `auto` resolved, and what it is called."""
-    import torch
-
-    name = config.device
     if config.engine == "ray":
         from htc_probe.extract import on_ray
 
-        return on_ray.device(name)
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-        local = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", ""))
-        if name == "cuda" and local.isdigit() and torch.cuda.device_count() > 1:  # one for each process of a machine
-            name = f"cuda:{int(local) % torch.cuda.device_count()}"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--device {name} cannot be used ({reason}); use cpu, or a GPU such as cuda:0") from error
-    return name, torch.cuda.get_device_name(device) if device.type == "cuda" else name
+        return on_ray.device(config.device)
+    import torch
+
+    device = command.usable_device(config.device)
+    return str(device), torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 # ---- the work
 
 
-def _write(source: Source, work: Work, shards: Shards, config: ExtractConfig, model: HTCVLM | None) -> int:
+def _write(
+    source: Source, work: Work, shards: Shards, config: ExtractConfig, model: HTCVLM | None, asked: threading.Event
+) -> int:
     """Writes the shards of this process that are missing; gives the number of their images."""
     missing = shards.missing()
     if not missing:
         return 0
     images = shards.job.shape.images
     count = shards.images(missing)
-    with _progress(images, images - count) as done:
+    unit = "images, {task.fields[rate]:.1f} images/s"
+    with command.progress(unit=unit, total=images, done=images - count, asked=asked) as bar:
         if config.engine == "ray":
             from htc_probe.extract.on_ray import write_on_ray
 
-            write_on_ray(shards, source, work, on_images=done)
+            write_on_ray(shards, source, work, on_images=bar.advance)
         else:
             from htc_probe.extract.engine import load_model, write_shards
 
-            write_shards(shards, missing, source, work, load_model(work) if model is None else model, on_images=done)
+            write_shards(
+                shards, missing, source, work, load_model(work) if model is None else model, on_images=bar.advance
+            )
     return count
 
 
@@ -522,33 +465,6 @@ def _assemble(shards: Shards, *, virtual: bool) -> None:
     assemble(shards.out, job.info, job.shape, job.tasks, paths, store_dtype=job.store_dtype, virtual=virtual)
     if not virtual:
         shards.remove()
-
-
-@contextlib.contextmanager
-def _progress(total: int, before: int) -> Iterator[Callable[[int], None]]:
-    """A bar with images a second and time left, where stderr is a terminal; gives the function that moves it on."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("images, {task.fields[rate]:.1f} images/s,"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        at, started, done = bar.add_task("", total=total, completed=before, rate=0.0), time.monotonic(), 0
-
-        def move(images: int) -> None:
-            nonlocal done
-            if Terminated.asked:
-                raise Terminated
-            done += images
-            bar.update(at, advance=images, rate=done / (time.monotonic() - started))
-
-        yield move
 
 
 def _report(plan: Plan, computed: int, seconds: float) -> None:
@@ -570,14 +486,6 @@ def _report(plan: Plan, computed: int, seconds: float) -> None:
 
 
 # ---- words
-
-
-def _quiet_transformers() -> None:
-    """No bars and no advice of transformers between our own lines."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 def _jsonable(model: Any) -> dict[str, Any]:

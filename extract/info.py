@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tyro
 
+from htc_probe.extract import command
 from htc_probe.extract.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,8 +46,12 @@ class Check(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; gives its exit status: 0, or 2 for a run that is missing, incomplete or wrong."""
-    config = tyro.cli(InfoConfig, prog="htc-info", args=None if argv is None else list(argv))
+    """Runs the command; gives its exit status, see `extract.command.main`: 2 for a run that is incomplete or wrong."""
+    return command.main("htc-info", InfoConfig, info, argv, interrupted="it only reads")
+
+
+def info(config: InfoConfig) -> None:
+    """Prints what is in the run. Raises UserError for one that is missing, incomplete or wrong."""
     from htc_probe.extract.store import open_run
 
     try:
@@ -56,12 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             show(run)
             if config.verify and not _show_checks(verify(run)):
                 raise UserError(f"{config.run} is not whole (see above); extract it again")
-    except UserError as error:
-        print(f"htc-info: {error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:  # `htc-info RUN | head`
         sys.stderr.close()
-    return 0
 
 
 # ---- what is in it

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from htc_probe.extract import command
 from htc_probe.extract.errors import UserError
 
 
@@ -81,17 +82,9 @@ class ProbeConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; gives its exit status: 0, 2 for a mistake that the user can mend, 130 on Ctrl-C."""
-    config = tyro.cli(ProbeConfig, prog="htc-probe", args=None if argv is None else list(argv))
-    try:
-        probe(config)
-    except UserError as error:
-        print(f"htc-probe: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("htc-probe: interrupted; the same command goes on with what is finished", file=sys.stderr)
-        return 130
-    return 0
+    """Runs the command; gives its exit status, see `extract.command.main`."""
+    interrupted = "the same command goes on with what is finished"
+    return command.main("htc-probe", ProbeConfig, probe, argv, interrupted=interrupted)
 
 
 def probe(config: ProbeConfig) -> None:
@@ -141,14 +134,12 @@ def probe(config: ProbeConfig) -> None:
         said = stack.enter_context(
             predictions.Writer(place, keep, suite.identity(plan), suite.asked(plan), plan.representations)
         )
-        bar = _progress()
-        with bar:
-            at = bar.add_task("", total=plan.cells)
+        with command.progress("fitting", "folds", total=plan.cells) as bar:
             found = suite.probe(
                 plan,
                 keep=keep,
                 config={name: _plain(value) for name, value in asdict(config).items()},
-                on_cell=lambda: bar.advance(at),
+                on_cell=bar.advance,
                 on_predictions=said.add,
             )
         Console().print(table.render(found))
@@ -169,31 +160,7 @@ def _check(config: ProbeConfig) -> None:
     if config.jobs < 0:
         raise UserError(f"--jobs {config.jobs} is negative; use 0 for one process a core")
     if config.device != "cpu":
-        import torch
-
-        try:
-            torch.empty(1, device=torch.device(config.device))
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"--device {config.device} cannot be used ({reason}); use cpu, or a GPU") from error
-
-
-def _progress():
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("fitting"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("folds,"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
+        command.usable_device(config.device)
 
 
 def _plain(value: object) -> object:

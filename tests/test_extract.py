@@ -18,7 +18,8 @@ from transformers import DynamicCache
 
 from htc_probe.extract import models
 from htc_probe.extract.capture import capture, run_shape
-from htc_probe.extract.cli import main, parse_layers
+from htc_probe.extract.cli import main
+from htc_probe.extract.command import parse_layers
 from htc_probe.extract.data import open_source, scenes
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.images import prepare
@@ -117,7 +118,7 @@ def test_layers_and_storage(command: list[str]) -> None:
 
 @pytest.mark.parametrize(("text", "layers"), [("all", (0, 1, 2, 3)), ("3,0,3", (0, 3)), ("-1", (3,)), ("-4", (0,))])
 def test_layer_lists(text: str, layers: tuple[int, ...]) -> None:
-    assert parse_layers(text, 3) == layers
+    assert parse_layers(text, 3, range(4), str) == layers
 
 
 def test_bfloat16_keeps_the_codes(saved: Shipped, tmp_path: Path) -> None:

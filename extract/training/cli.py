@@ -7,32 +7,29 @@ from pathlib import Path
 
 import tyro
 
-from htc_probe.extract.errors import UserError
+from htc_probe.extract import command
 from htc_probe.extract.training.config import FinetuneConfig, TinyConfig
 from htc_probe.extract.training.toml_file import read_settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status: 0, 2 for a mistake that the user can mend, 130 when interrupted."""
-    try:
-        config = _parse(sys.argv[1:] if argv is None else list(argv))
-        if isinstance(config, TinyConfig):
-            from htc_probe.extract.training.tiny import train_tiny
+    """Runs the command; gives its exit status, see `extract.command.main`."""
+    interrupted = "the same command continues from the last checkpoint"
+    return command.main("htc-train", _parse, train, argv, interrupted=interrupted)
 
-            folder = train_tiny(config)
-        else:
-            from htc_probe.extract.training.finetune import finetune
 
-            folder = finetune(config)
-    except UserError as error:
-        print(f"htc-train: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("htc-train: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
-        return 130
+def train(config: TinyConfig | FinetuneConfig) -> None:
+    """Trains the model and says where it is. Raises UserError."""
+    if isinstance(config, TinyConfig):
+        from htc_probe.extract.training.tiny import train_tiny
+
+        folder = train_tiny(config)
+    else:
+        from htc_probe.extract.training.finetune import finetune
+
+        folder = finetune(config)
     if os.environ.get("RANK", "0") == "0":  # under torchrun only one of the processes says so
         print(f"Wrote {folder}. Use it with: htc-extract --model {folder} --split val")
-    return 0
 
 
 def _parse(args: list[str]) -> TinyConfig | FinetuneConfig:

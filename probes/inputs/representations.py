@@ -15,6 +15,7 @@ from zipfile import BadZipFile
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from htc_probe.extract import command
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import Run
 
@@ -41,21 +42,13 @@ def parse_layers(run: Run, layers: str) -> tuple[int, ...]:
     stored = run.shape.stack
     if not stored:
         raise UserError(f"{run.path.name} stores no layer of z_voco; extract again with --layers")
-    if layers == "all":
-        return stored
-    chosen: set[int] = set()
-    for text in filter(None, layers.split(",")):
-        try:
-            number = int(text)
-        except ValueError:
-            raise UserError(f"--layers {layers} is neither 'all' nor numbers such as 0,2,4") from None
-        number += run.shape.layers + 1 if number < 0 else 0
-        if number not in stored:
-            raise UserError(
-                f"--layers {layers}: layer {text} is not in {run.path.name}; it holds " + ", ".join(map(str, stored))
-            )
-        chosen.add(number)
-    return tuple(sorted(chosen | {stored[-1]}))
+    held = ", ".join(map(str, stored))
+
+    def refusal(layer: int) -> str:
+        return f"layer {layer} is not in {run.path.name}; it holds {held}"
+
+    chosen = command.parse_layers(layers, run.shape.layers, stored, refusal) if layers else ()
+    return tuple(sorted({*chosen, stored[-1]}))
 
 
 def representations(run: Run, names: Sequence[str], layers: Sequence[int]) -> tuple[Representation, ...]:

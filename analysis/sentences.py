@@ -20,6 +20,7 @@ from rich.text import Text
 from htc_probe.analysis.results import Analysis
 from htc_probe.analysis.stats.draws import Interval, interval_of_mean
 from htc_probe.probes.files.results import Results, SuiteMean
+from htc_probe.probes.scores.intervals import mean_known
 
 _GREY = "bright_black"
 _MOST_LAYERS = 12  # in a table
@@ -195,7 +196,7 @@ def _matters(section: Section) -> Sentence | str:
     )
     if not section["questions"]:
         return Sentence(text + ".", _MATTER, _agrees(which))
-    loss_NG = -_mean_known(section["group_answers"][:, list(section["group_modes"]).index("zero")])
+    loss_NG = -mean_known(section["group_answers"][:, list(section["group_modes"]).index("zero")], -1)
     own = interval_of_mean(loss_NG[:, at["anchors"]], section["groups"], _SEED)
     cost = {
         1: "it costs the true answers",
@@ -369,13 +370,6 @@ def _minus(interval: Interval) -> Interval:
 def _apart(one: Interval, other: Interval) -> int:
     """1: one is larger, -1: the other, 0: their intervals meet."""
     return int(one.lower > other.upper) - int(one.upper < other.lower)
-
-
-def _mean_known(values: np.ndarray) -> np.ndarray:
-    """Over the last axis, of what is no NaN."""
-    known = np.isfinite(values)
-    with np.errstate(invalid="ignore"):
-        return np.where(known, values, 0).sum(-1) / known.sum(-1)
 
 
 def _rows(section: Section, prefix: str = "", **wanted: Any) -> list[int]:

@@ -163,7 +163,8 @@ def record(settings: Settings, design: str, number: int) -> dict[tuple[str, str]
             ours, theirs = (scores[t].of[name] for scores in told)
             groups_used = told[0][t].effective_groups
             if not fixed:
-                ours, theirs = (intervals.over_training_sets(one, name, _FOLDS) for one in (ours, theirs))
+                bounds = metrics.RANGE.get(name, ())
+                ours, theirs = (intervals.over_training_sets(one, _FOLDS, *bounds) for one in (ours, theirs))
             lower, upper = intervals.interval(ours.draws, groups_used)
             test = intervals.difference(ours, theirs, groups_used)
             found[task.kind, name] = Record(ours.estimate, lower, upper, truth[t][name], test.estimate, test.p)

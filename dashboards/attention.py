@@ -6,7 +6,7 @@ Knows arrays; not files, figures or Streamlit. An attention row runs over the S 
 Letters in names: L layers, H heads, S keys, A anchors, P patches, R rows and C columns of the patch grid.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -160,3 +160,41 @@ def patch_map(row: np.ndarray, roles: Sequence[str], rows: Sequence[int], cols: 
     grid = np.full((row_of.max() + 1, col_of.max() + 1), np.nan, dtype=np.float32)
     grid[row_of, col_of] = row[patches]
     return grid
+
+
+class Sample(NamedTuple):
+    """Attention of one run over n images, as far as pages ask for it."""
+
+    rows_NLHS: np.ndarray
+    """float16"""
+    by_layer_NLS: np.ndarray
+    """float32, the mean over heads."""
+    by_head_NHS: np.ndarray
+    """float32, the mean over layers."""
+    mass: dict[str, np.ndarray]
+    """role -> (n, L, H) float32, share of all attention."""
+    values: dict[str, np.ndarray]
+    """(n, L, H, ...) of `measure`."""
+
+    def select(self, layer: int | None, head: int | None) -> np.ndarray:
+        """(n, S) float32: one layer and head (from 0), or the mean over all of them where None."""
+        if layer is None:
+            return self.by_head_NHS.mean(1) if head is None else self.by_head_NHS[:, head]
+        return self.by_layer_NLS[:, layer] if head is None else self.rows_NLHS[:, layer, head].astype(np.float32)
+
+
+def sample(blocks: Iterable[np.ndarray], roles: Sequence[str]) -> Sample:
+    """Of attention (B, L, H, S), block by block."""
+    parts = [
+        Sample(
+            rows.astype(np.float16),
+            rows.mean(2, dtype=np.float32),
+            rows.mean(1, dtype=np.float32),
+            role_mass(rows, roles),
+            measure(rows.astype(np.float32), roles),
+        )
+        for rows in blocks
+    ]
+    arrays = [np.concatenate([part[at] for part in parts]) for at in range(3)]
+    named = [{name: np.concatenate([part[at][name] for part in parts]) for name in parts[0][at]} for at in (3, 4)]
+    return Sample(arrays[0], arrays[1], arrays[2], named[0], named[1])

@@ -21,13 +21,6 @@ def times_even(values_T: np.ndarray) -> np.ndarray:
     return values_T * (len(values_T) / total) if total > 0 else np.zeros_like(values_T)
 
 
-def mean_known(values: np.ndarray) -> np.ndarray:
-    """Over the last axis, of what is no NaN; NaN where nothing is known."""
-    known = np.isfinite(values)
-    with np.errstate(invalid="ignore"):
-        return np.where(known, values, 0).sum(-1) / known.sum(-1)
-
-
 def nearest(rows: Sequence[int], row: int) -> int:
     """The one of `rows` that is the fewest images away from `row`, the earlier of two."""
     return min(rows, key=lambda other: (abs(other - row), other))

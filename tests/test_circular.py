@@ -9,9 +9,10 @@ from scipy import integrate, stats
 from sklearn.linear_model import Ridge
 
 import htc_probe.probes
+from htc_probe.analysis import compare
 from htc_probe.analysis.causes import following, knockouts, mixing
 from htc_probe.analysis.contents import associations, geometry
-from htc_probe.dashboards import causes, compare, data
+from htc_probe.dashboards import causes, data
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import Task, open_run
 from htc_probe.probes import cli

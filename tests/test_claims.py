@@ -11,8 +11,16 @@ from htc_probe.probes.files.results import GAINED, KEPT, LOST, NOTHING, UNDECIDE
 from htc_probe.probes.inputs.representations import Representation
 from htc_probe.probes.inputs.tasks import ProbeTask
 from htc_probe.probes.scores import intervals, metrics
-from htc_probe.probes.scores.intervals import difference, equivalence, kept, resample_groups, share_interval
-from htc_probe.probes.scores.metrics import METRIC, Sampled, Scores, effective_groups
+from htc_probe.probes.scores.intervals import (
+    Sampled,
+    difference,
+    effective_groups,
+    equivalence,
+    kept,
+    resample_groups,
+    share_interval,
+)
+from htc_probe.probes.scores.metrics import METRIC, Scores
 from htc_probe.probes.study import claims
 from htc_probe.probes.study.codelength import Labels
 

@@ -9,9 +9,10 @@ import pytest
 
 import htc_probe.analysis.attention.rows
 from benchmarks.browser import serving, tab
+from htc_probe.analysis import compare
 from htc_probe.analysis import results as analysed
 from htc_probe.analysis.stats import draws
-from htc_probe.dashboards import compare, data, figures
+from htc_probe.dashboards import data, figures
 from htc_probe.extract.store import Batch, RunInfo, RunShape, RunWriter, open_run
 from htc_probe.probes.files import results
 from htc_probe.probes.files.predictions import Asked, Predicted, Writer

@@ -21,6 +21,7 @@ from htc_probe.extract.cli import main
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import Run, Task, open_run
 from htc_probe.probes.files.weights import Probe
+from htc_probe.probes.scores.intervals import effective_groups, group_sizes
 
 CLASSES = Task("colour", "detail", "classes", ("red", "green", "blue"))
 
@@ -304,7 +305,7 @@ def test_copies_of_images_are_no_more_draws_of_codes() -> None:
     np.testing.assert_allclose(copies.entropy.estimate, once.entropy.estimate)
     np.testing.assert_allclose(copies.entropy.lower, once.entropy.lower)
     # Half of all images in one group tell about as much as three groups of even sizes.
-    assert draws.effective_groups([0] * 20 + list(range(1, 21))) == pytest.approx(1600 / 420)
+    assert effective_groups(group_sizes([0] * 20 + list(range(1, 21)))) == pytest.approx(1600 / 420)
 
 
 def test_few_draws_of_many_codes_are_told() -> None:

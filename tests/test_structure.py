@@ -24,7 +24,7 @@ ALLOWED = {
     # The model's parts only where the model runs.
     "analysis": {"analysis", "extract", "probes.files", "probes.inputs.circular", "probes.scores"},
     "dashboards": {"dashboards", "probes.files", "probes.show", "probes.scores", "probes.inputs.circular"}
-    | {"analysis.results", "analysis.sentences", "analysis.stats", "analysis.attention.rows"}
+    | {"analysis.compare", "analysis.results", "analysis.sentences", "analysis.stats", "analysis.attention.rows"}
     | {"analysis.contents.associations"}
     | RUN,
     "benchmarks": {"extract", "probes", "analysis"},

@@ -14,6 +14,7 @@ from scipy.stats import rankdata
 
 from htc_probe.analysis.stats import draws
 from htc_probe.extract.store import Run
+from htc_probe.probes.scores.intervals import COVERAGE
 
 Section = dict[str, Any]
 
@@ -180,10 +181,10 @@ def _one(run: Run, seed: int, figure_ids: Sequence[str] = ()) -> tuple[dict[str,
     if shape.anchors:
         lift = values["anchor_lift"]
         test = anchor_heads(lift, groups, seed)
-        section["anchor_head"] = (test.p < 1 - draws.COVERAGE).astype(np.uint8)
+        section["anchor_head"] = (test.p < 1 - COVERAGE).astype(np.uint8)
         section["anchor_head_p"] = test.p.astype(np.float32)
         section["anchor_head_lift_at_least"] = test.lower.astype(np.float32)
-        section["anchor_heads"] = int((test.p < 1 - draws.COVERAGE).sum())
+        section["anchor_heads"] = int((test.p < 1 - COVERAGE).sum())
         section["uniform_share"] = shape.anchors / (shape.anchors + shape.roles.count("patch"))
         if shape.layers * shape.heads > 1:
             rho, tau = order_agreement(lift.reshape(len(run), -1), groups, seed)

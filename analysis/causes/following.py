@@ -16,6 +16,7 @@ from htc_probe.analysis.causes.mixing import Mix, is_known
 from htc_probe.analysis.stats import draws
 from htc_probe.extract.store import NUMERIC
 from htc_probe.probes.inputs import circular
+from htc_probe.probes.scores.intervals import COVERAGE, resample_groups
 
 Readout = Literal["answer", "probe"]
 
@@ -87,7 +88,7 @@ def shares(mix: Mix, said: Values, true: Values, unmixed: Values, seed: int, *, 
         counted[number] = cases_m2.sum(0)
         couples[number] = [len(np.unique(mix.couple[cases > 0])) for cases in cases_m2.T]
     # Resampling cases that are all alike gives them all alike: there the ends are those of a binomial share of couples.
-    beyond = (((1 - draws.COVERAGE) / 2) ** (1 / np.maximum(couples, 1)))[..., None]
+    beyond = (((1 - COVERAGE) / 2) ** (1 / np.maximum(couples, 1)))[..., None]
     values[..., 1] = np.where(values[..., 0] == 1, beyond, values[..., 1])
     values[..., 2] = np.where(values[..., 0] == 0, 1 - beyond, values[..., 2])
     for side, half in enumerate((mix.anchors, mix.patches)):
@@ -172,7 +173,7 @@ def regress(y: np.ndarray, x: np.ndarray, couples: np.ndarray, seed: int) -> dra
     size = design.shape[1]
     moments = np.zeros((count, size, size + 1))
     np.add.at(moments, at, design[:, :, None] * np.column_stack([design, y])[:, None, :])
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), draws.RESAMPLES).astype(float)
+    drawn = resample_groups(count, seed).astype(float)
     every = np.concatenate([np.ones((1, count)), drawn]) @ moments.reshape(count, -1)
     sums = every.reshape(-1, size, size + 1)
     solved = (np.linalg.pinv(sums[..., :-1], hermitian=True) @ sums[..., -1:])[:, :-1, 0]

@@ -38,6 +38,7 @@ from htc_probe.extract.vlm.model import HTCVLM
 from htc_probe.extract.vlm.passes import Keys, Passes, Shared
 from htc_probe.probes.files.weights import Key, Probe
 from htc_probe.probes.inputs import circular
+from htc_probe.probes.scores.intervals import mean_known
 
 _NUMBERS = 2**25  # of the largest tensors of one chunk of variants
 
@@ -317,7 +318,7 @@ def _summaries(arrays: Mapping[str, np.ndarray], roles: list[str]) -> Iterator[t
                 yield f"mean_{name}", arrays[name]
         if "group_answers" in arrays:
             yield "mean_group_answers", arrays["group_answers"]
-            yield "mean_group_answer", _nanmean(arrays["group_answers"])
+            yield "mean_group_answer", mean_known(arrays["group_answers"], -1)
     yield "mean_window_change", arrays["window_change"]
     for name in ("shapley_cosine", "shapley_answers", "rank", "window_rank", "question_rank", "probe_rank"):
         if name in arrays:
@@ -363,7 +364,7 @@ def _of_batch(
             told = [probe_changes(probe, z, before) for _, probe in readers]
             flips, changes = (np.stack(parts, -1) for parts in zip(*told, strict=True))
             among = np.where([probe.kind in NUMERIC for _, probe in readers], np.nan, changes)
-            ranked["probe_rank"] = np.concatenate([changes, _nanmean(among)[..., None]], -1)
+            ranked["probe_rank"] = np.concatenate([changes, mean_known(among, -1)[..., None]], -1)
             yield from (("loo_probe_flips", flips), ("loo_probe_changes", changes))
 
         layers = range(len(shared.base.rows))
@@ -374,7 +375,7 @@ def _of_batch(
         yield from (("window_change", change[..., :-2]), ("group_window_change", change[..., -2:]))
         if texts is not None:
             answers = [effects(by_role[None], start=layer, stop=layer + 1).answers for layer in layers]
-            yield "group_window_answers", _nanmean(_numpy(torch.stack(answers, 1)))
+            yield "group_window_answers", mean_known(_numpy(torch.stack(answers, 1)), -1)
 
         yield from _of_groups(shared, places, effects, _swaps(model, shared, mean, others), draws, rng)
         yield from _of_players(places, effects, base_answers)
@@ -385,7 +386,7 @@ def _of_batch(
     yield from ranks_of_attention(np.stack(predicted, 1), change[..., :-2], ranked)
     sizes = [_numpy(loo.change[..., -1])]
     if texts is not None:
-        sizes.append(np.abs(_nanmean(_numpy(loo.answers))))
+        sizes.append(np.abs(mean_known(_numpy(loo.answers), -1)))
         slopes = gradients(model, hybrid, prefix, texts)
         for slope in (slopes.gate, slopes.times_input):
             if slope is not None:
@@ -444,7 +445,7 @@ def _of_players(
     cosine = _numpy(out.cosine[..., -1])
     yield "shapley_cosine", shapley(np.concatenate([cosine, np.ones_like(cosine[:, :1])], 1).astype(float))
     if base_answers is not None:
-        gained = _nanmean(_numpy(out.answers))
+        gained = mean_known(_numpy(out.answers), -1)
         yield "shapley_answers", shapley(np.concatenate([gained, 0 * gained[:, :1]], 1).astype(float))
 
 
@@ -517,13 +518,6 @@ def _chunk(model: HTCVLM, shared: Shared, texts: Texts | None) -> int:
         length = texts.ids.shape[-1]
         each = max(each, length * (4 * config.hidden_size + 3 * config.intermediate_size), 6 * config.vocab_size)
     return max(1, _NUMBERS // (images * each))
-
-
-def _nanmean(values: np.ndarray) -> np.ndarray:
-    """Over the last axis; NaN where nothing is known."""
-    known = np.isfinite(values)
-    with np.errstate(invalid="ignore"):
-        return np.where(known, values, 0).sum(-1) / known.sum(-1)
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

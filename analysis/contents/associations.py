@@ -12,9 +12,9 @@ import numpy as np
 from scipy import stats
 
 from htc_probe.extract.store import NUMERIC, Kind
+from htc_probe.probes.scores.intervals import COVERAGE
 
-COVERAGE = 0.95
-LEVEL = 1 - COVERAGE
+_LEVEL = 1 - COVERAGE
 _RANGES = 4  # that a number is cut into
 
 
@@ -50,7 +50,7 @@ class Associations(NamedTuple):
     @property
     def found(self) -> np.ndarray:
         """Which of them are more frequent in the class beyond doubt, after correction."""
-        return (self.p < LEVEL) & (self.lift > 1)
+        return (self.p < _LEVEL) & (self.lift > 1)
 
 
 def held(codes_NP: np.ndarray) -> Held:
@@ -91,7 +91,7 @@ def associations(found: Held, inside_N: np.ndarray, counted_N: np.ndarray, size:
     log = np.log((x + 0.5) / (n_in + 0.5)) - np.log((y + 0.5) / (n_out + 0.5))
     # Katz et al. 1978, with Walter's halves; at the level of one of many.
     spread = np.sqrt(1 / (x + 0.5) - 1 / (n_in + 0.5) + 1 / (y + 0.5) - 1 / (n_out + 0.5))
-    reach = stats.norm.isf(LEVEL / 2 / tests) * spread
+    reach = stats.norm.isf(_LEVEL / 2 / tests) * spread
     at = np.argsort(reach - log, kind="stable")
     log, reach = log[at], reach[at]
     return Associations(

@@ -15,6 +15,7 @@ from scipy import sparse
 
 from htc_probe.analysis.stats import draws as stats
 from htc_probe.analysis.stats import ridge
+from htc_probe.probes.scores.intervals import effective_groups, group_sizes
 
 VALUES = 16
 """At most so many values of a code are told apart, as 2,048 would need too many images. What the value says is at most
@@ -79,7 +80,7 @@ def usage(codes_NPG: np.ndarray, size: int, groups_N: stats.Groups, seed: int) -
         used[group] = (counts > 0).sum()
         bits = -np.log2(np.maximum(counts, 1) / (N * P))
         surprise[:, group] = bits[codes_NPG[..., group]].mean(1)
-    draws = stats.effective_groups(groups_N) * P  # what near-copies of an image add is no draw
+    draws = effective_groups(group_sizes(groups_N)) * P  # what near-copies of an image add is no draw
     # To first order, an entropy moves with the shares of the codes as the mean of these surprises does.
     found = stats.intervals_of_means(surprise, groups_N, seed)
     more = (used - 1) / (2 * draws * np.log(2))
@@ -90,7 +91,7 @@ def values_for(groups_N: stats.Groups) -> int:
     """How many values of a code images of these groups can tell apart, 2 to `VALUES`. Groups count, not images: four
     near-copies say as much of a code and a label as one of them.
     """
-    return max(2, min(VALUES, int(stats.effective_groups(groups_N)) // (BINS * PER_PAIR)))
+    return max(2, min(VALUES, int(effective_groups(group_sizes(groups_N))) // (BINS * PER_PAIR)))
 
 
 def most_frequent(codes_NV: np.ndarray, kept: int) -> np.ndarray:

@@ -1,25 +1,29 @@
-"""How sure a mean is: everything by resampling whole groups of images.
+"""Many means at once on the same draws of groups, and what only analyses ask: max-T, a jackknife, labels passed around.
 
-Knows arrays; not runs, models or files. One draw of groups serves all quantities of a call, and calls with the same
-groups and seed, so differences between quantities are paired.
+Knows arrays; not runs, models or files. How sure a number is, `probes.scores.intervals` says. One draw of groups serves
+all quantities of a call, and calls with the same groups and seed, so differences between quantities are paired.
 
 Legend: N images, G groups, R resamples, Q quantities (any shape).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
-RESAMPLES = 1000
-COVERAGE = 0.95
+from htc_probe.probes.scores.intervals import (
+    COVERAGE,
+    RESAMPLES,
+    Groups,
+    critical,
+    group_sums,
+    percentiles,
+    resample_groups,
+)
+
 BLOCKS = 20  # of the jackknife
 _ALIKE = 8  # groups that change places
-
-Groups = Sequence[str] | np.ndarray
-"""The group of each image, by name or number; images of a group are not independent."""
 
 
 class Interval(NamedTuple):
@@ -58,7 +62,7 @@ class Draws(NamedTuple):
     n_groups: int
 
     def intervals(self) -> Intervals:
-        return Intervals(self.estimate, *_percentiles(self.draws, self.n_groups))
+        return Intervals(self.estimate, *percentiles(self.draws, self.n_groups))
 
 
 class MaxT(NamedTuple):
@@ -91,7 +95,7 @@ def draws_of_means(values_NQ: np.ndarray, groups_N: Groups, seed: int) -> Draws:
 
 def draws_of_ratios(over_NQ: np.ndarray, under_NQ: np.ndarray, groups_N: Groups, seed: int) -> Draws:
     """Sums of `over` (N, ...) divided by sums of `under`, which broadcasts to it; NaN where that is 0."""
-    over_GQ, under_GQ = (_group_sums(np.asarray(values), groups_N) for values in (over_NQ, under_NQ))
+    over_GQ, under_GQ = (group_sums(np.asarray(values), groups_N) for values in (over_NQ, under_NQ))
     shape, n_groups = over_GQ.shape[1:], len(over_GQ)
     over_GQ, under_GQ = over_GQ.reshape(n_groups, -1), under_GQ.reshape(n_groups, -1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -100,20 +104,20 @@ def draws_of_ratios(over_NQ: np.ndarray, under_NQ: np.ndarray, groups_N: Groups,
     return Draws(estimate.reshape(shape), np.concatenate(rows).reshape(RESAMPLES, *shape), n_groups)
 
 
-def max_t(found: Draws, null: float) -> MaxT:
+def max_t(means: Draws, null: float) -> MaxT:
     """Which of the means lie above `null`, by the largest studentised deviation of each resample (Westfall & Young).
 
     Means that go together (heads on the same images) are resampled together, which costs less than Holm's correction.
     """
-    R = len(found.draws)
-    few = np.sqrt(found.n_groups / (found.n_groups - 1)) if found.n_groups > 1 else np.nan
-    spread = np.maximum(found.draws.std(0), 1e-12)  # where all images are equal
-    deviation = (few * (found.draws - found.estimate) / spread).reshape(R, -1)
+    R = len(means.draws)
+    few = np.sqrt(means.n_groups / (means.n_groups - 1)) if means.n_groups > 1 else np.nan
+    spread = np.maximum(means.draws.std(0), 1e-12)  # where all images are equal
+    deviation = (few * (means.draws - means.estimate) / spread).reshape(R, -1)
     largest = np.nanmax(deviation, axis=1) if deviation.size else np.zeros(R)
-    t = (found.estimate - null) / spread
+    t = (means.estimate - null) / spread
     p = (1 + (largest[:, None] >= t.ravel()).sum(0)) / (R + 1)
     return MaxT(
-        np.where(np.isfinite(t), p.reshape(t.shape), np.nan), found.estimate - np.quantile(largest, COVERAGE) * spread
+        np.where(np.isfinite(t), p.reshape(t.shape), np.nan), means.estimate - np.quantile(largest, COVERAGE) * spread
     )
 
 
@@ -133,24 +137,16 @@ def jackknife(estimate: np.ndarray, without_BQ: np.ndarray) -> Intervals:
     """
     B = len(without_BQ)
     spread = np.sqrt((B - 1) / B * ((without_BQ - without_BQ.mean(0)) ** 2).sum(0)) if B > 1 else np.nan
-    reach = stats.t.ppf((1 + COVERAGE) / 2, max(B - 1, 1)) * spread
+    reach = critical(max(B, 2)) * spread
     return Intervals(np.asarray(estimate), np.asarray(estimate - reach), np.asarray(estimate + reach))
 
 
 def blocks(groups_N: Groups, seed: int, most: int = BLOCKS) -> np.ndarray:
     """(N,) block or fold of every image, from 0: whole groups, dealt at random, at most `most` of them."""
-    _, at = np.unique(np.asarray(groups_N), return_inverse=True)
-    n_groups = int(at.max()) + 1
+    _, group_N = np.unique(np.asarray(groups_N), return_inverse=True)
+    n_groups = int(group_N.max()) + 1
     dealt = np.random.default_rng(seed).permutation(n_groups) % most
-    return dealt[at]
-
-
-def effective_groups(groups_N: Groups) -> float:
-    """As many groups of one size would tell as much, where images of a group are alike: (sum of sizes)^2 / sum of their
-    squares (Kish 1965). 1 to the number of groups, which it is where all have one size.
-    """
-    sizes = np.unique(np.asarray(groups_N), return_counts=True)[1].astype(float)
-    return float(sizes.sum() ** 2 / (sizes**2).sum())
+    return dealt[group_N]
 
 
 def shuffles(groups_N: Groups, seed: int, times: int) -> Iterator[np.ndarray]:
@@ -158,46 +154,33 @@ def shuffles(groups_N: Groups, seed: int, times: int) -> Iterator[np.ndarray]:
     so that labels that they share stay shared. Groups change places with groups of their size, or of about their size
     where fewer than 8 have it: a larger one then gets some labels twice, a smaller one leaves some out.
     """
-    _, at = np.unique(np.asarray(groups_N), return_inverse=True)
-    members = np.argsort(at, kind="stable")
-    sizes = np.bincount(at)
+    _, group_N = np.unique(np.asarray(groups_N), return_inverse=True)
+    members = np.argsort(group_N, kind="stable")
+    sizes = np.bincount(group_N)
     starts = np.cumsum(sizes) - sizes
-    group = at[members]
-    place = np.arange(len(at)) - starts[group]
+    group = group_N[members]
+    place = np.arange(len(group)) - starts[group]
     alike = _alike(sizes)
     rng = np.random.default_rng(seed)
     for _ in range(times):
         giver = np.arange(len(sizes))
         for some in alike:
             giver[some] = some[rng.permutation(len(some))]
-        order = np.empty(len(at), dtype=int)
+        order = np.empty(len(group), dtype=int)
         order[members] = members[starts[giver[group]] + place % sizes[giver[group]]]
         yield order
 
 
 def _alike(sizes_G: np.ndarray) -> list[np.ndarray]:
     """Groups of one size, or of neighbouring sizes that together are 8 or more."""
-    found: list[np.ndarray] = []
+    sets: list[np.ndarray] = []
     for size in np.unique(sizes_G):
-        here = np.flatnonzero(sizes_G == size)
-        if found and min(len(found[-1]), len(here)) < _ALIKE:
-            found[-1] = np.concatenate([found[-1], here])
+        same = np.flatnonzero(sizes_G == size)
+        if sets and min(len(sets[-1]), len(same)) < _ALIKE:
+            sets[-1] = np.concatenate([sets[-1], same])
         else:
-            found.append(here)
-    return found
-
-
-def _group_sums(values: np.ndarray, groups_N: Groups) -> np.ndarray:
-    """(G, ...) float64 sums over the images of each group."""
-    groups = np.asarray(groups_N)
-    if len(groups) != len(values):
-        raise ValueError(f"{len(values)} values and {len(groups)} groups: one group an image")
-    names, at = np.unique(groups, return_inverse=True)
-    if len(names) == len(groups):
-        return values[np.argsort(at)].astype(np.float64)
-    sums = np.zeros((len(names), *values.shape[1:]))
-    np.add.at(sums, at, values)
-    return sums
+            sets.append(same)
+    return sets
 
 
 def _resamples(n_groups: int, seed: int) -> Iterator[np.ndarray]:
@@ -208,27 +191,4 @@ def _resamples(n_groups: int, seed: int) -> Iterator[np.ndarray]:
         yield drawn[start : start + step].astype(float)
 
 
-@lru_cache(maxsize=1)  # an analysis asks for the same draw a hundred times
-def _drawn(n_groups: int, seed: int) -> np.ndarray:
-    """(R, G) uint16"""
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=RESAMPLES).astype(np.uint16)
-
-
-def _percentiles(draws: np.ndarray, n_groups: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper ends, a little further out than the nominal percentiles: resampling G groups understates the
-    spread by sqrt((G - 1) / G) and takes it as known. They stay inside the range of the quantity.
-    """
-    if n_groups < 2:
-        nothing = np.full(draws.shape[1:], np.nan)
-        return nothing, nothing
-    critical = stats.t.ppf((1 + COVERAGE) / 2, n_groups - 1)
-    tail = stats.norm.cdf(-critical * np.sqrt(n_groups / (n_groups - 1)))
-    known = np.isfinite(draws)
-    if known.all():
-        lower, upper = np.quantile(draws, [tail, 1 - tail], axis=0)
-        return lower, upper
-    ends = np.full((2, *draws.shape[1:]), np.nan)
-    some = known.any(0)
-    ends[:, some] = np.nanquantile(draws[:, some], [tail, 1 - tail], axis=0)
-    return ends[0], ends[1]
+_drawn = lru_cache(maxsize=1)(resample_groups)  # an analysis asks for the same draw a hundred times

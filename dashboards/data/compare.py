@@ -1,12 +1,12 @@
-"""What is compared of two runs, image by image. Knows both runs and `dashboards.compare`; not figures."""
+"""What is compared of two runs, image by image. Knows both runs and `analysis.compare`; not figures."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from htc_probe.analysis import compare
 from htc_probe.dashboards import attention as att
-from htc_probe.dashboards import compare
 from htc_probe.dashboards.data.attention import anchor_mass, attention_blocks
 from htc_probe.dashboards.data.kept import RunKey, kept
 from htc_probe.dashboards.data.run import header, row_of
@@ -79,15 +79,13 @@ def paired_mass(key: RunKey, other: RunKey, chosen: tuple[int, ...], head: int |
 
 
 @kept(1, "Reading the attention of both runs")
-def paired_attention(
-    key: RunKey, other: RunKey, chosen: tuple[int, ...]
-) -> tuple[compare.Sample, compare.Sample, Pairs]:
+def paired_attention(key: RunKey, other: RunKey, chosen: tuple[int, ...]) -> tuple[att.Sample, att.Sample, Pairs]:
     """All attention of evenly spaced pairs, as many as `PAIRED_BYTES` allow; and which they are."""
     shapes = [header(run).shape for run in (key, other)]
     most = min(PAIRED_BYTES // (2 * shape.layers * shape.heads * shape.keys) for shape in shapes)
     pair = pairs(key, other, chosen).evenly(max(2, most))
     sample, other_sample = (
-        compare.sample(attention_blocks(run, rows), shape.roles)
+        att.sample(attention_blocks(run, rows), shape.roles)
         for run, rows, shape in zip((key, other), (pair.rows, pair.other_rows), shapes, strict=True)
     )
     return sample, other_sample, pair

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from htc_probe.dashboards import compare
+from htc_probe.analysis import compare
 from htc_probe.dashboards.data.kept import RunKey, kept
 from htc_probe.extract.errors import UserError
 from htc_probe.probes.files.predictions import Predicted, Predictions, load

@@ -11,8 +11,8 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from htc_probe.analysis.compare import Differences
 from htc_probe.dashboards.attention import Band
-from htc_probe.dashboards.compare import Differences
 from htc_probe.dashboards.figures.attention import BAND
 from htc_probe.dashboards.figures.base import (
     BELOW_ABOVE,

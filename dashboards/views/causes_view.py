@@ -29,6 +29,7 @@ from htc_probe.dashboards.parts.controls import (
 )
 from htc_probe.dashboards.views.view import View
 from htc_probe.extract.store import NUMERIC
+from htc_probe.probes.scores.intervals import mean_known
 
 Z, ANSWERS, PROBES = "z_voco", "the true answers", "the probes"
 _STORED = {Z: "loo_change", ANSWERS: "loo_answers", PROBES: "loo_probe_changes"}
@@ -204,7 +205,7 @@ def _choose_effect(view: View, section: data.Section) -> tuple[Effect, int | Non
         loss_NTQ = -section["loo_answers"]
         if which == _MEAN:
             at = section["rank_effects"].index("answers"), -1
-            return Effect(ANSWERS, causes.mean_known(loss_NTQ), "nats lost", True, True, "rank", at), None
+            return Effect(ANSWERS, mean_known(loss_NTQ, -1), "nats lost", True, True, "rank", at), None
         number = names.index(which)
         words = f"the true answer, {which}"
         return Effect(words, loss_NTQ[..., number], "nats lost", True, True, "question_rank", (number,)), None
@@ -413,7 +414,7 @@ def _groups(view: View, section: data.Section, here: int | None) -> None:
 
 def _asked(section: data.Section, answers: np.ndarray, question: str) -> np.ndarray:
     """(..., Q) -> (...): one question, or the mean of those that are answered."""
-    return causes.mean_known(answers) if question == _MEAN else answers[..., section["questions"].index(question)]
+    return mean_known(answers, -1) if question == _MEAN else answers[..., section["questions"].index(question)]
 
 
 def _stored(section: data.Section, name: str, sign: int) -> np.ndarray:

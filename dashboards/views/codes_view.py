@@ -10,13 +10,13 @@ import streamlit as st
 
 from htc_probe.analysis import sentences
 from htc_probe.analysis.contents import associations
-from htc_probe.analysis.stats.draws import effective_groups
 from htc_probe.dashboards import data, figures
 from htc_probe.dashboards.figures.base import escape
 from htc_probe.dashboards.parts import controls
 from htc_probe.dashboards.parts.chart import draw, made, points
 from htc_probe.dashboards.parts.controls import fill, how_to_read, plain, select, side_by_side, table
 from htc_probe.dashboards.views.view import View
+from htc_probe.probes.scores.intervals import effective_groups, group_sizes
 
 _EXAMPLES = 12
 _LISTED = 200  # codes in the table
@@ -159,7 +159,7 @@ def _usage(view: View, read: data.Codes, section: data.Section | None, group: in
             "most of the work. Click a bar to choose its group."
         )
         rows, places = range(n) if ends is not None else read.rows, read.codes.shape[2]
-        draws = effective_groups([view.header.groups[row] for row in rows]) * places
+        draws = effective_groups(group_sizes([view.header.groups[row] for row in rows])) * places
         if doubt := sentences.few_draws(draws, size):
             st.warning(doubt)
         if ends is None:

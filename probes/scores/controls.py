@@ -1,6 +1,6 @@
 """Labels and predictions that say what a probe's score is worth. Knows arrays; not probes, runs or files.
 
-Three controls, and what each one says:
+Two controls, and what each one says:
 
 * Type-level labels (`type_labels`; Hewitt & Liang 2019): every type, such as an object category, gets one random
   label, so that all there is to learn is which type goes with which label. The score on it is what a probe gets
@@ -9,8 +9,6 @@ Three controls, and what each one says:
   would be unlearnable for held-out images, and selectivity no more than the distance from chance.)
 * The shortcut oracle (`oracle`): the best that anyone can predict who knows an image's category and nothing else.
   A probe of a detail that does not beat it may be reading the category.
-* Permuted labels (`permuted`): the score must be the floor's. More than that is a leak between folds; with
-  permutation within groups, signal that belongs to the group (the photo, the scene) and not to its rows.
 
 Legend: n rows, K classes, C labels of a multi-label task, T types.
 """
@@ -48,20 +46,6 @@ def _one_for_each(y: np.ndarray, known: np.ndarray, types: np.ndarray, rng: np.r
     # A turn of the whole by a random amount gives every type each label as often as rows have it.
     at = (middle + rng.uniform(0, len(of_row))) % len(of_row)
     drawn[known] = np.sort(y[known])[at.astype(int)][of_row]
-    return drawn
-
-
-def permuted(y: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
-    """`y` with its rows permuted within groups, or over all rows where every group has only one: there, permuting
-    within groups would change nothing.
-    """
-    rng = np.random.default_rng(seed)
-    if len(np.unique(groups)) == len(groups):
-        return y[rng.permutation(len(y))]
-    shuffled = rng.permutation(len(y))
-    source, target = shuffled[np.argsort(groups[shuffled], kind="stable")], np.argsort(groups, kind="stable")
-    drawn = np.empty_like(y)
-    drawn[target] = y[source]
     return drawn
 
 

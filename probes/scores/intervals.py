@@ -1,6 +1,6 @@
-"""How sure a score, a difference or a ratio is: everything by resampling whole groups.
+"""How sure a mean, a score, a difference or a ratio is: everything by whole groups. The only statistics of the project.
 
-Knows quantities with their draws (`metrics.Sampled`) and sums by group; not labels, probes, runs or files.
+Knows arrays, and quantities with their draws (`Sampled`); not labels, metrics, probes, runs or files.
 Resampling covers the choice of scored images, given the probes; `over_training_sets` adds that of the images that the
 probes of folds learned from. `python -m benchmarks.calibration` tries both together, its table is in docs/probing.md.
 
@@ -11,7 +11,7 @@ at 100, lowest for scores near their ceiling. BCa does no better (93.5 to 95.2 a
 jackknife, plain percentiles lose 0.5 points at 100 groups, and basic intervals, mirrored to the wrong side of a skewed
 score, fall to 89 %. None is right where few rows decide: for R2 of log-normal values from 100 groups it is 76 %.
 
-Legend: G groups, R resamples, H hypotheses, B flips of signs.
+Legend: N images or rows, G groups, R resamples, H hypotheses, Q quantities (any shape).
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,35 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from htc_probe.probes.scores.metrics import RANGE, Sampled
-
 RESAMPLES = 1000
-FLIPS = 10_000
 COVERAGE = 0.95
 CLEAR = 2
 """So many reaches of its interval the whole must lie above its floor for `kept`."""
+
+
+Groups = Sequence[str] | np.ndarray
+"""The group of each image, by name or number; images of a group are not independent."""
+
+
+class Sampled(NamedTuple):
+    """A quantity and what it would have been on other draws of the same number of groups."""
+
+    estimate: float
+    draws: np.ndarray
+    """(R,) around the estimate; NaN where a resample leaves it undefined. Draws of the same resamples pair up entry by
+    entry.
+    """
+
+
+class Means(NamedTuple):
+    """Many means as arrays of one shape, each tested by itself."""
+
+    estimate: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    """COVERAGE intervals; NaN where there are fewer than two groups."""
+    p: np.ndarray
+    """Two-sided, of a mean of 0."""
 
 
 class Difference(NamedTuple):
@@ -63,13 +85,6 @@ class Equivalence(NamedTuple):
     """Two-sided, that it is the margin or less. No more than one of the two p-values is below 0.5."""
 
 
-class SignFlips(NamedTuple):
-    p: np.ndarray
-    """(H,) two-sided, each hypothesis by itself."""
-    adjusted: np.ndarray
-    """(H,) the chance, were all true, of one such finding among all of them (max-T, step-down)."""
-
-
 def resample_groups(n_groups: int, seed: int, resamples: int = RESAMPLES) -> np.ndarray:
     """(R, G) uint16: how often each resample draws each group of the run. One draw serves all tasks and
     representations, which keeps every comparison paired.
@@ -78,30 +93,102 @@ def resample_groups(n_groups: int, seed: int, resamples: int = RESAMPLES) -> np.
     return rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=resamples).astype(np.uint16)
 
 
-def over_training_sets(quantity: Sampled, name: str, folds: int) -> Sampled:
-    """The draws of the number called `name` of K `folds`, further from it by sqrt(1 + 1 / (K - 1)): the share of the
+def group_sums(values_NQ: np.ndarray, groups_N: Groups) -> np.ndarray:
+    """(G, ...) float64 sums over the images of each group, in the order of their names. Raises ValueError."""
+    groups = np.asarray(groups_N)
+    if len(groups) != len(values_NQ):
+        raise ValueError(f"{len(values_NQ)} values and {len(groups)} groups: one group an image")
+    names, group_N = np.unique(groups, return_inverse=True)
+    if len(names) == len(groups):
+        return values_NQ[np.argsort(group_N)].astype(np.float64)
+    sums = np.zeros((len(names), *values_NQ.shape[1:]))
+    np.add.at(sums, group_N, values_NQ)
+    return sums
+
+
+def group_sizes(groups_N: Groups) -> np.ndarray:
+    """(G,) int"""
+    return np.unique(np.asarray(groups_N), return_counts=True)[1]
+
+
+def effective_groups(sizes_G: np.ndarray) -> float:
+    """How many groups of one size a mean over groups of these sizes (G,) is as sure as (Kish 1965): 1 to G."""
+    total = float(sizes_G.sum())
+    return total**2 / float((sizes_G.astype(np.float64) ** 2).sum()) if total else 0.0
+
+
+def mean_known(values: np.ndarray, axis: int) -> np.ndarray:
+    """The mean over one axis, NaN entries left out; NaN where nothing is known."""
+    known = np.isfinite(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0).sum(axis) / known.sum(axis)
+
+
+def over_training_sets(quantity: Sampled, folds: int, least: float = -np.inf, most: float = np.inf) -> Sampled:
+    """The draws of a number of K `folds`, further from it by sqrt(1 + 1 / (K - 1)): the share of the
     images that a fold scores over the share that its probe learned from. Resampling what is scored leaves out that
     other images would have made other probes (Nadeau and Bengio 2003, whose correction for single splits is this share
     too). Chosen by simulation, see `benchmarks.calibration`: without it 5 folds of 400 images cover 91 to 94 %. One
-    fold, whose probe is what is asked about, stays as it is. Draws stay within the number's range.
+    fold, whose probe is what is asked about, stays as it is. Draws stay between `least` and `most`.
     """
     if folds < 2:
         return quantity
     draws = quantity.estimate + np.sqrt(1 + 1 / (folds - 1)) * (quantity.draws - quantity.estimate)
-    return quantity._replace(draws=np.clip(draws, *RANGE.get(name, (-np.inf, np.inf))))
+    return quantity._replace(draws=np.clip(draws, least, most))
+
+
+def percentiles(draws_RQ: np.ndarray, n_groups: float) -> tuple[np.ndarray, np.ndarray]:
+    """COVERAGE intervals: quantiles of draws (R, ...), a little further out than the nominal ones, as resampling
+    G groups understates the spread by sqrt((G - 1) / G) and takes it as known. They stay inside the range of the
+    quantity. NaN draws are left out; NaN where there is nothing else, or one group.
+    """
+    if n_groups <= 1:
+        return np.full(draws_RQ.shape[1:], np.nan), np.full(draws_RQ.shape[1:], np.nan)
+    tail = stats.norm.cdf(-critical(n_groups) * np.sqrt(n_groups / (n_groups - 1)))
+    known = np.isfinite(draws_RQ)
+    if known.size and known.all():
+        lower, upper = np.quantile(draws_RQ, [tail, 1 - tail], axis=0)
+        return lower, upper
+    ends = np.full((2, *draws_RQ.shape[1:]), np.nan)
+    some = known.any(0)
+    ends[:, some] = np.nanquantile(np.where(known, draws_RQ, np.nan)[:, some], [tail, 1 - tail], axis=0)
+    return ends[0], ends[1]
 
 
 def interval(draws: np.ndarray, n_groups: float) -> tuple[float, float]:
-    """COVERAGE interval of a score: quantiles of its draws (R,), a little further out than the nominal ones, as
-    resampling G groups understates the spread by sqrt((G - 1) / G) and takes it as known. It stays inside the
-    range of the score. NaN draws are left out; NaN where there is nothing else.
-    """
-    known = draws[np.isfinite(draws)]
-    if len(known) == 0 or n_groups <= 1:
-        return float("nan"), float("nan")
-    tail = stats.norm.cdf(-_critical(n_groups) * np.sqrt(n_groups / (n_groups - 1)))
-    lower, upper = np.quantile(known, [tail, 1 - tail])
+    """`percentiles` of one score, draws (R,)."""
+    lower, upper = percentiles(draws, n_groups)
     return float(lower), float(upper)
+
+
+def student(values_NQ: np.ndarray, groups_N: Groups) -> Means:
+    """Means over images (first axis), by Student's t with residuals summed by group; NaN values are left out."""
+    values = np.asarray(values_NQ, dtype=np.float64)
+    known = np.isfinite(values)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = mean_known(values, 0)
+        sums_GQ = group_sums(np.where(known, values - mean, 0), groups_N)
+        G = (group_sums(known, groups_N) > 0).sum(0)
+        spread = np.sqrt((sums_GQ**2).sum(0) * (G / np.where(G > 1, G - 1, np.nan))) / known.sum(0)
+        reach = critical(G) * spread
+        p = 2 * stats.t.sf(np.abs(mean) / spread, G - 1)
+    return Means(mean, mean - reach, mean + reach, np.where(spread == 0, np.where(mean == 0, 1.0, 0.0), p))
+
+
+def p_of_reach(estimate: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """Two-sided, of 0, from the half width of a COVERAGE interval; errors taken as normal."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        z = np.abs(estimate) / reach * stats.norm.ppf((1 + COVERAGE) / 2)
+    return np.where(reach == 0, np.where(estimate == 0, 1.0, 0.0), 2 * stats.norm.sf(z))
+
+
+def reach_of_shares(counts: np.ndarray, totals: np.ndarray) -> np.ndarray:
+    """Half widths of COVERAGE intervals of counts / totals, by Agresti and Coull: two more of each, so that 0 of 5 is
+    not taken as certain.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        near = (counts + 2) / (totals + 4)
+        return stats.norm.ppf((1 + COVERAGE) / 2) * np.sqrt(near * (1 - near) / (totals + 4))
 
 
 def mean(quantities: Sequence[Sampled]) -> Sampled:
@@ -115,14 +202,14 @@ def difference(a: Sampled, b: Sampled, n_groups: float) -> Difference:
     I(z; Y | v_d) = H(Y | v_d) - H(Y | v_d, z)).
 
     Student's t with the bootstrap's standard error, which gives p-values that are small enough to correct over a
-    table, where counting R resamples would end at 2 / R. Where only a handful of groups differ, `sign_flip` is exact
-    and this is too sure: five wins and no loss have p = 0.02 here and 0.06 there.
+    table, where counting R resamples would end at 2 / R. Where only a handful of groups differ, this is too sure: five
+    wins and no loss have p = 0.02 here and 0.06 by flipping signs, which is exact.
     """
     estimate = a.estimate - b.estimate
     (spread,) = np.sqrt(np.diag(_covariance([a.draws - b.draws], n_groups)))
     if spread == 0:
         return Difference(estimate, estimate, estimate, 1.0 if estimate == 0 else 0.0)
-    reach = _critical(n_groups) * spread
+    reach = critical(n_groups) * spread
     p = 2 * stats.t.sf(abs(estimate) / spread, n_groups - 1)
     return Difference(estimate, estimate - reach, estimate + reach, float(p))
 
@@ -136,7 +223,7 @@ def retention(score: Sampled, whole: Sampled, floor: Sampled, n_groups: float) -
     part, of = score.estimate - floor.estimate, whole.estimate - floor.estimate
     ratio = part / of if of else float("nan")
     covariance = _covariance([score.draws - floor.draws, whole.draws - floor.draws], n_groups)
-    (var_part, shared), (_, var_of) = covariance * _critical(n_groups) ** 2
+    (var_part, shared), (_, var_of) = covariance * critical(n_groups) ** 2
     square = of**2 - var_of  # of a r**2 - 2 b r + c <= 0
     if not (of > 0 and square > 0):
         return Retention(ratio, -np.inf, np.inf, False)
@@ -167,13 +254,13 @@ def equivalence(a: Sampled, b: Sampled, n_groups: float, margin: float) -> Equiv
     """Whether a - b is within `margin` (above 0), by the standard error of `difference`. That a difference is not
     significant says nothing of the kind: with few images none is.
     """
-    found = difference(a, b, n_groups)
-    inside = margin - abs(found.estimate)
-    spread = (found.upper - found.lower) / 2 / _critical(n_groups)
+    tested = difference(a, b, n_groups)
+    inside = margin - abs(tested.estimate)
+    spread = float((tested.upper - tested.lower) / 2 / critical(n_groups))
     # Where no group differs at all, the next one may: as sure as if one had.
     spread = spread or 1 / n_groups
     one_sided = float(stats.t.sf(inside / spread, n_groups - 1))
-    return Equivalence(found, one_sided, min(1.0, 2 * (1 - one_sided)))
+    return Equivalence(tested, one_sided, min(1.0, 2 * (1 - one_sided)))
 
 
 def share_interval(share: Sampled, n_groups: float) -> tuple[float, float]:
@@ -190,7 +277,7 @@ def share_interval(share: Sampled, n_groups: float) -> tuple[float, float]:
     p = min(max(share.estimate, 0.0), 1.0)
     variance = known.var() * n_groups / (n_groups - 1)
     images = p * (1 - p) / variance if variance > 1e-12 < p * (1 - p) else n_groups
-    square = _critical(n_groups) ** 2 / images
+    square = critical(n_groups) ** 2 / images
     middle = (p + square / 2) / (1 + square)
     reach = np.sqrt(square * (p * (1 - p) + square / 4)) / (1 + square)
     return max(float(middle - reach), 0.0), min(float(middle + reach), 1.0)
@@ -219,43 +306,9 @@ def holm(p: np.ndarray) -> np.ndarray:
     return adjusted
 
 
-def group_sums(values: np.ndarray, groups: np.ndarray, n_groups: int) -> np.ndarray:
-    """(G,) sums of a value of rows (n,) over the groups that they are in."""
-    return np.bincount(groups, values, minlength=n_groups)
-
-
-def sign_flip(differences_GH: np.ndarray, seed: int, flips: int = FLIPS) -> SignFlips:
-    """Tests that paired differences centre on 0 by flipping the signs of whole groups, for a layer curve or a
-    table: hypotheses that go together (neighbouring layers, related tasks) are flipped together, so that the
-    correction costs less than Holm's. Exact for a few groups too.
-
-    differences_GH: `group_sums` of differences by row (`metrics.row_bits`, or right answers), 0 where a
-    hypothesis does not have the group. p-values are at least 1 / (flips + 1).
-    """
-    G, H = differences_GH.shape
-    size = np.sqrt((differences_GH**2).sum(0))
-    # Flipping leaves the sum of squares as it is, so this orders hypotheses and flips as Student's t does.
-    scaled_GH = np.divide(differences_GH, size, out=np.zeros((G, H)), where=size > 0)
-    found = np.abs(scaled_GH.sum(0))
-    order = np.argsort(-found, kind="stable")
-    alone, among = np.zeros(H), np.zeros(H)
-    rng = np.random.default_rng(seed)
-    step = max(1, 2**22 // G)
-    least = found - 1e-9  # equal ones count, in spite of rounding
-    for start in range(0, flips, step):
-        bits = rng.integers(0, 256, (min(step, flips - start), -(-G // 8)), dtype=np.uint8)
-        signs = np.unpackbits(bits, axis=1, count=G) * np.float64(2) - 1
-        flipped = np.abs(signs @ scaled_GH)
-        alone += (flipped >= least).sum(0)
-        # Step-down: a hypothesis competes with those that are not more significant than it.
-        largest = np.maximum.accumulate(flipped[:, order[::-1]], 1)[:, ::-1]
-        among[order] += (largest >= least[order]).sum(0)
-    among[order] = np.maximum.accumulate(among[order])
-    return SignFlips((1 + alone) / (flips + 1), (1 + among) / (flips + 1))
-
-
-def _critical(n_groups: float) -> float:
-    return float(stats.t.ppf((1 + COVERAGE) / 2, n_groups - 1))
+def critical(n_groups: float | np.ndarray) -> np.ndarray:
+    """How many standard errors a COVERAGE interval reaches to each side, by Student's t."""
+    return stats.t.ppf((1 + COVERAGE) / 2, n_groups - 1)
 
 
 def _covariance(draws: Sequence[np.ndarray], n_groups: float) -> np.ndarray:

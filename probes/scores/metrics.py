@@ -39,6 +39,7 @@ from scipy import sparse
 
 from htc_probe.extract.store import NUMERIC, Kind
 from htc_probe.probes.inputs import circular
+from htc_probe.probes.scores.intervals import Sampled, effective_groups, mean_known
 
 METRIC: dict[Kind, str] = {"classes": "top-1", "multilabel": "mAP", "number": "R2", "circular": "circular R2"}
 """The one that stands for a task where there is room for one. Larger is better, 1 is perfect."""
@@ -79,16 +80,6 @@ class VonMises(NamedTuple):
 
 
 Prediction = np.ndarray | Gaussian | VonMises
-
-
-class Sampled(NamedTuple):
-    """A quantity and what it would have been on other draws of the same number of groups."""
-
-    estimate: float
-    draws: np.ndarray
-    """(R,) around the estimate; NaN where a resample leaves it undefined. Draws of the same resamples pair up entry by
-    entry.
-    """
 
 
 class ByClass(NamedTuple):
@@ -140,7 +131,7 @@ def score(
 
     `y` as in a task, unknown rows (-1, NaN, all 255) are left out. fold (n,) tells whose probe predicted a row:
     what only ranks (mAP, Spearman) is taken within a fold and averaged over folds, as scores of different probes
-    do not rank together. groups (n,) index the columns of draws_RG, the counts of `inference.resample_groups`.
+    do not rank together. groups (n,) index the columns of draws_RG, the counts of `intervals.resample_groups`.
     """
     rows = labelled(kind, y)
     y, fold, groups = y[rows], fold[rows], groups[rows]
@@ -157,12 +148,6 @@ def score(
     by_class = _by_class(kind, y, compact, of.pop(_BY_CLASS, None), without.pop(_BY_CLASS, None))
     of, without = _related(of, without), _related(without, without)
     return Scores(_sampled(of), _sampled(without), len(y), len(used), effective_groups(np.bincount(compact)), by_class)
-
-
-def effective_groups(sizes: np.ndarray) -> float:
-    """How many groups of one size a mean over groups of these sizes (G,) is as sure as (Kish 1965)."""
-    total = float(sizes.sum())
-    return total**2 / float((sizes.astype(np.float64) ** 2).sum()) if total else 0.0
 
 
 def _by_class(
@@ -255,7 +240,7 @@ def _measure_classes(y: np.ndarray, log_p_nK: np.ndarray, membership: sparse.csr
         recall_KR = _ratio(found_KG @ weights_GR, seen_KG @ weights_GR)
         return {
             "top-1": _ratio(hits, n),
-            "balanced accuracy": _mean_known(recall_KR),
+            "balanced accuracy": mean_known(recall_KR, 0),
             "cross-entropy": _ratio(bits, n),
             _BY_CLASS: recall_KR,
         }
@@ -293,11 +278,11 @@ def _measure_multilabel(
         nothing_R = np.full(weights_GR.shape[1], np.nan)
         precision_CR = np.stack(
             [
-                _mean_known(np.stack([nothing_R, *(one.average_precision(weights_GR, harmonic) for one in folds)]))
+                mean_known(np.stack([nothing_R, *(one.average_precision(weights_GR, harmonic) for one in folds)]), 0)
                 for folds in rankings
             ]
         )
-        return {"mAP": _mean_known(precision_CR), **bits, _BY_CLASS: precision_CR}
+        return {"mAP": mean_known(precision_CR, 0), **bits, _BY_CLASS: precision_CR}
 
     return measure
 
@@ -317,7 +302,7 @@ def _measure_number(
         unexplained = _ratio(left, squares - _ratio(total**2, n))
         of_sums = {"R2": 1 - unexplained, "MAE": _ratio(absolute, n), "cross-entropy": _ratio(code, n)}
         correlations = [_rank_correlation(weights_GR[of], a, b) for of, a, b in folds]
-        return of_sums | ({"Spearman": _mean_known(np.stack(correlations))} if correlations else {})
+        return of_sums | ({"Spearman": mean_known(np.stack(correlations), 0)} if correlations else {})
 
     return measure
 
@@ -460,9 +445,3 @@ def _rows_by(fold: np.ndarray) -> list[np.ndarray]:
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     """NaN where `below` is not positive."""
     return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=below > 0)
-
-
-def _mean_known(values: np.ndarray) -> np.ndarray:
-    """The mean over the first axis, NaN entries left out."""
-    known = np.isfinite(values)
-    return _ratio(np.where(known, values, 0).sum(0), known.sum(0))

@@ -28,7 +28,8 @@ from htc_probe.probes.files.results import (
 from htc_probe.probes.inputs.representations import Representation
 from htc_probe.probes.inputs.tasks import SUITES, ProbeTask
 from htc_probe.probes.scores import intervals
-from htc_probe.probes.scores.metrics import METRIC, Sampled, Scores, effective_groups
+from htc_probe.probes.scores.intervals import Sampled, effective_groups
+from htc_probe.probes.scores.metrics import METRIC, Scores
 
 WHOLE = Representation("v_pooled", None)
 _LEVEL = 1 - intervals.COVERAGE

@@ -41,7 +41,8 @@ from htc_probe.probes.inputs import representations as features
 from htc_probe.probes.inputs.representations import Representation
 from htc_probe.probes.inputs.tasks import ProbeTask
 from htc_probe.probes.scores import controls, intervals, metrics
-from htc_probe.probes.scores.metrics import METRIC, Gaussian, Prediction, Sampled, Scores, VonMises
+from htc_probe.probes.scores.intervals import Sampled
+from htc_probe.probes.scores.metrics import METRIC, Gaussian, Prediction, Scores, VonMises
 from htc_probe.probes.solvers import ridge
 from htc_probe.probes.study import claims, protocol
 from htc_probe.probes.study.cells import Ceiling, Cell, Code, Fold, Kept, StreamedFold
@@ -203,7 +204,7 @@ def plan(run: Run, settings: Settings, *, train: Run | None = None, random: Run 
 def _uneven(groups: np.ndarray) -> tuple[str, ...]:
     """A warning where few groups decide: resampling whole groups then tells less than it says."""
     _, sizes = np.unique(groups, return_counts=True)
-    largest, effective = sizes.max() / sizes.sum(), metrics.effective_groups(sizes)
+    largest, effective = sizes.max() / sizes.sum(), intervals.effective_groups(sizes)
     if largest <= _LARGE_GROUP and effective >= _FEW_GROUPS:
         return ()
     return (
@@ -630,7 +631,12 @@ def _scored_by(
         labels.kind, labels.y[scored], prediction, floor, plan.fold[scored], plan.groups[scored], draws_RG, ranks=ranks
     )
     folds = len(_numbers(plan))
-    return scores._replace(of={name: intervals.over_training_sets(one, name, folds) for name, one in scores.of.items()})
+    return scores._replace(
+        of={
+            name: intervals.over_training_sets(one, folds, *metrics.RANGE.get(name, ()))
+            for name, one in scores.of.items()
+        }
+    )
 
 
 def _without_features(plan: Plan, labels: Labels, categories: np.ndarray | None = None) -> Prediction:

@@ -8,9 +8,10 @@ import numpy as np
 import streamlit as st
 
 import htc_probe.analysis.results
+from htc_probe.analysis import compare
+from htc_probe.analysis.compare import Differences
 from htc_probe.dashboards import attention as att
-from htc_probe.dashboards import compare, data, figures
-from htc_probe.dashboards.compare import Differences
+from htc_probe.dashboards import data, figures
 from htc_probe.dashboards.parts.chart import draw, made, points
 from htc_probe.dashboards.parts.controls import (
     fill,

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import numpy as np
 import streamlit as st
 
-from htc_probe.dashboards import compare, data, figures
-from htc_probe.dashboards.compare import Differences
+from htc_probe.analysis import compare
+from htc_probe.analysis.compare import Differences
+from htc_probe.dashboards import data, figures
 from htc_probe.dashboards.figures.base import OF, escape
 from htc_probe.dashboards.parts import gallery
 from htc_probe.dashboards.parts.chart import draw, made

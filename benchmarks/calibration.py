@@ -29,10 +29,10 @@ from rich.console import Console
 from rich.table import Table
 
 from htc_probe.probes.inputs import folds
+from htc_probe.probes.inputs.labels import Labels
 from htc_probe.probes.scores import controls, intervals, metrics
 from htc_probe.probes.scores.metrics import Prediction, Scores
 from htc_probe.probes.study import protocol
-from htc_probe.probes.study.codelength import Labels
 
 DESIGNS = ("fixed", "5 folds", "groups of 4", "uneven groups", "half in one")
 NAMES = {

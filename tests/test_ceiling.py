@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from htc_probe.probes.inputs import circular
+from htc_probe.probes.inputs.labels import Labels
 from htc_probe.probes.scores.metrics import UNKNOWN, Gaussian, Prediction, VonMises, evaluate
 from htc_probe.probes.study import ceiling, protocol
 from htc_probe.probes.study.ceiling import Reader
 from htc_probe.probes.study.cells import Ceiling
-from htc_probe.probes.study.codelength import Labels
 from htc_probe.probes.study.protocol import Settings
 
 N, D = 1000, 12

@@ -8,6 +8,7 @@ from scipy import stats
 
 from htc_probe.extract.store import Kind, Task
 from htc_probe.probes.files.results import GAINED, KEPT, LOST, NOTHING, UNDECIDED, ClassScore
+from htc_probe.probes.inputs.labels import Labels
 from htc_probe.probes.inputs.representations import Representation
 from htc_probe.probes.inputs.tasks import ProbeTask
 from htc_probe.probes.scores import intervals, metrics
@@ -22,7 +23,6 @@ from htc_probe.probes.scores.intervals import (
 )
 from htc_probe.probes.scores.metrics import METRIC, Scores
 from htc_probe.probes.study import claims
-from htc_probe.probes.study.codelength import Labels
 
 G = 200
 DRAWS = resample_groups(G, 0, 400).astype(float)

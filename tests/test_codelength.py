@@ -6,9 +6,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from htc_probe.extract.store import Kind
+from htc_probe.probes.inputs.labels import Labels
 from htc_probe.probes.scores.metrics import Gaussian, Prediction, VonMises
 from htc_probe.probes.study import codelength
-from htc_probe.probes.study.codelength import Labels, blocks, online, probes_of
+from htc_probe.probes.study.codelength import blocks, online, probes_of
 
 N = 240
 EACH = np.arange(N)

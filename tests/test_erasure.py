@@ -8,9 +8,9 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 
 import htc_probe.probes
 from htc_probe.extract.errors import UserError
+from htc_probe.probes.inputs.labels import Labels
 from htc_probe.probes.solvers.erasure import Eraser
 from htc_probe.probes.study import protocol
-from htc_probe.probes.study.codelength import Labels
 
 N, WIDTH = 400, 9
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from htc_probe.probes.inputs import folds
-from htc_probe.probes.study.codelength import Labels
+from htc_probe.probes.inputs.labels import Labels
 
 N = 600
 

@@ -18,8 +18,8 @@ from htc_probe.extract.store import open_run
 from htc_probe.probes.cli import main
 from htc_probe.probes.files import results
 from htc_probe.probes.files.weights import Key, Probe, load, save
+from htc_probe.probes.inputs.labels import Labels
 from htc_probe.probes.study import protocol
-from htc_probe.probes.study.codelength import Labels
 from made.planted import COIN, PRESENT, SHAPE, SIZE, N, make_run, planted_run
 
 

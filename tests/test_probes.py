@@ -20,11 +20,12 @@ from htc_probe.probes.cli import main
 from htc_probe.probes.files import results
 from htc_probe.probes.files.results import Results, Row
 from htc_probe.probes.inputs import tasks
+from htc_probe.probes.inputs.labels import Labels
 from htc_probe.probes.scores import intervals, metrics
 from htc_probe.probes.scores.metrics import Gaussian
 from htc_probe.probes.study import suite
 from htc_probe.probes.study.cells import Code, Fold, Kept
-from htc_probe.probes.study.codelength import Codelength, Labels
+from htc_probe.probes.study.codelength import Codelength
 from htc_probe.probes.study.protocol import HeldOut
 from made.planted import COIN, PRESENT, SHAPE, SIZE, TASKS, WIDTH, N, make_run, planted_run, quick
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from htc_probe.probes.inputs import circular
+from htc_probe.probes.inputs.labels import Labels
 from htc_probe.probes.scores import controls, metrics
 from htc_probe.probes.scores.metrics import Gaussian, VonMises
 from htc_probe.probes.study import protocol, streamed
-from htc_probe.probes.study.codelength import Labels
 
 N, D = 900, 24
 

@@ -8,9 +8,9 @@ from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.metrics import average_precision_score
 from sklearn.preprocessing import StandardScaler
 
+from htc_probe.probes.inputs.labels import Labels
 from htc_probe.probes.scores import metrics
 from htc_probe.probes.study import protocol
-from htc_probe.probes.study.codelength import Labels
 from htc_probe.probes.study.protocol import Settings
 from htc_probe.probes.study.strengths import FIRST, LADDER, Search
 

@@ -13,11 +13,11 @@ from sklearn.preprocessing import StandardScaler
 
 from htc_probe.extract.store import Kind, Task, open_run
 from htc_probe.probes.inputs import circular, folds
+from htc_probe.probes.inputs.labels import Labels
 from htc_probe.probes.scores import controls, intervals, metrics
 from htc_probe.probes.scores.intervals import Sampled
 from htc_probe.probes.scores.metrics import Gaussian, Prediction, Scores, VonMises
 from htc_probe.probes.study import protocol, suite
-from htc_probe.probes.study.codelength import Labels
 from htc_probe.probes.study.protocol import HeldOut, Settings, smoothed
 from made.planted import make_run, quick
 

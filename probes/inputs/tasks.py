@@ -13,8 +13,8 @@ import numpy as np
 
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import NUMERIC, Run, Task
+from htc_probe.probes.inputs.labels import Labels
 from htc_probe.probes.scores.metrics import UNKNOWN
-from htc_probe.probes.study.codelength import Labels
 
 SUITES = ("semantic", "detail")
 

@@ -28,12 +28,12 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 from htc_probe.extract.store import NUMERIC, Kind
 from htc_probe.probes.inputs import circular, folds
+from htc_probe.probes.inputs.labels import Labels
 from htc_probe.probes.scores.metrics import METRIC, UNKNOWN, Gaussian, Prediction, VonMises, labelled
 from htc_probe.probes.solvers import angles, ridge
 from htc_probe.probes.solvers.basis import Basis
 from htc_probe.probes.solvers.newton import Path, Target, log_probabilities
 from htc_probe.probes.study import protocol
-from htc_probe.probes.study.codelength import Labels
 from htc_probe.probes.study.protocol import INNER_FOLDS, Settings, basis_of
 
 HIDDEN = 64
@@ -72,7 +72,7 @@ def hold_out(
     the linear probes. Deterministic in the seed of `settings`. Raises UserError for features that are not finite.
     """
     rows = np.flatnonzero(train)
-    labels = [task._replace(y=task.y[rows]) for task in tasks]
+    labels = [task.among(rows) for task in tasks]
     inner = folds.assign(labels, groups[rows], INNER_FOLDS, settings.seed)
     bases: dict[bool, tuple[Basis, Tensor]] = {}
     found = []

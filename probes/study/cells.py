@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from htc_probe.extract.store import NUMERIC
+from htc_probe.probes.inputs.labels import Labels
 from htc_probe.probes.scores.metrics import Gaussian, Prediction, VonMises
 from htc_probe.probes.solvers import survey
 from htc_probe.probes.study import ceiling, codelength, protocol, streamed
 from htc_probe.probes.study.ceiling import Reader
-from htc_probe.probes.study.codelength import Codelength, Labels
+from htc_probe.probes.study.codelength import Codelength
 from htc_probe.probes.study.protocol import HeldOut
 
 VERSION = 2  # of what a cell computes and of its file
@@ -117,7 +118,7 @@ class Code(NamedTuple):
         self, x_ND: np.ndarray, tasks: Sequence[Labels], groups: np.ndarray, settings: protocol.Settings
     ) -> list[Codelength]:
         x_nD, groups_n = x_ND[self.used], groups[self.used]
-        labels = [task._replace(y=task.y[self.used]) for task in tasks]
+        labels = [task.among(self.used) for task in tasks]
         predict = codelength.probes_of(x_nD, labels, groups_n, device=settings.device)
         return codelength.online(labels, groups_n, predict, settings.seed)
 

@@ -30,8 +30,9 @@ import numpy as np
 import torch
 from scipy import special
 
-from htc_probe.extract.store import NUMERIC, Kind
+from htc_probe.extract.store import NUMERIC
 from htc_probe.probes.inputs import circular
+from htc_probe.probes.inputs.labels import Labels
 from htc_probe.probes.scores.metrics import UNKNOWN, Gaussian, Prediction, VonMises
 from htc_probe.probes.solvers import angles, ridge
 from htc_probe.probes.solvers.basis import Basis
@@ -47,18 +48,6 @@ _WEAK = 1e-5
 """Weaker ones are fitted where ridge on the labels sent points at them; elsewhere this one stands for them."""
 _TOLERANCE = 1e-5
 """Of the share by which a fit's objective may exceed its minimum: less than a thousandth of the code."""
-
-
-class Labels(NamedTuple):
-    """A task's labels of all rows."""
-
-    kind: Kind
-    y: np.ndarray
-    """(n,) int, -1 unknown; (n, C) uint8, 255 unknown; or (n,) float, NaN unknown, from 0 to below a period."""
-    n_classes: int = 0
-    """K, of a task of classes."""
-    period: float = 0.0
-    """Of a circular task."""
 
 
 class Codelength(NamedTuple):

@@ -21,11 +21,11 @@ import torch
 
 from htc_probe.extract.store import NUMERIC, Kind
 from htc_probe.probes.inputs import folds
+from htc_probe.probes.inputs.labels import Labels
 from htc_probe.probes.scores.metrics import METRIC, UNKNOWN, Gaussian, Prediction, VonMises, row_bits
 from htc_probe.probes.solvers import angles, ridge
 from htc_probe.probes.solvers.basis import Basis
 from htc_probe.probes.solvers.newton import Path, Target, half_copy, log_probabilities
-from htc_probe.probes.study.codelength import Labels
 from htc_probe.probes.study.strengths import FIRST, LADDER, Search
 
 INNER_FOLDS = 3
@@ -86,11 +86,11 @@ def hold_out(
     """
     # Rows of an inner fold lie together, so that folds are views.
     rows = np.flatnonzero(train)
-    inner = folds.assign([_part(task, rows) for task in tasks], groups[rows], INNER_FOLDS, settings.seed)
+    inner = folds.assign([task.among(rows) for task in tasks], groups[rows], INNER_FOLDS, settings.seed)
     rows = rows[np.argsort(inner, kind="stable")]
     bounds = np.searchsorted(np.sort(inner), np.arange(INNER_FOLDS + 1))
     parts = [slice(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
-    labels = [_part(task, rows) for task in tasks]
+    labels = [task.among(rows) for task in tasks]
     logistic = [i for i, task in enumerate(tasks) if task.kind not in NUMERIC]
     numbers = [i for i, task in enumerate(labels) if task.kind == "number" and np.isfinite(task.y).any()]
     turning = [i for i, task in enumerate(labels) if task.kind == "circular" and np.isfinite(task.y).any()]
@@ -293,10 +293,6 @@ def basis_of(x_nD: np.ndarray, settings: Settings, dtype: torch.dtype) -> Basis:
         eigenvalues=basis.eigenvalues[first],
         train=basis.train[:, first].contiguous(),
     )
-
-
-def _part(task: Labels, rows: np.ndarray) -> Labels:
-    return task._replace(y=task.y[rows])
 
 
 def _target(task: Labels) -> Target:

@@ -12,12 +12,12 @@ import torch
 
 from htc_probe.extract.store import NUMERIC
 from htc_probe.probes.inputs import circular, folds
+from htc_probe.probes.inputs.labels import Labels
 from htc_probe.probes.scores.metrics import Gaussian, VonMises
 from htc_probe.probes.solvers import ridge
 from htc_probe.probes.solvers import survey as stream
 from htc_probe.probes.solvers.lbfgs import StreamedPath
 from htc_probe.probes.solvers.newton import Fit, Target, log_probabilities
-from htc_probe.probes.study.codelength import Labels
 from htc_probe.probes.study.protocol import INNER_FOLDS, HeldOut, Settings, by_rung, costs, criteria, exact, smoothed
 from htc_probe.probes.study.strengths import LADDER, Search
 
@@ -40,9 +40,7 @@ def hold_out(
     """
     inner_N = np.full(len(train), -1)
     rows = np.flatnonzero(train)
-    inner_N[rows] = folds.assign(
-        [task._replace(y=task.y[rows]) for task in tasks], groups[rows], INNER_FOLDS, settings.seed
-    )
+    inner_N[rows] = folds.assign([task.among(rows) for task in tasks], groups[rows], INNER_FOLDS, settings.seed)
     logistic = [i for i, task in enumerate(tasks) if task.kind not in NUMERIC]
     numbers = [i for i, task in enumerate(tasks) if task.kind == "number"]
     turning = [i for i, task in enumerate(tasks) if task.kind == "circular"]
@@ -113,7 +111,7 @@ def _search(
 ) -> list[Search]:
     """What each task's strengths cost on the first inner fold. The predictions for its rows are held in memory."""
     held, n = inner_N == 0, int((inner_N > 0).sum())
-    part = [task._replace(y=task.y[held]) for task in labels]
+    part = [task.among(held) for task in labels]
     whole = slice(0, int(held.sum()))
     path = StreamedPath(features, survey, targets, inner_N > 0)
     pointed = [ridge.around(centre, LADDER) if np.isfinite(centre) else LADDER[:1] for centre in survey.centres]

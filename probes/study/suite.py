@@ -38,6 +38,7 @@ from htc_probe.probes.files.results import (
 from htc_probe.probes.files.weights import Key, Probe
 from htc_probe.probes.inputs import folds, oddities, tasks
 from htc_probe.probes.inputs import representations as features
+from htc_probe.probes.inputs.labels import Labels
 from htc_probe.probes.inputs.representations import Representation
 from htc_probe.probes.inputs.tasks import ProbeTask
 from htc_probe.probes.scores import controls, intervals, metrics
@@ -46,7 +47,7 @@ from htc_probe.probes.scores.metrics import METRIC, Gaussian, Prediction, Scores
 from htc_probe.probes.solvers import ridge
 from htc_probe.probes.study import claims, protocol
 from htc_probe.probes.study.cells import Ceiling, Cell, Code, Fold, Kept, StreamedFold
-from htc_probe.probes.study.codelength import Codelength, Labels
+from htc_probe.probes.study.codelength import Codelength
 from htc_probe.probes.study.protocol import HeldOut
 from htc_probe.probes.study.strengths import FIRST, LADDER
 
@@ -278,7 +279,7 @@ def refit(plan: Plan, results: Results) -> dict[Key, Probe]:
         if _is_streamed(plan, at):
             continue
         x_nD = load(plan, at)[rows]
-        labels = [one.labels._replace(y=one.labels.y[rows]) for one in plan.tasks]
+        labels = [one.labels.among(rows) for one in plan.tasks]
         settings = protocol.Settings(seed=plan.settings.seed, device=plan.settings.device)
         fitted = protocol.refit(x_nD, labels, [strengths[one.task.name, *at] for one in plan.tasks], settings)
         mean_D = x_nD.mean(0, dtype=np.float64)

@@ -264,11 +264,8 @@ NOT_YET: dict[Callable[[Sources], set[str]], set[str]] = {
         "analysis.sample",
         "extract.data",
         "extract.store",
-        "probes.files",
         "probes.inputs",
         "probes.scores",
-        "probes.solvers",
-        "probes.study",
     },
     borrowed_privates: {
         "probes/solvers/lbfgs.py: _Block",

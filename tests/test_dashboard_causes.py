@@ -8,8 +8,11 @@ import pytest
 
 from benchmarks.browser import serving, tab
 from htc_probe.analysis import results
+from htc_probe.analysis.causes.effects import times_even
+from htc_probe.analysis.causes.following import follows
 from htc_probe.analysis.stats.draws import intervals_of_means
-from htc_probe.dashboards import causes, data, figures
+from htc_probe.dashboards import data, figures
+from htc_probe.dashboards.parts.effects import nearest
 from htc_probe.extract.store import open_run
 from made.pages import COLS, ROLES, ROWS, A, G, L, charts, press, random_rows, write_run
 
@@ -24,24 +27,18 @@ PREDICTORS = ["attention", "attention x value x output", "gradient x gate", "gra
 # ---- arithmetic
 
 
-def test_parts_are_multiples_of_an_even_one_and_keep_their_sign() -> None:
-    np.testing.assert_allclose(causes.times_even(np.array([1.0, -1.0, 2.0, 0.0])), [1, -1, 2, 0])
-    np.testing.assert_allclose(causes.times_even(np.full(5, 0.3)), np.ones(5))
-    np.testing.assert_array_equal(causes.times_even(np.zeros(3)), np.zeros(3))
-
-
 def test_whom_a_mixed_image_follows() -> None:
     true, partner = np.array([0, 1, 2, 2, np.nan, 3]), np.array([1, 0, 3, 2, 0, -1])
     swapped = np.array([0, 0, 1, 2, 0, 3.0])
-    np.testing.assert_array_equal(causes.follows(swapped, true, partner, "classes"), [0, 1, -1, -1, -1, -1])
+    np.testing.assert_array_equal(follows(swapped, true, partner, "classes"), [0, 1, -1, -1, -1, -1])
     swapped[1] = 5
-    assert causes.follows(swapped, true, partner, "classes")[1] == 2
-    numbers = causes.follows(np.array([0.4, 0.4]), np.array([0.0, 1.0]), np.array([1, 0]), "number")
+    assert follows(swapped, true, partner, "classes")[1] == 2
+    numbers = follows(np.array([0.4, 0.4]), np.array([0.0, 1.0]), np.array([1, 0]), "number")
     np.testing.assert_array_equal(numbers, [0, 1])
 
 
 def test_the_nearest_of_the_sample() -> None:
-    assert [causes.nearest([3, 7, 20], row) for row in (0, 5, 6, 19, 7)] == [3, 3, 7, 20, 7]
+    assert [nearest([3, 7, 20], row) for row in (0, 5, 6, 19, 7)] == [3, 3, 7, 20, 7]
 
 
 # ---- figures
@@ -139,8 +136,6 @@ def knockouts(ids: list[str]) -> dict[str, Any]:
         "probe_rank": rng.uniform(-1, 1, (n, 2, 3)),
     }
     arrays["question_rank"][1, :, 1] = np.nan
-    flips = rng.integers(0, 2, (n, T, 2)).astype(float)
-    flips[..., 1] = np.nan
     keys = slice(1, 1 + T)
     section: dict[str, Any] = {
         "images": [ids[row] for row in SAMPLE],
@@ -159,7 +154,6 @@ def knockouts(ids: list[str]) -> dict[str, Any]:
         + [f"{where} patches" for where in ("upper left", "upper right", "lower left", "lower right")],
         "loo_change": rng.random((n, T, L + 1)),
         "loo_answers": rng.normal(size=(n, T, 2)),
-        "loo_probe_flips": flips,
         "loo_probe_changes": rng.normal(size=(n, T, 2)),
         "window_change": rng.random((n, L, T)),
         **arrays,
@@ -346,7 +340,7 @@ def test_a_layer_alone_and_other_effects(analysed: Path, open_app: Any) -> None:
     assert not app.exception
     trace = charts(app)["map_effect"]["data"][1]
     loss_T = -section["loo_answers"][1, :, 0]
-    np.testing.assert_allclose(numbers(trace["z"]).ravel(), causes.times_even(loss_T)[:A], rtol=1e-5)
+    np.testing.assert_allclose(numbers(trace["z"]).ravel(), times_even(loss_T)[:A], rtol=1e-5)
     assert trace["zmin"] == -trace["zmax"]
     same_ranks(app, section["question_rank"][:, :, 0], PREDICTORS[:2])
     # Text reads nothing of the last layer, so what lies beside the answers leaves it out, and says so.
@@ -354,7 +348,7 @@ def test_a_layer_alone_and_other_effects(analysed: Path, open_app: Any) -> None:
     for name, values_LS in of_layers.items():
         values_T = values_LS[:-1].mean(0)[1 : 1 + T]
         trace = charts(app)[name]["data"][1]
-        np.testing.assert_allclose(numbers(trace["z"]).ravel(), causes.times_even(values_T)[:A], rtol=2e-3)
+        np.testing.assert_allclose(numbers(trace["z"]).ravel(), times_even(values_T)[:A], rtol=2e-3)
         assert "all layers but the last, which no text reads" in subtitle(charts(app)[name])
     app.selectbox(key="question").set_value("where").run()
     assert "map_effect" not in charts(app) and any("has no such answer" in info.value for info in app.info)

@@ -1,24 +1,28 @@
 """Who is followed: counts of what was read from mixed images against the labels of both donors.
 
-Knows arrays. Does not know models, images or how anything is read.
+Knows arrays. Does not know models, images or how anything is read, and imports no torch.
 
 Legend: n images, m mixed images, C labels of a multi-label task (1 of others), K rows of a table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from htc_probe.analysis.causes.mixing import Mix, is_known
 from htc_probe.analysis.stats import draws
 from htc_probe.extract.store import NUMERIC
 from htc_probe.probes.inputs import circular
 from htc_probe.probes.scores.intervals import COVERAGE, resample_groups
 
+if TYPE_CHECKING:
+    from htc_probe.analysis.causes.mixing import Mix
+
 Readout = Literal["answer", "probe"]
+WHOM = ("anchors' image", "patches' image", "neither")
+UNKNOWN = 255  # of a label in a row of labels
 
 
 class Measure(NamedTuple):
@@ -135,6 +139,34 @@ def follows_whom(mix: Mix, said: np.ndarray, true: np.ndarray, kind: str) -> tup
     return follows, counts
 
 
+def follows(
+    swapped_N: np.ndarray, true_N: np.ndarray, partner_N: np.ndarray, kind: str, period: float = 0.0
+) -> np.ndarray:
+    """(N,) whom the image with the anchors of N and the patches of its partner follows: 0 its own label, 1 the
+    partner's, 2 neither, as in `WHOM`; -1 where the two do not differ, are not known (NaN), or there is no partner. Of
+    numbers and circular values, the donor that is nearer.
+    """
+    other_N = np.where(partner_N >= 0, true_N[partner_N], np.nan)
+    with np.errstate(invalid="ignore"):
+        counts = np.isfinite(swapped_N) & np.isfinite(true_N) & np.isfinite(other_N) & (true_N != other_N)
+        if kind in NUMERIC:
+            off, other_off = (
+                circular.difference(swapped_N, donor, period) if kind == "circular" else swapped_N - donor
+                for donor in (true_N, other_N)
+            )
+            followed = (np.abs(other_off) < np.abs(off)).astype(int)
+        else:
+            followed = np.select([swapped_N == true_N, swapped_N == other_N], [0, 1], 2)
+    return np.where(counts, followed, -1)
+
+
+def is_known(labels: np.ndarray, kind: str) -> np.ndarray:
+    """Which labels of a run say something."""
+    if kind in NUMERIC:
+        return np.isfinite(labels)
+    return labels != UNKNOWN if kind == "multilabel" else labels >= 0
+
+
 def _cells(values: np.ndarray) -> np.ndarray:
     """(n, C): one column where each image has one value."""
     return values.reshape(len(values), -1)
@@ -212,3 +244,43 @@ class Table:
             keys[name] = np.concatenate([getattr(found, name) for found in self._found])
         keys[self._value] = np.concatenate([found.values for found in self._found])
         return {self._prefix + key: value for key, value in keys.items()}
+
+
+class Row(NamedTuple):
+    """One row of the table: whom one readout follows, where images of one kind are mixed."""
+
+    suite: str
+    task: str
+    kind: str
+    readout: str
+    factor: str
+    mix: str
+    only_right: bool
+    whom: np.ndarray
+    """(3, 3) shares of WHOM, or of numbers (2, 3) weights; estimate, lower, upper."""
+    chance: float
+    """The anchors' share were the readouts dealt at random; 0 for weights."""
+    cases: int
+    couples: int
+
+    @property
+    def key(self) -> tuple[str | bool, ...]:
+        return self[:7]
+
+
+def rows(section: Mapping[str, Any]) -> list[Row]:
+    """Those of the section `interchange`: shares, then weights."""
+
+    def columns(prefix: str) -> Iterator[list[Any]]:
+        for name in ("suite", "task", "kind", "readout", "factor", "mix"):
+            yield section[prefix + name]
+
+    def counts(prefix: str) -> Iterator[list[int]]:
+        for name in ("counted", "couples"):
+            yield section[prefix + name].tolist()
+
+    only_right, chance = section["only_right"].astype(bool).tolist(), section["floor"][:, 0].tolist()
+    shares = zip(*columns(""), only_right, section["share"], chance, *counts(""), strict=True)
+    always, nothing = ([value] * len(section["number_task"]) for value in (False, 0.0))
+    weights = zip(*columns("number_"), always, section["number_weight"], nothing, *counts("number_"), strict=True)
+    return [Row._make(row) for row in (*shares, *weights)]

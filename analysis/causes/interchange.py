@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from htc_probe.analysis.causes import following, mixing, scene_questions
-from htc_probe.analysis.causes.following import Measure, Values
-from htc_probe.analysis.causes.mixing import BATCH, UNKNOWN, Design, Mix
+from htc_probe.analysis.causes import effects, following, mixing, scene_questions
+from htc_probe.analysis.causes.following import UNKNOWN, Measure, Values
+from htc_probe.analysis.causes.mixing import BATCH, Design, Mix
 from htc_probe.extract.capture import run_shape
 from htc_probe.extract.data.source import Source
 from htc_probe.extract.errors import UserError
@@ -182,7 +182,7 @@ def _of_each(
             columns += [(m, name, "") for name in names]
         else:
             columns.append((m, "", json.dumps(names) if m.kind == "classes" else ""))
-        known = np.where(mixing.is_known(labels, m.kind), labels, np.nan)
+        known = np.where(following.is_known(labels, m.kind), labels, np.nan)
         mixed = np.full(known.shape, np.nan)
         mixed[partner >= 0] = swapped[m]
         for found, each in zip(values.values(), (known, unmixed[m], mixed), strict=True):
@@ -218,14 +218,12 @@ def _readable(run: Run, probes: Mapping[Key, Probe] | None) -> tuple[dict[str, P
     """The probes of the run's tasks at z_voco, and why there are none. Raises UserError for those of other classes."""
     if probes is None:
         return {}, "no probes were given; htc-probe semantic detail makes them"
-    found = {
-        task.name: probes[key]
-        for task in run.tasks
-        if (key := (task.name, "z_voco", run.shape.layers)) in probes and probes[key].kind == task.kind
-    }
-    for task in run.tasks:
-        if task.name in found and not set(found[task.name].classes) <= set(task.classes):
+    readers = effects.probes_of_voco(probes, run.shape.layers, run.shape.width)
+    tasks = [task for task in run.tasks if task.name in readers and readers[task.name].kind == task.kind]
+    for task in tasks:
+        if not set(readers[task.name].classes) <= set(task.classes):
             raise UserError(f"the probe of {task.name} has other classes than {run.path.name}; run htc-probe on it")
+    found = {task.name: readers[task.name] for task in tasks}
     return found, "" if found else f"no probe is of z_voco at the last layer, {run.shape.layers}"
 
 

@@ -18,18 +18,17 @@ d width, Q questions, P probes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from scipy.special import comb
-from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn import functional as F
 
 from htc_probe.analysis.attention import updates
 from htc_probe.analysis.attention.rows import mean_of_read_layers
+from htc_probe.analysis.causes import effects
 from htc_probe.analysis.sample import Sample, Texts, take
 from htc_probe.analysis.stats.draws import intervals_of_means
 from htc_probe.extract.store import NUMERIC, Run
@@ -37,7 +36,6 @@ from htc_probe.extract.vlm import passes
 from htc_probe.extract.vlm.model import HTCVLM
 from htc_probe.extract.vlm.passes import Keys, Passes, Shared
 from htc_probe.probes.files.weights import Key, Probe
-from htc_probe.probes.inputs import circular
 from htc_probe.probes.scores.intervals import mean_known
 
 _NUMBERS = 2**25  # of the largest tensors of one chunk of variants
@@ -108,31 +106,6 @@ def answers_of(model: HTCVLM, shared: Shared, out: Passes, texts: Texts) -> Tens
     return torch.stack(columns, -1)
 
 
-def probe_changes(probe: Probe, z: np.ndarray, base: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How a probe's predictions from z (B, V, d) differ from those from `base` (B, d), both (B, V).
-
-    First the share that flips: 0 or 1 for classes, of the classes for multilabel, NaN for numbers. Then the change of
-    the log-probability of what it predicted from `base`, nats, mean over the classes of multilabel; for numbers, of
-    the prediction, in its unit (the short way round of a circular value).
-    """
-    told = probe.logits(z.reshape(-1, z.shape[-1])).reshape(*z.shape[:2], -1)
-    before = probe.logits(base)[:, None]
-    if probe.kind == "number":
-        return np.full(z.shape[:2], np.nan), (told - before)[..., 0]
-    if probe.kind == "circular":
-        now, was = (circular.values_of(points, probe.period) for points in (told, before))
-        return np.full(z.shape[:2], np.nan), circular.difference(now, was, probe.period)
-    if probe.kind == "multilabel" or told.shape[-1] == 1:
-        sign = np.where(before > 0, 1, -1)
-        return ((told > 0) != (before > 0)).mean(-1), (
-            np.logaddexp(0, -sign * before) - np.logaddexp(0, -sign * told)
-        ).mean(-1)
-    at = before.argmax(-1)[..., None]
-    log_now, log_before = (x - np.logaddexp.reduce(x, -1, keepdims=True) for x in (told, before))
-    change = np.take_along_axis(log_now, np.broadcast_to(at, (*told.shape[:2], 1)), -1)
-    return (told.argmax(-1) != at[..., 0]).astype(float), (change - np.take_along_axis(log_before, at, -1))[..., 0]
-
-
 def stand_ins(model: HTCVLM, shared: Shared, hybrid: Tensor) -> Keys:
     """Keys and values of other tokens (B or 1, n, d) in the places of the hybrid ones; star only."""
     if model.config.topology != "star":
@@ -168,45 +141,6 @@ def gradients(model: HTCVLM, hybrid: Tensor, prefix: Tensor, texts: Texts) -> Gr
     return Gradients(gate, torch.stack(products, 1) if star else None)
 
 
-def coalitions(players: int) -> np.ndarray:
-    """(2^players, players) bool: who is in each; the first is nobody, the last everybody."""
-    return np.arange(2**players)[:, None] >> np.arange(players) & 1 == 1
-
-
-def shapley(worth: np.ndarray) -> np.ndarray:
-    """Exact Shapley values (..., players) of what all `coalitions` are worth (..., 2^players): what a player adds, the
-    mean over all orders in which players may join. They sum to what everybody is worth more than nobody.
-    """
-    players = worth.shape[-1].bit_length() - 1
-    members = coalitions(players)
-    size = members.sum(1)[:, None]
-    joining, staying = (1 / (players * np.maximum(comb(players - 1, before), 1)) for before in (size - 1, size))
-    return worth @ np.where(members, joining, -staying)
-
-
-def rank_correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Spearman's correlation along the last axis of arrays that broadcast; NaN where one is constant or has a NaN."""
-    ranks = [rankdata(values, axis=-1) for values in (one, other)]
-    ranks = [values - values.mean(-1, keepdims=True) for values in ranks]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return (ranks[0] * ranks[1]).sum(-1) / np.sqrt((ranks[0] ** 2).sum(-1) * (ranks[1] ** 2).sum(-1))
-
-
-def ranks_of_attention(
-    attention: np.ndarray, windows: np.ndarray, effects: Mapping[str, np.ndarray]
-) -> Iterator[tuple[str, np.ndarray]]:
-    """How well kinds of attention (B, kinds, L, T) rank the sizes of effects over an image's tokens, Spearman.
-
-    `window_rank` (B, kinds, L): each layer's attention with `windows` (B, L, T), what closing a token in that layer
-    only does. Then, by the names of `effects` (B, T, K), (B, kinds, K): the mean over layers with each of these; over
-    those that text reads for `question_rank`, as what it says hangs on no other.
-    """
-    yield "window_rank", rank_correlation(attention, np.abs(windows)[:, None])
-    for name, values in effects.items():
-        mean = mean_of_read_layers(attention) if name == "question_rank" else attention.mean(2)
-        yield name, rank_correlation(mean[:, :, None], np.abs(np.moveaxis(values, -1, 1))[:, None])
-
-
 # ---- the section
 
 
@@ -221,6 +155,64 @@ class _Places(NamedTuple):
     """Each anchor, or four parts of them where there are more, and the patches of each quadrant."""
     keys: int
     """X."""
+
+
+class _Study(NamedTuple):
+    """What is knocked out, and how; the same for all batches."""
+
+    model: HTCVLM
+    sample: Sample
+    places: _Places
+    probes: dict[str, Probe]
+    """Of z_voco at the last layer, by task."""
+    mean: Tensor
+    """(1, n, d) of each hybrid token over the sample."""
+    shifts: np.ndarray
+    """How far on in the sample the images are that tokens are taken from."""
+    draws: int
+    """Of random patches, per image."""
+
+
+class _Batch(NamedTuple):
+    """B images, and what all their variants share."""
+
+    study: _Study
+    images: np.ndarray
+    """(B,) their numbers in the sample."""
+    hybrid: Tensor
+    """(B, n, d)"""
+    prefix: Tensor
+    shared: Shared
+    texts: Texts | None
+    base_answers: Tensor | None
+    """(B, 1, Q)"""
+
+    def effects(self, closed: np.ndarray, instead: Keys | None = None, *, asked: bool = True, **window: int) -> Effects:
+        """See `knock_out`; not `asked`: of z_voco alone."""
+        where, texts = torch.from_numpy(closed).to(self.hybrid.device), self.texts if asked else None
+        answers = self.base_answers
+        return knock_out(
+            self.study.model, self.shared, where, texts=texts, base_answers=answers, instead=instead, **window
+        )
+
+
+class _Measured(NamedTuple):
+    """What the section holds of single images, (B or N, ...) float32; None of what there is not."""
+
+    loo_change: np.ndarray
+    loo_answers: np.ndarray | None
+    loo_probe_changes: np.ndarray | None
+    window_change: np.ndarray
+    group_window_change: np.ndarray
+    group_window_answers: np.ndarray | None
+    group_change: np.ndarray
+    group_answers: np.ndarray | None
+    shapley_cosine: np.ndarray
+    shapley_answers: np.ndarray | None
+    rank: np.ndarray
+    window_rank: np.ndarray
+    question_rank: np.ndarray | None
+    probe_rank: np.ndarray | None
 
 
 def analyse(
@@ -239,16 +231,14 @@ def analyse(
     `draws` of random patches and `donors` for resampling, per image.
 
     images, groups: lists of N. token_role (T,), token_row, token_col: the hybrid tokens. questions: list of Q.
-    Leave-one-out: loo_cosine, loo_change (N, T, L+1) and loo_answers (N, T, Q), see `Effects`; base_answers (N, Q);
-    probes (list of P tasks), loo_probe_flips and loo_probe_changes (N, T, P), see `probe_changes`, for the probes of
-    z_voco at the last layer. window_change (N, L, T): of the last layer, each token closed in one decoder layer only.
-    mean_loo_anchor_change, mean_loo_patch_change: means over such tokens, last layer; *_answers (Q).
-    Groups: group_names (G), group_modes (M), group_cosine, group_change (N, M, G) at the last layer, group_answers
-    (N, M, G, Q), over draws and donors; mean_group_cosine, mean_group_change (M, G), mean_group_answers (M, G, Q),
-    mean_group_answer (M, G) over questions too. NaN where a mode does not exist for the topology or the sample.
-    group_size: tokens in a random and in the attended group, the latter by the mean attention of the layers that text
-    reads. group_window_change (N, L, 2): anchors and patches, closed
-    in one layer only; group_window_answers (N, L, 2), mean over questions: 0 in the last layer, which no text reads.
+    Leave-one-out: loo_change (N, T, L+1) and loo_answers (N, T, Q), see `Effects`; probes (list of P tasks) and
+    loo_probe_changes (N, T, P), see `probe_changes`, for the probes of z_voco at the last layer. window_change
+    (N, L, T): of the last layer, each token closed in one decoder layer only.
+    Groups: group_names (G), group_modes (M), group_change (N, M, G) at the last layer, group_answers (N, M, G, Q), over
+    draws and donors; mean_group_answer (M, G) over questions too. NaN where a mode does not exist for the topology or
+    the sample. group_size: tokens in a random and in the attended group, the latter by the mean attention of the layers
+    that text reads. group_window_change (N, L, 2): anchors and patches, closed in one layer only; group_window_answers
+    (N, L, 2), mean over questions: 0 in the last layer, which no text reads.
     Shapley: shapley_players, shapley_answers (N, players; nats, mean over questions) and shapley_cosine, what each adds
     to the answers and to z_voco's cosine with itself, exactly: all coalitions are run.
     Ranks: rank_predictors (attention; attention x value x output; sizes of `Gradients`, with answers), rank_effects (z,
@@ -261,40 +251,42 @@ def analyse(
     mean_X are means of X over images; all come with _lower and _upper, 95 % intervals over groups of images. What is
     about answers is missing where the data ask nothing, and what is about probes without probes.
     """
-    taken = take(model, run, limit, seed)
-    places = _places(model)
-    readers = _readers(model, probes or {})
+    sample = take(model, run, limit, seed)
     rng = np.random.default_rng(seed)
-    mean = taken.hybrid.float().mean(0, keepdim=True).to(taken.hybrid.dtype)
-    shifts = rng.choice(np.arange(1, len(taken.ids)), min(donors, len(taken.ids) - 1), replace=False)
-    found: dict[str, list[np.ndarray]] = {}
-    for images in passes.batches(model, len(taken.ids)):
-        others = [taken.hybrid[(images + shift) % len(taken.ids)].to(model.device) for shift in shifts]
-        batch = _of_batch(model, taken, images, places, readers, mean.to(model.device), others, draws, rng)
-        for name, values in batch:
-            found.setdefault(name, []).append(np.asarray(values, dtype=np.float32))
+    mean = sample.hybrid.float().mean(0, keepdim=True).to(sample.hybrid.dtype)
+    shifts = rng.choice(np.arange(1, len(sample.ids)), min(donors, len(sample.ids) - 1), replace=False)
+    text = model.config.text
+    readers = effects.probes_of_voco(probes, text.num_hidden_layers, text.hidden_size)
+    study = _Study(model, sample, _places(model), readers, mean.to(model.device), shifts, draws)
+    batches = []
+    for images in passes.batches(model, len(sample.ids)):
+        batches.append(_measure(study, images, rng))
         if on_images is not None:
             on_images(int(images[-1]) + 1)
-    arrays = {name: np.concatenate(values) for name, values in found.items()}
-    roles, rows, cols = model.config.keys_of_voco()
+    joined = (None if parts[0] is None else np.concatenate(parts) for parts in zip(*batches, strict=True))
+    arrays = {name: values for name, values in zip(_Measured._fields, joined, strict=True) if values is not None}
+    roles, rows, cols = (np.array(values)[study.places.tokens] for values in model.config.keys_of_voco())
     section: dict[str, Any] = {
-        "images": taken.ids,
-        "groups": taken.groups,
-        "token_role": [roles[at] for at in places.tokens],
-        "token_row": np.array(rows, dtype=np.int32)[places.tokens],
-        "token_col": np.array(cols, dtype=np.int32)[places.tokens],
-        "questions": [] if taken.texts is None else list(taken.texts.names),
-        "probes": [task for task, _ in readers],
+        "images": sample.ids,
+        "groups": sample.groups,
+        "token_role": roles.tolist(),
+        "token_row": rows.astype(np.int32),
+        "token_col": cols.astype(np.int32),
+        "questions": [] if sample.texts is None else list(sample.texts.names),
+        "probes": list(study.probes),
         "group_names": list(_GROUPS),
         "group_modes": list(_MODES),
-        "group_size": _group_size(places),
-        "shapley_players": list(places.players),
+        "group_size": _group_size(study.places),
+        "shapley_players": list(study.places.players),
         "rank_predictors": list(_PREDICTORS[: arrays["rank"].shape[1]]),
-        "rank_effects": ["z", "answers"] if taken.texts is not None else ["z"],
+        "rank_effects": ["z", "answers"] if sample.texts is not None else ["z"],
         **arrays,
     }
-    for name, values in _summaries(arrays, section["token_role"]):
-        section |= intervals_of_means(values, taken.groups, seed).section(name)
+    averaged = {name: values for name, values in arrays.items() if not name.startswith(("loo_", "window_change"))}
+    if "group_answers" in arrays:
+        averaged["group_answer"] = mean_known(arrays["group_answers"], -1)
+    for name, values in averaged.items():
+        section |= intervals_of_means(values, sample.groups, seed).section(f"mean_{name}")
     return section
 
 
@@ -304,159 +296,152 @@ _MODES = ("zero", "mean", "resampled")
 _PREDICTORS = ("attention", "attention x value x output", "gradient x gate", "gradient x input")
 
 
-def _summaries(arrays: Mapping[str, np.ndarray], roles: list[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and values (N, ...) of what is averaged over images."""
-    with np.errstate(invalid="ignore"):
-        for role in ("anchor", "patch"):
-            of = np.array([name == role for name in roles])
-            if of.any():
-                yield f"mean_loo_{role}_change", arrays["loo_change"][:, of, -1].mean(1)
-                if "loo_answers" in arrays:
-                    yield f"mean_loo_{role}_answers", arrays["loo_answers"][:, of].mean(1)
-        for name in ("group_cosine", "group_change", "group_window_change", "group_window_answers"):
-            if name in arrays:
-                yield f"mean_{name}", arrays[name]
-        if "group_answers" in arrays:
-            yield "mean_group_answers", arrays["group_answers"]
-            yield "mean_group_answer", mean_known(arrays["group_answers"], -1)
-    yield "mean_window_change", arrays["window_change"]
-    for name in ("shapley_cosine", "shapley_answers", "rank", "window_rank", "question_rank", "probe_rank"):
-        if name in arrays:
-            yield f"mean_{name}", arrays[name]
+@torch.inference_mode()
+def _measure(study: _Study, images: np.ndarray, rng: np.random.Generator) -> _Measured:
+    batch = _open(study, images)
+    tokens = _closed(study.places, *study.places.tokens[:, None])
+    loo = batch.effects(tokens[None])
+    answers = None if batch.texts is None else _numpy(loo.answers)
+    probe_changes, with_mean = _of_probes(batch, loo.z)
+    window_change, window_answers = _windows(batch, tokens)
+    groups = _groups(batch, rng)
+    players = _shapley(batch)
+    attention = torch.stack([row[:, 0].mean(1) for row in batch.shared.base.rows], 1)
+    weighed = torch.stack(
+        [updates.decompose(study.model, batch.shared, layer).token_norms for layer in range(attention.shape[1])], 1
+    )
+    predicted = [_numpy(values)[..., study.places.tokens] for values in (attention, weighed)]
+    ranks = effects.ranks_of_attention(np.stack(predicted, 1), window_change[..., : len(tokens)], answers, with_mean)
+    if batch.texts is not None:
+        slopes = gradients(study.model, batch.hybrid, batch.prefix, batch.texts)
+        of_hybrid = study.places.tokens - batch.prefix.shape[1]
+        predicted += [_numpy(slope)[..., of_hybrid] for slope in slopes if slope is not None]
+    found = _Measured(
+        loo_change=_numpy(loo.change),
+        loo_answers=answers,
+        loo_probe_changes=probe_changes,
+        window_change=window_change[..., : len(tokens)],
+        group_window_change=window_change[..., len(tokens) :],
+        group_window_answers=window_answers,
+        group_change=groups[0],
+        group_answers=groups[1],
+        shapley_cosine=players[0],
+        shapley_answers=players[1],
+        rank=_ranks(predicted, _numpy(loo.change[..., -1]), answers),
+        window_rank=ranks.window,
+        question_rank=ranks.question,
+        probe_rank=ranks.probe,
+    )
+    return _Measured(*(None if values is None else values.astype(np.float32) for values in found))  # type: ignore[arg-type]
 
 
-def _of_batch(
-    model: HTCVLM,
-    taken: Sample,
-    images: np.ndarray,
-    places: _Places,
-    readers: list[tuple[str, Probe]],
-    mean: Tensor,
-    others: list[Tensor],
-    draws: int,
-    rng: np.random.Generator,
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Everything of these B images, by its name in the section."""
-    device = model.device
-    with torch.inference_mode():
-        hybrid = taken.hybrid[images].to(device)
-        prefix = taken.prefix.to(device).expand(len(images), -1, -1)
-        shared = passes.share(model, hybrid, prefix)
-        texts, base_answers = None, None
-        if taken.texts is not None:
-            texts = Texts(taken.texts.names, *(part[images].to(device) for part in taken.texts[1:]))
-            base_answers = answers_of(model, shared, shared.base, texts)
-
-        def effects(
-            closed: np.ndarray, instead: Keys | None = None, asked: Texts | None = texts, **window: int
-        ) -> Effects:
-            where, known = torch.from_numpy(closed).to(device), base_answers
-            return knock_out(model, shared, where, texts=asked, base_answers=known, instead=instead, **window)
-
-        loo = effects(np.eye(places.keys, dtype=bool)[None, places.tokens])
-        yield from (("loo_cosine", _numpy(loo.cosine)), ("loo_change", _numpy(loo.change)))
-        ranked: dict[str, np.ndarray] = {}
-        if base_answers is not None:
-            ranked["question_rank"] = _numpy(loo.answers)
-            yield from (("loo_answers", _numpy(loo.answers)), ("base_answers", _numpy(base_answers[:, 0])))
-        if readers:
-            z, before = _numpy(loo.z), _numpy(shared.base.hidden[:, 0, -1])
-            told = [probe_changes(probe, z, before) for _, probe in readers]
-            flips, changes = (np.stack(parts, -1) for parts in zip(*told, strict=True))
-            among = np.where([probe.kind in NUMERIC for _, probe in readers], np.nan, changes)
-            ranked["probe_rank"] = np.concatenate([changes, mean_known(among, -1)[..., None]], -1)
-            yield from (("loo_probe_flips", flips), ("loo_probe_changes", changes))
-
-        layers = range(len(shared.base.rows))
-        by_role = np.stack([_closed(places, part) for part in (places.anchors, places.patches)])
-        singly = np.concatenate([np.eye(places.keys, dtype=bool)[places.tokens], by_role])[None]
-        windows = [effects(singly, asked=None, start=layer, stop=layer + 1).change[..., -1] for layer in layers]
-        change = _numpy(torch.stack(windows, 1))
-        yield from (("window_change", change[..., :-2]), ("group_window_change", change[..., -2:]))
-        if texts is not None:
-            answers = [effects(by_role[None], start=layer, stop=layer + 1).answers for layer in layers]
-            yield "group_window_answers", mean_known(_numpy(torch.stack(answers, 1)), -1)
-
-        yield from _of_groups(shared, places, effects, _swaps(model, shared, mean, others), draws, rng)
-        yield from _of_players(places, effects, base_answers)
-
-        predictors = [torch.stack([row[:, 0].mean(1) for row in shared.base.rows], 1)]
-        predictors += [torch.stack([updates.decompose(model, shared, layer).token_norms for layer in layers], 1)]
-    predicted = [_numpy(values)[..., places.tokens] for values in predictors]
-    yield from ranks_of_attention(np.stack(predicted, 1), change[..., :-2], ranked)
-    sizes = [_numpy(loo.change[..., -1])]
-    if texts is not None:
-        sizes.append(np.abs(mean_known(_numpy(loo.answers), -1)))
-        slopes = gradients(model, hybrid, prefix, texts)
-        for slope in (slopes.gate, slopes.times_input):
-            if slope is not None:
-                predicted.append(_numpy(slope)[..., places.tokens - prefix.shape[1]])
-    ranks = []
-    for values in predicted:
-        # (B, L+1, T), for z and for the answers; slopes have a sign until they are added up.
-        means = (values.mean(1), mean_of_read_layers(values))
-        each = [np.abs(np.concatenate([values, mean[:, None]], 1)) for mean in means]
-        ranks.append([rank_correlation(one, size[:, None]) for one, size in zip(each, sizes, strict=False)])
-    yield "rank", np.moveaxis(np.array(ranks), 2, 0)
+def _open(study: _Study, images: np.ndarray) -> _Batch:
+    model, sample = study.model, study.sample
+    hybrid = sample.hybrid[images].to(model.device)
+    prefix = sample.prefix.to(model.device).expand(len(images), -1, -1)
+    shared = passes.share(model, hybrid, prefix)
+    if sample.texts is None:
+        return _Batch(study, images, hybrid, prefix, shared, None, None)
+    texts = Texts(sample.texts.names, *(part[images].to(model.device) for part in sample.texts[1:]))
+    return _Batch(study, images, hybrid, prefix, shared, texts, answers_of(model, shared, shared.base, texts))
 
 
-def _of_groups(
-    shared: Shared,
-    places: _Places,
-    effects: Callable[..., Effects],
-    swaps: Mapping[str, list[Keys | None]],
-    draws: int,
-    rng: np.random.Generator,
-) -> Iterator[tuple[str, np.ndarray]]:
-    looks = shared.base.rows[:-1] or shared.base.rows  # what text reads hangs on; a single layer is read by nobody
+def _of_probes(batch: _Batch, z: Tensor) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+    """Changes (B, V, P) of what probes read of variants, and (B, V, P+1) with the mean over those that are not of
+    numbers.
+    """
+    probes = batch.study.probes.values()
+    if not probes:
+        return None, None
+    base = _numpy(batch.shared.base.hidden[:, 0, -1])
+    changes = np.stack([effects.probe_changes(probe, _numpy(z), base) for probe in probes], -1)
+    classes = np.where([probe.kind in NUMERIC for probe in probes], np.nan, changes)
+    return changes, np.concatenate([changes, mean_known(classes, -1)[..., None]], -1)
+
+
+def _windows(batch: _Batch, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Of one decoder layer at a time: z_voco's change (B, L, T+2) by each of `tokens` (T, X), all anchors and all
+    patches; and of the latter two, the mean over questions (B, L, 2).
+    """
+    places, layers = batch.study.places, range(len(batch.shared.base.rows))
+    by_role = _closed(places, places.anchors, places.patches)
+    singly = np.concatenate([tokens, by_role])[None]
+    windows = [batch.effects(singly, asked=False, start=layer, stop=layer + 1).change[..., -1] for layer in layers]
+    change = _numpy(torch.stack(windows, 1))
+    if batch.texts is None:
+        return change, None
+    answers = [batch.effects(by_role[None], start=layer, stop=layer + 1).answers for layer in layers]
+    return change, mean_known(_numpy(torch.stack(answers, 1)), -1)
+
+
+def _groups(batch: _Batch, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray | None]:
+    """z_voco's change (B, M, G) and the answers' (B, M, G, Q)."""
+    places, draws = batch.study.places, batch.study.draws
+    looks = batch.shared.base.rows[:-1] or batch.shared.base.rows  # text reads no other; a single layer nobody reads
     attention = _numpy(torch.stack([row[:, 0].mean(1) for row in looks], 1).mean(1))  # (B, S)
     size = _group_size(places)
     variants = []
     for looked in attention:
         most = places.patches[np.argsort(-looked[places.patches], kind="stable")[:size]]
         random = [rng.choice(places.patches, size, replace=False) for _ in range(draws)]
-        variants.append([_closed(places, part) for part in (places.anchors, *random, most, places.patches)])
+        variants.append(_closed(places, places.anchors, *random, most, places.patches))
     closed = np.array(variants)
-    of_group = np.array([0, *[1] * draws, 2, 3])
-    by_mode: dict[str, list[np.ndarray]] = {"cosine": [], "change": [], "answers": []}
-    for mode in _MODES:
-        results = [effects(closed, instead) for instead in swaps.get(mode, [])]
-        for name, found in by_mode.items():
-            if results:
-                values = np.mean([_numpy(getattr(result, name)) for result in results], 0)
-                values = values if name == "answers" else values[..., -1]
-                found.append(np.stack([values[:, of_group == group].mean(1) for group in range(len(_GROUPS))], 1))
-            else:
-                found.append(np.full_like(by_mode[name][0], np.nan))
-    if not len(places.anchors):  # nothing was closed
-        for found in by_mode.values():
-            for values in found:
-                values[:, 0] = np.nan
-    for name, found in by_mode.items():
-        if found[0].size:  # no answers without texts
-            yield f"group_{name}", np.stack(found, 1)
+    group_of = np.array([0, *[1] * draws, 2, 3])
+    swaps = _swaps(batch)
+    change = np.full((len(closed), len(_MODES), len(_GROUPS)), np.nan)
+    answers = None if batch.texts is None else np.full((*change.shape, len(batch.texts.names)), np.nan)
+
+    def by_group(outcomes: list[Tensor]) -> np.ndarray:
+        values = np.mean([_numpy(outcome) for outcome in outcomes], 0)
+        return np.stack([values[:, group_of == group].mean(1) for group in range(len(_GROUPS))], 1)
+
+    for mode, name in enumerate(_MODES):
+        results = [batch.effects(closed, instead) for instead in swaps.get(name, [])]
+        if results:
+            change[:, mode] = by_group([result.change[..., -1] for result in results])
+        if results and answers is not None:
+            answers[:, mode] = by_group([result.answers for result in results])
+    for values in (change, answers):
+        if not len(places.anchors) and values is not None:  # nothing was closed
+            values[:, :, 0] = np.nan
+    return change, answers
 
 
-def _of_players(
-    places: _Places, effects: Callable[..., Effects], base_answers: Tensor | None
-) -> Iterator[tuple[str, np.ndarray]]:
-    belongs = np.stack([_closed(places, part) for part in places.players.values()])  # (players, X)
-    out = effects((~coalitions(len(belongs))[:-1] @ belongs)[None])  # everybody is the base pass
+def _shapley(batch: _Batch) -> tuple[np.ndarray, np.ndarray | None]:
+    """(B, players) in z_voco's cosine with itself, and in the answers, mean over questions."""
+    players = _closed(batch.study.places, *batch.study.places.players.values())
+    out = batch.effects((~effects.coalitions(len(players))[:-1] @ players)[None])  # everybody is the base pass
     cosine = _numpy(out.cosine[..., -1])
-    yield "shapley_cosine", shapley(np.concatenate([cosine, np.ones_like(cosine[:, :1])], 1).astype(float))
-    if base_answers is not None:
-        gained = mean_known(_numpy(out.answers), -1)
-        yield "shapley_answers", shapley(np.concatenate([gained, 0 * gained[:, :1]], 1).astype(float))
+    of_cosine = effects.shapley(np.concatenate([cosine, np.ones_like(cosine[:, :1])], 1).astype(float))
+    if batch.texts is None:
+        return of_cosine, None
+    gained = mean_known(_numpy(out.answers), -1)
+    return of_cosine, effects.shapley(np.concatenate([gained, 0 * gained[:, :1]], 1).astype(float))
 
 
-def _swaps(model: HTCVLM, shared: Shared, mean: Tensor, others: list[Tensor]) -> dict[str, list[Keys | None]]:
+def _ranks(predicted: list[np.ndarray], change: np.ndarray, answers: np.ndarray | None) -> np.ndarray:
+    """(B, predictors, effects, L+1) by predictors (B, L, T) each, of effects on z_voco (B, T) and answers (B, T, Q)."""
+    sizes = [change] if answers is None else [change, np.abs(mean_known(answers, -1))]
+    ranks = []
+    for values in predicted:
+        # (B, L+1, T), for z and for the answers; slopes have a sign until they are added up.
+        means = (values.mean(1), mean_of_read_layers(values))
+        each = [np.abs(np.concatenate([values, mean[:, None]], 1)) for mean in means]
+        ranks.append([effects.rank_correlation(v, size[:, None]) for v, size in zip(each, sizes, strict=False)])
+    return np.moveaxis(np.array(ranks), 2, 0)
+
+
+def _swaps(batch: _Batch) -> dict[str, list[Keys | None]]:
     """By mode, what stands in for closed keys."""
-    if model.config.topology != "star":
+    study = batch.study
+    if study.model.config.topology != "star":
         return {"zero": [None]}
+    hybrid = study.sample.hybrid
+    others = [hybrid[(batch.images + shift) % len(hybrid)].to(study.mean.device) for shift in study.shifts]
     return {
         "zero": [None],
-        "mean": [stand_ins(model, shared, mean)],
-        "resampled": [stand_ins(model, shared, other) for other in others],
+        "mean": [stand_ins(study.model, batch.shared, study.mean)],
+        "resampled": [stand_ins(study.model, batch.shared, other) for other in others],
     }
 
 
@@ -492,21 +477,12 @@ def _group_size(places: _Places) -> int:
     return min(len(places.anchors) or 4, len(places.patches))
 
 
-def _closed(places: _Places, at: np.ndarray) -> np.ndarray:
-    """(X,) bool."""
-    closed = np.zeros(places.keys, dtype=bool)
-    closed[at] = True
+def _closed(places: _Places, *groups: np.ndarray) -> np.ndarray:
+    """(groups, X) bool: the keys of each."""
+    closed = np.zeros((len(groups), places.keys), dtype=bool)
+    for row, keys in zip(closed, groups, strict=True):
+        row[keys] = True
     return closed
-
-
-def _readers(model: HTCVLM, probes: Mapping[Key, Probe]) -> list[tuple[str, Probe]]:
-    """Task and probe of z_voco at the last layer."""
-    last, width = model.config.text.num_hidden_layers, model.config.text.hidden_size
-    return [
-        (task, probe)
-        for (task, representation, layer), probe in probes.items()
-        if representation == "z_voco" and layer == last and len(probe.weights) == width
-    ]
 
 
 def _chunk(model: HTCVLM, shared: Shared, texts: Texts | None) -> int:

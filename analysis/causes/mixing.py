@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 
 from htc_probe.analysis.causes import scene_questions
+from htc_probe.analysis.causes.following import is_known
 from htc_probe.extract.capture import as_pixels, frame_of
 from htc_probe.extract.data import open_source, scenes
 from htc_probe.extract.data.source import ImageError, Item, Source
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.pipeline import Prepared, read_ahead
-from htc_probe.extract.store import NUMERIC, Run, Task
+from htc_probe.extract.store import Run, Task
 from htc_probe.extract.vlm.model import HTCVLM, Hybrid
 
 BATCH = 64
 ALL = "all"
-UNKNOWN = 255  # of a label in a row of labels
 Side = Literal["anchors", "patches"]
 
 
@@ -231,13 +231,6 @@ def matched(run: Run, source: Source, most: int, rng: np.random.Generator) -> It
 def _halves(count: int) -> np.ndarray:
     """Partners where the second half of 2 * count images are those of the first."""
     return np.concatenate([np.arange(count) + count, np.arange(count)])
-
-
-def is_known(labels: np.ndarray, kind: str) -> np.ndarray:
-    """Which labels of a run say something."""
-    if kind in NUMERIC:
-        return np.isfinite(labels)
-    return labels != UNKNOWN if kind == "multilabel" else labels >= 0
 
 
 # ---- mixing

@@ -1,0 +1,55 @@
+"""What the tabs of knock-outs share: names and choice of what is affected, and the way to the images of the sample.
+
+Knows Streamlit and rows of a run; not what was measured.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from htc_probe.dashboards import data
+from htc_probe.dashboards.parts.controls import go_to_image, select, side_by_side
+
+Z, ANSWERS, PROBES = "z_voco", "the true answers", "the probes"
+_MEAN = "mean"
+
+
+def select_one(label: str, names: Sequence[str], key: str, *, mean: bool = True) -> int | None:
+    """The number of one of `names`; None: the mean of all, offered first where there is a `mean`."""
+    options = [*([_MEAN] if mean else []), *names]
+    chosen = select(label, options, key, format_func=lambda name: "mean of all" if name == _MEAN else name)
+    return None if mean and chosen == _MEAN else names.index(chosen)
+
+
+def ends(section: data.Section, name: str) -> np.ndarray:
+    """(..., 3) estimate, lower and upper end."""
+    return np.stack([section[name + end] for end in ("", "_lower", "_upper")], -1)
+
+
+def nearest(rows: Sequence[int], row: int) -> int:
+    """The one of `rows` that is the fewest images away from `row`, the earlier of two."""
+    return min(rows, key=lambda other: (abs(other - row), other))
+
+
+def steps_within(rows: Sequence[int], image: int, images: int) -> int | None:
+    """Says whether `image`, of `images`, is among the sampled `rows`, and offers those. Returns its number there."""
+    words, steps = side_by_side([6, 4], "sample", least=340, align="center")
+    if image in rows:
+        words.caption(
+            f"Image {image + 1:,} is one of the {len(rows):,} that were drawn at random of {images:,} and whose tokens "
+            "were knocked out."
+        )
+    else:
+        near = nearest(rows, image)
+        words.info(
+            f"Image {image + 1:,} is not among the {len(rows):,} of {images:,} whose tokens were knocked out. Means "
+            "over these are below."
+        )
+        words.button(f"Go to the nearest, image {near + 1:,}", on_click=go_to_image, args=(near,))
+    earlier, later = [row for row in rows if row < image], [row for row in rows if row > image]
+    beside = steps.container(horizontal=True)
+    for label, row in (("Previous", max(earlier, default=image)), ("Next", min(later, default=image))):
+        beside.button(
+            f"{label} of the sample", on_click=go_to_image, args=(row,), disabled=row == image, width="stretch"
+        )
+    return rows.index(image) if image in rows else None

@@ -1,0 +1,149 @@
+"""Groups of tokens, taken away together: on z_voco or the true answers, in all layers or one, and who adds what.
+
+Lays out; draws by figures. Letters in names: N images, M ways of taking away, G groups, L layers, P players; a last
+axis of 3 is an estimate with its interval.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from htc_probe.dashboards import data, figures
+from htc_probe.dashboards.parts.chart import draw, made
+from htc_probe.dashboards.parts.controls import fragment, how_to_read, pick, side_by_side
+from htc_probe.dashboards.parts.effects import ANSWERS, Z, ends, select_one
+from htc_probe.probes.scores.intervals import mean_known
+
+_MODES = {"zero": "closed", "mean": "its mean", "resampled": "another image's"}
+
+
+class _Effect(NamedTuple):
+    """What taking groups away does to one thing, as it is drawn: above 0 something is lost, or an image's is `own`."""
+
+    what: str
+    """In words."""
+    unit: str
+    group_MG3: np.ndarray
+    group_NMG: np.ndarray
+    over: str
+    """The same words where it is the mean over questions, which is all that is known of windows and players."""
+    window_L23: np.ndarray
+    """Of all anchors and all patches."""
+    window_NL2: np.ndarray
+    worth: str
+    """Unit of what players add."""
+    shapley_P3: np.ndarray
+    shapley_NP: np.ndarray
+    note: str = ""
+    """On windows."""
+
+
+def _on_z(section: data.Section) -> _Effect:
+    return _Effect(
+        what=Z,
+        unit="of the length of z_voco",
+        group_MG3=ends(section, "mean_group_change"),
+        group_NMG=section["group_change"],
+        over=Z,
+        window_L23=ends(section, "mean_group_window_change"),
+        window_NL2=section["group_window_change"],
+        worth="cosine with the whole z_voco",
+        shapley_P3=ends(section, "mean_shapley_cosine"),
+        shapley_NP=section["shapley_cosine"],
+    )
+
+
+def _on_answers(section: data.Section, question: int | None) -> _Effect:
+    """Of one question, or the mean of all."""
+    answers_NMGQ = section["group_answers"]
+    if question is None:
+        what, group_MG3, group_NMG = ANSWERS, ends(section, "mean_group_answer"), mean_known(answers_NMGQ, -1)
+    else:
+        what, group_NMG = f"the true answer, {section['questions'][question]}", answers_NMGQ[..., question]
+        group_MG3 = ends(section, "mean_group_answers")[:, :, question]
+    return _Effect(
+        what=what,
+        unit="nats lost",
+        group_MG3=_lost(group_MG3),
+        group_NMG=-group_NMG,
+        over=f"{ANSWERS}, mean over questions",
+        window_L23=_lost(ends(section, "mean_group_window_answers")),
+        window_NL2=-section["group_window_answers"],
+        worth="nats gained",
+        shapley_P3=ends(section, "mean_shapley_answers"),
+        shapley_NP=section["shapley_answers"],
+        note="Text reads &lt;voco&gt; as it enters the last layer: that one costs no answer.",
+    )
+
+
+def _lost(change_3: np.ndarray) -> np.ndarray:
+    """(..., 3) of a change, as a loss."""
+    return -change_3[..., [0, 2, 1]]
+
+
+@fragment
+def show(section: data.Section, here: int | None) -> None:
+    """`here`: the number in the sample of the image that is looked at."""
+    effect = _choose_effect(section)
+    n = len(section["images"])
+    left, right = side_by_side(2, "groups", least=380)
+    with left:
+        _bars(section, effect, here, n)
+    with right:
+        roles = section["token_role"]
+        present = [(number, role) for number, role in enumerate(("anchor", "patch")) if role in roles]
+        lines = {role: effect.window_L23[:, number] for number, role in present}
+        own = None if here is None else {role: effect.window_NL2[here][:, number] for number, role in present}
+        draw(made(figures.window_lines, lines, own_by=own, unit=effect.unit, what=effect.over, n=n), "windows")
+        how_to_read(f"Closed to &lt;voco&gt; in one decoder layer and open in all others. {effect.note}")
+    own_P = None if here is None else effect.shapley_NP[here]
+    players = section["shapley_players"]
+    draw(
+        made(figures.shapley_bars, players, effect.shapley_P3, own_P=own_P, unit=effect.worth, what=effect.over, n=n),
+        "shapley",
+    )
+    how_to_read(
+        "What each adds when anchors and quarters of the patches join one by one, the mean over all orders: every "
+        "coalition was run, so that an image's values are exact. They sum to what all are worth more than none. "
+        "That shares out what tokens can only do together, which no single knock-out shows."
+    )
+
+
+def _choose_effect(section: data.Section) -> _Effect:
+    if "group_answers" not in section:
+        return _on_z(section)
+    left, right = side_by_side([4, 6], "group_effect")
+    with left:
+        chosen = pick("Effect of a group on", [Z, ANSWERS], "group_effect")
+    if chosen == Z:
+        return _on_z(section)
+    with right:
+        return _on_answers(section, select_one("Question", section["questions"], "group_question"))
+
+
+def _bars(section: data.Section, effect: _Effect, here: int | None, n: int) -> None:
+    size, roles = section["group_size"], section["token_role"]
+    names = {
+        "anchors": f"all {roles.count('anchor')} anchors",
+        "random patches": f"{size} random patches",
+        "attended patches": f"the {size} most attended",
+        "patches": f"all {roles.count('patch')} patches",
+    }
+    known = np.isfinite(effect.group_MG3[..., 0]).any(0)  # a model may have no anchors
+    groups = [names.get(name, name) for name, has in zip(section["group_names"], known, strict=True) if has]
+    figure = made(
+        figures.group_bars,
+        groups,
+        [_MODES.get(name, name) for name in section["group_modes"]],
+        effect.group_MG3[:, known],
+        own_MG=None if here is None else effect.group_NMG[here][:, known],
+        unit=effect.unit,
+        what=effect.what,
+        n=n,
+    )
+    draw(figure, "groups")
+    how_to_read(
+        "Bars: what is lost when a group cannot be read, when its tokens are replaced by the sample's mean at "
+        "their place, or by those of another image. Compare the anchors with as many patches, random ones and the "
+        "most attended in the layers that text reads; all patches have an axis of their own."
+    )

@@ -1,0 +1,288 @@
+"""Anchors of one image with patches of another: whom answers and probes follow, task by task, and pair by pair.
+
+Lays out; draws by figures. Letters in names: n images, K tasks; a last axis of 3 is an estimate with its interval.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import streamlit as st
+
+from htc_probe.analysis.causes.following import WHOM, Row, follows, rows
+from htc_probe.dashboards import data, figures
+from htc_probe.dashboards.parts.chart import draw, made, points
+from htc_probe.dashboards.parts.controls import (
+    fill,
+    fragment,
+    go_to_image,
+    how_to_read,
+    pick,
+    plain,
+    select,
+    side_by_side,
+    table,
+)
+from htc_probe.dashboards.parts.effects import nearest
+from htc_probe.dashboards.views.view import View
+from htc_probe.extract.store import NUMERIC
+
+
+class _Task(NamedTuple):
+    suite: str
+    name: str
+    """ "" for the mean of its suite."""
+    kind: str
+
+    @property
+    def is_number(self) -> bool:
+        return self.kind in NUMERIC
+
+    @property
+    def words(self) -> str:
+        return f"{self.name} (weight)" if self.is_number else self.name or f"mean, {self.suite}"
+
+
+class _Table:
+    """The rows of the interchange, found by what they are of."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+        self.readouts = [readout for readout in ("answer", "probe") if any(row.readout == readout for row in rows)]
+        of_all = [_Task(row.suite, row.task, row.kind) for row in rows if row.factor == "all"]
+        of_all.sort(key=lambda task: (task.suite != "semantic", task.suite, task.kind == "mean"))
+        self.tasks = {task.words: task for task in of_all}
+        """By what they are called; semantic first, and each suite's mean after its tasks."""
+
+    def find(
+        self, task: _Task, readout: str, *, factor: str = "all", mix: str = "swapped", only_right: bool = False
+    ) -> Row | None:
+        wanted = (*task, readout, factor, mix, only_right and not task.is_number)
+        return next((row for row in self.rows if row.key == wanted), None)
+
+    def factors(self, task: _Task) -> list[str]:
+        """In which alone the two images may differ."""
+        own = [row.factor for row in self.rows if row.key[:3] == task and row.mix == "swapped"]
+        return [factor for factor in dict.fromkeys(own) if factor != "all"]
+
+
+@fragment
+def show(view: View, section: data.Section) -> None:
+    table_of = _Table(rows(section))
+    _overview(section, table_of)
+    left, middle, right = side_by_side([4, 3, 3], "mixed", least=250, align="bottom")
+    with left:
+        task = table_of.tasks[select("Task", list(table_of.tasks), "mixed")]
+    with middle:
+        words = {"all": "as much as possible", **{name: f"in {name} alone" for name in table_of.factors(task)}}
+        factor = select("The two images differ", list(words), "differ", format_func=words.__getitem__)
+    only_right = not task.is_number and right.toggle(
+        "Only what is read right unmixed", key="only_right", help="Of both images, each by itself."
+    )
+    for column, readout in zip(side_by_side(2, "cells", least=380), table_of.readouts, strict=False):
+        with column:
+            mixed, own = (
+                table_of.find(task, readout, factor=factor, mix=mix, only_right=only_right)
+                for mix in ("swapped", "unmixed")
+            )
+            if mixed is None or own is None or not mixed.cases:
+                differ = plain(words[factor])
+                st.info(f"No {readout} tells {plain(task.name or task.suite)} of images that differ {differ}.")
+            else:
+                _two_by_two(task, mixed, own, words[factor])
+    how_to_read(
+        "If colours go by column, the patches decide what is read; if by row, the anchors. Each couple is mixed both "
+        "ways, so the two mixed cells are one measurement, seen from A and from B. Unmixed cells are of all images, "
+        "mixed ones of those whose labels differ."
+    )
+    _pairs(view, section, task)
+    every = st.expander("All rows of the interchange", key="all_rows", on_change="rerun")
+    if every.open:
+        with every:
+            _all_rows(table_of.rows)
+
+
+def _overview(section: data.Section, table_of: _Table) -> None:
+    names, share_by, chance_by = list(table_of.tasks), {}, {}
+    for readout in table_of.readouts:
+        found = [table_of.find(task, readout) for task in table_of.tasks.values()]
+        unread = np.full((2, 3), np.nan)
+        share_by[f"read by {readout}s"] = np.array([unread if row is None else row.whom[:2] for row in found])
+        chance_by[f"read by {readout}s"] = np.array([np.nan if row is None else row.chance for row in found])
+
+    def clicked() -> None:
+        for point in points("follow")[:1]:
+            st.session_state["mixed"] = names[int(np.ravel(point["customdata"])[0])]
+
+    n = int((section["partner"] >= 0).sum())
+    draw(made(figures.follow_dots, names, share_by, chance_by, n=n), "follow", on_click=clicked)
+    missing = "".join(f" No {name}: {section[name]}." for name in ("answers", "probes") if section[name] != "yes")
+    how_to_read(
+        "Among mixed images whose two donors differ in the label: how often what is read is the label of the image "
+        "that gave the anchors, and of the one that gave the patches. A number follows by its weight: 1 is the donor's "
+        "value entirely. Click a point to see its task below." + plain(missing)
+    )
+
+
+def _two_by_two(task: _Task, mixed: Row, own: Row, differ: str) -> None:
+    figure = made(
+        figures.two_by_two,
+        own.whom[0],
+        mixed.whom[:2],
+        readout=f"Read by {mixed.readout}s",
+        what=f"{task.name or 'mean, ' + task.suite}, images differ {differ}",
+        chance=mixed.chance,
+        cases=mixed.cases,
+        couples=mixed.couples,
+        measure="weight" if task.is_number else "reads",
+    )
+    draw(figure, f"cells_{mixed.readout}")
+
+
+def _all_rows(every: Sequence[Row]) -> None:
+    columns: dict[str, list[Any]] = {
+        name: [getattr(row, name) for row in every] for name in ("suite", "task", "readout", "factor", "mix")
+    }
+    columns["only right"] = [row.only_right for row in every]
+    columns["measure"] = ["weight" if len(row.whom) == 2 else "share" for row in every]
+    whom_K33 = np.array([np.concatenate([row.whom, np.full((3 - len(row.whom), 3), np.nan)]) for row in every])
+    for side, name in enumerate(WHOM):
+        for end, what in enumerate(("", ", lower", ", upper")):
+            columns[name + what] = whom_K33[:, side, end].round(4).tolist()
+    columns["by chance"] = np.round([row.chance for row in every], 4).tolist()
+    columns["cases"], columns["couples"] = [row.cases for row in every], [row.couples for row in every]
+    table(columns, "interchange_rows")
+
+
+# ---- single pairs
+
+
+class _Read(NamedTuple):
+    """One thing that was read of every image: a task, by answers or probes."""
+
+    readout: str
+    task: str
+    suite: str
+    kind: str
+    columns: np.ndarray
+    """Of the arrays `read_true`, `read_unmixed` and `read_swapped`; a label each where `kind` is multilabel."""
+    names: list[str]
+    """Of the classes or labels."""
+    period: float
+    """Of a circular value; else 0."""
+
+
+def _reads(section: data.Section, view: View) -> list[_Read]:
+    periods = {task.name: task.period for task in view.header.tasks}
+    keys = ("readout", "task", "suite", "kind", "label", "classes")
+    grouped: dict[tuple[str, str, str, str], tuple[list[int], list[str]]] = {}
+    for number, (*of, label, classes) in enumerate(zip(*(section[f"read_{key}"] for key in keys), strict=True)):
+        columns, names = grouped.setdefault((of[0], of[1], of[2], of[3]), ([], []))
+        columns.append(number)
+        names += [label] if label else json.loads(classes) if classes else []
+    return [_Read(*of, np.array(columns), names, periods.get(of[1], 0.0)) for of, (columns, names) in grouped.items()]
+
+
+def _pairs(view: View, section: data.Section, task: _Task) -> None:
+    st.markdown("**Pairs of images**")
+    if "read_true" not in section:
+        fill("What is read of each image was not kept when this was made.", "htc-analyze interchange", view.path)
+        return
+    reads = _reads(section, view)
+    wanted = [read for read in reads if read.suite == task.suite and task.name in ("", read.task)]
+    left, right = side_by_side([6, 4], "pairs", least=300, align="bottom")
+    with left:
+        words = {"all": "all", **{whom: f"that follow {'the ' * (whom != 'neither')}{whom}" for whom in WHOM}}
+        whom = pick("Mixed images", list(words), "pairs", format_func=words.__getitem__)
+    mixed = section["partner"] >= 0
+    numbers = np.flatnonzero(mixed if whom == "all" else mixed & _any_follows(section, wanted, WHOM.index(whom)))
+    if not len(numbers):
+        st.caption(f"In {plain(task.words)} there is none.")
+        return
+    rows_of_sample = data.rows_of(view.key, section["images"])
+    sampled = [rows_of_sample[number] for number in numbers]
+    # Another image or another list begins at the image itself, or the nearest in the sample.
+    state, here = st.session_state, (view.key, view.selection.image, task.words, whom)
+    if state.get("pairs_of") != here:
+        state["pairs_of"], state["pair"] = here, sampled.index(nearest(sampled, view.selection.image)) + 1
+    with right:
+        chosen = st.number_input(f"Mixed image, of {len(numbers):,}", 1, len(numbers), key="pair") - 1
+    a = int(numbers[chosen])
+    b = int(section["partner"][a])
+    one, other, told = side_by_side([2, 2, 4], "pair", least=150)
+    for column, letter, number in ((one, "A", a), (other, "B", b)):
+        with column:
+            _show_image(view, letter, rows_of_sample[number], section["images"][number])
+    with told:
+        how_to_read(
+            "Listed are mixed images, A's anchors with B's patches, of which an answer or a probe of the chosen task "
+            "(of any of its suite, for a mean) follows whom is asked for. The table has what is read of all tasks, the "
+            "chosen first, from the two mixed both ways and from each alone, and in brackets whose label that is, "
+            "where theirs differ; of numbers, whose is nearer; of lists, how many of the labels that differ."
+        )
+    rest = [read for read in reads if not any(read is other for other in wanted)]
+    table(_told(section, [*wanted, *rest], a, b, view), "pair_table")
+
+
+def _show_image(view: View, letter: str, row: int, name: str) -> None:
+    st.image(data.thumbnail(view.key, row), width="stretch", alt=f"thumbnail of image {name}")
+    st.caption(f"{letter}: image {row + 1:,}, {plain(name)}")
+    if st.button(f"Show {letter} on all pages", key=f"show_{letter}", on_click=go_to_image, args=(row,)):
+        st.rerun()  # of the whole page, which a button in a fragment does not cause
+
+
+def _any_follows(section: data.Section, reads: Sequence[_Read], whom: int) -> np.ndarray:
+    """(n,) whether anything of `reads` follows that one of WHOM."""
+    swapped, true, partner = section["read_swapped"], section["read_true"], section["partner"]
+    followed = [
+        follows(swapped[:, column], true[:, column], partner, read.kind, read.period) == whom
+        for read in reads
+        for column in read.columns
+    ]
+    return np.any(followed, 0) if followed else np.zeros(len(partner), dtype=bool)
+
+
+def _told(section: data.Section, reads: Sequence[_Read], a: int, b: int, view: View) -> dict[str, list[str]]:
+    """What is true and was read of images number a and b, and of both mixtures; a row a task and readout."""
+    units = {task.name: task.unit for task in view.header.tasks}
+    heads = ("task", "read by", "anchors A, patches B", "anchors B, patches A", "A is", "B is", "from A", "from B")
+    columns: dict[str, list[str]] = {head: [] for head in heads}
+    arrays = [section[f"read_{name}"] for name in ("true", "unmixed", "swapped")]
+    for read in reads:
+        true, alone, mixed = (values[:, read.columns] for values in arrays)
+        said = [
+            _text(read, mixed[first]) + _whose(read, mixed[first], true[first], true[second], letters)
+            for first, second, letters in ((a, b, "AB"), (b, a, "BA"))
+        ]
+        said += [_text(read, values) for values in (true[a], true[b], alone[a], alone[b])]
+        task = f"{read.task}, {units[read.task]}" if read.kind in NUMERIC and units.get(read.task) else read.task
+        for head, cell in zip(heads, (task, f"{read.readout}s", *said), strict=True):
+            columns[head].append(cell)
+    return columns
+
+
+def _text(read: _Read, values: np.ndarray) -> str:
+    if not np.isfinite(values).any():
+        return "unknown"
+    if read.kind == "multilabel":
+        return ", ".join(name for name, value in zip(read.names, values, strict=True) if value == 1) or "none"
+    if read.kind in NUMERIC:
+        return f"{float(values[0]):.3g}"
+    return read.names[int(values[0])]
+
+
+def _whose(read: _Read, said: np.ndarray, anchors: np.ndarray, patches: np.ndarray, letters: str) -> str:
+    """Whose label it is, in brackets; of lists, how many of the labels that differ are whose."""
+    stacked = np.stack([anchors, patches])
+    followed = [
+        int(follows(np.array([value, np.nan]), stacked[:, column], np.array([1, -1]), read.kind, read.period)[0])
+        for column, value in enumerate(said)
+    ]
+    told = [whom for whom in followed if whom >= 0]
+    if not told:
+        return ""
+    if read.kind == "multilabel":
+        return f" ({letters[0]}: {told.count(0)}, {letters[1]}: {told.count(1)} of {len(told)})"
+    whom = "neither" if told[0] == 2 else letters[told[0]]
+    return f" (nearer {whom})" if read.kind in NUMERIC else f" ({whom})"

@@ -1,0 +1,246 @@
+"""Token by token: what knocking out each does, beside its attention and what it hands over, on the picture; and how
+well these tell the effects. Lays out; draws by figures.
+
+Letters in names: N images, L layers, S keys, T hybrid tokens (anchors and patches), Q questions, P predictors.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import streamlit as st
+
+from htc_probe.analysis import sentences
+from htc_probe.analysis.attention.rows import mean_of_read_layers
+from htc_probe.analysis.causes.effects import times_even
+from htc_probe.analysis.stats.draws import Interval
+from htc_probe.dashboards import attention as att
+from htc_probe.dashboards import data, figures
+from htc_probe.dashboards.parts.chart import draw, made
+from htc_probe.dashboards.parts.controls import fill, fragment, how_to_read, pick, plain, select, side_by_side
+from htc_probe.dashboards.parts.effects import ANSWERS, PROBES, Z, ends, select_one
+from htc_probe.dashboards.views.view import View
+from htc_probe.extract.store import NUMERIC
+from htc_probe.probes.scores.intervals import mean_known
+
+_STORED = {Z: "loo_change", ANSWERS: "loo_answers", PROBES: "loo_probe_changes"}
+_ALL = "all layers"
+_NAMES = {"attention x value x output": "value-weighted attention"}
+
+
+class _Ranks(NamedTuple):
+    """How well predictors rank an image's tokens by the size of an effect."""
+
+    rank_NP: np.ndarray
+    mean_P3: np.ndarray
+
+
+class _Effect(NamedTuple):
+    """What knocking out each token does to one thing."""
+
+    words: str
+    values_NT: np.ndarray
+    """By sampled image and token; above 0 something is lost, but for numbers, which change either way."""
+    unit: str
+    ranks: _Ranks | None
+    """None where the analysis was made before it kept them."""
+    read: bool = False
+    """Whether it is on what text says, which hangs on the layers whose outcome text reads: all but the last."""
+    layer: int | None = None
+    """The one in which tokens are closed; None: in all."""
+
+    @property
+    def signed(self) -> bool:
+        return self.words != Z
+
+    def of_layers(self, values_LT: np.ndarray) -> np.ndarray:
+        """(T,) of its layer, or the mean over those that it can hang on."""
+        if self.layer is not None:
+            return values_LT[self.layer]
+        return mean_of_read_layers(values_LT) if self.read else values_LT.mean(0)
+
+    @property
+    def layers(self) -> str:
+        """What `of_layers` gives, in words."""
+        if self.layer is not None:
+            return f"layer {self.layer + 1}"
+        return "mean over all layers but the last, which no text reads" if self.read else "mean over layers"
+
+
+class _Map(NamedTuple):
+    """One number a hybrid token, to be drawn on the picture."""
+
+    key: str
+    title: str
+    values_T: np.ndarray
+    unit: str
+    lines: tuple[str, ...]
+
+    @property
+    def even_T(self) -> np.ndarray:
+        return times_even(self.values_T)
+
+
+@fragment
+def show(view: View, section: data.Section, contributions: data.Section | None, here: int | None) -> None:
+    """`here`: the number in the sample of the image that is looked at."""
+    effect = _choose_effect(view, section)
+    if here is not None:
+        if np.isfinite(effect.values_NT[here]).all():
+            maps = _maps_of(view, section, contributions, effect, here)
+            unmeasured = 0 if contributions is None or len(maps) > 2 else len(contributions["images"])
+            _maps(view, section, effect, maps, unmeasured)
+        else:
+            st.info(f"Of this image nothing is known of {plain(effect.words)}: it has no such answer.")
+    if effect.ranks is None:
+        what = "How well attention ranks these effects was not kept when this was made."
+        fill(what, "htc-analyze knockouts", view.path)
+    else:
+        _dots(section, effect, effect.ranks, here)
+    if contributions is None:
+        fill("What each token hands over is not measured yet.", "htc-analyze contributions", view.path)
+
+
+# ---- the effect that is looked at
+
+
+def _choose_effect(view: View, section: data.Section) -> _Effect:
+    on, of, scale = side_by_side([4, 3, 3], "effect", least=260, align="bottom")
+    scale.toggle(
+        "A colour scale for each map", key="own_scale", help="To see the pattern of a flat map.", bind="query-params"
+    )
+    with on:
+        chosen = pick("Effect on", [name for name, stored in _STORED.items() if stored in section], "effect")
+    with of:
+        return {Z: _on_z, ANSWERS: _on_answers, PROBES: _on_probes}[chosen](view, section)
+
+
+def _on_z(view: View, section: data.Section) -> _Effect:
+    options = [_ALL, *(f"layer {layer}" for layer in range(1, view.header.shape.layers + 1))]
+    number = options.index(select("Knocked out in", options, "window")) - 1
+    unit = "of the length of z_voco"
+    if number < 0:
+        ranks = _ranks(section, "rank", section["rank_effects"].index("z"), -1)
+        return _Effect(Z, section["loo_change"][..., -1], unit, ranks)
+    return _Effect(Z, section["window_change"][:, number], unit, _ranks(section, "window_rank", number), layer=number)
+
+
+def _on_answers(view: View, section: data.Section) -> _Effect:
+    questions, loss_NTQ = section["questions"], -section["loo_answers"]
+    number = select_one("Question", questions, "question")
+    if number is None:
+        ranks = _ranks(section, "rank", section["rank_effects"].index("answers"), -1)
+        return _Effect(ANSWERS, mean_known(loss_NTQ, -1), "nats lost", ranks, read=True)
+    words, ranks = f"the true answer, {questions[number]}", _ranks(section, "question_rank", number)
+    return _Effect(words, loss_NTQ[..., number], "nats lost", ranks, read=True)
+
+
+def _on_probes(view: View, section: data.Section) -> _Effect:
+    names, change_NTP = section["probes"], section["loo_probe_changes"]
+    tasks = {task.name: task for task in view.header.tasks}
+    numbers = np.array([name in tasks and tasks[name].kind in NUMERIC for name in names])
+    number = select_one("Probe", names, "probe", mean=not numbers.all())
+    if number is None:
+        words, ranks = f"what {int((~numbers).sum())} probes of classes read", _ranks(section, "probe_rank", -1)
+        return _Effect(words, -change_NTP[..., ~numbers].mean(-1), "nats lost", ranks)
+    words, ranks = f"what the probe of {names[number]} reads", _ranks(section, "probe_rank", number)
+    if numbers[number]:
+        return _Effect(words, change_NTP[..., number], f"{tasks[names[number]].unit} more", ranks)
+    return _Effect(words, -change_NTP[..., number], "nats lost", ranks)
+
+
+def _ranks(section: data.Section, name: str, *place: int) -> _Ranks | None:
+    """Those of the entry `name` (N, P, ...), at a place after the first two axes."""
+    if name not in section:
+        return None
+    index: tuple[Any, ...] = (slice(None), *place)
+    return _Ranks(section[name][:, *index], ends(section, f"mean_{name}")[index])
+
+
+# ---- what is drawn
+
+
+def _maps_of(
+    view: View, section: data.Section, contributions: data.Section | None, effect: _Effect, here: int
+) -> list[_Map]:
+    """The knock-outs of this image, its attention, and what its tokens hand over; of the latter two, how they rank the
+    effects, in words.
+    """
+    keys = np.flatnonzero(np.isin(view.header.shape.roles, ["anchor", "patch"]))
+    ranks: list[tuple[str, ...]] = [(), ()]
+    if effect.ranks is not None:
+        ranks = [
+            (f"rank correlation with the effect {rank:.2f}", f"{sentences.words(Interval(*mean))} over the sample")
+            for rank, mean in zip(effect.ranks.rank_NP[here], effect.ranks.mean_P3, strict=True)
+        ]
+    closed = "closed in all layers" if effect.layer is None else f"closed in layer {effect.layer + 1} only"
+    exact = (f"{closed} · 1 image", f"effect on {effect.words}", "exact, one token at a time")
+    row_LS = data.image_record(view.key, view.selection.image).attention.mean(1)
+    layers = f"{effect.layers}, mean over heads · 1 image"
+    maps = [
+        _Map("effect", "Knock-out", effect.values_NT[here], effect.unit, exact),
+        _Map("attention", "Attention", effect.of_layers(row_LS)[keys], "of all attention", (layers, *ranks[0])),
+    ]
+    image = section["images"][here]
+    if contributions is not None and image in contributions["images"]:
+        norm_LS, unit = contributions["norm"][contributions["images"].index(image)], "length of what is handed over"
+        norm_T = effect.of_layers(norm_LS)[keys]
+        maps.append(_Map("norm", "Value-weighted attention", norm_T, unit, (layers, *ranks[1])))
+    return maps
+
+
+def _maps(view: View, section: data.Section, effect: _Effect, maps: Sequence[_Map], unmeasured: int) -> None:
+    """`unmeasured`: how many other images have the last of the maps, where this one has not."""
+    largest = {shown.key: float(np.abs(shown.even_T).max()) for shown in maps}
+    own_scale = st.session_state.get("own_scale", False)
+    roles, places = section["token_role"], (section["token_row"], section["token_col"])
+    anchors = att.role_mask(roles, "anchor")
+    thumbnail = data.image_record(view.key, view.selection.image).thumbnail
+    columns = side_by_side(3, "maps")
+    for column, shown in zip(columns, maps, strict=False):
+        even_RC, raw_RC = (att.patch_map(values_T, roles, *places) for values_T in (shown.even_T, shown.values_T))
+        if even_RC is None or raw_RC is None:
+            column.info("This run has no patch positions, so maps cannot be drawn on the image.")
+            return
+        figure = made(
+            figures.token_map,
+            even_RC,
+            shown.even_T[anchors],
+            largest[shown.key] if own_scale else max(largest.values()),
+            title=shown.title,
+            image=thumbnail,
+            signed=effect.signed,
+            lines=list(shown.lines),
+            raw=(raw_RC, shown.values_T[anchors]),
+            unit=shown.unit,
+        )
+        with column:
+            draw(figure, f"map_{shown.key}")
+    if unmeasured:
+        columns[2].info(f"This image is not among the {unmeasured:,} whose value-weighted attention was measured.")
+    sign = ""
+    if effect.signed:
+        sign = (
+            " Orange: taking it away costs; purple: it helps (of numbers: more, less). Single tokens are closed in all "
+            "layers; in one layer only, they are measured by z_voco alone."
+        )
+    scale = "a scale each, from 0 to its largest" if own_scale else "one scale, from 0 to the largest of all"
+    how_to_read(
+        f"Each map shows what part of its sum falls on a token, in multiples of a uniform part (1 / {len(roles)}), so "
+        f"that an effect can be laid beside attention; colours have {scale}.{sign} Single effects do not add up to "
+        "that of taking all away."
+    )
+
+
+def _dots(section: data.Section, effect: _Effect, ranks: _Ranks, here: int | None) -> None:
+    names = [_NAMES.get(name, name) for name in section["rank_predictors"][: len(ranks.mean_P3)]]
+    own = None if here is None else ranks.rank_NP[here]
+    known = int(np.isfinite(ranks.rank_NP).sum(0).max())
+    where = effect.words if effect.layer is None else f"{effect.words}, knocked out in layer {effect.layer + 1} only"
+    draw(made(figures.rank_dots, names, ranks.mean_P3, own_K=own, effect=where, n=known), "ranks")
+    gradients = " Gradients are first-order estimates of the effect on the true answers." if len(names) > 2 else ""
+    how_to_read(
+        f"1: the predictor ({effect.layers}) puts an image's tokens in the order of their effects; 0: it says nothing "
+        f"of them. Value-weighted: the length of attention × value × output projection.{gradients} Dots are means over "
+        "the sample, diamonds this image."
+    )

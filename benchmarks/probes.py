@@ -29,7 +29,9 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from htc_probe.probes.solvers.basis import Basis
-from htc_probe.probes.solvers.newton import Fit, Path, Target, half_copy, log_probabilities
+from htc_probe.probes.solvers.newton import Path
+from htc_probe.probes.solvers.problems import Fit, Target, log_probabilities
+from htc_probe.probes.solvers.products import half_copy
 
 Part = Literal["cells", "layer", "probekit"]
 

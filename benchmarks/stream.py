@@ -23,7 +23,7 @@ from scipy.fft import dct
 
 from htc_probe.probes.solvers import survey as stream
 from htc_probe.probes.solvers.lbfgs import StreamedPath
-from htc_probe.probes.solvers.newton import Target
+from htc_probe.probes.solvers.problems import Target
 
 CLASSES = (2, 2, 4, 5, 8, 10, 20, 40, 60, 100)
 

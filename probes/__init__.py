@@ -1,18 +1,21 @@
-"""Linear probes of a run, and what they say. `probes.load` gives fitted ones back, see `probes.weights`;
-`probes.Eraser` takes a label out of features, see `probes.erasure`.
+"""Linear probes of a run, and what they say. `probes.load` gives fitted ones back; `probes.Eraser` takes a label out of
+features; `LogisticProbe`, `MultilabelProbe` and `RidgeProbe` are scikit-learn estimators.
 """
 
+from importlib import import_module
 from typing import Any
+
+_PUBLIC = {
+    "load": "files.weights",
+    "Eraser": "solvers.erasure",
+    "LogisticProbe": "solvers.estimators",
+    "MultilabelProbe": "solvers.estimators",
+    "RidgeProbe": "solvers.estimators",
+}
 
 
 def __getattr__(name: str) -> Any:
     # Not at import: commands that only parse need no numpy.
-    if name == "load":
-        from htc_probe.probes.files.weights import load
-
-        return load
-    if name == "Eraser":
-        from htc_probe.probes.solvers.erasure import Eraser
-
-        return Eraser
-    raise AttributeError(f"module 'probes' has no attribute {name!r}")
+    if name in _PUBLIC:
+        return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,16 +10,11 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from htc_probe.extract.errors import UserError
+from htc_probe.probes import LogisticProbe, MultilabelProbe
 from htc_probe.probes.solvers.basis import Basis
-from htc_probe.probes.solvers.newton import (
-    Fit,
-    LogisticProbe,
-    MultilabelProbe,
-    Path,
-    Target,
-    half_copy,
-    log_probabilities,
-)
+from htc_probe.probes.solvers.newton import Path
+from htc_probe.probes.solvers.problems import Fit, Target, log_probabilities
+from htc_probe.probes.solvers.products import half_copy
 
 STRENGTHS = [10.0**power for power in (2, 1, 0, -1, -2, -3, -4)]
 

@@ -10,10 +10,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from htc_probe.probes import RidgeProbe
 from htc_probe.probes.solvers import ridge
 from htc_probe.probes.solvers.basis import Basis
-from htc_probe.probes.solvers.newton import Target
-from htc_probe.probes.solvers.ridge import RidgeProbe
+from htc_probe.probes.solvers.problems import Target
 
 STRENGTHS = (10.0, 0.3, 1e-2, 1e-5)
 SHAPES = {"primal": (60, 7), "dual": (24, 50), "dual, all ranks": (24, 23)}

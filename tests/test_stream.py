@@ -17,7 +17,7 @@ from htc_probe.probes.solvers import newton, ridge
 from htc_probe.probes.solvers import survey as stream
 from htc_probe.probes.solvers.basis import Basis
 from htc_probe.probes.solvers.lbfgs import StreamedPath
-from htc_probe.probes.solvers.newton import Target
+from htc_probe.probes.solvers.problems import Target, log_probabilities
 
 N, D, FOLDS = 1500, 24, 4
 MB = 2**20
@@ -155,8 +155,8 @@ def test_logistic_probes_are_those_in_memory(rows: np.ndarray, targets: list[Tar
         assert found.columns == exact.columns and found.classes == exact.classes
         np.testing.assert_allclose(found.objective, exact.objective, rtol=1e-6)
         assert (found.objective <= exact.objective * (1 + found.gap + 1e-7)).all()
-        streamed = [newton.log_probabilities(survey.flat(found), tile) for tile in survey.standardised(rows)]
-        for task, expected in enumerate(newton.log_probabilities(exact, x)):
+        streamed = [log_probabilities(survey.flat(found), tile) for tile in survey.standardised(rows)]
+        for task, expected in enumerate(log_probabilities(exact, x)):
             got = np.concatenate([tile[task] for tile in streamed])
             if targets[task].classes:
                 got, expected = np.exp(got), np.exp(expected)
@@ -235,7 +235,7 @@ PEAK = textwrap.dedent(
     import resource, sys
     import numpy as np, torch
     from htc_probe.probes.solvers import survey
-    from htc_probe.probes.solvers.newton import Target
+    from htc_probe.probes.solvers.problems import Target
     from htc_probe.probes.solvers.lbfgs import StreamedPath
 
     class Rows:

@@ -268,15 +268,7 @@ NOT_YET: dict[Callable[[Sources], set[str]], set[str]] = {
         "probes.inputs",
         "probes.scores",
     },
-    borrowed_privates: {
-        "probes/solvers/lbfgs.py: _Block",
-        "probes/solvers/lbfgs.py: _Group",
-        "probes/solvers/lbfgs.py: _Rows",
-        "probes/solvers/lbfgs.py: _jacobian_",
-        "probes/solvers/lbfgs.py: _newton_weights",
-        "probes/solvers/lbfgs.py: _probabilities",
-        "probes/solvers/lbfgs.py: _problems",
-    },
+    borrowed_privates: set(),
     long_files: {
         "analysis/sentences.py",
         "benchmarks/extraction.py",
@@ -285,7 +277,6 @@ NOT_YET: dict[Callable[[Sources], set[str]], set[str]] = {
         "extract/store/read.py",
         "probes/show/figures.py",
         "probes/show/table.py",
-        "probes/solvers/newton.py",
         "probes/study/suite.py",
     },
     long_functions: {
@@ -293,7 +284,6 @@ NOT_YET: dict[Callable[[Sources], set[str]], set[str]] = {
         "dashboards/figures/compare.py: two_maps",
         "dashboards/figures/map.py: latent_map",
         "probes/show/report.py: _statistics",
-        "probes/solvers/survey.py: survey",
     },
 }
 

@@ -3,7 +3,7 @@ a basis; not folds, runs or scores.
 
 Both share one strength, the one whose held-out angles are nearest to the true ones, by the mean of 1 - cosine of the
 error: a strength each would bend the circle. How wide the predicted von Mises distribution is comes from these errors.
-float64 throughout, as in `probes.ridge`.
+float64 throughout, as in `ridge`.
 
 Legend: n training rows, m other rows, D features, r rank of the basis, S strengths.
 """

@@ -1,36 +1,36 @@
-"""Logistic probes on streamed features, of the same objective as `logistic.Path`. Knows what `stream.survey` gives;
-not runs, layers or scores.
+"""L2-penalised logistic regression of many tasks at once, on streamed features: L-BFGS. Knows what `survey` gives; not
+runs, layers or scores. What is solved, `problems` says.
 
 A pass over all rows gives the loss and the gradient at a trial point, so a step costs one pass. The step is Newton's on
 the Hessian of the survey's sample, corrected by what the last passes told about the curvature: L-BFGS (Liu and Nocedal
 1989) whose first guess is that Hessian.
 
-Legend: n rows, b of a tile, s of the sample, D features, r rank of the basis, C columns, P problems, K classes.
+Legend: as in `problems`; b rows of a tile, s of the sample, D features.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from htc_probe.probes.solvers import ridge
-from htc_probe.probes.solvers.newton import (
+from htc_probe.probes.solvers.problems import (
     UNKNOWN,
+    Block,
     Fit,
+    Layout,
     Target,
-    _Block,
-    _Group,
-    _jacobian_,
-    _newton_weights,
-    _probabilities,
-    _problems,
-    _Rows,
+    bound,
+    jacobian_,
+    label_columns,
+    losses,
+    newton_weights,
+    probabilities,
 )
+from htc_probe.probes.solvers.products import Rows
 from htc_probe.probes.solvers.survey import PAIRS, Features, Survey, label_sums, tiles
 
 _MAX_PASSES = 60
@@ -69,7 +69,7 @@ class _Point:
 
 
 class StreamedPath:
-    """Tasks on the same rows, solved at one strength after another; `logistic.Path` with streamed features.
+    """Tasks on the same rows, solved at one strength after another; `newton.Path` with streamed features.
 
     `features` are those of the survey, `y` of every target is given for all their rows, and `training_n` (bool) says
     which of them the probes are fitted on: any of the survey's training rows.
@@ -88,74 +88,45 @@ class StreamedPath:
         tolerance: float = 2e-7,
     ) -> None:
         self.passes = 0
-        self._features, self._survey, self._targets, self._training = features, survey, targets, training_n
-        self._tolerance, self._device = tolerance, survey.rotation.device
-        problems, intercepts, totals = [], [np.zeros(0)], [(np.zeros(0), np.zeros(0))]
-        self._columns: list[slice] = []
-        first = 0
-        for task, target in enumerate(targets):
-            if len(target.y) != len(training_n):
-                raise ValueError(f"target {task} has {len(target.y)} rows, the features have {len(training_n)}")
-            found, intercept = _problems(task, _kinds_of_labels(target, training_n), target.classes, first)
-            problems += found
-            intercepts.append(intercept)
-            totals.append(label_sums(target, training_n))
-            self._columns.append(slice(first, first + len(intercept)))
-            first += len(intercept)
-        self._intercepts = torch.from_numpy(np.concatenate(intercepts)).to(survey.rotation)
-        problems.sort(key=lambda problem: len(problem.columns))
-        sizes = np.array([len(problem.columns) for problem in problems], dtype=int)
-        groups, first = [], 0
-        for k in np.unique(sizes).tolist():
-            groups.append(_Group(first, int((sizes == k).sum()), k))
-            first += k * groups[-1].problems
-        self._block = _Block(
-            self._index(range(len(problems))),
-            self._index(range(first)),
-            self._index(np.repeat(np.arange(len(problems)), sizes)),
-            tuple(groups),
-        )
-        self._task = self._index([problem.task for problem in problems])
-        self._place = self._index([column for problem in problems for column in problem.columns])
-        """(C,) of the columns solved, within all columns of the tasks."""
+        self._features, self._survey, self._training, self._tolerance = features, survey, training_n, tolerance
+        self._device = survey.rotation.device
+
+        def kinds(target: Target) -> np.ndarray:
+            return _kinds_of_labels(target, training_n)
+
+        self._layout, _ = Layout.of(targets, len(training_n), kinds, survey.rotation)
+        totals = [(np.zeros(0), np.zeros(0)), *(label_sums(target, training_n) for target in targets)]
         counts, sums = (torch.from_numpy(np.concatenate(part)).to(self._device) for part in zip(*totals, strict=True))
-        self._known_rows = counts[self._place].double()
+        place, block = self._layout.place, self._layout.block
+        self._known_rows = counts[place].double()
         """(C,)"""
+        self._problem_rows = self._known_rows[torch.searchsorted(block.owner, block.problem)]
+        """(P,) known training rows."""
         self._scale = torch.cat([survey.eigenvalues, survey.eigenvalues.new_ones(1)])
-        share = sums[self._place] / self._known_rows
-        start = share.logit()
-        for group in groups:
-            if group.k > 1:
-                logs = group.of(share.log())
-                group.of(start).copy_(logs - logs.mean(1, keepdim=True))
-        w = self._scale.new_zeros(first, len(self._scale))
-        w[:, -1] = start
-        self._start = w
-        self._at: _Point | None = None
+        self._start = self._scale.new_zeros(len(place), len(self._scale))
+        self._start[:, -1] = self._layout.start(sums[place] / self._known_rows)
+        self._last: _Point | None = None
         self._pairs: list[tuple[Tensor, Tensor]] = []
         """(C, r + 1) each: where the last trials led from their points, and how the gradients of the loss changed."""
-        _, known = self._labels(survey.rows, self._place.cpu().numpy())
-        is_training = torch.from_numpy(training_n[survey.rows]).to(w)
+        _, known = self._labels(survey.rows, place.cpu().numpy())
+        is_training = torch.from_numpy(training_n[survey.rows]).to(self._start)
         if not is_training.all():
-            known = is_training.expand(first, -1) if known is None else known.mul_(is_training)
+            known = is_training.expand(len(place), -1) if known is None else known.mul_(is_training)
         self._known_in_sample = known
-
-    def _index(self, numbers: Any) -> Tensor:
-        return torch.as_tensor(np.asarray(list(numbers), dtype=np.int64), device=self._device)
 
     def advance(self, strength: float, tasks: Sequence[int] | None = None) -> Fit:
         """The fit of `tasks` (all of them) at a strength, from where the path left each of them.
 
         Strengths from strong to weak are fastest; any order is exact.
         """
-        tasks = range(len(self._targets)) if tasks is None else tasks
-        if self._at is None:
-            self._at = self._evaluate(self._block, self._start)
-        block, columns = self._block.keep(torch.isin(self._task, self._index(tasks)))
-        point = self._at.take(columns, block.problem)
+        tasks = list(range(len(self._layout.targets)) if tasks is None else tasks)
+        if self._last is None:
+            self._last = self._evaluate(self._layout.block, self._start)
+        block, columns = self._layout.block.keep(self._layout.wanted(tasks))
+        point = self._last.take(columns, block.problem)
         penalty = torch.full_like(self._scale, strength)
         penalty[-1] = 0
-        objective = torch.zeros(len(self._task), dtype=torch.float64, device=self._device)
+        objective = torch.zeros(len(self._problem_rows), dtype=torch.float64, device=self._device)
         gap = torch.zeros_like(objective)
         t = torch.ones_like(point.loss)
         for count in range(_MAX_PASSES + 1):
@@ -165,36 +136,36 @@ class StreamedPath:
             value = point.loss + 0.5 * strength * block.sums(point.w[:, :-1].square().sum(1))
             done = (start <= 2 * self._tolerance * value) | (count == _MAX_PASSES)
             if done.any():
-                settled, at = block.keep(done)
-                last = point.take(at, done)
-                self._at.put(settled.column, settled.problem, last)
+                settled, columns = block.keep(done)
+                last = point.take(columns, done)
+                self._last.put(settled.column, settled.problem, last)
                 objective[settled.problem] = value[done]
                 gap[settled.problem] = self._bound(settled, last, penalty, strength) / value[done]
-                block, at = block.keep(~done)
-                point = point.take(at, ~done)
-                step, t, start, value = step[at], t[~done], start[~done], value[~done]
+                block, columns = block.keep(~done)
+                point = point.take(columns, ~done)
+                step, t, start, value = step[columns], t[~done], start[~done], value[~done]
             if not len(block.problem):
                 break
             trial = self._evaluate(block, torch.addcmul(point.w, step, block.spread(t, step.dtype)))
             self._remember(block, point, trial)
             slope = block.sums((torch.addcmul(trial.g, trial.w, penalty) * step).sum(1))
             better = slope <= 0.5 * start + self._tolerance * value
-            _, at = block.keep(better)
-            point.put(at, better, trial.take(at, better))
+            _, columns = block.keep(better)
+            point.put(columns, better, trial.take(columns, better))
             # A trial that went too far tells the curvature on the way, so the next step is a new one.
             t = torch.where(better, 1.0, t / 2)
-        return self._fit(strength, list(tasks), objective, gap)
+        return self._layout.fit(self._last.w, strength, tasks, objective, gap)
 
-    def _remember(self, block: _Block, before: _Point, after: _Point) -> None:
+    def _remember(self, block: Block, before: _Point, after: _Point) -> None:
         # By the loss alone, so that what was learned at one strength serves the next; 0 for problems that rest.
         move, change = torch.zeros_like(self._start), torch.zeros_like(self._start)
         move[block.column], change[block.column] = after.w - before.w, after.g - before.g
         self._pairs = [*self._pairs[1 - PAIRS :], (move, change)]
 
-    def _evaluate(self, block: _Block, w: Tensor) -> _Point:
+    def _evaluate(self, block: Block, w: Tensor) -> _Point:
         """One pass over the training rows."""
         self.passes += 1
-        survey, columns = self._survey, self._place[block.column].cpu().numpy()
+        survey, columns = self._survey, self._layout.place[block.column].cpu().numpy()
         flat_CD = w[:, :-1] @ survey.rotation.T
         gradient_CD = torch.zeros_like(flat_CD, dtype=torch.float64)
         loss_P = torch.zeros(len(block.problem), dtype=torch.float64, device=self._device)
@@ -205,11 +176,11 @@ class StreamedPath:
             x_bD = survey.standardise(torch.from_numpy(tile if len(rows) == len(tile) else tile[rows]))
             y, known = self._labels(first + rows, columns)
             z = torch.addmm(w[:, -1:], flat_CD, x_bD.T)
-            p = _probabilities(block.groups, z, known)
-            loss_P += _losses(block.groups, z, y, known)
+            p = probabilities(block.groups, z, known)
+            loss_P += losses(block.groups, z, y, known, z.dtype, torch.float64)
             for group, of_group in zip(block.groups, between, strict=True):
-                of_group += group.of(p) @ group.of(p).mT
-            newton = _newton_weights(p)
+                of_group += group.view(p) @ group.view(p).mT
+            newton = newton_weights(p)
             residual = p.sub_(y)
             gradient_CD += residual @ x_bD
             sums_C3 += torch.stack([residual.sum(1), newton, residual.square().sum(1)], 1)
@@ -218,8 +189,8 @@ class StreamedPath:
         g = torch.cat([(gradient_CD / count_C[:, None]).float() @ survey.rotation, sums_C3[:, :1].float()], 1)
         bends = []
         for group, of_group in zip(block.groups, between, strict=True):
-            b, h = group.of(sums_C3[:, 0]), group.of(sums_C3[:, 1])
-            hessian = -of_group / group.of(count_C)[..., None]
+            b, h = group.view(sums_C3[:, 0]), group.view(sums_C3[:, 1])
+            hessian = -of_group / group.view(count_C)[..., None]
             hessian.diagonal(dim1=1, dim2=2).copy_(h)
             # Of a softmax the rows of the Hessian sum to 0; a constant in its null space makes it invertible.
             hessian += (h.mean(1) if group.k > 1 else h[:, 0] * 0 + 1e-12)[:, None, None]
@@ -228,19 +199,14 @@ class StreamedPath:
             w,
             g,
             sums_C3[:, 1:2].float().clamp_min(1e-10),
-            loss_P / self._problem_rows(block),
+            loss_P / self._problem_rows[block.problem],
             torch.cat([loss_P[:0], *bends]),
             block.sums(sums_C3[:, 2]),
         )
 
-    def _problem_rows(self, block: _Block) -> Tensor:
-        """(P,) known training rows."""
-        first = [group.first + i * group.k for group in block.groups for i in range(group.problems)]
-        return self._known_rows[block.column[self._index(first)]]
-
     def _labels(self, rows: np.ndarray, columns: np.ndarray) -> tuple[Tensor, Tensor | None]:
         """(C, b) 0 or 1, 0 where unknown; and which are known, None where all are."""
-        parts = [ridge.label_columns(Target(target.y[rows], target.classes)) for target in self._targets]
+        parts = [label_columns(Target(target.y[rows], target.classes)) for target in self._layout.targets]
         y_bC = np.concatenate(parts, 1)[:, columns]
         known_bC = ~np.isnan(y_bC)
         y = torch.from_numpy(np.nan_to_num(y_bC).T.astype(np.float32)).to(self._device)
@@ -248,7 +214,7 @@ class StreamedPath:
             return y, None
         return y, torch.from_numpy(known_bC.T.astype(np.float32)).to(self._device)
 
-    def _step(self, block: _Block, point: _Point, penalty: Tensor) -> Tensor:
+    def _step(self, block: Block, point: _Point, penalty: Tensor) -> Tensor:
         """(C, r + 1), by the two loops of L-BFGS around the step of the model."""
         r = -torch.addcmul(point.g, point.w, penalty)
         pairs = []
@@ -264,7 +230,7 @@ class StreamedPath:
             s.addcmul_(dw, block.spread(along - inverse * block.sums((dg * s).sum(1)), s.dtype))
         return s
 
-    def _model_step(self, block: _Block, point: _Point, r: Tensor, penalty: Tensor) -> Tensor:
+    def _model_step(self, block: Block, point: _Point, r: Tensor, penalty: Tensor) -> Tensor:
         """(C, r + 1) the model's inverse Hessian times r, by conjugate gradients.
 
         The model mixes the sample's Hessian with one that needs no sample: the eigenvalues of all rows times mean
@@ -272,20 +238,20 @@ class StreamedPath:
         directions the more there are of them, so the sample gets the share k / (k + r).
         """
         survey = self._survey
-        sample = _Rows(survey.sample, [slice(None)], survey.sample if survey.sample.dtype == torch.bfloat16 else None)
+        sample = Rows(survey.sample, [slice(None)], survey.sample if survey.sample.dtype == torch.bfloat16 else None)
         known = None if self._known_in_sample is None else self._known_in_sample[block.column]
         count = r.new_full((len(r), 1), sample.n) if known is None else known.sum(1, keepdim=True)
-        p = _probabilities(block.groups, sample.coarse_logits(point.w), known)
+        p = probabilities(block.groups, sample.coarse_logits(point.w), known)
         newton = p * (1 - p)
         rows = newton.sum(1, keepdim=True).square() / newton.square_().sum(1, keepdim=True).clamp_min_(1e-30)
         is_all = count == self._known_rows[block.column][:, None]  # then it is no sample
         share = torch.where(is_all, 1, rows / (rows + len(self._scale)))
         weight = 1 / count.clamp_min(1)
         means = []
-        for group, newton_of in zip(block.groups, [g.of(_newton_weights(p)) for g in block.groups], strict=True):
-            mean = -group.of(p) @ group.of(p).mT
+        for group, newton_of in zip(block.groups, [g.view(newton_weights(p)) for g in block.groups], strict=True):
+            mean = -group.view(p) @ group.view(p).mT
             mean.diagonal(dim1=1, dim2=2).copy_(newton_of)
-            means.append(mean * group.of((1 - share) * weight))
+            means.append(mean * group.view((1 - share) * weight))
         weight *= share
         diagonal = point.h * self._scale + penalty
         s, r = torch.zeros_like(r), r.clone()
@@ -294,10 +260,10 @@ class StreamedPath:
         rho = block.sums((r * z).sum(1))
         goal = _FORCING**2 * rho
         for _ in range(_MAX_PRODUCTS):
-            product = sample.coarse_pull(_jacobian_(block.groups, p, sample.coarse_logits(direction))).mul_(weight)
+            product = sample.coarse_pull(jacobian_(block.groups, p, sample.coarse_logits(direction))).mul_(weight)
             product.addcmul_(direction, penalty)
             for group, mean in zip(block.groups, means, strict=True):
-                group.of(product).addcmul_(mean @ group.of(direction), self._scale)
+                group.view(product).addcmul_(mean @ group.view(direction), self._scale)
             bend = block.sums((direction * product).sum(1))
             alpha = block.spread(torch.where((rho > goal) & (bend > 0), rho / bend, 0), s.dtype)
             s.addcmul_(direction, alpha)
@@ -309,35 +275,13 @@ class StreamedPath:
             direction = z.addcmul_(direction, block.spread(torch.where(last > 0, rho / last, 0), s.dtype))
         return s
 
-    def _bound(self, block: _Block, point: _Point, penalty: Tensor, strength: float) -> Tensor:
-        """(P,) how far the objective lies above its minimum at most; `logistic.Path` says why."""
+    def _bound(self, block: Block, point: _Point, penalty: Tensor, strength: float) -> Tensor:
+        """(P,), see `problems.bound`."""
         g = torch.addcmul(point.g, point.w, penalty)[:, :-1]
         # The largest eigenvalue and the trace of x'x over the known rows are no larger than over all rows.
-        more = self._survey.n / self._problem_rows(block)
-        moved = (float(self._scale[0]) * more * point.bend / 2).sqrt()
-        trace = float(self._scale[:-1].double().sum()) * more
-        rounding = (trace * point.residual).sqrt() * torch.finfo(g.dtype).eps
-        length = block.sums(g.square().sum(1)).sqrt()
-        return (length + moved + rounding).square() / (2 * strength) + point.bend
-
-    def _fit(self, strength: float, tasks: Sequence[int], objective: Tensor, gap: Tensor) -> Fit:
-        assert self._at is not None
-        w = self._scale.new_zeros(len(self._intercepts), len(self._scale))
-        w[:, -1] = self._intercepts
-        w[self._place] = self._at.w
-        picked, columns, objectives, gaps = [w[:0]], [], [], []
-        first = 0
-        for task in tasks:
-            of_all = self._columns[task]
-            picked.append(w[of_all])
-            columns.append(slice(first, first := first + of_all.stop - of_all.start))
-            mine = self._task == task
-            labels = 1 if self._targets[task].classes else max(1, of_all.stop - of_all.start)
-            objectives.append(float(objective[mine].sum()) / labels)
-            gaps.append(float(gap[mine].max()) if mine.any() else 0.0)
-        w = torch.cat(picked)
-        classes = tuple(self._targets[task].classes for task in tasks)
-        return Fit(strength, w[:, :-1].T, w[:, -1], tuple(columns), classes, np.array(objectives), np.array(gaps))
+        more = self._survey.n / self._problem_rows[block.problem]
+        top, trace = float(self._scale[0]) * more, float(self._scale[:-1].double().sum()) * more
+        return bound(block, g, point.bend, point.residual, top, trace, strength)
 
 
 def _kinds_of_labels(target: Target, training_n: np.ndarray) -> np.ndarray:
@@ -349,18 +293,3 @@ def _kinds_of_labels(target: Target, training_n: np.ndarray) -> np.ndarray:
     for kind, value in zip(kinds, values, strict=True):
         kind[(y == value).any(0)] = value
     return kinds
-
-
-def _losses(groups: Sequence[_Group], z: Tensor, y: Tensor, known: Tensor | None) -> Tensor:
-    """(P,) summed cross-entropies of a tile, in double precision."""
-    losses = []
-    for group in groups:
-        logits, is_class = group.of(z), group.of(y)
-        if group.k == 1:
-            loss = torch.nn.functional.softplus(torch.where(is_class > 0, -logits, logits))[:, 0]
-        else:
-            loss = torch.logsumexp(logits, 1) - (logits * is_class).sum(1)
-        if known is not None:
-            loss = loss * group.of(known)[:, 0]
-        losses.append(loss.sum(1, dtype=torch.float64))
-    return torch.cat([z.new_zeros(0, dtype=torch.float64), *losses])

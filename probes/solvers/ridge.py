@@ -20,12 +20,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from htc_probe.probes.solvers.basis import Basis
-from htc_probe.probes.solvers.newton import UNKNOWN, Target
+from htc_probe.probes.solvers.problems import Target, label_columns
 
 STRENGTHS = tuple(10.0 ** (power / 2) for power in range(6, -19, -1))
 """Strong to weak, 10^3 to 10^-9: all are tried of every number, as one decomposition serves all of them."""
@@ -176,58 +174,10 @@ def brackets(basis: Basis, targets: Sequence[Target], grid: Sequence[float]) -> 
     return found
 
 
-def label_columns(target: Target) -> np.ndarray:
-    """(n, C) 0 and 1, NaN where unknown: a column a class or label, one for two classes."""
-    if not target.classes:
-        return np.where(target.y == UNKNOWN, np.nan, target.y)
-    columns = np.arange(1 if target.classes == 2 else 0, target.classes)
-    return np.where((target.y < 0)[:, None], np.nan, target.y[:, None] == columns)
-
-
 def around(strength: float, grid: Sequence[float]) -> tuple[float, ...]:
     """The strengths of the grid within a decade of the one that is nearest."""
     nearest = min(grid, key=lambda other: abs(np.log(other / strength)))
     return tuple(other for other in grid if abs(np.log10(other / nearest)) < 1 + 1e-9)
-
-
-class RidgeProbe(MultiOutputMixin, RegressorMixin, BaseEstimator):
-    """Ridge on standardised features, its strength chosen by leave-one-out; a scikit-learn regressor.
-
-    With one strength it is `make_pipeline(StandardScaler(), Ridge(alpha=strength * n))`. Unknown values are not taken
-    here; see `fit`.
-
-    Attributes of the fit: `coef_` (D,) or (T, D) and `intercept_` for features as given; `strength_`, of every target
-    where y has two dimensions; `n_features_in_`.
-    """
-
-    def __init__(self, strengths: Sequence[float] = STRENGTHS, device: str = "cpu") -> None:
-        """`strengths`: strong to weak; of the mean loss, so that they mean the same on any number of rows."""
-        self.strengths = strengths
-        self.device = device
-
-    def fit(self, X: np.ndarray, y: np.ndarray) -> RidgeProbe:
-        """X (n, D), y (n,) or (n, T)."""
-        X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, ensure_min_samples=2, dtype=np.float64)
-        y_nT = np.asarray(y, dtype=np.float64).reshape(len(y), -1)
-        basis = Basis.fit(X, device=self.device, dtype=torch.float64)
-        strength_T = np.full(y_nT.shape[1], self.strengths[0])
-        if len(self.strengths) > 1:
-            held_out = leave_out(basis, y_nT, self.strengths, np.arange(len(X)))
-            strength_T = choose(residual_variance(held_out, y_nT), self.strengths).strengths
-        probe = fit(basis, y_nT, strength_T)
-        coef_DT = (basis.rotation @ probe.weights).cpu().numpy() * basis.scaler.factor[:, None]
-        intercept_T = probe.intercepts.cpu().numpy() - basis.scaler.mean @ coef_DT
-        single = y.ndim == 1
-        self.coef_ = coef_DT[:, 0] if single else coef_DT.T
-        self.intercept_ = intercept_T[0] if single else intercept_T
-        self.strength_ = strength_T[0] if single else strength_T
-        return self
-
-    def predict(self, X: np.ndarray) -> np.ndarray:
-        """(m,) or (m, T)."""
-        check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=np.float64)
-        return X @ self.coef_.T + self.intercept_
 
 
 def solve(gram_qq: Tensor, xy_qt: Tensor, alpha: float) -> Tensor:

@@ -3,7 +3,7 @@ layers or scores.
 
 `survey` reads the features once. It gives the scaler, the eigenbasis, a sample of rows, and ridge probes of all numbers
 at every strength and fold: these are exact, because sums of products hold all that least squares asks for.
-`stream_path` goes on from there to logistic probes. Memory does not depend on the number of rows, but for the labels
+`lbfgs` goes on from there to logistic probes. Memory does not depend on the number of rows, but for the labels
 and a few numbers a row.
 
 Legend: n rows, b of a tile, s of the sample, D features, r rank of the basis, T numbers, t of them known on the same
@@ -26,7 +26,8 @@ from torch import Tensor
 from htc_probe.extract.errors import UserError
 from htc_probe.probes.solvers import ridge
 from htc_probe.probes.solvers.basis import Scaler
-from htc_probe.probes.solvers.newton import Fit, Target, multiplies_bfloat16
+from htc_probe.probes.solvers.problems import Fit, Target, label_columns
+from htc_probe.probes.solvers.products import multiplies_bfloat16
 
 BUDGET = 4 * 2**30
 """Bytes."""
@@ -252,7 +253,7 @@ class _Columns:
     def rows(self, first: int, stop: int) -> np.ndarray:
         """(b, T + C), measured from the mean; NaN for unknown numbers, 0 for unknown labels."""
         cut = slice(first, stop)
-        labels = [ridge.label_columns(Target(target.y[cut], target.classes)) for target in self.labels]
+        labels = [label_columns(Target(target.y[cut], target.classes)) for target in self.labels]
         y = np.concatenate([self.numbers[cut], *labels], 1) - self.mean
         width = self.numbers.shape[1]
         y[:, width:] = np.nan_to_num(y[:, width:])
@@ -264,11 +265,11 @@ def _digest(mask_n: np.ndarray) -> bytes:
 
 
 def label_sums(target: Target, training_n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How many training rows are known and how many of them are 1, of each of `ridge.label_columns`."""
+    """How many training rows are known and how many of them are 1, of each of `problems.label_columns`."""
     count, total = 0, 0
     for first in range(0, len(training_n), _TILE[1]):
         cut = slice(first, first + _TILE[1])
-        columns = ridge.label_columns(Target(target.y[cut], target.classes))[training_n[cut]]
+        columns = label_columns(Target(target.y[cut], target.classes))[training_n[cut]]
         count, total = count + (~np.isnan(columns)).sum(0), total + np.nansum(columns, 0)
     return np.asarray(count), np.asarray(total)
 
@@ -336,14 +337,7 @@ def survey(
     rotation_Dr = axes_Dr.float()
     fit = ridge.Fit(axes_Dr.T @ weights_DT[:, of_numbers], intercept_T[of_numbers])
     choice = ridge.choose(variance_ST[:, of_numbers], strengths)
-    centres, first = [], of_numbers.stop
-    for target in labels:
-        mine = slice(first, first := first + ridge.label_columns(target._replace(y=target.y[:1])).shape[1])
-        spread_C = columns.mean[mine] * (1 - columns.mean[mine])
-        varies_C = spread_C > 0
-        best = ridge.choose(variance_ST[:, mine][:, varies_C].sum(1, keepdims=True), strengths).strengths[0]
-        centres.append(float(spread_C[varies_C].mean() * best) if varies_C.any() else np.nan)
-    made_survey = Survey(
+    surveyed = Survey(
         made,
         int((folds_n >= 0).sum()),
         scaler,
@@ -354,9 +348,21 @@ def survey(
         choice,
         variance_ST[:, of_numbers],
         fit,
-        tuple(centres),
+        _centres(columns, variance_ST, strengths),
     )
-    return made_survey._replace(sample=_rotated(made_survey, reading.kept))
+    return surveyed._replace(sample=_rotated(surveyed, reading.kept))
+
+
+def _centres(columns: _Columns, variance_ST: np.ndarray, strengths: Sequence[float]) -> tuple[float, ...]:
+    """Of each label target, see `Survey.centres`."""
+    centres, first = [], columns.numbers.shape[1]
+    for target in columns.labels:
+        own = slice(first, first := first + label_columns(target._replace(y=target.y[:1])).shape[1])
+        spread_C = columns.mean[own] * (1 - columns.mean[own])
+        varies_C = spread_C > 0
+        best = ridge.choose(variance_ST[:, own][:, varies_C].sum(1, keepdims=True), strengths).strengths[0]
+        centres.append(float(spread_C[varies_C].mean() * best) if varies_C.any() else np.nan)
+    return tuple(centres)
 
 
 class _Reading:

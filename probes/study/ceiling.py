@@ -32,7 +32,8 @@ from htc_probe.probes.inputs.labels import Labels
 from htc_probe.probes.scores.metrics import METRIC, UNKNOWN, Gaussian, Prediction, VonMises, labelled
 from htc_probe.probes.solvers import angles, ridge
 from htc_probe.probes.solvers.basis import Basis
-from htc_probe.probes.solvers.newton import Path, Target, log_probabilities
+from htc_probe.probes.solvers.newton import Path
+from htc_probe.probes.solvers.problems import Target, log_probabilities
 from htc_probe.probes.study import protocol
 from htc_probe.probes.study.protocol import INNER_FOLDS, Settings, basis_of
 

@@ -36,7 +36,8 @@ from htc_probe.probes.inputs.labels import Labels
 from htc_probe.probes.scores.metrics import UNKNOWN, Gaussian, Prediction, VonMises
 from htc_probe.probes.solvers import angles, ridge
 from htc_probe.probes.solvers.basis import Basis
-from htc_probe.probes.solvers.newton import Path, Target, log_probabilities
+from htc_probe.probes.solvers.newton import Path
+from htc_probe.probes.solvers.problems import Target, log_probabilities
 from htc_probe.probes.study.strengths import FIRST, LADDER
 
 FRACTIONS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5, 1.0)

@@ -25,7 +25,9 @@ from htc_probe.probes.inputs.labels import Labels
 from htc_probe.probes.scores.metrics import METRIC, UNKNOWN, Gaussian, Prediction, VonMises, row_bits
 from htc_probe.probes.solvers import angles, ridge
 from htc_probe.probes.solvers.basis import Basis
-from htc_probe.probes.solvers.newton import Path, Target, half_copy, log_probabilities
+from htc_probe.probes.solvers.newton import Path
+from htc_probe.probes.solvers.problems import Target, log_probabilities
+from htc_probe.probes.solvers.products import half_copy
 from htc_probe.probes.study.strengths import FIRST, LADDER, Search
 
 INNER_FOLDS = 3

@@ -17,7 +17,7 @@ from htc_probe.probes.scores.metrics import Gaussian, VonMises
 from htc_probe.probes.solvers import ridge
 from htc_probe.probes.solvers import survey as stream
 from htc_probe.probes.solvers.lbfgs import StreamedPath
-from htc_probe.probes.solvers.newton import Fit, Target, log_probabilities
+from htc_probe.probes.solvers.problems import Fit, Target, log_probabilities
 from htc_probe.probes.study.protocol import INNER_FOLDS, HeldOut, Settings, by_rung, costs, criteria, exact, smoothed
 from htc_probe.probes.study.strengths import LADDER, Search
 

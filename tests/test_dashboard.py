@@ -10,15 +10,14 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
-import plotly.graph_objects as go
 import pytest
 
 from htc_probe.dashboards import cli, data
-from htc_probe.dashboards.figures.base import titled
 from htc_probe.dashboards.runs import RunFile, check_roots, find_runs
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import Task
 from htc_probe.probes.files import results
+from htc_probe.probes.show.style import titled
 from made.pages import PAGES, TASKS, charts, environment, failing, free_port, press, write_run
 
 
@@ -155,10 +154,10 @@ def test_server_listens_on_loopback_only_and_stops(run_file: Path, how: signal.S
 
 
 def test_long_titles_are_broken_and_make_room() -> None:
-    short = titled(go.Figure(), "A title", "a subtitle · 3 images", 400).layout
+    short = titled([], "A title", "a subtitle · 3 images", 400).layout
     assert (short.title.text, short.title.subtitle.text, short.height) == ("A title", "a subtitle · 3 images", 400)
     words = "how sure a probe of z_voco is of the true category, &lt;by image&gt;, and of its answers"
-    long = titled(go.Figure(), words, " · ".join(["mean of 2,000 images"] * 9), 400).layout
+    long = titled([], words, " · ".join(["mean of 2,000 images"] * 9), 400).layout
     lines, under = long.title.text.split("<br>"), long.title.subtitle.text.split("<br>")
     assert " ".join(lines) == words and max(map(len, lines)) <= 60 + len("&lt;&gt;") and len(under) == 3
     assert long.height - 400 == long.margin.t - short.margin.t == 20 + 14

@@ -11,30 +11,36 @@ from plotly.subplots import make_subplots
 
 from benchmarks.browser import serving, tab
 from htc_probe.dashboards import server
-from htc_probe.dashboards.figures.base import Figure
+from htc_probe.dashboards.figures.base import heads, panels
 from htc_probe.dashboards.parts import chart
+from htc_probe.probes.show.style import across, titled
 from made.pages import write_run
 
 N = 12
 
 
-@pytest.mark.parametrize("columns", [1, 2])
-def test_a_layout_is_set_as_plotly_sets_it(columns: int) -> None:
-    def filled(figure: go.Figure) -> go.Figure:
-        if columns > 1:
-            make_subplots(1, columns, figure=figure, subplot_titles=["a"] * columns, shared_yaxes=True)
-            figure.update_xaxes(title="second", col=2)
-        figure.add_scatter(x=[1, 2], y=np.array([3.0, 4.0]), line={"color": "red"})
-        figure.update_layout(title={"text": "t", "x": 0}, margin={"l": 1}, legend={"orientation": "h"})
-        figure.update_layout(margin={"t": 2}, title={"subtitle": {"text": "s"}}, barmode="group")
-        figure.update_layout({"coloraxis2": {"cmin": 0}})
-        figure.update_xaxes(title="x", range=[0, 1], showgrid=False)
-        figure.update_layout(xaxis={"title": {"font": {"size": 9}}}, title_font_size=20)  # as in a notebook
-        figure.update_layout({"legend": {"x": 1}}, overwrite=True)
-        figure.update_xaxes({"ticks": "inside"}, selector={"showgrid": False})
-        return figure.update_yaxes(tickvals=np.arange(3), ticktext=["a", "b", "c"], title={"standoff": 5})
+def test_a_layout_given_at_once_is_what_plotly_makes_of_its_parts() -> None:
+    traces = [go.Scatter(x=[1, 2], y=np.array([3.0, 4.0]), line={"color": "red"})]
+    line = across(y=2.0, line={"color": "red"})
+    parts = {"margin": {"l": 1}, "legend": {"x": 1}, "barmode": "group", "xaxis": {"title": "x", "range": [0, 1]}}
+    stepwise = titled(traces, "t", "s", 300)
+    stepwise.update_layout(margin={"l": 1}, legend={"x": 1}, barmode="group").update_xaxes(title="x", range=[0, 1])
+    stepwise.add_hline(y=2.0, line={"color": "red"})
+    assert json.loads(titled(traces, "t", "s", 300, **parts, shapes=[line]).to_json()) == json.loads(stepwise.to_json())
 
-    assert json.loads(filled(Figure()).to_json()) == json.loads(filled(go.Figure()).to_json())
+
+def test_panels_are_where_plotly_puts_them() -> None:
+    y = [{"title": "left"}, {"title": "middle"}, {"title": "right"}]
+    ours = go.Figure(layout={**panels(3, 0.05, {"showgrid": False}, y), "annotations": heads(3, 0.05, ["a", "b", "c"])})
+    theirs = make_subplots(rows=1, cols=3, horizontal_spacing=0.05, subplot_titles=["a", "b", "c"])
+    theirs.update_xaxes(showgrid=False)
+    for column, axis in enumerate(y, 1):
+        theirs.update_yaxes(title=axis["title"], col=column)
+    for name in ("xaxis", "xaxis2", "xaxis3", "yaxis", "yaxis2", "yaxis3"):
+        mine, plotlys = ours.layout[name].to_plotly_json(), theirs.layout[name].to_plotly_json()
+        assert np.allclose(mine.pop("domain"), plotlys.pop("domain")) and mine == plotlys
+    assert np.allclose([head.x for head in ours.layout.annotations], [head.x for head in theirs.layout.annotations])
+    assert ours.layout.annotations[0].update(x=0) == theirs.layout.annotations[0].update(x=0)
 
 
 def test_a_figure_is_made_once_for_the_same_arguments() -> None:

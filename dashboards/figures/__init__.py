@@ -35,7 +35,6 @@ from htc_probe.dashboards.figures.codes import (
     code_usage,
 )
 from htc_probe.dashboards.figures.compare import (
-    anchors_of_both,
     difference_curve,
     difference_heatmap,
     difference_histogram,
@@ -43,8 +42,8 @@ from htc_probe.dashboards.figures.compare import (
     pairs_scatter,
     role_differences,
     two_curves,
-    two_maps,
 )
+from htc_probe.dashboards.figures.compare_maps import anchors_of_both, two_maps
 from htc_probe.dashboards.figures.map import MOST_CLASSES, Amounts, Classes, kept_bars, latent_map
 from htc_probe.dashboards.figures.probes import confusion, said_and_true
 from htc_probe.probes.show.figures import bits as probe_bits

@@ -20,19 +20,18 @@ from htc_probe.dashboards.attention import PERCENTILES, Band, Quantity, below
 from htc_probe.dashboards.figures.base import (
     BELOW_ABOVE,
     HEAT,
-    NEUTRAL,
     ROLE_COLOURS,
     ROLE_NAMES,
     VEIL,
-    Figure,
-    escape,
+    colour_bar,
+    counted,
+    dashed,
     images,
     layer_axis,
+    outlined,
     png,
-    step,
-    titled,
-    transparent,
 )
+from htc_probe.probes.show.style import NEUTRAL, across, escape, titled, transparent
 
 MARK = "#009E73"
 """What is selected."""
@@ -74,7 +73,7 @@ def head_heatmap(
     custom = [value_LH.T]
     if entropy:
         scale = {"z": value_LH.T, "zmin": 0, "zmax": quantity.most, "colorscale": HEAT}
-        bar: dict[str, Any] = {"title": {"text": "bits", "side": "right"}}
+        bar = colour_bar("bits")
     else:
         limit = math.log2(quantity.most / quantity.uniform)
         with np.errstate(divide="ignore"):
@@ -83,7 +82,7 @@ def head_heatmap(
         ticks = [apart * at for at in range(-int(limit // apart), int(limit // apart) + 1)]
         scale = {"z": ratio_LH.T, "zmin": -limit, "zmax": limit, "colorscale": BELOW_ABOVE}
         names = [times(2.0**at) for at in ticks]
-        bar = {"title": {"text": "× uniform", "side": "right"}, "tickvals": ticks, "ticktext": names}
+        bar = colour_bar("× uniform", tickvals=ticks, ticktext=names)
     if quantity.unit.startswith("share"):
         custom.append(value_LH.T / quantity.uniform)
         hover += "<br>%{customdata[1]:.3g}× uniform"
@@ -91,7 +90,7 @@ def head_heatmap(
         at = len(custom)
         custom += [spread[1].low.T, spread[1].high.T]
         hover += f"<br>{spread[0]}: %{{customdata[{at}]:{number}}} to %{{customdata[{at + 1}]:{number}}}"
-    figure = Figure(
+    traces = [
         go.Heatmap(
             **scale,
             x=np.arange(1, layers + 1),
@@ -100,30 +99,18 @@ def head_heatmap(
             ygap=1,
             customdata=np.stack(custom, axis=-1).astype(np.float32),
             hovertemplate=hover + "<extra></extra>",
-            colorbar={"thickness": 12, "outlinewidth": 0, **bar},
+            colorbar=bar,
         )
-    )
-    layer, head = mark
-    if layer is not None or head is not None:
-        x = (0.5, layers + 0.5) if layer is None else (layer + 0.5, layer + 1.5)
-        y = (0.5, heads + 0.5) if head is None else (head + 0.5, head + 1.5)
-        figure.add_shape(type="rect", x0=x[0], x1=x[1], y0=y[0], y1=y[1], line={"color": MARK, "width": 3})
-    layer_axis(figure, layers)
-    figure.update_yaxes(
-        title="head",
-        range=[0.5, heads + 0.5],
-        tickmode="linear",
-        tick0=1,
-        dtick=step(heads),
-        showgrid=False,
-        zeroline=False,
-    )
+    ]
     uniform = {"bits": f"{quantity.uniform:.2f}", "times uniform": "1"}.get(quantity.unit, f"{quantity.uniform:.2%}")
     return titled(
-        figure,
+        traces,
         quantity.title,
         f"{quantity.unit}, {uniform} if uniform · by layer and head · {images(n)}",
-        height=min(640, max(400, 190 + 17 * heads)),
+        min(640, max(400, 190 + 17 * heads)),
+        xaxis=layer_axis(layers),
+        yaxis=counted("head", heads) | {"range": [0.5, heads + 0.5], "zeroline": False},
+        shapes=outlined(*mark, layers, heads, MARK),
     )
 
 
@@ -147,7 +134,7 @@ def share_curve(curves: Mapping[str, Curve], *, selection: str, log: bool = Fals
 
     curves: by role. selection: which heads, in words. log: a logarithmic share axis.
     """
-    figure = Figure()
+    traces: list[Any] = []
     counts = []
     for role, (share_L, uniform, n, band, of) in curves.items():
         colour, name = ROLE_COLOURS[role], ROLE_NAMES[role]
@@ -159,41 +146,53 @@ def share_curve(curves: Mapping[str, Curve], *, selection: str, log: bool = Fals
             counts[-1] += f", shaded {BAND[: -len(' of images')]} of {of:,}"
             ends = np.stack([band.low, band.high], axis=-1)
             hover += f"<br>{BAND}: %{{customdata[1]:.2%}} to %{{customdata[2]:.2%}}"
-            figure.add_scatter(
-                x=np.concatenate([layers, layers[::-1]]),
-                y=np.concatenate([band.high, band.low[::-1]]),
-                mode="lines",
-                fill="toself",
-                fillcolor=transparent(colour, 0.22),
-                line={"width": 0},
-                hoverinfo="skip",
-                name=f"{name}, {BAND}",
-                showlegend=False,
+            traces.append(
+                go.Scatter(
+                    x=np.concatenate([layers, layers[::-1]]),
+                    y=np.concatenate([band.high, band.low[::-1]]),
+                    mode="lines",
+                    fill="toself",
+                    fillcolor=transparent(colour, 0.22),
+                    line={"width": 0},
+                    hoverinfo="skip",
+                    name=f"{name}, {BAND}",
+                    showlegend=False,
+                )
             )
-        figure.add_scatter(
-            x=layers,
-            y=share_L,
-            mode="lines+markers",
-            name=name,
-            line={"color": colour, "width": 2.5},
-            customdata=np.concatenate([share_L[:, None] / uniform, ends], axis=1),
-            hovertemplate=hover + "<extra></extra>",
+        traces.append(
+            go.Scatter(
+                x=layers,
+                y=share_L,
+                mode="lines+markers",
+                name=name,
+                line={"color": colour, "width": 2.5},
+                customdata=np.concatenate([share_L[:, None] / uniform, ends], axis=1),
+                hovertemplate=hover + "<extra></extra>",
+            )
         )
-        figure.add_scatter(
-            x=[0.5, len(share_L) + 0.5],
-            y=[uniform, uniform],
-            mode="lines",
-            name=f"{name} if uniform: {uniform:.2%}",
-            line={"color": colour, "width": 1.5, "dash": "dash"},
-            hovertemplate=f"uniform share of the {name}: {uniform:.3%}<extra></extra>",
+        traces.append(
+            go.Scatter(
+                x=[0.5, len(share_L) + 0.5],
+                y=[uniform, uniform],
+                mode="lines",
+                name=f"{name} if uniform: {uniform:.2%}",
+                line={"color": colour, "width": 1.5, "dash": "dash"},
+                hovertemplate=f"uniform share of the {name}: {uniform:.3%}<extra></extra>",
+            )
         )
-    layer_axis(figure, len(share_L))
     axis = {"type": "log", "dtick": 1} if log else {"range": [-0.02, 1.02]}
-    figure.update_yaxes(title="share of all attention", tickformat=".3~%", zeroline=False, **axis)
+
     title = "Anchors against patches, over the layers" if "anchor" in curves else "The patches, over the layers"
     alike = {count.partition(": ")[2] for count in counts}
     said = alike.pop() if len(alike) == 1 else "<br>".join(counts)
-    return titled(figure, title, f"{selection} · {said}", height=400)
+    return titled(
+        traces,
+        title,
+        f"{selection} · {said}",
+        400,
+        xaxis=layer_axis(len(share_L)),
+        yaxis={"title": "share of all attention", "tickformat": ".3~%", "zeroline": False, **axis},
+    )
 
 
 def role_bars(mass: Mapping[str, np.ndarray], *, selection: str, n: int = 1) -> go.Figure:
@@ -202,20 +201,28 @@ def role_bars(mass: Mapping[str, np.ndarray], *, selection: str, n: int = 1) -> 
     mass: role -> (L,), each the share of all attention (the roles of `ROLE_NAMES`). selection: which heads,
     in words. n: images averaged.
     """
-    figure = Figure()
+    traces: list[Any] = []
     for role, share_L in mass.items():
-        figure.add_bar(
-            x=np.arange(1, len(share_L) + 1),
-            y=share_L,
-            name=ROLE_NAMES[role],
-            marker={"color": ROLE_COLOURS[role]},
-            hovertemplate=f"layer %{{x}}, {ROLE_NAMES[role]}: %{{y:.2%}}<extra></extra>",
+        traces.append(
+            go.Bar(
+                x=np.arange(1, len(share_L) + 1),
+                y=share_L,
+                name=ROLE_NAMES[role],
+                marker={"color": ROLE_COLOURS[role]},
+                hovertemplate=f"layer %{{x}}, {ROLE_NAMES[role]}: %{{y:.2%}}<extra></extra>",
+            )
         )
-    figure.update_layout(barmode="stack", bargap=0.15)
-    layer_axis(figure, len(next(iter(mass.values()))))
-    figure.update_yaxes(title="share of all attention", tickformat=".0%", range=[0, 1])
     subtitle = f"{selection} · all keys = 100 % · {images(n)}"
-    return titled(figure, "Where all of the attention goes, over the layers", subtitle, height=400)
+    return titled(
+        traces,
+        "Where all of the attention goes, over the layers",
+        subtitle,
+        400,
+        xaxis=layer_axis(len(next(iter(mass.values())))),
+        yaxis={"title": "share of all attention", "tickformat": ".0%", "range": [0, 1]},
+        barmode="stack",
+        bargap=0.15,
+    )
 
 
 def anchor_bars(
@@ -227,7 +234,7 @@ def anchor_bars(
     selection: which layer and head, in words. n: images averaged.
     """
     anchors = np.arange(1, len(value_A) + 1)
-    figure = Figure(
+    traces: list[Any] = [
         go.Bar(
             x=anchors,
             y=value_A,
@@ -235,21 +242,19 @@ def anchor_bars(
             marker={"color": ROLE_COLOURS["anchor"]},
             customdata=value_A / uniform,
             hovertemplate="anchor %{x}: %{y:.2%}<br>%{customdata:.3g}× uniform<extra></extra>",
-        )
-    )
-    figure.add_scatter(
-        x=[0.5, len(anchors) + 0.5],
-        y=[uniform, uniform],
-        mode="lines",
-        name="uniform",
-        line={"color": NEUTRAL, "dash": "dash", "width": 1.5},
-        hovertemplate=f"uniform: {uniform:.3%}<extra></extra>",
-    )
-    figure.update_xaxes(title="anchor", tickmode="linear", tick0=1, dtick=step(len(anchors)), showgrid=False)
-    figure.update_yaxes(title=of, tickformat=".3~%", rangemode="tozero")
-    figure.update_layout(showlegend=False)
+        ),
+        dashed([0.5, len(anchors) + 0.5], [uniform, uniform], "uniform", f"uniform: {uniform:.3%}"),
+    ]
     subtitle = f"{selection}<br>dashed: uniform = {uniform:.2%} · {images(n)}"
-    return titled(figure, "The anchors, one by one", subtitle, height=430)
+    return titled(
+        traces,
+        "The anchors, one by one",
+        subtitle,
+        430,
+        xaxis=counted("anchor", len(anchors)),
+        yaxis={"title": of, "tickformat": ".3~%", "rangemode": "tozero"},
+        showlegend=False,
+    )
 
 
 def patch_overlay(
@@ -275,7 +280,8 @@ def patch_overlay(
     row_of, col_of = np.meshgrid(np.arange(1, rows + 1), np.arange(1, cols + 1), indexing="ij")
     most = float(np.nanmax(np.abs(patch_RC))) / uniform or 1.0
     colours = {(False, False): HEAT, (False, True): VEIL, (True, False): BELOW_ABOVE, (True, True): _SIGNED_VEIL}
-    figure = Figure(
+    pictures: list[dict[str, Any]] = []
+    traces: list[Any] = [
         go.Heatmap(
             z=patch_RC / uniform,
             x=x,
@@ -286,26 +292,34 @@ def patch_overlay(
             customdata=np.stack([row_of, col_of, patch_RC], axis=-1).astype(np.float32),
             hovertemplate="patch row %{customdata[0]}, column %{customdata[1]}<br>"
             f"%{{customdata[2]:.3%}} {of}<br>%{{z:.3g}}× uniform<extra></extra>",
-            colorbar={"title": {"text": "× uniform", "side": "right"}, "thickness": 12, "outlinewidth": 0},
+            colorbar=colour_bar("× uniform"),
         )
-    )
+    ]
     if image is not None:
-        figure.add_layout_image(
-            source=png(image, grey=True),
-            xref="x",
-            yref="y",
-            x=0,
-            y=0,
-            sizex=width,
-            sizey=height,
-            sizing="stretch",
-            layer="below",
+        pictures.append(
+            {
+                "source": png(image, grey=True),
+                "xref": "x",
+                "yref": "y",
+                "x": 0,
+                "y": 0,
+                "sizex": width,
+                "sizey": height,
+                "sizing": "stretch",
+                "layer": "below",
+            }
         )
-    figure.update_xaxes(visible=False, range=[0, width], constrain="domain")
-    figure.update_yaxes(visible=False, range=[height, 0], scaleanchor="x", constrain="domain")
     subtitle = f"{selection}<br>{rows} × {cols} patches, uniform = {uniform:.2%} each · {images(n)}"
-    titled(figure, title, subtitle, height=430)
-    return figure.update_layout(margin={"l": 10, "r": 10, "b": 10})
+    return titled(
+        traces,
+        title,
+        subtitle,
+        430,
+        xaxis={"visible": False, "range": [0, width], "constrain": "domain"},
+        yaxis={"visible": False, "range": [height, 0], "scaleanchor": "x", "constrain": "domain"},
+        margin={"l": 10, "r": 10, "b": 10},
+        images=pictures,
+    )
 
 
 def first_tokens(
@@ -333,7 +347,8 @@ def first_tokens(
     custom[..., 2] = np.asarray(numbers)[:, None]
     custom[..., 3] = np.array([escape(name) for name in ids], dtype=object)[:, None]
     custom[..., 4] = np.array([escape(name) for name in names], dtype=object)
-    figure = Figure(
+    shapes: list[dict[str, Any]] = []
+    traces: list[Any] = [
         go.Heatmap(
             z=share_NF / uniform,
             x=x,
@@ -345,33 +360,38 @@ def first_tokens(
             ygap=1,
             customdata=custom,
             hovertemplate=hover + "%{customdata[1]:.3g}× uniform<extra></extra>",
-            colorbar={"title": {"text": "× uniform", "side": "right"}, "thickness": 12, "outlinewidth": 0},
+            colorbar=colour_bar("× uniform"),
         )
-    )
+    ]
     if 0 < anchors < F:
-        figure.add_vline(x=anchors + 0.5, line={"color": NEUTRAL, "width": 3})
+        shapes.append(across(x=anchors + 0.5, line={"color": NEUTRAL, "width": 3}))
     if shown is not None and shown in numbers:
         at = list(numbers).index(shown)
         line = {"color": MARK, "width": 3}
-        figure.add_shape(type="rect", x0=0.5, x1=F + 0.5, y0=at + 0.5, y1=at + 1.5, line=line)
+        shapes.append({"type": "rect", "x0": 0.5, "x1": F + 0.5, "y0": at + 0.5, "y1": at + 1.5, "line": line})
     short = [name.replace("anchor ", "A").replace("patch ", "") for name in names]
     axis = {"showgrid": False, "zeroline": False}
-    figure.update_xaxes(
-        title="anchors, then patches (row,column)" if anchors else "patches (row,column)",
-        tickvals=x,
-        ticktext=[escape(name) for name in short],
-        range=[0.5, F + 0.5],
-        tickangle=-45,
-        **axis,
-    )
-    figure.update_yaxes(
-        title="image", tickvals=y, ticktext=[f"{number:,}" for number in numbers], range=[N + 0.5, 0.5], **axis
-    )
     return titled(
-        figure,
+        traces,
         f"Attention on the first {F} tokens (the paper's Figure 3)",
         f"{selection} · uniform = {uniform:.2%} each · {N} images, one a row",
-        height=max(300, 170 + 22 * N),
+        max(300, 170 + 22 * N),
+        xaxis={
+            "title": "anchors, then patches (row,column)" if anchors else "patches (row,column)",
+            "tickvals": x,
+            "ticktext": [escape(name) for name in short],
+            "range": [0.5, F + 0.5],
+            "tickangle": -45,
+            **axis,
+        },
+        yaxis={
+            "title": "image",
+            "tickvals": y,
+            "ticktext": [f"{number:,}" for number in numbers],
+            "range": [N + 0.5, 0.5],
+            **axis,
+        },
+        shapes=shapes,
     )
 
 
@@ -383,7 +403,7 @@ def distribution(value_N: np.ndarray, value: float, uniform: float, *, selection
     """
     counts, edges = np.histogram(np.asarray(value_N, dtype=np.float64), bins=min(40, max(5, len(value_N) // 4)))
     ends = np.stack([edges[:-1], edges[1:]], axis=-1)
-    figure = Figure(
+    traces: list[Any] = [
         go.Bar(
             x=ends.mean(axis=-1),
             y=counts,
@@ -394,18 +414,18 @@ def distribution(value_N: np.ndarray, value: float, uniform: float, *, selection
             showlegend=False,
             hovertemplate="%{customdata[0]:.2%} to %{customdata[1]:.2%}: %{y:,} images<extra></extra>",
         )
-    )
+    ]
     top = counts.max()
     for name, x, line in (
         (f"uniform: {uniform:.2%}", uniform, {"color": NEUTRAL, "dash": "dash", "width": 1.5}),
         (f"image {image:,}: {value:.2%}", value, {"color": MARK, "width": 3}),
     ):
-        figure.add_scatter(x=[x, x], y=[0, top], mode="lines", name=name, line=line, hoverinfo="name")
-    figure.update_xaxes(title="share of all attention that falls on the anchors", tickformat=".3~%", showgrid=False)
-    figure.update_yaxes(title="images", rangemode="tozero")
+        traces.append(go.Scatter(x=[x, x], y=[0, top], mode="lines", name=name, line=line, hoverinfo="name"))
     return titled(
-        figure,
+        traces,
         "This image among all images",
         f"{selection} · image {image:,}: {value:.2%}, more than {below(value_N, value):.0%} of {len(value_N):,} images",
-        height=400,
+        400,
+        xaxis={"title": "share of all attention that falls on the anchors", "tickformat": ".3~%", "showgrid": False},
+        yaxis={"title": "images", "rangemode": "tozero"},
     )

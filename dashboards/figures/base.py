@@ -1,22 +1,20 @@
-"""What all figures share: colours, titles, axes. Knows plotly; not what a figure shows.
-
-Colours are colour-blind safe (Okabe-Ito; purple-orange for above and below; inferno for amounts). Text, axes and
-background are left to the theme, so that the figures read on light and dark pages; lines that must read on both are of
-a middle grey. Titles, names and hover texts are HTML to plotly: what comes from a file goes through `escape`.
+"""What the dashboard's figures share beyond the style of all: scales of colours, axes, pictures. Knows plotly; not what
+a figure shows. Scales are purple-orange for below and above, inferno for amounts.
 """
 
 from __future__ import annotations
 
 import base64
-import html
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 from PIL import Image
+
+from htc_probe.probes.show.style import COLOURS, NEUTRAL, escape
 
 ROLE_COLOURS = {"anchor": "#E69F00", "patch": "#0072B2", "voco": "#009E73", "prefix": "#CC79A7", "text": "#56B4E9"}
 ROLE_NAMES = {
@@ -26,11 +24,8 @@ ROLE_NAMES = {
     "prefix": "text before the image",
     "text": "text after the image",
 }
-OF = {"voco_read": "#56B4E9", "z_voco": "#009E73", "v_d": "#E69F00", "v_pooled": "#0072B2", "codes": "#CC79A7"}
-"""A representation's colour."""
-SERIES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#8a8a8a")
-"""For things without a colour of their own."""
-NEUTRAL = "#8a8a8a"
+OF = COLOURS | {"codes": "#CC79A7"}
+"""The colour of a representation, or of codes."""
 # Purple below the middle, light grey at it, orange above it.
 BELOW_ABOVE = [[0.0, "#54278f"], [0.25, "#9e9ac8"], [0.5, "#f2f0f0"], [0.75, "#f1a340"], [1.0, "#8c3f04"]]
 # Inferno, written as rgb(): Streamlit takes hex colours near #000001 for its own and replaces them.
@@ -40,92 +35,42 @@ HEAT = [[at, f"rgb{colour}"] for at, colour in INFERNO.items()]
 VEIL = [[at, f"rgba{(*colour, 0.35 + 0.5 * at)}"] for at, colour in INFERNO.items()]
 
 
-class Figure(go.Figure):
-    """A plotly figure whose layout is updated as plotly does it, only faster: figures take a third of the time."""
-
-    def update_layout(self, *args: Any, **parts: Any) -> Figure:
-        if "overwrite" in parts or len(args) > 1:
-            return super().update_layout(*args, **parts)
-        given = args[0] if args else {}
-        if isinstance(given, go.Layout):  # of make_subplots
-            given = given.to_plotly_json()
-        return _merge(self, self.layout, {**(given or {}), **parts})
-
-    def update_xaxes(self, *args: Any, **parts: Any) -> Figure:
-        if args or _RARE & parts.keys():
-            return super().update_xaxes(*args, **parts)
-        for axis in self.select_xaxes(row=parts.pop("row", None), col=parts.pop("col", None)):
-            _merge(self, axis, parts)
-        return self
-
-    def update_yaxes(self, *args: Any, **parts: Any) -> Figure:
-        if args or _RARE & parts.keys():
-            return super().update_yaxes(*args, **parts)
-        for axis in self.select_yaxes(row=parts.pop("row", None), col=parts.pop("col", None)):
-            _merge(self, axis, parts)
-        return self
+def layer_axis(layers: int) -> dict[str, Any]:
+    """An x axis that counts decoder layers from 1."""
+    return counted("decoder layer", layers) | {"range": [0.5, layers + 0.5], "zeroline": False}
 
 
-_RARE = {"patch", "selector", "overwrite", "secondary_y"}
+def counted(title: str, count: int) -> dict[str, Any]:
+    """An axis that counts from 1."""
+    return {"title": title, "tickmode": "linear", "tick0": 1, "dtick": step(count), "showgrid": False}
 
 
-def _merge(figure: Figure, into: Any, parts: Mapping[str, Any]) -> Figure:
-    for name, part in parts.items():
-        old = into[name] if isinstance(part, dict) and name in into else None
-        into[name] = part if old is None else _joined(old.to_plotly_json(), part)
-    return figure
+def named(names: Sequence[str]) -> dict[str, Any]:
+    """An axis with names at 1, 2, ..."""
+    ticks = {"tickvals": list(range(1, len(names) + 1)), "ticktext": [escape(name) for name in names]}
+    return {**ticks, "showgrid": False, "zeroline": False, "automargin": True}
 
 
-def _joined(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    both = {name: part for name, part in new.items() if isinstance(part, dict) and isinstance(old.get(name), dict)}
-    return {**old, **new, **{name: _joined(old[name], part) for name, part in both.items()}}
+def panels(count: int, gap: float, x: dict[str, Any], ys: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Axes of panels side by side, with so much of the width between them: the same x axis, and a y axis each."""
+    axes = {}
+    for number, y in enumerate(ys):
+        panel = str(number + 1) if number else ""
+        axes[f"xaxis{panel}"] = {"anchor": f"y{panel}", "domain": _domain(count, gap, number), **x}
+        axes[f"yaxis{panel}"] = {"anchor": f"x{panel}", "domain": [0.0, 1.0], **y}
+    return axes
 
 
-def escape(text: str) -> str:
-    """A name from a file, to be shown as it is."""
-    return html.escape(text).replace("%{", "%&#123;")
+def heads(count: int, gap: float, titles: Sequence[str]) -> list[dict[str, Any]]:
+    """What is written over the panels."""
+    place = {"xref": "paper", "yref": "paper", "y": 1.0, "xanchor": "center", "yanchor": "bottom", "showarrow": False}
+    middles = [sum(_domain(count, gap, number)) / 2 for number in range(count)]
+    return [{"text": text, "x": x, "font": {"size": 16}, **place} for text, x in zip(titles, middles, strict=True)]
 
 
-def titled(figure: go.Figure, title: str, subtitle: str, height: int) -> go.Figure:
-    """With its title, what was measured on how many images under it, and its height in pixels. Plotly cuts lines that
-    are too long for a chart: they are broken to fit one of 480 pixels, and the chart is as much higher.
-    """
-    title, subtitle = _lines(title, " ", 60), _lines(subtitle, " · ", 95)
-    more = 20 * title.count("<br>") + 14 * max(0, subtitle.count("<br>") - 1)
-    figure.update_layout(
-        title={"text": title, "subtitle": {"text": subtitle}, "x": 0, "xanchor": "left", "yref": "container"},
-        height=height + more,
-        margin={"l": 60, "r": 20, "t": 96 + more, "b": 50},
-        legend={"orientation": "h", "x": 0, "y": -0.22, "yanchor": "top"},
-    )
-    return figure
-
-
-def _lines(text: str, separator: str, most: int) -> str:
-    """Broken at separators into lines of at most so many characters, where that can be."""
-    lines = [""]
-    for given in text.split("<br>"):
-        for part in given.split(separator):
-            longer = f"{lines[-1]}{separator}{part}" if lines[-1] else part
-            if len(html.unescape(longer)) <= most or not lines[-1]:
-                lines[-1] = longer
-            else:
-                lines.append(part)
-        lines.append("")
-    return "<br>".join(lines[:-1])
-
-
-def layer_axis(figure: go.Figure, layers: int) -> None:
-    """The x axis counts decoder layers from 1."""
-    figure.update_xaxes(
-        title="decoder layer",
-        range=[0.5, layers + 0.5],
-        tickmode="linear",
-        tick0=1,
-        dtick=step(layers),
-        showgrid=False,
-        zeroline=False,
-    )
+def _domain(count: int, gap: float, number: int) -> list[float]:
+    width = (1 - gap * (count - 1)) / count
+    return [number * (width + gap), number * (width + gap) + width]
 
 
 def step(count: int) -> int:
@@ -133,14 +78,44 @@ def step(count: int) -> int:
     return max(1, math.ceil(count / 12))
 
 
+def colour_bar(title: str, **more: Any) -> dict[str, Any]:
+    return {"title": {"text": title, "side": "right"}, "thickness": 12, "outlinewidth": 0, **more}
+
+
+def whiskers(estimate: np.ndarray, lower: np.ndarray, upper: np.ndarray, **look: Any) -> dict[str, Any]:
+    """Error bars."""
+    return {"type": "data", "symmetric": False, "array": upper - estimate, "arrayminus": estimate - lower, **look}
+
+
+def dashed(x: Sequence[float], y: Sequence[float], name: str, hover: str = "") -> go.Scatter:
+    """A grey line."""
+    told = {"hovertemplate": f"{hover}<extra></extra>"} if hover else {"hoverinfo": "skip"}
+    return go.Scatter(x=x, y=y, mode="lines", name=name, line={"color": NEUTRAL, "dash": "dash", "width": 1.5}, **told)
+
+
+def circled(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray, name: str, colour: str, size: int) -> Any:
+    """A circle around what is selected."""
+    marker = {"size": size, "symbol": "circle-open", "color": colour, "line": {"width": 3}}
+    return go.Scatter(x=x, y=y, mode="markers", name=name, hoverinfo="skip", marker=marker)
+
+
+def outlined(column: int | None, row: int | None, columns: int, rows: int, colour: str) -> list[dict[str, Any]]:
+    """The outline of one cell (from 0) of a grid that counts from 1, of a whole row or column, or none."""
+    if column is None and row is None:
+        return []
+    x0, x1 = (0.5, columns + 0.5) if column is None else (column + 0.5, column + 1.5)
+    y0, y1 = (0.5, rows + 0.5) if row is None else (row + 0.5, row + 1.5)
+    return [{"type": "rect", "x0": x0, "x1": x1, "y0": y0, "y1": y1, "line": {"color": colour, "width": 3}}]
+
+
+def laid(source: str, x: float, y: float, width: float, height: float, panel: str = "") -> dict[str, Any]:
+    """A picture below what is drawn."""
+    place = {"xref": f"x{panel}", "yref": f"y{panel}", "x": x, "y": y, "sizex": width, "sizey": height}
+    return {"source": source, "sizing": "stretch", "layer": "below", **place}
+
+
 def images(n: int) -> str:
     return "1 image" if n == 1 else f"mean of {n:,} images"
-
-
-def transparent(colour: str, alpha: float) -> str:
-    """`#rrggbb` as rgba()."""
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},{alpha})"
 
 
 def png(image: np.ndarray, *, grey: bool = False) -> str:

@@ -13,19 +13,9 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from htc_probe.dashboards.figures.base import (
-    BELOW_ABOVE,
-    NEUTRAL,
-    ROLE_COLOURS,
-    ROLE_NAMES,
-    SERIES,
-    VEIL,
-    Figure,
-    escape,
-    layer_axis,
-    png,
-    titled,
-)
+from htc_probe.dashboards.figures.base import BELOW_ABOVE, ROLE_COLOURS, ROLE_NAMES, VEIL, png
+from htc_probe.dashboards.figures.old import Figure, layer_axis, titled
+from htc_probe.probes.show.style import NEUTRAL, SERIES, escape
 
 OWN = "#D55E00"
 """The image that is looked at, among the means."""

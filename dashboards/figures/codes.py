@@ -6,19 +6,33 @@ Letters in names: R rows and C columns of the code grid, G groups of codes, K co
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
 from htc_probe.analysis.contents.associations import Associations
-from htc_probe.dashboards.figures.base import BELOW_ABOVE, HEAT, NEUTRAL, OF, VEIL, Figure, escape, png, step, titled
+from htc_probe.dashboards.figures.base import (
+    BELOW_ABOVE,
+    HEAT,
+    OF,
+    VEIL,
+    circled,
+    colour_bar,
+    counted,
+    dashed,
+    laid,
+    named,
+    png,
+    whiskers,
+)
+from htc_probe.probes.show.style import NEUTRAL, across, cut, escape, titled
 
 CHOSEN = "#009E73"
 _MOST_NAMED = 64  # cells whose codes are written into them
 _MOST_WRITTEN = 12  # columns that leave room for a number
 _GAP = 0.06  # between pictures, in widths of one
-_BAR = {"thickness": 12, "outlinewidth": 0}
-_BITS = {"title": {"text": "bits", "side": "right"}, **_BAR}
+_EDGE = {"l": 10, "r": 10, "b": 10}
 
 
 def code_pictures(image: np.ndarray, picture: np.ndarray, *, psnr: float) -> go.Figure:
@@ -30,7 +44,7 @@ def code_pictures(image: np.ndarray, picture: np.ndarray, *, psnr: float) -> go.
     height, width = image.shape[:2]
     apart = width * (1 + _GAP)
     off = (picture.astype(np.float32).mean(-1) - image.astype(np.float32).mean(-1)) / 255
-    figure = Figure(
+    traces: list[Any] = [
         go.Heatmap(
             z=off,
             x=2 * apart + np.arange(width) + 0.5,
@@ -39,23 +53,22 @@ def code_pictures(image: np.ndarray, picture: np.ndarray, *, psnr: float) -> go.
             zmax=0.5,
             colorscale=BELOW_ABOVE,
             hovertemplate="%{z:+.2f} of the range<extra></extra>",
-            colorbar={"title": {"text": "lighter or darker", "side": "right"}, "tickformat": "+.1f", **_BAR},
+            colorbar=colour_bar("lighter or darker", tickformat="+.1f"),
         )
-    )
-    figure.layout.images = [_laid(png(one), at * apart, 0, width, height) for at, one in enumerate((image, picture))]
-    for at, name in enumerate(("the image", "from its codes", "codes minus image")):
-        figure.add_annotation(
-            text=name, x=at * apart + width / 2, y=0, yanchor="bottom", showarrow=False, yshift=2, font={"size": 13}
-        )
-    figure.update_xaxes(visible=False, range=[0, 2 * apart + width], constrain="domain")
-    figure.update_yaxes(visible=False, range=[height, -0.12 * height], scaleanchor="x", constrain="domain")
-    titled(
-        figure,
+    ]
+    head = {"y": 0, "yanchor": "bottom", "showarrow": False, "yshift": 2, "font": {"size": 13}}
+    heads = ("the image", "from its codes", "codes minus image")
+    return titled(
+        traces,
         "The image, and what its codes hold of it",
         f"decoded by the model's own MGVQ · {width} × {height} pixels · PSNR {psnr:.1f} dB · 1 image",
-        height=330,
+        330,
+        xaxis={"visible": False, "range": [0, 2 * apart + width], "constrain": "domain"},
+        yaxis={"visible": False, "range": [height, -0.12 * height], "scaleanchor": "x", "constrain": "domain"},
+        images=[laid(png(part), place * apart, 0, width, height) for place, part in enumerate((image, picture))],
+        annotations=[{"text": text, "x": place * apart + width / 2, **head} for place, text in enumerate(heads)],
+        margin=_EDGE | {"t": 84},
     )
-    return figure.update_layout(margin={"l": 10, "r": 10, "b": 10, "t": 84})
 
 
 def code_grid(
@@ -79,7 +92,7 @@ def code_grid(
         "row %{y}, column %{x}<br>code %{customdata[0]}<br>%{customdata[1]:.2%} of all cells, %{customdata[2]:.1f} bits"
     )
     few = codes_RC.size <= _MOST_NAMED
-    figure = Figure(
+    traces: list[Any] = [
         go.Heatmap(
             z=bits_RC,
             x=np.arange(1, columns + 1),
@@ -87,23 +100,22 @@ def code_grid(
             zmin=float(bits_K.min()),
             zmax=float(most),
             colorscale=VEIL,
-            colorbar=_BITS,
+            colorbar=colour_bar("bits"),
             text=codes_RC if few else None,
             customdata=custom,
             hovertemplate=hover + "<extra></extra>",
             texttemplate="%{text}" if few else None,
             textfont={"color": "#ffffff", "size": 13, "shadow": "0px 0px 4px rgb(0,0,0), 0px 0px 2px rgb(0,0,0)"},
         )
-    )
-    figure.layout.images = [_laid(png(image, grey=True), 0.5, 0.5, columns, rows)]
+    ]
     if chosen is not None:
         row, column = np.nonzero(codes_RC == chosen)
-        _outline(figure, column + 0.5, row + 0.5, 1, 1)
-    _square(figure, rows, columns)
+        traces.append(_outline(column + 0.5, row + 0.5, 1, 1))
     title = f"The codes of group {group + 1}, on the image"
     subtitle = f"{rows} × {columns} cells, a code each · group {group + 1} of {groups} · 1 image"
     subtitle += "<br>bits: -log2 of its share of the run"
-    return titled(figure, title, subtitle, height=440).update_layout(margin={"l": 10, "r": 10, "b": 10})
+    under = laid(png(image, grey=True), 0.5, 0.5, columns, rows)
+    return titled(traces, title, subtitle, 440, images=[under], margin=_EDGE, **_square(rows, columns))
 
 
 def code_entropy(
@@ -122,16 +134,8 @@ def code_entropy(
     95 % intervals, each (G,). chosen: the group that is outlined.
     """
     groups = np.arange(1, len(entropy_G) + 1)
-    error = None
-    if interval is not None:
-        error = {
-            "type": "data",
-            "symmetric": False,
-            "array": interval[1] - entropy_G,
-            "arrayminus": entropy_G - interval[0],
-            "color": NEUTRAL,
-        }
-    figure = Figure(
+    error = None if interval is None else whiskers(entropy_G, *interval, color=NEUTRAL)
+    traces: list[Any] = [
         go.Bar(
             x=groups,
             y=entropy_G,
@@ -144,22 +148,20 @@ def code_entropy(
             selected={"marker": {"opacity": 1}},
             unselected={"marker": {"opacity": 1}},
         )
-    )
+    ]
     most = math.log2(size) if size > 1 else 0.0
-    figure.add_scatter(
-        x=[0.5, len(groups) + 0.5],
-        y=[most, most],
-        mode="lines",
-        name="used evenly",
-        line={"color": NEUTRAL, "dash": "dash", "width": 1.5},
-        hovertemplate=f"log2({size}) = {most:.2f} bits<extra></extra>",
-    )
-    figure.update_xaxes(title="group", tickmode="linear", tick0=1, dtick=step(len(groups)), showgrid=False)
-    figure.update_yaxes(title="entropy of a code, bits", range=[0, 1.06 * max(most, 1)])
-    figure.update_layout(showlegend=False)
+    traces.append(dashed([0.5, len(groups) + 0.5], [most, most], "used evenly", f"log2({size}) = {most:.2f} bits"))
     ends = "" if interval is None else " · 95 % intervals"
     subtitle = f"dashed: all {size:,} codes used evenly, {most:.1f} bits · {n:,} images{ends}"
-    return titled(figure, "How much of each codebook is used", subtitle, height=400)
+    return titled(
+        traces,
+        "How much of each codebook is used",
+        subtitle,
+        400,
+        xaxis=counted("group", len(groups)),
+        yaxis={"title": "entropy of a code, bits", "range": [0, 1.06 * max(most, 1)]},
+        showlegend=False,
+    )
 
 
 def code_usage(shares_K: np.ndarray, *, group: int, n: int, chosen: int | None = None) -> go.Figure:
@@ -168,7 +170,7 @@ def code_usage(shares_K: np.ndarray, *, group: int, n: int, chosen: int | None =
     shares_K: (K,) of all cells of n images, sums to 1. group: from 0. chosen: the code that is marked.
     """
     order = np.argsort(-shares_K, kind="stable")[: int((shares_K > 0).sum())]
-    figure = Figure(
+    traces: list[Any] = [
         go.Scattergl(
             x=np.arange(1, len(order) + 1),
             y=shares_K[order],
@@ -179,32 +181,26 @@ def code_usage(shares_K: np.ndarray, *, group: int, n: int, chosen: int | None =
             hovertemplate="code %{customdata[0]}: %{y:.3%} of all cells<br>%{x}. most frequent<extra></extra>",
             selected={"marker": {"opacity": 1}},
             unselected={"marker": {"opacity": 1}},
-        )
-    )
-    figure.add_scatter(
-        x=[1, max(len(order), 2)],
-        y=[1 / len(shares_K)] * 2,
-        mode="lines",
-        name="used evenly",
-        line={"color": NEUTRAL, "dash": "dash", "width": 1.5},
-        hovertemplate=f"used evenly: {1 / len(shares_K):.3%}<extra></extra>",
-    )
+        ),
+        dashed(
+            [1, max(len(order), 2)], [1 / len(shares_K)] * 2, "used evenly", f"used evenly: {1 / len(shares_K):.3%}"
+        ),
+    ]
     if chosen is not None and chosen in order:
-        figure.add_scatter(
-            x=[int(np.flatnonzero(order == chosen)[0]) + 1],
-            y=[shares_K[chosen]],
-            mode="markers",
-            hoverinfo="skip",
-            marker={"symbol": "circle-open", "size": 16, "color": CHOSEN, "line": {"width": 3}},
-            name=f"code {chosen}",
-        )
-    figure.update_xaxes(title="codes, the most frequent first", showgrid=False)
-    figure.update_yaxes(title="share of all cells", type="log", tickformat=".2~%", dtick=1)
-    figure.update_layout(showlegend=False)
+        place = int(np.flatnonzero(order == chosen)[0]) + 1
+        traces.append(circled([place], [shares_K[chosen]], f"code {chosen}", CHOSEN, 16))
     subtitle = (
         f"{len(order):,} of {len(shares_K):,} codes occur · dashed: used evenly, {1 / len(shares_K):.2%} · {n:,} images"
     )
-    return titled(figure, f"How often each code of group {group + 1} occurs", subtitle, height=400)
+    return titled(
+        traces,
+        f"How often each code of group {group + 1} occurs",
+        subtitle,
+        400,
+        xaxis={"title": "codes, the most frequent first", "showgrid": False},
+        yaxis={"title": "share of all cells", "type": "log", "tickformat": ".2~%", "dtick": 1},
+        showlegend=False,
+    )
 
 
 def code_label_bits(
@@ -229,26 +225,18 @@ def code_label_bits(
         "group %{x}<br>%{customdata[0]:.3f} [%{customdata[1]:.3f}, %{customdata[2]:.3f}] bits of a label's "
         "%{customdata[3]:.2f}<extra></extra>"
     )
-    figure = _signed(bits_TG, "bits a code")
-    if G <= _MOST_WRITTEN:
-        figure.data[0].update(texttemplate="%{z:.2f}", textfont={"size": 11})
-    figure.data[0].update(customdata=custom, hovertemplate=hover)
+    written = {"texttemplate": "%{z:.2f}", "textfont": {"size": 11}} if G <= _MOST_WRITTEN else {}
+    traces = [_signed(bits_TG, "bits a code", customdata=custom, hovertemplate=hover, **written)]
     if mark is not None:
-        _outline(figure, mark[1] + 0.5, mark[0] + 0.5, 1, 1)
-    figure.update_xaxes(
-        title="group of codes", tickmode="linear", tick0=1, dtick=step(G), showgrid=False, zeroline=False
+        traces.append(_outline(mark[1] + 0.5, mark[0] + 0.5, 1, 1))
+    return titled(
+        traces,
+        "What one code says of each label",
+        f"mutual information of one code with the label, less chance · {n:,} images",
+        min(900, 210 + 26 * T),
+        xaxis=counted("group of codes", G) | {"zeroline": False},
+        yaxis=named([cut(name, 24) for name in tasks]) | {"range": [T + 0.5, 0.5]},
     )
-    names = [escape(name if len(name) <= 24 else name[:23] + "…") for name in tasks]
-    figure.update_yaxes(
-        range=[T + 0.5, 0.5],
-        tickvals=list(range(1, T + 1)),
-        ticktext=names,
-        showgrid=False,
-        zeroline=False,
-        automargin=True,
-    )
-    subtitle = f"mutual information of one code with the label, less chance · {n:,} images"
-    return titled(figure, "What one code says of each label", subtitle, height=min(900, 210 + 26 * T))
 
 
 def code_label_map(
@@ -261,13 +249,11 @@ def code_label_map(
     """
     grid = np.full(shape, np.nan, dtype=np.float32)
     grid[np.asarray(rows), np.asarray(columns)] = bits_P
-    figure = _signed(grid, "bits a code")
-    figure.data[0].update(hovertemplate="row %{y}, column %{x}<br>%{z:.3f} bits<extra></extra>", hoverongaps=False)
-    _square(figure, *shape)
+    hover = "row %{y}, column %{x}<br>%{z:.3f} bits<extra></extra>"
+    traces = [_signed(grid, "bits a code", hovertemplate=hover, hoverongaps=False)]
     of = f"{len(bits_P):,} of {grid.size:,} cells" if len(bits_P) < grid.size else f"{grid.size:,} cells"
     subtitle = f"mean over groups, less chance · {of} · {n:,} images"
-    figure = titled(figure, f"Where codes tell of {escape(task)}", subtitle, height=400)
-    return figure.update_layout(margin={"l": 10, "r": 10, "b": 10})
+    return titled(traces, f"Where codes tell of {escape(task)}", subtitle, 400, margin=_EDGE, **_square(*shape))
 
 
 def code_lifts(found: Associations, *, group: int, answer: str, chosen: int | None = None, most: int = 16) -> go.Figure:
@@ -283,7 +269,7 @@ def code_lifts(found: Associations, *, group: int, answer: str, chosen: int | No
     custom = np.stack(
         [found.code[:count], found.inside[:count], found.outside[:count], lower, upper, found.p[:count]], -1
     )
-    figure = Figure(
+    traces: list[Any] = [
         go.Scatter(
             x=lift,
             y=at,
@@ -295,13 +281,7 @@ def code_lifts(found: Associations, *, group: int, answer: str, chosen: int | No
                 "size": 11,
                 "line": {"color": CHOSEN, "width": [4 * int(code == chosen) for code in found.code[:count]]},
             },
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": upper - lift,
-                "arrayminus": lift - lower,
-                "color": NEUTRAL,
-            },
+            error_x=whiskers(lift, lower, upper, color=NEUTRAL),
             hovertemplate="code %{customdata[0]}: %{x:.3g}× [%{customdata[3]:.3g}, %{customdata[4]:.3g}]<br>"
             f"held by %{{customdata[1]}} of {found.n_inside:,} such images<br>"
             f"and %{{customdata[2]}} of {found.n_outside:,} others<br>"
@@ -309,38 +289,44 @@ def code_lifts(found: Associations, *, group: int, answer: str, chosen: int | No
             selected={"marker": {"opacity": 1}},
             unselected={"marker": {"opacity": 1}},
         )
-    )
-    figure.add_vline(x=1, line={"color": NEUTRAL, "dash": "dash", "width": 1.5})
+    ]
     ticks = [digit * 10**power for power in range(-1, 5) for digit in (1, 2, 5)]
-    figure.update_xaxes(
-        title="times as often as in other images",
-        type="log",
-        zeroline=False,
-        tickvals=ticks,
-        ticktext=[f"{tick:,.3g}" for tick in ticks],
-    )
-    figure.update_yaxes(
-        range=[count + 0.6, 0.4],
-        tickvals=at,
-        ticktext=[f"code {code}" for code in found.code[:count]],
-        showgrid=False,
-        zeroline=False,
-        automargin=True,
-    )
-    figure.update_layout(showlegend=False)
+
     shown = answer if len(answer) <= 40 else answer[:39] + "…"
     subtitle = (
         f"{found.n_inside:,} images against {found.n_outside:,}, one of each group of images<br>"
         f"95 % intervals, corrected for {found.tests:,} codes and answers"
     )
     title = f"Codes of group {group + 1} that go with {escape(shown)}"
-    return titled(figure, title, subtitle, height=200 + 24 * count)
+    return titled(
+        traces,
+        title,
+        subtitle,
+        200 + 24 * count,
+        xaxis={
+            "title": "times as often as in other images",
+            "type": "log",
+            "zeroline": False,
+            "tickvals": ticks,
+            "ticktext": [f"{tick:,.3g}" for tick in ticks],
+        },
+        yaxis={
+            "range": [count + 0.6, 0.4],
+            "tickvals": at,
+            "ticktext": [f"code {code}" for code in found.code[:count]],
+            "showgrid": False,
+            "zeroline": False,
+            "automargin": True,
+        },
+        shapes=[across(x=1, line={"color": NEUTRAL, "dash": "dash", "width": 1.5})],
+        showlegend=False,
+    )
 
 
 def code_places(share_RC: np.ndarray, *, group: int, code: int, n: int) -> go.Figure:
     """Where on the grid a code lies. share_RC: (R, C), the share of n images that have it in this cell."""
     rows, columns = share_RC.shape
-    figure = Figure(
+    traces: list[Any] = [
         go.Heatmap(
             z=share_RC,
             x=np.arange(1, columns + 1),
@@ -349,13 +335,12 @@ def code_places(share_RC: np.ndarray, *, group: int, code: int, n: int) -> go.Fi
             zmax=float(share_RC.max()) or 1.0,
             colorscale=HEAT,
             hovertemplate="row %{y}, column %{x}<br>%{z:.2%} of the images<extra></extra>",
-            colorbar={"title": {"text": "share of images", "side": "right"}, "tickformat": ".2~%", **_BAR},
+            colorbar=colour_bar("share of images", tickformat=".2~%"),
         )
-    )
-    _square(figure, rows, columns)
+    ]
     title = f"Where code {code} of group {group + 1} lies"
-    figure = titled(figure, title, f"share of images that have it in the cell · {n:,} images", height=400)
-    return figure.update_layout(margin={"l": 10, "r": 10, "b": 10})
+    subtitle = f"share of images that have it in the cell · {n:,} images"
+    return titled(traces, title, subtitle, 400, margin=_EDGE, **_square(rows, columns))
 
 
 def code_examples(
@@ -370,72 +355,67 @@ def code_examples(
     apart = 1 + _GAP
     R, C = cells_XRC.shape[1:]
     y, x = (apart * at for at in np.divmod(np.arange(len(pictures)), columns))
-    figure = Figure(layout={"images": [_laid(*one, 1, 1) for one in zip(pictures, x, y, strict=True)]})
     image, row, column = np.nonzero(cells_XRC)
-    _outline(figure, x[image] + column / C, y[image] + row / R, 1 / C, 1 / R, thick=2)
-    figure.add_scatter(
-        x=x + 0.5,
-        y=y + 0.5,
-        mode="markers",
-        marker={"size": 60, "opacity": 0, "symbol": "square"},
-        showlegend=False,
-        customdata=np.arange(len(pictures))[:, None],
-        text=[escape(name) for name in names],
-        hovertemplate="%{text}<extra></extra>",
-        selected={"marker": {"opacity": 0}},
-        unselected={"marker": {"opacity": 0}},
+    traces = [
+        _outline(x[image] + column / C, y[image] + row / R, 1 / C, 1 / R, thick=2),
+        go.Scatter(
+            x=x + 0.5,
+            y=y + 0.5,
+            mode="markers",
+            marker={"size": 60, "opacity": 0, "symbol": "square"},
+            showlegend=False,
+            customdata=np.arange(len(pictures))[:, None],
+            text=[escape(name) for name in names],
+            hovertemplate="%{text}<extra></extra>",
+            selected={"marker": {"opacity": 0}},
+            unselected={"marker": {"opacity": 0}},
+        ),
+    ]
+    return titled(
+        traces,
+        title,
+        subtitle,
+        110 + 130 * rows,
+        xaxis={"visible": False, "range": [0, columns * apart], "constrain": "domain"},
+        yaxis={"visible": False, "range": [rows * apart, 0], "scaleanchor": "x", "constrain": "domain"},
+        images=[laid(*place, 1, 1) for place in zip(pictures, x, y, strict=True)],
+        margin=_EDGE,
     )
-    figure.update_xaxes(visible=False, range=[0, columns * apart], constrain="domain")
-    figure.update_yaxes(visible=False, range=[rows * apart, 0], scaleanchor="x", constrain="domain")
-    return titled(figure, title, subtitle, height=110 + 130 * rows).update_layout(margin={"l": 10, "r": 10, "b": 10})
 
 
-def _signed(values: np.ndarray, unit: str) -> go.Figure:
+def _signed(values: np.ndarray, unit: str, **more: Any) -> go.Heatmap:
     """A heat map with rows and columns from 1, its colours zero-centred."""
     most = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
-    return Figure(
-        go.Heatmap(
-            z=values,
-            x=np.arange(1, values.shape[1] + 1),
-            y=np.arange(1, values.shape[0] + 1),
-            zmin=-most,
-            zmax=most,
-            colorscale=BELOW_ABOVE,
-            xgap=1,
-            ygap=1,
-            colorbar={"title": {"text": unit, "side": "right"}, **_BAR},
-        )
+    return go.Heatmap(
+        z=values,
+        x=np.arange(1, values.shape[1] + 1),
+        y=np.arange(1, values.shape[0] + 1),
+        zmin=-most,
+        zmax=most,
+        colorscale=BELOW_ABOVE,
+        xgap=1,
+        ygap=1,
+        colorbar=colour_bar(unit),
+        **more,
     )
 
 
-def _square(figure: go.Figure, rows: int, columns: int) -> None:
+def _square(rows: int, columns: int) -> dict[str, Any]:
     """Axes of a grid with rows and columns from 1, from the top left, without numbers."""
-    figure.update_xaxes(visible=False, range=[0.5, columns + 0.5], constrain="domain")
-    figure.update_yaxes(visible=False, range=[rows + 0.5, 0.5], scaleanchor="x", constrain="domain")
-
-
-def _laid(source: str, x: float, y: float, width: float, height: float) -> dict[str, object]:
-    """A picture below what is drawn."""
+    bare = {"visible": False, "constrain": "domain"}
     return {
-        "source": source,
-        "xref": "x",
-        "yref": "y",
-        "x": x,
-        "y": y,
-        "sizex": width,
-        "sizey": height,
-        "sizing": "stretch",
-        "layer": "below",
+        "xaxis": {"range": [0.5, columns + 0.5], **bare},
+        "yaxis": {"range": [rows + 0.5, 0.5], "scaleanchor": "x", **bare},
     }
 
 
 def _outline(
-    figure: go.Figure, x: np.ndarray | float, y: np.ndarray | float, width: float, height: float, *, thick: int = 3
-) -> None:
+    x: np.ndarray | float, y: np.ndarray | float, width: float, height: float, *, thick: int = 3
+) -> go.Scatter:
     """Frames from these corners on, as one line with gaps: as many shapes would take plotly seconds."""
     left, top = np.atleast_1d(x), np.atleast_1d(y)
     right, bottom, gap = left + width, top + height, np.full(len(left), np.nan)
-    figure.add_scatter(
+    return go.Scatter(
         x=np.stack([left, right, right, left, left, gap], 1).ravel(),
         y=np.stack([top, top, bottom, bottom, top, gap], 1).ravel(),
         mode="lines",

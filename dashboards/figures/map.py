@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import plotly.graph_objects as go
 
-from htc_probe.dashboards.figures.base import NEUTRAL, OF, SERIES, Figure, escape, titled, transparent
+from htc_probe.dashboards.figures.base import OF, colour_bar, whiskers
+from htc_probe.probes.show.style import NEUTRAL, SERIES, across, escape, titled, transparent
 
 # Inferno without its darkest and lightest parts, which are lost on dark and on light pages.
 POINTS = [[0.0, "#65156e"], [0.25, "#9f2a63"], [0.5, "#d44842"], [0.75, "#f57d15"], [1.0, "#fac127"]]
@@ -70,7 +71,7 @@ def latent_map(
     current: number of the image with a ring. `title` and names are shown as they are, `subtitle` is HTML. Amounts are
     coloured from their 1st to their 99th percentile.
     """
-    figure = Figure()
+    traces: list[Any] = []
     n = len(rows_n)
     chosen_n = np.ones(n, bool)
     if chosen is not None and len(chosen):
@@ -84,8 +85,10 @@ def latent_map(
         mixed = mixed[np.argsort(colour.at_n[mixed] == colour.front, kind="stable")]
         known_n = colour.at_n >= 0
         for at, name in enumerate(colour.names):  # for the legend alone
-            figure.add_scatter(
-                x=[None], y=[None], mode="markers", name=escape(name), marker={"color": SERIES[at], "size": 9}
+            traces.append(
+                go.Scatter(
+                    x=[None], y=[None], mode="markers", name=escape(name), marker={"color": SERIES[at], "size": 9}
+                )
             )
         shown = mixed[known_n[mixed]]
         steps = [[end / MOST_CLASSES, SERIES[at]] for at in range(MOST_CLASSES) for end in (at, at + 1)]
@@ -96,27 +99,24 @@ def latent_map(
         known_n = np.isfinite(colour.values_n)
         values = colour.values_n[mixed[known_n[mixed]]]
         low, high = np.percentile(values, [1, 99]) if len(values) else (0, 1)
-        bar = {
-            "title": {"text": escape(colour.axis), "side": "right"},
-            "thickness": 12,
-            "outlinewidth": 0,
-            "tickformat": colour.format,
-        }
+        bar = colour_bar(escape(colour.axis), tickformat=colour.format)
         marker = {"color": values.astype(np.float32), "cmin": low, "cmax": high if high > low else low + 1}
         marker |= {"colorscale": POINTS, "colorbar": bar}
 
     def add(places: np.ndarray, name: str, hover: str, **more: Any) -> None:
         if len(places):
-            figure.add_scattergl(
-                x=at_n2[places, 0].astype(np.float32),
-                y=at_n2[places, 1].astype(np.float32),
-                mode="markers",
-                name=name,
-                customdata=rows_n[places].astype(np.int32),
-                hovertemplate=hover + "<extra></extra>",
-                selectedpoints=None if chosen_n.all() else np.flatnonzero(chosen_n[places]).tolist(),
-                unselected={"marker": {"opacity": 0.12}},
-                **more,
+            traces.append(
+                go.Scattergl(
+                    x=at_n2[places, 0].astype(np.float32),
+                    y=at_n2[places, 1].astype(np.float32),
+                    mode="markers",
+                    name=name,
+                    customdata=rows_n[places].astype(np.int32),
+                    hovertemplate=hover + "<extra></extra>",
+                    selectedpoints=None if chosen_n.all() else np.flatnonzero(chosen_n[places]).tolist(),
+                    unselected={"marker": {"opacity": 0.12}},
+                    **more,
+                )
             )
 
     size = {"size": 7 if n <= 2000 else 5, "opacity": 0.85}
@@ -126,23 +126,33 @@ def latent_map(
     add(mixed[known_n[mixed]], "images", hover, marker=size | marker, text=text, showlegend=False)
     if current is not None:
         for width, ring in ((7, "#ffffff"), (3, RING)):  # one on the other reads on any colour and page
-            figure.add_scattergl(
-                x=at_n2[current : current + 1, 0],
-                y=at_n2[current : current + 1, 1],
-                mode="markers",
-                hoverinfo="skip",
-                name=escape(current_name),
-                showlegend=ring == RING,
-                selectedpoints=None if chosen_n.all() else [0],  # what is selected is drawn over what is not
-                marker={"size": 20, "symbol": "circle-open", "color": ring, "line": {"width": width}},
+            traces.append(
+                go.Scattergl(
+                    x=at_n2[current : current + 1, 0],
+                    y=at_n2[current : current + 1, 1],
+                    mode="markers",
+                    hoverinfo="skip",
+                    name=escape(current_name),
+                    showlegend=ring == RING,
+                    selectedpoints=None if chosen_n.all() else [0],  # what is selected is drawn over what is not
+                    marker={"size": 20, "symbol": "circle-open", "color": ring, "line": {"width": width}},
+                )
             )
     ticks = bool(axes[0])
-    figure.update_xaxes(title=axes[0], showgrid=False, zeroline=False, showticklabels=ticks)
-    figure.update_yaxes(
-        title=axes[1], showgrid=False, zeroline=False, showticklabels=ticks, scaleanchor="x", constrain="domain"
-    )
-    titled(figure, escape(title), subtitle, height=680)
-    figure.update_layout(
+    return titled(
+        traces,
+        escape(title),
+        subtitle,
+        680,
+        xaxis={"title": axes[0], "showgrid": False, "zeroline": False, "showticklabels": ticks},
+        yaxis={
+            "title": axes[1],
+            "showgrid": False,
+            "zeroline": False,
+            "showticklabels": ticks,
+            "scaleanchor": "x",
+            "constrain": "domain",
+        },
         dragmode="lasso",
         hovermode="closest",
         newselection={"line": {"color": NEUTRAL}},
@@ -150,7 +160,6 @@ def latent_map(
         margin={"t": 110},
         legend={"y": -0.12 if ticks else -0.04, "traceorder": "normal", "itemclick": False, "itemdoubleclick": False},
     )
-    return figure
 
 
 def kept_bars(
@@ -161,34 +170,30 @@ def kept_bars(
     kept: method -> (3, M), estimate, lower and upper end, 0 to 1. of: (M,) such as z_voco, for the colours; names: as
     they are written. chance: that of points without order.
     """
-    figure = Figure()
+    traces: list[Any] = []
     names = [escape(name) for name in names]
     for number, (method, values) in enumerate(kept.items()):
-        figure.add_bar(
-            x=names,
-            y=values[0],
-            name=method,
-            marker={"color": [transparent(OF.get(name, NEUTRAL), 1 - 0.55 * number) for name in of]},
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": values[2] - values[0],
-                "arrayminus": values[0] - values[1],
-                "color": NEUTRAL,
-                "thickness": 1.5,
-                "width": 3,
-            },
-            customdata=np.stack([values[1], values[2]], 1),
-            hovertemplate=f"{method} of %{{x}}: %{{y:.1%}}<br>95 % interval %{{customdata[0]:.1%}} to "
-            "%{customdata[1]:.1%}<extra></extra>",
+        traces.append(
+            go.Bar(
+                x=names,
+                y=values[0],
+                name=method,
+                marker={"color": [transparent(OF.get(name, NEUTRAL), 1 - 0.55 * number) for name in of]},
+                error_y=whiskers(values[0], values[1], values[2], color=NEUTRAL, thickness=1.5, width=3),
+                customdata=np.stack([values[1], values[2]], 1),
+                hovertemplate=f"{method} of %{{x}}: %{{y:.1%}}<br>95 % interval %{{customdata[0]:.1%}} to "
+                "%{customdata[1]:.1%}<extra></extra>",
+            )
         )
-    figure.add_hline(y=chance, line={"color": NEUTRAL, "dash": "dot", "width": 1.5})
-    figure.update_yaxes(title=f"share of the {k} nearest", range=[0, 1], tickformat=".0%", zeroline=False)
-    titled(
-        figure,
+    return titled(
+        traces,
         "How far to trust the maps",
         f"share of an image's {k} nearest that are its {k} nearest on the map<br>mean of {n:,} images, 95 % intervals; "
         f"dotted: chance, {chance:.2%}",
-        height=400,
+        400,
+        yaxis={"title": f"share of the {k} nearest", "range": [0, 1], "tickformat": ".0%", "zeroline": False},
+        shapes=[across(y=chance, line={"color": NEUTRAL, "dash": "dot", "width": 1.5})],
+        barmode="group",
+        bargap=0.3,
+        margin={"t": 120},
     )
-    return figure.update_layout(barmode="group", bargap=0.3, margin={"t": 120})

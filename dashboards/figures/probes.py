@@ -3,15 +3,16 @@ scores are in `probes.figures`.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
-from htc_probe.dashboards.figures.base import NEUTRAL, OF, Figure, escape, titled
+from htc_probe.dashboards.figures.base import OF, circled, dashed, named, outlined
+from htc_probe.probes.show.style import SHARES, cut, escape, titled
 
 MARK = "#D55E00"
 """What is selected."""
-SHARES = [[0.0, "#f7fbff"], [0.5, "#6baed6"], [1.0, "#08306b"]]
 NAMED = 30
 """Classes of a confusion matrix whose names still fit."""
 _COUNTED = 12  # classes whose counts fit into the cells
@@ -26,17 +27,17 @@ def confusion(
     """
     K = len(names)
     share_KK = counts_KK / np.maximum(counts_KK.sum(1, keepdims=True), 1)
-    at = np.arange(1, K + 1)
+    place_K = np.arange(1, K + 1)
     shown = np.array([escape(name) for name in names], dtype=object)
     custom = np.empty((K, K, 4), dtype=object)
     custom[..., 0], custom[..., 1] = shown[:, None], shown[None, :]
     custom[..., 2], custom[..., 3] = counts_KK, share_KK
     hover = "%{customdata[0]} called %{customdata[1]}<br>%{customdata[2]:,} images, %{customdata[3]:.1%} of the row"
-    figure = Figure(
+    traces = [
         go.Heatmap(
             z=share_KK,
-            x=at,
-            y=at,
+            x=place_K,
+            y=place_K,
             zmin=0,
             zmax=1,
             colorscale=SHARES,
@@ -49,20 +50,19 @@ def confusion(
             colorbar={"title": {"text": "share of the row", "side": "right"}, "thickness": 12, "tickformat": ".0%"},
             showscale=K > _COUNTED,
         )
+    ]
+    ticks = named([cut(name) for name in names]) if K <= NAMED else {"showticklabels": False}
+    axis = {"showgrid": False, "zeroline": False, "automargin": True, "fixedrange": True, **ticks}
+    true, said = mark or (None, None)
+    return titled(
+        traces,
+        title,
+        subtitle,
+        max(360, min(620, 190 + 40 * K)),
+        xaxis={"title": "said", "range": [0.5, K + 0.5], **axis},
+        yaxis={"title": "true", "range": [K + 0.5, 0.5], **axis},
+        shapes=outlined(said, true, K, K, MARK),
     )
-    ticks: dict = {"tickvals": at, "ticktext": [escape(_cut(name)) for name in names]}
-    if K > NAMED:
-        ticks = {"showticklabels": False}
-    figure.update_xaxes(title="said", showgrid=False, zeroline=False, range=[0.5, K + 0.5], **ticks)
-    figure.update_yaxes(title="true", showgrid=False, zeroline=False, range=[K + 0.5, 0.5], **ticks)
-    figure.update_xaxes(automargin=True, fixedrange=True)
-    figure.update_yaxes(automargin=True, fixedrange=True)
-    if mark is not None:
-        true, said = mark
-        figure.add_shape(
-            type="rect", x0=said + 0.5, x1=said + 1.5, y0=true + 0.5, y1=true + 1.5, line={"color": MARK, "width": 3}
-        )
-    return titled(figure, title, subtitle, max(360, min(620, 190 + 40 * K)))
 
 
 def said_and_true(
@@ -78,40 +78,28 @@ def said_and_true(
     """A number as the probe said it (y) over what is true (x); a point is an image, and its row of the run its
     customdata. mark: the row to outline.
     """
-    figure = Figure()
     ends = [float(np.nanmin(true_n)), float(np.nanmax(true_n))] if len(true_n) else [0.0, 1.0]
-    figure.add_scatter(
-        x=ends,
-        y=ends,
-        mode="lines",
-        line={"color": NEUTRAL, "width": 1.5, "dash": "dash"},
-        name="said = true",
-        hoverinfo="skip",
-    )
-    figure.add_scattergl(
-        x=true_n.astype(np.float32),
-        y=said_n.astype(np.float32),
-        mode="markers",
-        customdata=rows_n.astype(np.int32),
-        marker={"size": 5, "opacity": 0.5, "color": OF["v_pooled"]},
-        name="an image",
-        hovertemplate="true %{x:.4g}, said %{y:.4g}<extra></extra>",
-    )
-    at = np.flatnonzero(rows_n == mark)
-    if len(at):
-        figure.add_scatter(
-            x=true_n[at],
-            y=said_n[at],
+    traces: list[Any] = [
+        dashed(ends, ends, "said = true"),
+        go.Scattergl(
+            x=true_n.astype(np.float32),
+            y=said_n.astype(np.float32),
             mode="markers",
-            name="current image",
-            hoverinfo="skip",
-            marker={"size": 14, "symbol": "circle-open", "color": MARK, "line": {"width": 3}},
-        )
+            customdata=rows_n.astype(np.int32),
+            marker={"size": 5, "opacity": 0.5, "color": OF["v_pooled"]},
+            name="an image",
+            hovertemplate="true %{x:.4g}, said %{y:.4g}<extra></extra>",
+        ),
+    ]
+    current = np.flatnonzero(rows_n == mark)
+    if len(current):
+        traces.append(circled(true_n[current], said_n[current], "current image", MARK, 14))
     words = f" ({escape(unit)})" if unit else ""
-    figure.update_xaxes(title=f"true{words}", zeroline=False)
-    figure.update_yaxes(title=f"said{words}", zeroline=False)
-    return titled(figure, title, subtitle, 460)
-
-
-def _cut(name: str, most: int = 14) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
+    return titled(
+        traces,
+        title,
+        subtitle,
+        460,
+        xaxis={"title": f"true{words}", "zeroline": False},
+        yaxis={"title": f"said{words}", "zeroline": False},
+    )

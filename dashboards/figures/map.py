@@ -71,88 +71,46 @@ def latent_map(
     current: number of the image with a ring. `title` and names are shown as they are, `subtitle` is HTML. Amounts are
     coloured from their 1st to their 99th percentile.
     """
-    traces: list[Any] = []
     n = len(rows_n)
-    chosen_n = np.ones(n, bool)
-    if chosen is not None and len(chosen):
-        chosen_n = np.isin(np.arange(n), chosen)
+    chosen_n = np.isin(np.arange(n), chosen) if chosen is not None and len(chosen) else np.ones(n, bool)
     mixed = np.random.default_rng(0).permutation(n)  # points hide those drawn before them: in no order of the run
-    known_n = np.ones(n, bool)
-    marker: dict[str, Any] = {"color": SERIES[0]}
-    text = None
-    if isinstance(colour, Classes):
-        colour = colour.told_apart()
-        mixed = mixed[np.argsort(colour.at_n[mixed] == colour.front, kind="stable")]
-        known_n = colour.at_n >= 0
-        for at, name in enumerate(colour.names):  # for the legend alone
-            traces.append(
-                go.Scatter(
-                    x=[None], y=[None], mode="markers", name=escape(name), marker={"color": SERIES[at], "size": 9}
-                )
-            )
-        shown = mixed[known_n[mixed]]
-        steps = [[end / MOST_CLASSES, SERIES[at]] for at in range(MOST_CLASSES) for end in (at, at + 1)]
-        marker = {"color": colour.at_n[shown].astype(np.uint8), "cmin": -0.5, "cmax": MOST_CLASSES - 0.5}
-        marker["colorscale"] = steps
-        text = [escape(colour.names[at]) for at in colour.at_n[shown]]
-    elif isinstance(colour, Amounts):
-        known_n = np.isfinite(colour.values_n)
-        values = colour.values_n[mixed[known_n[mixed]]]
-        low, high = np.percentile(values, [1, 99]) if len(values) else (0, 1)
-        bar = colour_bar(escape(colour.axis), tickformat=colour.format)
-        marker = {"color": values.astype(np.float32), "cmin": low, "cmax": high if high > low else low + 1}
-        marker |= {"colorscale": POINTS, "colorbar": bar}
-
-    def add(places: np.ndarray, name: str, hover: str, **more: Any) -> None:
-        if len(places):
-            traces.append(
-                go.Scattergl(
-                    x=at_n2[places, 0].astype(np.float32),
-                    y=at_n2[places, 1].astype(np.float32),
-                    mode="markers",
-                    name=name,
-                    customdata=rows_n[places].astype(np.int32),
-                    hovertemplate=hover + "<extra></extra>",
-                    selectedpoints=None if chosen_n.all() else np.flatnonzero(chosen_n[places]).tolist(),
-                    unselected={"marker": {"opacity": 0.12}},
-                    **more,
-                )
-            )
-
+    look = _look(colour, mixed)
     size = {"size": 7 if n <= 2000 else 5, "opacity": 0.85}
-    unknown = mixed[~known_n[mixed]]
-    add(unknown, "unknown", "unknown", marker=size | {"color": NEUTRAL, "symbol": "circle-open"})
-    hover = "%{marker.color:" + colour.format + "}" if isinstance(colour, Amounts) else "%{text}" if text else ""
-    add(mixed[known_n[mixed]], "images", hover, marker=size | marker, text=text, showlegend=False)
-    if current is not None:
-        for width, ring in ((7, "#ffffff"), (3, RING)):  # one on the other reads on any colour and page
-            traces.append(
-                go.Scattergl(
-                    x=at_n2[current : current + 1, 0],
-                    y=at_n2[current : current + 1, 1],
-                    mode="markers",
-                    hoverinfo="skip",
-                    name=escape(current_name),
-                    showlegend=ring == RING,
-                    selectedpoints=None if chosen_n.all() else [0],  # what is selected is drawn over what is not
-                    marker={"size": 20, "symbol": "circle-open", "color": ring, "line": {"width": width}},
-                )
+
+    def points(places: np.ndarray, name: str, hover: str, **more: Any) -> list[Any]:
+        if not len(places):
+            return []
+        return [
+            go.Scattergl(
+                x=at_n2[places, 0].astype(np.float32),
+                y=at_n2[places, 1].astype(np.float32),
+                mode="markers",
+                name=name,
+                customdata=rows_n[places].astype(np.int32),
+                hovertemplate=hover + "<extra></extra>",
+                selectedpoints=None if chosen_n.all() else np.flatnonzero(chosen_n[places]).tolist(),
+                unselected={"marker": {"opacity": 0.12}},
+                **more,
             )
+        ]
+
+    traces = [
+        *look.legend,
+        *points(look.unknown, "unknown", "unknown", marker=size | {"color": NEUTRAL, "symbol": "circle-open"}),
+        *points(look.places, "images", look.hover, marker=size | look.marker, text=look.text, showlegend=False),
+    ]
+    if current is not None:
+        selected = None if chosen_n.all() else [0]  # what is selected is drawn over what is not
+        traces += _ring(at_n2[current : current + 1], escape(current_name), selected)
     ticks = bool(axes[0])
+    axis = {"showgrid": False, "zeroline": False, "showticklabels": ticks}
     return titled(
         traces,
         escape(title),
         subtitle,
         680,
-        xaxis={"title": axes[0], "showgrid": False, "zeroline": False, "showticklabels": ticks},
-        yaxis={
-            "title": axes[1],
-            "showgrid": False,
-            "zeroline": False,
-            "showticklabels": ticks,
-            "scaleanchor": "x",
-            "constrain": "domain",
-        },
+        xaxis={"title": axes[0], **axis},
+        yaxis={"title": axes[1], **axis, "scaleanchor": "x", "constrain": "domain"},
         dragmode="lasso",
         hovermode="closest",
         newselection={"line": {"color": NEUTRAL}},
@@ -160,6 +118,63 @@ def latent_map(
         margin={"t": 110},
         legend={"y": -0.12 if ticks else -0.04, "traceorder": "normal", "itemclick": False, "itemdoubleclick": False},
     )
+
+
+class _Look(NamedTuple):
+    """How points are coloured."""
+
+    places: np.ndarray
+    """Of the points with a known colour, in the order in which they are drawn."""
+    unknown: np.ndarray
+    """Of the others."""
+    marker: dict[str, Any]
+    hover: str
+    text: list[str] | None = None
+    """What `hover` says of each."""
+    legend: tuple[go.Scatter, ...] = ()
+
+
+def _look(colour: Classes | Amounts | None, mixed: np.ndarray) -> _Look:
+    """`mixed`: all points, in no order."""
+    if isinstance(colour, Classes):
+        colour = colour.told_apart()
+        mixed = mixed[np.argsort(colour.at_n[mixed] == colour.front, kind="stable")]
+        known = colour.at_n[mixed] >= 0
+        legend = (
+            go.Scatter(x=[None], y=[None], mode="markers", name=escape(name), marker={"color": own, "size": 9})
+            for name, own in zip(colour.names, SERIES, strict=False)
+        )
+        steps = [[end / MOST_CLASSES, own] for number, own in enumerate(SERIES) for end in (number, number + 1)]
+        classes = colour.at_n[mixed[known]]
+        marker = {"color": classes.astype(np.uint8), "cmin": -0.5, "cmax": MOST_CLASSES - 0.5, "colorscale": steps}
+        text = [escape(colour.names[number]) for number in classes]
+        return _Look(mixed[known], mixed[~known], marker, "%{text}" if text else "", text, tuple(legend))
+    if isinstance(colour, Amounts):
+        known = np.isfinite(colour.values_n)[mixed]
+        values = colour.values_n[mixed[known]]
+        low, high = np.percentile(values, [1, 99]) if len(values) else (0, 1)
+        marker = {"color": values.astype(np.float32), "cmin": low, "cmax": high if high > low else low + 1}
+        bar = colour_bar(escape(colour.axis), tickformat=colour.format)
+        marker |= {"colorscale": POINTS, "colorbar": bar}
+        return _Look(mixed[known], mixed[~known], marker, "%{marker.color:" + colour.format + "}")
+    return _Look(mixed, mixed[:0], {"color": SERIES[0]}, "")
+
+
+def _ring(at_12: np.ndarray, name: str, selected: list[int] | None) -> list[go.Scattergl]:
+    """Around one point: two circles, one on the other, read on any colour and page."""
+    return [
+        go.Scattergl(
+            x=at_12[:, 0],
+            y=at_12[:, 1],
+            mode="markers",
+            hoverinfo="skip",
+            name=name,
+            showlegend=colour == RING,
+            selectedpoints=selected,
+            marker={"size": 20, "symbol": "circle-open", "color": colour, "line": {"width": width}},
+        )
+        for width, colour in ((7, "#ffffff"), (3, RING))
+    ]
 
 
 def kept_bars(

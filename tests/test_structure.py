@@ -278,10 +278,7 @@ NOT_YET: dict[Callable[[Sources], set[str]], set[str]] = {
         "probes/show/table.py",
         "probes/study/suite.py",
     },
-    long_functions: {
-        "analysis/causes/interchange.py: analyse",
-        "probes/show/report.py: _statistics",
-    },
+    long_functions: {"analysis/causes/interchange.py: analyse", "probes/show/report.py: _statistics"},
 }
 
 

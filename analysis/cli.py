@@ -22,6 +22,8 @@ from htc_probe.extract import command
 from htc_probe.extract.errors import UserError
 
 if TYPE_CHECKING:
+    from htc_probe.analysis.records import Record
+    from htc_probe.analysis.sections import Attention, Map
     from htc_probe.extract.again import Place
     from htc_probe.extract.store import Run
     from htc_probe.extract.vlm.model import HTCVLM
@@ -76,7 +78,7 @@ class Job(NamedTuple):
     name: str
     needs_model: bool
     settings: dict[str, Any]
-    compute: Callable[[Inputs, Progress], dict[str, Any]]
+    compute: Callable[[Inputs, Progress], Record | dict[str, Any]]
 
 
 class Inputs:
@@ -128,8 +130,7 @@ def analyze(config: AnalyzeConfig) -> None:
                 if config.analyses:
                     raise
                 print(f"{job.name:<14}left out: {error}", flush=True)
-        with results.read(out) as analysis:
-            sentences.show(analysis, _scores(probes_path, run))
+        sentences.show(results.read(out).of(results.identity(run)), _scores(probes_path, run))
     print(f"\n{out} holds all of this. Look at it with: htc-dashboard {path}")
 
 
@@ -170,7 +171,6 @@ def _scores(weights: Path | None, run: Run) -> Results | None:
 def _jobs(config: AnalyzeConfig, against: Run | None, probes: Path | None) -> list[Job]:
     """All analyses, in the order in which they are made: first those that answer soon."""
     from htc_probe.analysis import results
-    from htc_probe.analysis.contents import geometry
 
     seed = {"seed": config.seed}
     images = {"images": config.images}
@@ -180,19 +180,10 @@ def _jobs(config: AnalyzeConfig, against: Run | None, probes: Path | None) -> li
         Job("attention", False, seed | {"against": beside}, _attention),
         Job("reconstruct", True, seed | images, _reconstruct),
         Job("contributions", True, seed | images, _contributions),
-        # "ranks", "shapley": files of before ranked effects on answers by a layer that no text reads, and sampled
-        # orders; they are made anew.
-        Job(
-            "knockouts",
-            True,
-            seed | images | {"ranks": "of layers that are read", "shapley": "exact"} | fitted,
-            _knockouts,
-        ),
-        # "readouts": files of before had none of single images, and are made anew.
-        Job("interchange", True, seed | {"pairs": config.pairs, "readouts": "of each image"} | fitted, _interchange),
-        # "counts": files of before counted images where they come in groups; "ties": they broke them by rounding.
-        Job("reading", True, seed | {"reading_images": config.reading_images, "counts": "groups"} | fitted, _reading),
-        Job("map", False, seed | {"neighbours": geometry.NEIGHBOURS, "ties": "in order"}, _map),
+        Job("knockouts", True, seed | images | fitted, _knockouts),
+        Job("interchange", True, seed | {"pairs": config.pairs} | fitted, _interchange),
+        Job("reading", True, seed | {"reading_images": config.reading_images} | fitted, _reading),
+        Job("map", False, seed, _map),
     ]
 
 
@@ -202,22 +193,25 @@ def _missing(jobs: Sequence[Job], out: Path, run: dict[str, Any]) -> list[Job]:
 
     if not out.exists():
         return list(jobs)
-    missing = []
-    with results.read(out) as there:
-        others = [name for name in there.sections() if not results.same_run(there[name].run, run)]
-        if others:
-            print(f"{out} is of another run of this name ({', '.join(others)}): they go")
-        for job in jobs:
-            section = there[job.name] if job.name in there and job.name not in others else None
-            if section is None:
-                missing.append(job)
-            elif section.fits(run, job.settings):
-                print(f"{job.name:<14}is there already")
-            else:
-                old, new = section.settings, job.settings
-                changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
-                print(f"{job.name:<14}is there with other settings ({', '.join(changed)}): made anew in its place")
-                missing.append(job)
+    missing, there = [], results.read(out)
+    others = [name for name, made in there.made.items() if not results.same_run(made.run, run)]
+    if others:
+        print(f"{out} is of another run of this name ({', '.join(others)}): they go")
+    for job in jobs:
+        made, version = there.made.get(job.name), results.version_of(job.name)
+        if made is None or job.name in others:
+            missing.append(job)
+        elif made.version != version:
+            words = f"is there in version {made.version}, and this is version {version}"
+            print(f"{job.name:<14}{words}: made anew in its place")
+            missing.append(job)
+        elif made.fits(run, job.settings):
+            print(f"{job.name:<14}is there already")
+        else:
+            old, new = made.settings, job.settings
+            changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+            print(f"{job.name:<14}is there with other settings ({', '.join(changed)}): made anew in its place")
+            missing.append(job)
     return missing
 
 
@@ -245,21 +239,21 @@ def _make(job: Job, inputs: Inputs, out: Path) -> None:
 
     started = time.monotonic()
     with command.progress(f"{job.name:<13}") as bar:
-        values = job.compute(inputs, bar.reach)
+        section = job.compute(inputs, bar.reach)
     seconds = time.monotonic() - started
     results.write(
         out,
         job.name,
-        values,
+        section,
         run=results.identity(inputs.run),
         settings=job.settings,
-        versions=_versions(),
+        libraries=_libraries(),
         seconds=seconds,
     )
     print(f"{job.name:<14}{seconds:.1f} s", flush=True)
 
 
-def _versions() -> dict[str, str]:
+def _libraries() -> dict[str, str]:
     packages = ("numpy", "scipy", "torch", "transformers", "umap-learn")
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
@@ -267,7 +261,7 @@ def _versions() -> dict[str, str]:
 # ---- the analyses
 
 
-def _attention(inputs: Inputs, progress: Progress) -> dict[str, Any]:
+def _attention(inputs: Inputs, progress: Progress) -> Attention:
     from htc_probe.analysis.attention import rows
 
     return rows.analyse(inputs.run, inputs.against, seed=inputs.config.seed)
@@ -328,7 +322,7 @@ def _reading(inputs: Inputs, progress: Progress) -> dict[str, Any]:
     )
 
 
-def _map(inputs: Inputs, progress: Progress) -> dict[str, Any]:
+def _map(inputs: Inputs, progress: Progress) -> Map:
     from htc_probe.analysis.contents import maps
 
     return maps.analyse(inputs.run, seed=inputs.config.seed)

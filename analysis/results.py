@@ -3,24 +3,27 @@
 Knows h5py and numpy. Does not know what an analysis computes, nor models or figures, and imports no torch. Nothing in
 a file is ever executed: numbers, text and JSON only, and every value must lie in the file itself.
 
-    /attention, /reading, ...   a group an analysis, its section: one dataset a key, and as attributes the run that it
-                                is of, its settings and versions (JSON), when it was made and in how many seconds
+    /attention, /reading, ...   a group an analysis, its section: one dataset a value of its record, and as attributes
+                                the run that it is of, its settings and libraries (JSON), the version of the record,
+                                when it was made and in how many seconds
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 
+from htc_probe.analysis import records
+from htc_probe.analysis.records import Form, R, Record, Value
+from htc_probe.analysis.sections import Sections, kind_of
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.files import replaced
 from htc_probe.extract.store import Run, hdf5
@@ -28,7 +31,6 @@ from htc_probe.extract.store import Run, hdf5
 SCHEMA = "htc-analysis"
 SCHEMA_VERSION = 1
 
-Value = np.ndarray | list[str] | float | int | str
 # A value of more bytes than this must be stored in at least a fiftieth of them: a claim alone takes no memory.
 _UNCHECKED = 2**28
 _MOST_PACKED = 50
@@ -59,42 +61,25 @@ def same_run(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return all(one.get(key) == other.get(key) for key in ("created", "sha256"))
 
 
-class Section:
-    """What one analysis found; each key is read when it is asked for. Made by `Analysis`."""
+def version_of(name: str) -> int:
+    """Of what the analysis of this name finds now."""
+    kind = kind_of(name)
+    return 1 if kind is None else kind.VERSION
 
-    def __init__(self, path: Path, name: str, group: h5py.Group) -> None:
-        attrs = group.attrs
-        self.name = name
-        self.run: dict[str, Any] = hdf5.json_object(attrs, "run")
-        """See `identity`."""
-        self.settings: dict[str, Any] = hdf5.json_object(attrs, "settings")
-        self.versions: dict[str, str] = hdf5.json_object(attrs, "versions")
-        self.created = str(attrs["created"])
-        """In UTC, as ISO 8601."""
-        self.seconds = float(attrs["seconds"])
-        """That the analysis took."""
-        self._path, self._group = path, group
-        self._keys = tuple(group)
 
-    def keys(self) -> tuple[str, ...]:
-        """In the order in which the analysis gave them."""
-        return self._keys
+class Made(NamedTuple):
+    """How a section came about."""
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._keys)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._keys
-
-    def __getitem__(self, key: str) -> Any:
-        """An array, list of str, float, int or str, as the analysis gave it. Raises UserError where it is not there."""
-        if key not in self._keys:
-            raise UserError(
-                f"{self.name} in {self._path} has no {key!r} (it has {', '.join(self._keys)}); remove the file and run "
-                "htc-analyze again"
-            )
-        with hdf5.damage(partial(_damaged, self._path, f"{self.name}/{key}")):
-            return _load(self._group, key)
+    run: dict[str, Any]
+    """See `identity`."""
+    settings: dict[str, Any]
+    libraries: dict[str, str]
+    version: int
+    """Of what the analysis finds, see `Record.VERSION`; 0 of files from before there were any."""
+    created: str
+    """In UTC, as ISO 8601."""
+    seconds: float
+    """That the analysis took."""
 
     def fits(self, run: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
         """Whether the analysis of this run with these settings is what is here."""
@@ -102,51 +87,97 @@ class Section:
 
 
 class Analysis:
-    """The sections of a file, open for reading. Opened by `read`."""
+    """What a file holds. It is open only while values are read. Made by `read`."""
 
     def __init__(self, path: Path, file: h5py.File) -> None:
-        self.path, self._file = path, file
-        self._sections = {name: Section(path, name, hdf5.group(file, name)) for name in file}
+        self.path = path
+        groups = {name: hdf5.group(file, name) for name in file}
+        self.made = {name: _made(group) for name, group in groups.items()}
+        """By analysis, in the order of the file; also of those that are not known here."""
+        self._forms = {name: _forms(group) for name, group in groups.items()}
 
-    def __enter__(self) -> Analysis:
-        return self
+    def of(self, run: Mapping[str, Any]) -> Sections:
+        """The sections of this run. Asking for one that is not as it is declared raises UserError; one of another
+        version counts as not made.
+        """
+        pending: dict[str, Callable[[], Any]] = {}
+        for name, made in self.made.items():
+            if same_run(made.run, run) and made.version == version_of(name):
+                kind = kind_of(name)
+                pending[name] = partial(Loose, self, name) if kind is None else partial(self.record, name, kind)
+        return records.lazy(Sections, pending)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._file.close()
-
-    def sections(self) -> tuple[str, ...]:
-        return tuple(self._sections)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._sections
-
-    def __getitem__(self, name: str) -> Section:
-        """The section. Raises UserError that lists those there are."""
-        if name not in self._sections:
-            there = ", ".join(self._sections) or "none"
+    def record(self, name: str, kind: type[R]) -> R:
+        """The section as a record; its values are read when they are asked for. Raises UserError where the file has
+        none, or another one than is declared.
+        """
+        if name not in self.made:
+            there = ", ".join(self.made) or "none"
             raise UserError(f"{self.path} has no section {name!r} (it has {there}); make it with: htc-analyze {name}")
-        return self._sections[name]
+        try:
+            return records.build(kind, self._forms[name], partial(self._value, name))
+        except ValueError as error:
+            raise UserError(f"{self.path} is damaged: {name}/{error}; remove it and run htc-analyze again") from error
+
+    def _value(self, name: str, key: str) -> Value:
+        """Read from the file as it is now. Raises UserError where it was made anew since."""
+        with _opened(self.path) as file, hdf5.damage(partial(_damaged, self.path, f"{name}/{key}")):
+            group = hdf5.group(file, name)
+            if group.attrs["created"] != self.made[name].created:
+                raise UserError(f"{name} in {self.path} was made anew just now; look at it again")
+            value = _load(group, key)
+        if isinstance(value, np.ndarray):
+            value.flags.writeable = False
+        return value
+
+
+class Loose(Mapping[str, Any]):
+    """A section that is not declared yet."""
+
+    def __init__(self, analysis: Analysis, name: str) -> None:
+        self._analysis, self._name, self._values = analysis, name, dict[str, Any]()
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self._analysis._forms[self._name]:
+            raise UserError(
+                f"{self._name} in {self._analysis.path} has no {key!r}: another htc-analyze made it; remove the file "
+                "and run htc-analyze again"
+            )
+        if key not in self._values:
+            self._values[key] = self._analysis._value(self._name, key)
+        return self._values[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._analysis._forms[self._name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._analysis._forms[self._name])
+
+    def __len__(self) -> int:
+        return len(self._analysis._forms[self._name])
 
 
 def read(path: Path | str) -> Analysis:
-    """Opens what htc-analyze wrote. Raises UserError for a missing, foreign, damaged file or one of another version."""
+    """What htc-analyze wrote. Raises UserError for a missing, foreign or damaged file, or one of another schema."""
     path = Path(path)
+    with _opened(path) as file, hdf5.damage(partial(_damaged, path, "its sections")):
+        return Analysis(path, file)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
     if not path.is_file():
         raise UserError(f"no analysis at {path}; make it with: htc-analyze --run RUN")
-    return hdf5.opened(
+    with hdf5.opened(
         path,
-        partial(_parse, path),
+        partial(_checked, path),
         foreign=lambda why: f"{path} is no analysis, or cut short ({why}); remove it and analyze again",
-        damaged=partial(_damaged, path, "its sections"),
-    )
+        damaged=partial(_damaged, path, "its schema"),
+    ) as file:
+        yield file
 
 
-def _parse(path: Path, file: h5py.File) -> Analysis:
+def _checked(path: Path, file: h5py.File) -> h5py.File:
     if file.attrs.get("schema") != SCHEMA:
         raise UserError(
             f"{path} is HDF5 but no analysis of htc-analyze (its schema is {str(file.attrs.get('schema'))[:40]!r})"
@@ -156,52 +187,48 @@ def _parse(path: Path, file: h5py.File) -> Analysis:
         raise UserError(
             f"{path} has schema version {version}, expected {SCHEMA_VERSION}; remove it and run htc-analyze again"
         )
-    return Analysis(path, file)
+    return file
 
 
 def write(
     path: Path,
     name: str,
-    values: Mapping[str, Value],
+    record: Record | Mapping[str, Value],
     *,
     run: Mapping[str, Any],
     settings: Mapping[str, Any],
-    versions: Mapping[str, str],
+    libraries: Mapping[str, str],
     seconds: float,
 ) -> None:
     """Adds a section to the file at `path`, or replaces it; makes the file where there is none.
 
     The file is made anew beside itself and renamed, so that at every moment it is either the old or the new one, whole.
     Sections of another run are not taken over: the file is that of one run. Processes that write to one file wait for
-    each other. Raises UserError where the file there is no analysis, or nothing can be written.
+    each other. Raises UserError where the file there is no analysis, or nothing can be written, and ValueError where
+    the record is not as it is declared.
     """
+    values = records.flat(record) if isinstance(record, Record) else record
+    version = record.VERSION if isinstance(record, Record) else 1
+    made = Made(dict(run), dict(settings), dict(libraries), version, datetime.now(UTC).isoformat(), float(seconds))
     with replaced(path, "free some space, or choose another place with --out") as unfinished:
-        unfinished.write_bytes(_content(path, name, values, run, settings, versions, seconds))
+        unfinished.write_bytes(_content(path, name, values, made))
 
 
-def _content(
-    path: Path,
-    name: str,
-    values: Mapping[str, Value],
-    run: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    versions: Mapping[str, str],
-    seconds: float,
-) -> bytes:
+def _content(path: Path, name: str, values: Mapping[str, Value], made: Made) -> bytes:
     """The bytes of the new file. Made in memory: HDF5 cannot back out of a disk that is full."""
     with contextlib.ExitStack() as stack:
         new = stack.enter_context(h5py.File("new", "w", driver="core", backing_store=False, track_order=True))
         new.attrs["schema"], new.attrs["schema_version"] = SCHEMA, SCHEMA_VERSION
         if path.exists():
-            old = stack.enter_context(read(path))
-            for other in old.sections():
-                if other != name and same_run(old[other].run, run):
+            old = stack.enter_context(_opened(path))
+            for other, there in read(path).made.items():
+                if other != name and same_run(there.run, made.run):
                     with hdf5.damage(partial(_damaged, path, other)):
-                        old._file.copy(old._file[other], new, other)
+                        old.copy(old[other], new, other)
         group = new.create_group(name, track_order=True)
-        for key, what in (("run", run), ("settings", settings), ("versions", versions)):
+        for key, what in (("run", made.run), ("settings", made.settings), ("versions", made.libraries)):
             group.attrs[key] = _json(what)
-        group.attrs["created"], group.attrs["seconds"] = datetime.now(UTC).isoformat(), float(seconds)
+        group.attrs["version"], group.attrs["created"], group.attrs["seconds"] = made[3:]
         for key, value in values.items():
             _save(group, key, value)
         new.flush()
@@ -237,6 +264,19 @@ def _load(group: h5py.Group, key: str) -> Value:
     if hdf5.is_text(dataset.dtype):
         return found if isinstance(found, str) else found.tolist() if found.ndim == 1 else found.astype(str)
     return found if dataset.ndim else found.item()
+
+
+def _forms(group: h5py.Group) -> dict[str, Form]:
+    """Of the datasets of a section; what is not in this file itself counts as missing."""
+    own = [key for key in group if isinstance(group.get(key, getlink=True), h5py.HardLink)]
+    return {key: Form(group[key].shape, group[key].dtype.kind) for key in own if isinstance(group[key], h5py.Dataset)}
+
+
+def _made(group: h5py.Group) -> Made:
+    attrs = group.attrs
+    run, settings, libraries = (hdf5.json_object(attrs, key) for key in ("run", "settings", "versions"))
+    created, seconds = str(attrs["created"]), float(attrs["seconds"])
+    return Made(run, settings, libraries, int(attrs.get("version", 0)), created, seconds)
 
 
 def _json(value: Any) -> str:

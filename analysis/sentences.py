@@ -17,7 +17,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from htc_probe.analysis.results import Analysis
+from htc_probe.analysis.sections import Attention, Sections
 from htc_probe.analysis.stats.draws import Interval, interval_of_mean
 from htc_probe.probes.files.results import Results, SuiteMean
 from htc_probe.probes.scores.intervals import mean_known
@@ -44,17 +44,17 @@ class Sentence(NamedTuple):
         return self.text + (f" The paper: {self.claim}; {words[self.agrees]}." if self.claim else "")
 
 
-def show(analysis: Analysis, probes: Results | None = None) -> None:
+def show(sections: Sections, probes: Results | None = None) -> None:
     """Prints the tables and the sentences of the sections that are there, and of the run's probes."""
-    Console().print(render({name: analysis[name] for name in analysis.sections()}, probes))
+    Console().print(render(sections, probes))
 
 
-def render(sections: Mapping[str, Any], probes: Results | None = None) -> Group:
+def render(sections: Sections, probes: Results | None = None) -> Group:
     """Tables of the sections that are there, the five sentences, and what a linear map tells of the patches."""
     parts: list[RenderableType] = []
     for name, table in _TABLES.items():
-        if name in sections:
-            parts += [Text(), *table(sections[name])]
+        if (section := getattr(sections, name)) is not None:
+            parts += [Text(), *table(section)]
     parts.append(Text("\nIn five sentences\n", style="bold"))
     lines = Table.grid(padding=(0, 1))
     for number, sentence in zip("12345 ", [*sentences(sections, probes), patches(sections)], strict=True):
@@ -63,22 +63,22 @@ def render(sections: Mapping[str, Any], probes: Results | None = None) -> Group:
     return Group(*parts)
 
 
-def sentences(sections: Mapping[str, Any], probes: Results | None = None) -> list[Sentence | str]:
+def sentences(sections: Sections, probes: Results | None = None) -> list[Sentence | str]:
     """The five; of what was not analysed or probed, how to do that."""
     found: list[Sentence | str] = []
     for name, question, say in _SENTENCES:
-        if name in sections:
-            found.append(say(sections[name]))
+        if (section := getattr(sections, name)) is not None:
+            found.append(say(section))
         else:
             found.append(f"{question}: not analysed yet; htc-analyze {name}")
     return [*found, _survives(probes)]
 
 
-def patches(sections: Mapping[str, Any]) -> Sentence | str:
+def patches(sections: Sections) -> Sentence | str:
     """What a linear map tells of the patches and codes, which no claim of the paper is about; or how to measure it."""
-    if "reading" not in sections:
+    if sections.reading is None:
         return "What is told of each patch: not analysed yet; htc-analyze reading"
-    return _patches(sections["reading"])
+    return _patches(sections.reading)
 
 
 def sign(interval: Interval, null: float = 0.0) -> int:
@@ -120,12 +120,12 @@ def few_draws(draws: float, size: int) -> str:
 # ---- the sentences
 
 
-def _looks(section: Section) -> Sentence | str:
-    if "anchor_lift_overall" not in section:
+def _looks(section: Attention) -> Sentence | str:
+    if section.anchor_lift is None or section.anchor_minus_top is None or section.anchor_head is None:
         return "Whether <voco> prefers the anchors: the model has none."
-    lift, above = entry(section, "anchor_lift_overall", 0), entry(section, "anchor_minus_top_overall", 0)
+    lift, above = section.anchor_lift.overall.only, section.anchor_minus_top.overall.only
     which = sign(lift, 1.0)
-    layers = ", ".join(f"{value:.2f}" for value in section["anchor_lift_by_layer"])
+    layers = ", ".join(f"{value:.2f}" for value in section.anchor_lift.by_layer.estimate)
     hardly = "hardly " if abs(lift.upper - 1) < _HARDLY and abs(lift.lower - 1) < _HARDLY else ""
     text = {
         1: f"<voco> looks at the anchors {hardly}more than evenly",
@@ -134,7 +134,7 @@ def _looks(section: Section) -> Sentence | str:
     }[which]
     text += (
         f": they get {words(lift, 1.0)} times their share, the mean over images, heads and layers (by layer {layers}; "
-        f"{section['anchor_heads']} of {section['anchor_head'].size} heads prefer them)"
+        f"{section.anchor_heads} of {section.anchor_head.size} heads prefer them)"
     )
     text += {
         1: f", and {words(above)} of the attention more than as many patches, the most attended ones of each row.",
@@ -389,25 +389,23 @@ _SENTENCES: tuple[tuple[str, str, Callable[[Any], Sentence | str]], ...] = (
 # ---- the tables
 
 
-def _attention(section: Section) -> Iterator[RenderableType]:
-    names = {
-        "anchor_mass": "anchors",
-        "anchor_lift": "times uniform",
-        "top_patches_mass": "top patches",
-        "entropy_bits": "entropy, bits",
+def _attention(section: Attention) -> Iterator[RenderableType]:
+    quantities = {
+        "anchors": section.anchor_mass,
+        "times uniform": section.anchor_lift,
+        "top patches": section.top_patches_mass,
+        "entropy, bits": section.entropy_bits,
     }
-    names = {name: head for name, head in names.items() if name in section}
-    heads = ["heads"] if "anchor_head" in section else []
+    levels = {head: found for head, found in quantities.items() if found is not None}
+    heads = [] if section.anchor_head is None else ["heads"]
     rows = []
-    for layer in _some(len(section["voco_mass_by_layer"])):
-        cells = [words(entry(section, f"{name}_by_layer", layer)) for name in names]
-        if heads:
-            chosen = section["anchor_head"][layer]
+    for layer in _some(len(section.mean_attention)):
+        cells = [words(found.by_layer.at(layer)) for found in levels.values()]
+        if section.anchor_head is not None:
+            chosen = section.anchor_head[layer]
             cells.append(f"{int(chosen.sum())} of {len(chosen)}")
         rows.append([str(layer + 1), *cells])
-    yield _table(
-        f"Attention of <voco>, {section['images']} images, mean over heads", ["layer", *names.values(), *heads], rows
-    )
+    yield _table(f"Attention of <voco>, {section.images} images, mean over heads", ["layer", *levels, *heads], rows)
     yield Text(
         "times uniform: of what falls on anchors and patches, the anchors' part over a uniform look's; top patches: as "
         "many patches as anchors, chosen anew in each row; heads: those that prefer the anchors",

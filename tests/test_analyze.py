@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import h5py
 import numpy as np
@@ -21,10 +21,12 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from htc_probe.analysis import cli, results, sentences
+from htc_probe.analysis import cli, records, results, sentences
 from htc_probe.analysis.cli import AnalyzeConfig, main
+from htc_probe.analysis.records import Record
+from htc_probe.analysis.sections import Attention, Map, Sections
 from htc_probe.analysis.sentences import Sentence
-from htc_probe.analysis.stats.draws import Interval
+from htc_probe.analysis.stats.draws import Interval, Intervals
 from htc_probe.extract import again, models
 from htc_probe.extract.cli import main as extract
 from htc_probe.extract.data import scenes
@@ -39,26 +41,66 @@ from made.models import small_model
 ROOT = Path(__file__).parents[1]
 IMAGES, LAYERS = 24, 3
 RUN = {"file": "run.h5", "created": "2026-01-01T00:00:00", "sha256": "ab", "images": 3}
-VALUES = {
-    "rows_NS": np.arange(12, dtype=np.float32).reshape(3, 4),
-    "unknown_N": np.array([np.nan, 1.0, 2.0]),
-    "is_anchor_S": np.array([True, False]),
-    "none": np.zeros((0, 3)),
-    "lift": 1.25,
-    "images": 3,
-    "metric": "top-1 \u00e9",
-    "tasks": ["shade", "count"],
-}
 
 
-def save(path: Path, name: str, values: Any = None, *, run: Any = None, settings: Any = None) -> None:
+class Lift(Record):
+    estimate: Annotated[np.ndarray, "N"]
+    overall: Annotated[Intervals, ""]
+
+
+class Sample(Record):
+    """One value of every kind that there is."""
+
+    VERSION = 3
+
+    rows: Annotated[np.ndarray, "N S"]
+    unknown: Annotated[np.ndarray, "N"]
+    is_anchor: Annotated[np.ndarray, "2 int"]
+    none: Annotated[np.ndarray, "n 3"]
+    share: float
+    images: int
+    metric: str
+    tasks: Annotated[list[str], "T"]
+    missing: int | None = None
+    gain: Annotated[Intervals, "T"]
+    lift: Lift
+    other: Lift | None = None
+
+
+class Small(Record):
+    VERSION = 1
+
+    share: float
+    noise: Annotated[np.ndarray, "n"] | None = None
+
+
+def ends(*values: float) -> Intervals:
+    array = np.array(values if len(values) > 1 else values[0], np.float32)
+    return Intervals(array, array - np.float32(0.5), array + np.float32(0.25))
+
+
+SAMPLE = Sample(
+    rows=np.arange(12, dtype=np.float32).reshape(3, 4),
+    unknown=np.array([np.nan, 1.0, 2.0]),
+    is_anchor=np.array([True, False]),
+    none=np.zeros((0, 3)),
+    share=1.25,
+    images=3,
+    metric="top-1 \u00e9",
+    tasks=["shade", "count"],
+    gain=ends(1, 2),
+    lift=Lift(estimate=np.array([1.0, 2.0, 3.0]), overall=ends(4)),
+)
+
+
+def save(path: Path, name: str, section: Any = None, *, run: Any = None, settings: Any = None) -> None:
     results.write(
         path,
         name,
-        VALUES if values is None else values,
+        SAMPLE if section is None else section,
         run=RUN if run is None else run,
         settings=settings or {},
-        versions={"numpy": np.__version__},
+        libraries={"numpy": np.__version__},
         seconds=1.5,
     )
 
@@ -68,49 +110,105 @@ def save(path: Path, name: str, values: Any = None, *, run: Any = None, settings
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     path = tmp_path / "new" / "run.analysis.h5"
-    save(path, "reading", settings={"images": 3, "layers": (0, 1)})
-    save(path, "attention", {"lift": 2.0})
-    with results.read(path) as found:
-        assert found.sections() == ("reading", "attention") and "map" not in found
-        section = found["reading"]
-        assert section.keys() == tuple(VALUES) == tuple(section), "in the order given"
-        for key, value in VALUES.items():
-            assert type(section[key]) is type(value)
-            np.testing.assert_array_equal(section[key], value)
-            assert getattr(section[key], "dtype", None) == getattr(value, "dtype", None)
-        assert found["attention"]["lift"] == 2.0
-        assert (section.run, section.settings, section.seconds) == (RUN, {"images": 3, "layers": [0, 1]}, 1.5)
-        assert section.versions == {"numpy": np.__version__}
-        assert section.fits(RUN, {"images": 3, "layers": (0, 1)})
-        assert section.fits(RUN | {"file": "moved.h5"}, {"images": 3, "layers": (0, 1)})
-        assert not section.fits(RUN, {"images": 4, "layers": (0, 1)})
-        assert not section.fits(RUN | {"created": "later"}, section.settings)
-        with pytest.raises(UserError, match="no section 'map'.*reading, attention.*htc-analyze map"):
-            found["map"]
-        with pytest.raises(UserError, match="no 'missing'"):
-            section["missing"]
+    save(path, "sample", settings={"images": 3, "layers": (0, 1)})
+    save(path, "other", Small(share=2.0))
+    found = results.read(path)
+    assert list(found.made) == ["sample", "other"]
+    assert found.of(RUN) == Sections(), "of no analysis that there is"
+    section = found.record("sample", Sample)
+    assert section.missing is None and section.other is None
+    for field in records.fields(Sample):
+        mine, there = (getattr(record, field.name) for record in (SAMPLE, section))
+        assert type(there) is type(mine)
+        if not isinstance(mine, Record):
+            np.testing.assert_array_equal(there, mine)
+            assert getattr(there, "dtype", None) == getattr(mine, "dtype", None)
+    np.testing.assert_array_equal(section.lift.estimate, SAMPLE.lift.estimate)
+    assert section.lift.overall.only == (4, 3.5, 4.25) and section.gain.at(1) == (2, 1.5, 2.25)
+    assert section.rows is section.rows and not section.rows.flags.writeable
+    with h5py.File(path) as file:
+        assert [name for name in file["sample"] if "lift" in name] == [
+            "lift",
+            "lift_overall",
+            "lift_overall_lower",
+            "lift_overall_upper",
+        ]
+    assert found.record("other", Small).share == 2.0
+    made = found.made["sample"]
+    assert (made.run, made.settings, made.seconds) == (RUN, {"images": 3, "layers": [0, 1]}, 1.5)
+    assert made.libraries == {"numpy": np.__version__} and made.version == 3
+    assert made.fits(RUN, {"images": 3, "layers": (0, 1)})
+    assert made.fits(RUN | {"file": "moved.h5"}, {"images": 3, "layers": (0, 1)})
+    assert not made.fits(RUN, {"images": 4, "layers": (0, 1)})
+    assert not made.fits(RUN | {"created": "later"}, made.settings)
+    with pytest.raises(UserError, match="no section 'map'.*sample, other.*htc-analyze map"):
+        found.record("map", Sample)
+    with pytest.raises(AttributeError, match="Sample has no 'lifts'"):
+        section.lifts  # type: ignore[attr-defined]  # noqa: B018
     assert [at.name for at in path.parent.iterdir()] == [path.name]
+
+
+def test_what_was_made_anew_since_is_not_mixed_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "run.analysis.h5"
+    save(path, "sample")
+    section = results.read(path).record("sample", Sample)
+    assert section.share == 1.25
+    save(path, "sample")
+    with pytest.raises(UserError, match="sample in .* was made anew just now"):
+        section.rows  # noqa: B018
+    assert section.share == 1.25, "what was read stays"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("rows", None, "rows is missing"),
+        ("lift_overall_upper", None, "lift_overall_upper is missing"),
+        ("rows", np.zeros((3, 4, 1)), r"rows has shape \(3, 4, 1\), expected \(N, S\)"),
+        ("unknown", np.zeros(4), r"unknown has shape \(4,\), expected \(N = 3\)"),
+        ("is_anchor", np.zeros(3, int), r"is_anchor has shape \(3,\), expected \(2\)"),
+        ("is_anchor", np.zeros(2), "is_anchor has values of type 'f', expected one of 'biu'"),
+        ("images", 3.0, "images has values of type 'f'"),
+        ("rows", np.zeros((3, 4), int), "rows has values of type 'i', expected one of 'f'"),
+        ("tasks", np.zeros(2), "tasks has values of type 'f', expected one of 'O'"),
+        ("metric", 1.0, "metric has values of type 'f'"),
+        ("share", "much", "share has values of type 'O'"),
+        ("gain_lower", np.zeros(3, np.float32), r"gain_lower has shape \(3,\), expected \(T = 2\)"),
+        ("lift", np.zeros(2), r"lift has shape \(2,\), expected \(N = 3\)"),
+        ("other", np.zeros(3), "other_overall is missing"),
+    ],
+)
+def test_a_section_that_is_not_as_declared_is_one_line(tmp_path: Path, name: str, value: Any, words: str) -> None:
+    path = tmp_path / "run.analysis.h5"
+    save(path, "sample")
+    with h5py.File(path, "r+") as file:
+        if name in file["sample"]:
+            del file["sample"][name]
+        if value is not None:
+            file["sample"][name] = value
+    with pytest.raises(UserError, match=f"is damaged: sample/{words}.*run htc-analyze again") as error:
+        results.read(path).record("sample", Sample)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
 
 
 def test_a_section_is_replaced_and_those_of_another_run_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "run.analysis.h5"
-    save(path, "attention", {"lift": 1.0})
-    save(path, "reading", {"r2": 0.5})
-    save(path, "attention", {"entropy": 3.0})
-    with results.read(path) as found:
-        assert found["attention"].keys() == ("entropy",) and found["reading"]["r2"] == 0.5
-    save(path, "map", {"x": 1}, run=RUN | {"created": "later"})
-    with results.read(path) as found:
-        assert found.sections() == ("map",)
+    save(path, "attention", Small(share=1.0))
+    save(path, "reading", Small(share=0.5))
+    save(path, "attention", Small(share=3.0))
+    found = results.read(path)
+    assert found.record("attention", Small).share == 3.0 and found.record("reading", Small).share == 0.5
+    save(path, "map", Small(share=1.0), run=RUN | {"created": "later"})
+    assert list(results.read(path).made) == ["map"]
 
 
-@pytest.mark.parametrize("value", [{"a": 1}, None, [1, 2], np.array([object()]), 1j])
-def test_what_cannot_be_stored_is_refused_and_nothing_changes(tmp_path: Path, value: Any) -> None:
+@pytest.mark.parametrize("value", [{"a": 1}, [1, 2], np.array([object()]), 1j, np.zeros(3), "much", None])
+def test_what_is_not_as_declared_is_not_stored_and_nothing_changes(tmp_path: Path, value: Any) -> None:
     path = tmp_path / "run.analysis.h5"
     save(path, "attention")
     before = path.read_bytes()
-    with pytest.raises(TypeError, match="/attention/odd"):
-        save(path, "attention", {"lift": 1.0, "odd": value})
+    with pytest.raises(ValueError, match="share"):
+        save(path, "attention", Small(share=value))
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
@@ -118,14 +216,31 @@ WRITER = """
 import sys
 import numpy as np
 from pathlib import Path
+from typing import Annotated
 from htc_probe.analysis import results
+from htc_probe.analysis.records import Record
+from made.filled import filled
+from made.filled import filled
+
+class Numbered(Record):
+    VERSION = 1
+    rows: Annotated[np.ndarray, "n"]
+    number: int
+
 path, prefix, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 for number in range(count):
-    values = {"rows": np.random.default_rng(number).random(200_000, dtype=np.float32), "number": number}
-    results.write(path, f"{prefix}{number}", values, run={"created": "a", "sha256": "b"}, settings={}, versions={},
+    section = Numbered(rows=np.random.default_rng(number).random(200_000, dtype=np.float32), number=number)
+    results.write(path, f"{prefix}{number}", section, run={"created": "a", "sha256": "b"}, settings={}, libraries={},
                   seconds=0.0)
     print(number, flush=True)
 """
+
+
+class Numbered(Record):
+    VERSION = 1
+
+    rows: Annotated[np.ndarray, "n"]
+    number: int
 
 
 def writer(path: Path, prefix: str, count: int) -> "subprocess.Popen[str]":
@@ -134,13 +249,13 @@ def writer(path: Path, prefix: str, count: int) -> "subprocess.Popen[str]":
 
 
 def check_sections(path: Path, prefix: str, at_least: int) -> None:
-    with results.read(path) as found:
-        mine = [name for name in found.sections() if name.startswith(prefix)]
-        assert len(mine) >= at_least
-        for name in mine:
-            number = int(name.removeprefix(prefix))
-            wanted = np.random.default_rng(number).random(200_000, dtype=np.float32)
-            assert found[name]["number"] == number and np.array_equal(found[name]["rows"], wanted)
+    found = results.read(path)
+    mine = [name for name in found.made if name.startswith(prefix)]
+    assert len(mine) >= at_least
+    for name in mine:
+        number, section = int(name.removeprefix(prefix)), found.record(name, Numbered)
+        wanted = np.random.default_rng(number).random(200_000, dtype=np.float32)
+        assert section.number == number and np.array_equal(section.rows, wanted)
 
 
 KILLS = 14
@@ -232,16 +347,16 @@ def test_a_bad_file_is_one_line(tmp_path: Path, make: Callable[[Path], Any], wor
 def test_a_flipped_byte_is_told_where_it_is(tmp_path: Path) -> None:
     path = tmp_path / "run.analysis.h5"
     noise = np.random.default_rng(0).random(1000)
-    save(path, "attention", {"noise": noise, "lift": 1.0})
+    save(path, "noisy", Small(share=1.0, noise=noise))
     with h5py.File(path) as file:
-        at = file["attention/noise"].id.get_chunk_info(0).byte_offset
+        at = file["noisy/noise"].id.get_chunk_info(0).byte_offset
     content = bytearray(path.read_bytes())
     content[at + 100] ^= 1
     path.write_bytes(content)
-    with results.read(path) as found:
-        assert found["attention"]["lift"] == 1.0
-        with pytest.raises(UserError, match="damaged at attention/noise"):
-            found["attention"]["noise"]
+    found = results.read(path).record("noisy", Small)
+    assert found.share == 1.0
+    with pytest.raises(UserError, match="damaged at noisy/noise"):
+        found.noise  # noqa: B018
     with pytest.raises(UserError, match=re.escape(str(tmp_path))):
         results.read(tmp_path)
 
@@ -251,10 +366,12 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     save(path, "attention")
     before = path.read_bytes()
     code = (  # a limit on the size of files stands for the disk: writing beyond it fails in the same way
-        "import resource, sys, numpy as np\nfrom pathlib import Path\nfrom htc_probe.analysis import results\n"
+        "import resource, sys, numpy as np\nfrom pathlib import Path\nfrom typing import Annotated\n"
+        "from htc_probe.analysis import results\nfrom htc_probe.analysis.records import Record\n"
+        "class Big(Record):\n    VERSION = 1\n    x: Annotated[np.ndarray, 'n']\n"
         "from htc_probe.extract.errors import UserError\nresource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
-        "try:\n    results.write(Path(sys.argv[1]), 'big', {'x': np.random.default_rng(0).random(90_000)}, run={},\n"
-        "                  settings={}, versions={}, seconds=0.0)\n"
+        "try:\n    results.write(Path(sys.argv[1]), 'big', Big(x=np.random.default_rng(0).random(90_000)), run={},\n"
+        "                  settings={}, libraries={}, seconds=0.0)\n"
         "except UserError as error:\n    print(error)\n"
     )
     said = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, cwd=ROOT, check=True)
@@ -317,8 +434,12 @@ def analyze(folder: Path, *names: str) -> int:
 
 def sections(folder: Path) -> dict[str, str]:
     """When each was made."""
-    with results.read(folder / "run.analysis.h5") as found:
-        return {name: found[name].created for name in found.sections()}
+    return {name: made.created for name, made in results.read(folder / "run.analysis.h5").made.items()}
+
+
+def found_in(folder: Path) -> Sections:
+    with open_run(folder / "run.h5") as run:
+        return results.read(folder / "run.analysis.h5").of(results.identity(run))
 
 
 @pytest.mark.slow
@@ -333,22 +454,33 @@ def test_all_analyses_and_what_they_say(folder: Path, made: Path, capsys: Any) -
         "run.h5",
         "run.probes.safetensors",
     ]
-    with results.read(folder / "run.analysis.h5") as found, open_run(folder / "run.h5") as run:
-        assert found.sections() == (
-            "attention",
-            "reconstruct",
-            "contributions",
-            "knockouts",
-            "interchange",
-            "reading",
-            "map",
-        )
-        assert all(found[name].run == results.identity(run) for name in found.sections())
-        assert found["attention"]["images"] == IMAGES and len(found["knockouts"]["images"]) == 6
-        assert found["knockouts"]["probes"] == ["category", "texture"]
-        assert found["knockouts"].settings["images"] == 6 and len(found["knockouts"].settings["probes"]) == 64
-        assert found["interchange"]["pairs"] == 12 and found["map"]["map_of"][0] == "z_voco"
-        lift = found["attention"]["anchor_lift_overall"][0]
+    found = results.read(folder / "run.analysis.h5")
+    assert list(found.made) == [
+        "attention",
+        "reconstruct",
+        "contributions",
+        "knockouts",
+        "interchange",
+        "reading",
+        "map",
+    ]
+    with open_run(folder / "run.h5") as run:
+        assert all(made.run == results.identity(run) for made in found.made.values())
+    attention, knockouts, interchange = (
+        found_in(folder).attention,
+        found_in(folder).knockouts,
+        found_in(folder).interchange,
+    )
+    settings = found.made["knockouts"].settings
+    assert attention is not None and knockouts is not None and interchange is not None
+    assert attention.images == IMAGES and len(knockouts["images"]) == 6
+    assert knockouts["probes"] == ["category", "texture"]
+    assert settings["images"] == 6 and len(settings["probes"]) == 64
+    assert interchange["pairs"] == 12
+    latents = found_in(folder).map
+    assert latents is not None and latents.map_of[0] == "z_voco"
+    assert attention.anchor_lift is not None
+    lift = attention.anchor_lift.overall.only.estimate
     assert f"{lift:.2f}" in said.out
 
     before = sections(folder)
@@ -370,26 +502,25 @@ def test_other_settings_are_made_anew_and_only_they(folder: Path, capsys: Any) -
     assert "contributions is there with other settings (images): made anew in its place" in said
     after = sections(folder)
     assert after["attention"] == before["attention"] and after["contributions"] != before["contributions"]
-    with results.read(folder / "run.analysis.h5") as found:
-        assert len(found["contributions"]["images"]) == 5
+    found = found_in(folder).contributions
+    assert found is not None and len(found["images"]) == 5
 
 
 def test_sections_of_an_older_version_are_made_anew(folder: Path, capsys: Any) -> None:
     with open_run(folder / "run.h5") as run:
         of = results.identity(run)
-    old = {
-        "knockouts": {"images": 6, "ranks": "of layers, questions and probes", "probes": None},
-        "reading": {"reading_images": 20, "probes": None},
-        "map": {"neighbours": 10},
-    }
-    for name, settings in old.items():
-        save(folder / "run.analysis.h5", name, run=of, settings={"seed": 0} | settings)
-    config = AnalyzeConfig(("knockouts", "reading", "map"), images=6, reading_images=20)
-    jobs = [job for job in cli._jobs(config, None, None) if job.name in old]
-    assert [job.name for job in cli._missing(jobs, folder / "run.analysis.h5", of)] == [job.name for job in jobs]
+    path, names = folder / "run.analysis.h5", ("attention", "map")
+    for name in names:
+        save(path, name, Small(share=1.0), run=of, settings={"seed": 0})
+    with h5py.File(path, "r+") as file:
+        del file["attention"].attrs["version"]  # as files were before there were any
+        file["map"].attrs["version"] = Map.VERSION + 1
+    assert found_in(folder) == Sections(), "pages take them as missing"
+    jobs = [job for job in cli._jobs(AnalyzeConfig(names), None, None) if job.name in names]
+    assert [job.name for job in cli._missing(jobs, path, of)] == list(names)
     said = capsys.readouterr().out
-    for name, changed in (("knockouts", "ranks, shapley"), ("reading", "counts"), ("map", "ties")):
-        assert f"{name:<14}is there with other settings ({changed}): made anew in its place" in said
+    for name, there, here in (("attention", 0, Attention.VERSION), ("map", Map.VERSION + 1, Map.VERSION)):
+        assert f"{name:<14}is there in version {there}, and this is version {here}: made anew in its place" in said
 
 
 def test_another_run_of_the_same_name(folder: Path, capsys: Any) -> None:
@@ -399,17 +530,20 @@ def test_another_run_of_the_same_name(folder: Path, capsys: Any) -> None:
     capsys.readouterr()
     assert analyze(folder, "attention") == 0
     assert "is of another run of this name (attention, contributions): they go" in capsys.readouterr().out
-    with results.read(folder / "run.analysis.h5") as found:
-        assert found.sections() == ("attention",) and found["attention"]["images"] == 20
+    found = results.read(folder / "run.analysis.h5")
+    assert list(found.made) == ["attention"]
+    attention = found_in(folder).attention
+    assert attention is not None and attention.images == 20
 
 
 def test_a_second_run_beside_it(folder: Path, capsys: Any) -> None:
     other = folder / "other.h5"
     assert extract([*arguments(folder, "other"), "--random-weights"]) == 0
     assert main(["attention", "--run", str(folder / "run.h5"), "--against", str(other)]) == 0
-    with results.read(folder / "run.analysis.h5") as found:
-        assert found["attention"].settings["against"]["file"] == "other.h5"
-        assert found["attention"]["paired_images"] == IMAGES
+    found = results.read(folder / "run.analysis.h5")
+    assert found.made["attention"].settings["against"]["file"] == "other.h5"
+    attention = found_in(folder).attention
+    assert attention is not None and attention.paired_images == IMAGES
     capsys.readouterr()
     assert analyze(folder, "attention") == 0
     assert "is there with other settings (against)" in capsys.readouterr().out
@@ -582,14 +716,15 @@ def around(name: str, estimate: Any, spread: float = 0.1) -> dict[str, np.ndarra
     return {name: values, f"{name}_lower": values - spread, f"{name}_upper": values + spread}
 
 
-def attention(lift: float, above: float) -> dict[str, Any]:
-    return {
-        **around("anchor_lift_overall", [lift]),
+def attention(lift: float, above: float, spread: float = 0.1) -> Attention:
+    values = {
+        **around("anchor_lift_overall", [lift], spread),
         **around("anchor_minus_top_overall", [above]),
         **around("anchor_lift_by_layer", [lift, lift]),
         "anchor_heads": 3,
-        "anchor_head": np.zeros((2, 2)),
+        "anchor_head": np.zeros((2, 2), int),
     }
+    return filled(Attention, values)
 
 
 @pytest.mark.parametrize(
@@ -601,7 +736,7 @@ def attention(lift: float, above: float) -> dict[str, Any]:
     ],
 )
 def test_the_sentence_on_attention(lift: float, above: float, words: list[str], agrees: bool | None) -> None:
-    found = sentences.sentences({"attention": attention(lift, above)})[0]
+    found = sentences.sentences(Sections(attention=attention(lift, above)))[0]
     assert isinstance(found, Sentence) and found.agrees is agrees
     assert all(part in found.text for part in words), found.text
 
@@ -640,7 +775,7 @@ def knockouts(rank: float, anchors: float, random: float, attended: float, quest
     ],
 )
 def test_the_sentence_on_the_heat_map(rank: float, words: list[str]) -> None:
-    found = sentences.sentences({"knockouts": knockouts(rank, 1, 1, 1)})[1]
+    found = sentences.sentences(Sections(knockouts=knockouts(rank, 1, 1, 1)))[1]
     assert isinstance(found, Sentence) and not found.claim, "the paper tests no causes"
     assert all(part in found.text for part in words), found.text
 
@@ -673,13 +808,13 @@ def test_the_sentence_on_the_heat_map(rank: float, words: list[str]) -> None:
     ],
 )
 def test_the_sentence_on_the_anchors(effects: Any, words: list[str], agrees: bool | None) -> None:
-    found = sentences.sentences({"knockouts": knockouts(0.5, *effects)})[2]
+    found = sentences.sentences(Sections(knockouts=knockouts(0.5, *effects)))[2]
     assert isinstance(found, Sentence) and found.agrees is agrees
     assert all(part in found.text for part in words), found.text
 
 
 def test_without_questions_the_anchors_are_judged_by_z_voco() -> None:
-    found = sentences.sentences({"knockouts": knockouts(0.5, 0.9, 0.2, 0.5, questions=0)})[2]
+    found = sentences.sentences(Sections(knockouts=knockouts(0.5, 0.9, 0.2, 0.5, questions=0)))[2]
     assert isinstance(found, Sentence) and found.agrees is True and "answers" not in found.text
 
 
@@ -713,7 +848,7 @@ def interchange(semantic: float, detail: float, spread: float = 0.1) -> dict[str
     ],
 )
 def test_the_sentence_on_the_interchange(shares: Any, words: list[str], agrees: bool | None) -> None:
-    found = sentences.sentences({"interchange": interchange(*shares)})[3]
+    found = sentences.sentences(Sections(interchange=interchange(*shares)))[3]
     assert isinstance(found, Sentence) and found.agrees is agrees
     assert all(part in found.text for part in words), found.text
     assert "probes" not in found.text, "there are none"
@@ -730,8 +865,8 @@ def test_the_sentence_on_the_interchange(shares: Any, words: list[str], agrees: 
     ],
 )
 def test_a_preference_of_some_per_cent_is_hardly_one(lift: float, spread: float, words: str) -> None:
-    section = attention(lift, 0.0) | around("anchor_lift_overall", [lift], spread)
-    found = sentences.sentences({"attention": section})[0]
+    section = attention(lift, 0.0, spread)
+    found = sentences.sentences(Sections(attention=section))[0]
     assert isinstance(found, Sentence) and words in found.text and ("hardly" in found.text) == ("hardly" in words)
 
 
@@ -770,7 +905,7 @@ def test_what_survives_is_what_the_probes_keep(
             ("v_pooled", 1.0, None),
         )
     ]
-    found = sentences.sentences({}, probed(*means))[4]
+    found = sentences.sentences(Sections(), probed(*means))[4]
     assert isinstance(found, Sentence) and found.agrees is agrees, found
     every = ("Linear probes of z_voco (the last state of <voco>)", "semantic suite (3 t", "detail suite (3 t")
     for part in (*every, *words):
@@ -780,16 +915,16 @@ def test_what_survives_is_what_the_probes_keep(
 
 def test_what_survives_is_of_what_the_text_reads_where_that_was_probed() -> None:
     means = mean("detail", "z_voco", 0.9, 4), mean("detail", "voco_read", 0.7), mean("detail", "v_pooled", 1.0)
-    told = str(sentences.sentences({}, probed(*means))[4])
+    told = str(sentences.sentences(Sections(), probed(*means))[4])
     assert "probes of what the text reads of <voco> read 70.0 %" in told and "90.0" not in told and "v_d)" not in told
     assert "the state of <voco> at layer 2 read 80.0 %" in str(
-        sentences.sentences({}, probed(mean("detail", "z_voco", 0.8, 2)))[4]
+        sentences.sentences(Sections(), probed(mean("detail", "z_voco", 0.8, 2)))[4]
     )
 
 
 @pytest.mark.parametrize("means", [(), (mean("detail", "v_d", 0.3),), (mean("detail", "z_voco", None, 4),)])
 def test_without_probes_of_both_nothing_is_said_to_survive(means: tuple[SuiteMean, ...]) -> None:
-    assert "are there probes of both <voco> and v_pooled" in str(sentences.sentences({}, probed(*means))[4])
+    assert "are there probes of both <voco> and v_pooled" in str(sentences.sentences(Sections(), probed(*means))[4])
 
 
 def test_the_command_tells_what_the_probes_beside_the_run_keep(folder: Path, capsys: Any) -> None:
@@ -810,7 +945,9 @@ def test_the_command_tells_what_the_probes_beside_the_run_keep(folder: Path, cap
 
 def test_an_end_that_is_not_all_does_not_look_like_all() -> None:
     close = probe_results.Interval(0.99, 0.98, 0.99996)
-    found = sentences.sentences({}, probed(dataclasses.replace(mean("detail", "z_voco", 0.99, 4), retention=close)))[4]
+    found = sentences.sentences(
+        Sections(), probed(dataclasses.replace(mean("detail", "z_voco", 0.99, 4), retention=close))
+    )[4]
     assert "99.000 % [98.000, 99.996]" in str(found)
 
 
@@ -832,16 +969,16 @@ def test_the_line_on_single_patches(more: float, words: str) -> None:
         **around("code_bits", [[0, 0], [1.0, 2.0]]),
         "code_entropy_read": np.array([8.0, 8.0]),
     }
-    found = sentences.patches({"reading": section})
+    found = sentences.patches(Sections(reading=section))
     assert isinstance(found, Sentence) and not found.claim, "the paper says nothing of it"
     numbers = ("0.60 [0.50, 0.70]", "R2 over 1,000 images", "0.30 to 0.90", "1.50 [1.40, 1.60] of the 8.00 bits")
     for part in (words, *numbers):
         assert part in found.text, found.text
-    assert "no model was at hand" in str(sentences.patches({"reading": {"representations": ["z_voco"]}}))
+    assert "no model was at hand" in str(sentences.patches(Sections(reading={"representations": ["z_voco"]})))
 
 
 def test_what_is_missing_is_said_with_the_way_to_it() -> None:
-    found = [*sentences.sentences({}), sentences.patches({})]
+    found = [*sentences.sentences(Sections()), sentences.patches(Sections())]
     assert [str(one).partition("; ")[2] for one in found] == [
         "htc-analyze attention",
         "htc-analyze knockouts",
@@ -851,7 +988,7 @@ def test_what_is_missing_is_said_with_the_way_to_it() -> None:
         "htc-analyze reading",
     ]
     console = Console(width=100, file=io.StringIO())
-    console.print(sentences.render({}))
+    console.print(sentences.render(Sections()))
     assert "In five sentences" in console.file.getvalue()  # type: ignore[attr-defined]
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import kendalltau, spearmanr
 
+from htc_probe.analysis import records
 from htc_probe.analysis.attention import rows as attention
 from htc_probe.analysis.stats import draws
 from htc_probe.extract.store import Batch, Run, RunInfo, RunShape, RunWriter, open_run
@@ -71,21 +71,18 @@ def test_even_attention_is_chance(prefix: int) -> None:
     role = keys(prefix=prefix)
     S = len(role)
     rows = np.full((5, L, H, S), 1 / S, dtype=np.float16)  # 1 / S is no float16, and all entries err alike
-    found = attention.measure(rows, role)
+    found = attention.measure(rows, role) | attention.measure_order(rows, role)
     for name, value in {
         "anchor_lift": 1,
-        "anchor_lift_of_all": 1,
         "first_lift": 1,
         "anchor_minus_top": 0,
         "entropy_bits": np.log2(S),
-        "effective_keys": S,
         "patch_gini": 0,
         "anchor_mass": 4 / S,
         "patch_mass": P / S,
         "voco_mass": 1 / S,
         "anchor_share": 4 / 13,
         "anchor_above_patch": 0.5,
-        "top_1": 1 / 9,
         "top_10": 1 / 9,
     }.items():
         np.testing.assert_allclose(found[name], value, atol=1e-5, err_msg=name)
@@ -98,7 +95,7 @@ def test_even_attention_is_chance(prefix: int) -> None:
 def test_a_row_by_hand() -> None:
     role = ("prefix", "anchor", "anchor", "patch", "patch", "patch", "text", "voco")
     row = np.array([0.1, 0.2, 0.1, 0.25, 0.05, 0.0, 0.1, 0.2])
-    found = {name: value[0, 0, 0] for name, value in attention.measure(row[None, None, None], role).items()}
+    found = attention.measure(row, role) | attention.measure_order(row, role)
     np.testing.assert_allclose(found.pop("anchor_mass_each"), [0.2, 0.1], rtol=1e-6)
     wanted = {
         "anchor_mass": 0.3,
@@ -107,19 +104,15 @@ def test_a_row_by_hand() -> None:
         "text_mass": 0.2,
         "anchor_share": 0.5,
         "anchor_lift": 0.5 / (2 / 5),
-        "anchor_lift_of_all": 0.3 / (2 / 8),
         "top_patches_mass": 0.3,
         "anchor_minus_top": 0.0,
         "anchor_above_patch": 4 / 6,
         "first_lift": (0.6 / 0.6) / (4 / 5),
-        "top_1": 0.25 / 0.3,
-        "top_4": 0.25 / 0.3,
         "top_10": 0.25 / 0.3,
         # mean absolute difference over twice the mean: (0.2 + 0.25 + 0.05) * 2 / 9 / (2 * 0.1)
         "patch_gini": 0.5 * 2 / 9 / 0.2,
         "entropy_bits": 3 * 0.1 * np.log2(10) + 2 * 0.2 * np.log2(5) + 0.25 * 2 + 0.05 * np.log2(20),
     }
-    wanted["effective_keys"] = 2 ** wanted["entropy_bits"]
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
         assert found[name] == pytest.approx(value, abs=1e-5), name
@@ -130,15 +123,14 @@ def test_attention_on_one_key() -> None:
     rows = np.zeros((1, 1, 2, len(role)))
     rows[..., 0, role.index("patch")] = 1
     rows[..., 1, -1] = 1
-    found = attention.measure(rows, role)
-    assert found["entropy_bits"].tolist() == [[[0, 0]]] and found["effective_keys"].tolist() == [[[1, 1]]]
+    found = attention.measure(rows, role) | attention.measure_order(rows, role)
+    assert found["entropy_bits"].tolist() == [[[0, 0]]]
     assert found["patch_gini"][0, 0, 0] == pytest.approx(1 - 1 / P) and np.isnan(found["patch_gini"][0, 0, 1])
     assert found["anchor_share"][0, 0, 0] == 0 and np.isnan(found["anchor_share"][0, 0, 1])
 
 
 def test_top_counts_are_rounded_up() -> None:
-    assert attention.top_counts(576) == [6, 24, 58] and attention.top_counts(100) == [1, 4, 10]
-    assert attention.top_counts(64) == [1, 3, 7]
+    assert [attention.top_count(patches) for patches in (576, 100, 64)] == [58, 10, 7]
 
 
 def test_anchor_heads_are_those_that_were_planted() -> None:
@@ -151,28 +143,6 @@ def test_anchor_heads_are_those_that_were_planted() -> None:
     assert 1 < found.lower[2, 5] < 1.3
 
 
-def test_agreement_is_the_mean_correlation_of_all_pairs() -> None:
-    rng = np.random.default_rng(0)
-    maps = rng.exponential(size=(12, 2, 20)) + np.arange(2)[:, None] * rng.exponential(size=20)
-    blocks = lambda: iter([maps[:5], maps[5:]])  # noqa: E731
-    found = attention.agreement(blocks)
-    for head in range(2):
-        pairs = np.corrcoef(maps[:, head])
-        np.testing.assert_allclose(found[:, head], (pairs.sum(1) - 1) / 11, atol=1e-5)
-    even = np.full((6, 1, 20), 1 / 20)
-    assert np.isnan(attention.agreement(lambda: iter([even]))).all()
-
-
-def test_order_agreement_is_scipys() -> None:
-    values = np.random.default_rng(0).normal(size=(7, 9)) + np.arange(9)
-    rho, tau = attention.order_agreement(values, np.arange(7), seed=0)
-    pairs = [(i, j) for i in range(7) for j in range(i)]
-    assert rho.estimate == pytest.approx(np.mean([spearmanr(values[i], values[j])[0] for i, j in pairs]), abs=1e-5)
-    assert tau.estimate == pytest.approx(np.mean([kendalltau(values[i], values[j])[0] for i, j in pairs]))
-    same = np.tile(np.arange(9.0), (7, 1))
-    assert [one.estimate for one in attention.order_agreement(same, np.arange(7), 0)] == pytest.approx([1, 1])
-
-
 def test_a_whole_run(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     role = keys(prefix=1)
     rows = random_rows(30, len(role))
@@ -180,33 +150,30 @@ def test_a_whole_run(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     rows /= rows.sum(-1, keepdims=True)
     run = make(rows, role)
     section = attention.analyse(run)
-    single = attention.measure(rows, role)
-    for name in ("anchor_lift", "entropy_bits", "top_4", "anchor_mass_each"):
-        np.testing.assert_allclose(section[name], single[name].mean(0), rtol=2e-3)
-        np.testing.assert_allclose(section[f"{name}_by_layer"], single[name].mean((0, 2)), rtol=2e-3)
-        assert (section[f"{name}_lower"] < section[name]).all() and (section[f"{name}_upper"] > section[name]).all()
-    assert section["anchor_lift_overall"][0] == pytest.approx(single["anchor_lift"].mean(), rel=2e-3)
-    assert section["anchor_head"].tolist() == [[0, 0, 0], [0, 0, 1]] and section["anchor_heads"] == 1
-    assert section["anchor_head_lift_at_least"][1, 2] > 1.5
-    np.testing.assert_allclose(section["mean_attention"], rows.mean(0), rtol=2e-3)
-    np.testing.assert_allclose(section["figure3"], rows[:16].mean(2)[..., 1:14], rtol=2e-3)
-    assert section["figure3_ids"] == [f"image {i}" for i in range(16)]
-    assert section["first_tokens_names"][3:6] == ["anchor 4", "patch 0,0", "patch 0,1"]
-    np.testing.assert_allclose(section["first_tokens"], rows.mean((0, 2))[:, 1:14], rtol=2e-3)
-    assert section["uniform_share"] == 4 / 13 and section["roles"] == list(role)
+    single = attention.measure(rows, role) | attention.measure_order(rows, role)
+    single["effective_keys"] = 2 ** single["entropy_bits"]
+    for name, value in single.items():
+        found = getattr(section, name)
+        np.testing.assert_allclose(found.estimate, value.mean(0), rtol=2e-3, atol=1e-4)
+        np.testing.assert_allclose(found.by_layer.estimate, value.mean((0, 2)), rtol=2e-3, atol=1e-4)
+        np.testing.assert_allclose(found.overall.estimate, value.mean((0, 1, 2)), rtol=2e-3, atol=1e-4)
+        assert (found.lower < found.estimate).all() and (found.upper > found.estimate).all()
+    assert section.anchor_head is not None and section.anchor_heads == 1
+    assert section.anchor_head.tolist() == [[0, 0, 0], [0, 0, 1]]
+    np.testing.assert_allclose(section.mean_attention, rows.mean(0), rtol=2e-3)
+    assert section.paired_images is None and section.difference is None
 
-    monkeypatch.setattr(attention, "BLOCK", 4 * L * H * len(role))  # four images at a time
-    again = attention.analyse(run)
-    assert again.keys() == section.keys()
-    for name, value in section.items():
-        if isinstance(value, np.ndarray):
-            np.testing.assert_allclose(again[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+    monkeypatch.setattr(attention, "_BLOCK", 4 * L * H * len(role))  # four images at a time
+    again, first = records.flat(attention.analyse(run)), records.flat(section)
+    assert again.keys() == first.keys()
+    for name, stored in first.items():
+        np.testing.assert_allclose(again[name], stored, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def test_a_run_of_even_attention_has_no_anchor_head(make: Make) -> None:
     section = attention.analyse(make(np.full((6, L, H, 14), 1 / 14), keys()))
-    np.testing.assert_allclose([section[f"anchor_lift{end}"] for end in ("", "_lower", "_upper")], 1, atol=1e-5)
-    assert section["anchor_heads"] == 0 and np.isnan(section["patch_agreement"]).all()
+    assert section.anchor_lift is not None and section.anchor_heads == 0
+    np.testing.assert_allclose(section.anchor_lift.by_head, 1, atol=1e-5)
 
 
 def test_a_second_run_is_compared_on_the_images_of_both(make: Make) -> None:
@@ -219,13 +186,22 @@ def test_a_second_run_is_compared_on_the_images_of_both(make: Make) -> None:
     section = attention.analyse(run, beside)
     one, other = (attention.measure(rows, role) for rows, role in ((ours, keys()), (theirs, keys(anchors=0))))
     pairs = one["entropy_bits"].mean((1, 2))[1:] - other["entropy_bits"].mean((1, 2))[N - 2 :: -1]
-    assert section["paired_images"] == N - 1
-    assert section["difference_entropy_bits_overall"][0] == pytest.approx(pairs.mean(), abs=2e-3)
+    assert section.paired_images == N - 1 and section.difference is not None
+    found = section.difference.entropy_bits
+    assert found is not None and found.overall.only.estimate == pytest.approx(pairs.mean(), abs=2e-3)
     wanted = draws.interval_of_mean(pairs, [f"image {i}" for i in range(1, N)], 0)
-    assert section["difference_entropy_bits_overall_lower"][0] == pytest.approx(wanted.lower, abs=2e-3)
-    assert "difference_entropy_bits_by_layer" not in section  # 2 layers and 1
-    assert "difference_anchor_lift_overall" not in section and "beside_anchor_lift" not in section
-    assert "difference_first_lift_overall" in section
-    assert section["beside_figure3"].shape == (15, 1, 9), "the figure's images that the second run has, in order"
-    np.testing.assert_allclose(section["beside_figure3"][0], theirs[N - 2].mean(1)[:, :9], rtol=2e-3)
-    assert section["beside_first_tokens_names"][0] == "patch 0,0"
+    assert found.overall.only.lower == pytest.approx(wanted.lower, abs=2e-3)
+    assert found.by_layer is None  # 2 layers and 1
+    assert section.difference.anchor_lift is None and section.difference.first_lift is not None
+    assert attention.analyse(make(ours, keys(), "third", [f"no {name}" for name in names]), beside).difference is None
+
+
+def test_a_quantity_is_one_of_the_section(make: Make) -> None:
+    rows, role = random_rows(9, 14), keys()
+    section = attention.analyse(make(rows, role))
+    for quantity in attention.quantities(role).values():
+        levels, values = quantity.found(section), quantity.of(attention.measure(rows, role))
+        assert levels is not None and quantity.difference(section) is None
+        np.testing.assert_allclose(levels.estimate, values.mean(0), rtol=2e-3)
+        assert levels.by_layer.estimate.shape == (L,) and levels.overall.estimate.size == 1
+    assert attention.Quantity("text_mass", "", "", 0, 1).found(section) is None

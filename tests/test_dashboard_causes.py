@@ -237,7 +237,7 @@ def write_analysis(run: Path, **sections: dict[str, Any]) -> None:
     with open_run(run) as opened:
         of = results.identity(opened)
     for name, section in sections.items():
-        given: dict[str, Any] = {"run": of, "settings": {"seed": 0}, "versions": {}, "seconds": 1}
+        given: dict[str, Any] = {"run": of, "settings": {"seed": 0}, "libraries": {}, "seconds": 1}
         results.write(results.default_path(run), name, section, **given)
 
 

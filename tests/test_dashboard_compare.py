@@ -340,7 +340,7 @@ def test_curves_show_both_runs_and_the_interval_of_their_difference() -> None:
 
 
 def figures_band(found: compare.Differences) -> Any:
-    from htc_probe.dashboards.attention import Band
+    from htc_probe.analysis.attention.rows import Band
 
     return Band(found.estimate - 3, found.estimate + 3)
 
@@ -454,14 +454,15 @@ def test_analysis_of_one_against_the_other_is_paired(tmp_path: Path, open_app: A
                 section,
                 run=analysed.identity(run),
                 settings={"against": against, "seed": 0},
-                versions={},
+                libraries={},
                 seconds=0.0,
             )
     for name, sign in (("one", 1), ("other", -1)):
         found = show(open_app, tmp_path, run=name).dataframe[0].value.set_index("quantity")
         line = found.loc["entropy of the attention"]
         ends = [float(end) for end in line["95 % interval"].split(" to ")]
-        estimate = sign * float(sections[0]["difference_entropy_bits_overall"][0])
+        assert sections[0].difference is not None and sections[0].difference.entropy_bits is not None
+        estimate = sign * sections[0].difference.entropy_bits.overall.only.estimate
         assert float(line["difference"]) == pytest.approx(estimate, rel=0.01) and "paired" in line["images"]
         assert ends[0] < float(line["difference"]) < ends[1] and len(found) > 8
 
@@ -472,7 +473,7 @@ def test_one_image_of_both_runs(folder: Path, open_app: Any) -> None:
             section = {"images": [run.ids()[2]], "share": np.full((1, L, S), share, np.float32)}
             of = analysed.identity(run)
         analysed.write(
-            analysed.default_path(path), "contributions", section, run=of, settings={}, versions={}, seconds=0.0
+            analysed.default_path(path), "contributions", section, run=of, settings={}, libraries={}, seconds=0.0
         )
     app = show(open_app, folder, "One image", run="more", image="3")
     drawn = charts(app)

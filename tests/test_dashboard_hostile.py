@@ -18,12 +18,14 @@ from streamlit.testing.v1 import AppTest
 from benchmarks.browser import serving, tab
 from htc_probe.analysis import results as analysis_results
 from htc_probe.analysis.contents import reading
+from htc_probe.analysis.sections import Sections, kind_of
 from htc_probe.dashboards import data
 from htc_probe.dashboards.app import PAGES
 from htc_probe.dashboards.parts import controls
 from htc_probe.dashboards.runs import find_runs, open_any
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import Batch, RunInfo, RunShape, RunWriter, Task, open_run
+from made.filled import filled, misshape
 from made.pages import COLS, ROLES, ROWS, A, H, L, S, random_rows, write_run
 
 EVIL = (
@@ -266,10 +268,13 @@ def sparse(path: Path) -> None:
     os.truncate(path, 10**11)
 
 
-def analysis(path: Path, values: dict[str, Any], run: Path, name: str = "reading") -> None:
+def analysis(path: Path, values: dict[str, Any], run: Path, name: str = "attention") -> None:
     with open_run(run) as opened:
         of = analysis_results.identity(opened)
-    analysis_results.write(path, name, values, run=of, settings={}, versions={}, seconds=0.0)
+    kind = kind_of(name)
+    section = values if kind is None else filled(kind, {})
+    analysis_results.write(path, name, section, run=of, settings={}, libraries={}, seconds=0.0)
+    misshape(path, name, values)
 
 
 @pytest.mark.parametrize("name", ["good.probes.json", "good.probes.predictions.safetensors", "good.analysis.h5"])
@@ -293,32 +298,39 @@ def test_what_lies_beside_a_run_is_told_and_not_opened(
     ((path, told),) = data.refused_beside(folder / "good.h5")
     assert path.name == name and reason in told and len(told) < 700
     header = data.header(data.key_of(folder / "good.h5"))
-    assert data.sections(folder / "good.h5", header) == {}
+    assert data.sections(folder / "good.h5", header) == Sections()
 
 
 def test_an_analysis_may_not_claim_what_it_does_not_hold(folder: Path) -> None:
     run = folder / "good.h5"
     place = folder / "good.analysis.h5"
-    analysis(place, {"kept": np.ones(3)}, run)
+    analysis(place, {"images": 4}, run)
     with h5py.File(place, "r+") as file:
-        file["reading"].create_dataset("numbers", (HUGE, HUGE), "f4", chunks=(64, 64))
-        file["reading"].create_dataset("texts", (HUGE,), TEXT, chunks=(64,))
-        file["reading/linked"] = h5py.ExternalLink("elsewhere.h5", "/codes")
-    section = data.sections(run, data.header(data.key_of(run)))["reading"]
-    assert section["kept"].tolist() == [1, 1, 1]
-    for name in ("numbers", "texts", "linked"):
-        with pytest.raises(UserError, match=f"damaged at reading/{name}"):
-            section[name]
-    with pytest.raises(UserError, match="good.analysis.h5 has no 'absent' in reading"):
-        section["absent"]
-    assert section.get("absent") is None and "absent" not in section
+        section = file["attention"]
+        for name in ("mean_attention", "anchor_head", "patch_mass", "entropy_bits"):
+            if name in section:
+                del section[name]
+        section.create_dataset("mean_attention", (1, 1, HUGE), "f4", chunks=(1, 1, 64))
+        section["patch_mass"] = h5py.ExternalLink("elsewhere.h5", "/codes")
+        section.create_dataset("texts", (HUGE,), TEXT, chunks=(64,))  # of no name that is declared
+    header = data.header(data.key_of(run))
+    with pytest.raises(UserError, match="attention/patch_mass is missing"):
+        data.sections(run, header).attention  # noqa: B018
+    with h5py.File(place, "r+") as file:
+        del file["attention/patch_mass"]
+        file["attention/patch_mass"] = np.ones((1, 1), np.float32)
+        file["attention/entropy_bits"] = np.ones((1, 1), np.float32)
+    found = data.sections(run, header).attention
+    assert found is not None and found.images == 4 and found.patch_mass.estimate.tolist() == [[1]]
+    with pytest.raises(UserError, match="damaged at attention/mean_attention"):
+        found.mean_attention  # noqa: B018
 
 
 def test_an_analysis_of_another_run_is_left_out(folder: Path) -> None:
     other = write_run(folder / "other.h5", 3)
     analysis(folder / "good.analysis.h5", {"kept": np.ones(3)}, other)
     run = folder / "good.h5"
-    assert data.sections(run, data.header(data.key_of(run))) == {} and data.refused_beside(run) == []
+    assert data.sections(run, data.header(data.key_of(run))) == Sections() and data.refused_beside(run) == []
 
 
 CODE_KEYS = ("code_entropy", "code_entropy_lower", "code_entropy_upper", "code_used")

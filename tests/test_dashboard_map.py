@@ -12,19 +12,21 @@ from PIL import Image
 
 from benchmarks.browser import serving, tab
 from htc_probe.analysis import results
+from htc_probe.analysis.sections import Map
 from htc_probe.dashboards import data, figures
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import Task, open_run
 from htc_probe.probes.files import results as probe_results
 from htc_probe.probes.files.predictions import Asked, Writer
 from htc_probe.probes.scores.metrics import Gaussian
+from made.filled import filled, misshape
 from made.pages import charts, write_run
 
 N = 40
 OF = ["z_voco", "v_d", "v_pooled", "codes"]
 
 
-def write_map(run: Path, *, nearest: bool = True, **other: Any) -> Path:
+def write_map(run: Path, **other: Any) -> Path:
     """The map of N images: even ones left, odd ones right; the nearest of an image are those after it."""
     rng = np.random.default_rng(0)
     at = rng.uniform(-1, 1, (4, N, 2)) + 6.0 * (np.arange(N) % 2)[:, None] * [1, 0]
@@ -40,13 +42,13 @@ def write_map(run: Path, *, nearest: bool = True, **other: Any) -> Path:
     for method, kept in (("pca", 0.3), ("umap", 0.6)):
         for end, add in (("", 0), ("_lower", -0.1), ("_upper", 0.05)):
             values[f"{method}_kept{end}"] = np.full(4, kept + add)
-    if nearest:
-        values["nearest_rows"] = np.stack([near, near, (near + 4) % N, near]).astype(np.int32)
-        values["nearest_distance"] = np.full((4, N, 10), 0.5, np.float32)
+    values["nearest_rows"] = np.stack([near, near, (near + 4) % N, near]).astype(np.int32)
+    values["nearest_distance"] = np.full((4, N, 10), 0.5, np.float32)
     with open_run(run) as opened:
         of = results.identity(opened)
     out = results.default_path(run)
-    results.write(out, "map", values | other, run=of, settings={}, versions={}, seconds=0.0)
+    results.write(out, "map", filled(Map, values), run=of, settings={}, libraries={}, seconds=0.0)
+    misshape(out, "map", other)
     return out
 
 
@@ -149,8 +151,8 @@ def test_a_map_that_does_not_fit_the_run_is_refused(tmp_path: Path, wrong: dict[
     run = write_run(tmp_path / "run.h5", N)
     write_map(run, **wrong)
     header = data.header(data.key_of(run))
-    with pytest.raises(UserError, match="does not fit.*htc-analyze map"):
-        data.latent_map(data.sections(run, header)["map"], N)
+    with pytest.raises(UserError, match="does not fit.*htc-analyze map|is damaged: map/.*run htc-analyze again"):
+        data.check_map(data.sections(run, header).map, N)
 
 
 def test_pictures_are_the_thumbnails(run_file: Path) -> None:
@@ -279,10 +281,9 @@ def test_without_a_map_the_page_says_what_makes_it(tmp_path: Path, open_app: Any
     run = write_run(tmp_path / "run.h5", N)
     app = page(open_app, run)
     assert "No map" in app.info[0].value and app.code[0].value == f"htc-analyze map --run {run}"
-    write_map(run, nearest=False)
+    write_map(run)
     app.run()
-    assert "map" in charts(app) and not galleries(app)
-    assert app.code[0].value == f"htc-analyze map --run {run}"
+    assert "map" in charts(app) and galleries(app)
 
 
 def test_images_that_were_not_drawn_for_the_map(tmp_path: Path, open_app: Any) -> None:

@@ -175,7 +175,7 @@ def test_a_planted_model_gives_tables_of_0_and_1(case: tuple[str, Case], tmp_pat
     np.testing.assert_array_equal(swapped[:, known][:, :-1], followed[:, known][:, :-1])
     np.testing.assert_allclose(swapped[:, -1], followed[:, -1], atol=1e-3)
 
-    results.write(tmp_path / "a.h5", "interchange", section, run={}, settings={}, versions={}, seconds=0)
+    results.write(tmp_path / "a.h5", "interchange", section, run={}, settings={}, libraries={}, seconds=0)
     with results.read(tmp_path / "a.h5") as stored:
         assert list(stored["interchange"].keys()) == list(section)
 

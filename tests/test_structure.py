@@ -24,8 +24,8 @@ ALLOWED = {
     # The model's parts only where the model runs.
     "analysis": {"analysis", "extract", "probes.files", "probes.inputs.circular", "probes.scores"},
     "dashboards": {"dashboards", "probes.files", "probes.show", "probes.scores", "probes.inputs.circular"}
-    | {"analysis.compare", "analysis.results", "analysis.sentences", "analysis.stats", "analysis.attention.rows"}
-    | {"analysis.causes.effects", "analysis.causes.following"}
+    | {"analysis.compare", "analysis.results", "analysis.sections", "analysis.sentences", "analysis.stats"}
+    | {"analysis.attention.rows", "analysis.causes.effects", "analysis.causes.following"}
     | {"analysis.contents.associations"}
     | RUN,
     "benchmarks": {"extract", "probes", "analysis"},

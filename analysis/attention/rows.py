@@ -1,150 +1,163 @@
-"""Where `<voco>` looks, against where it would look by chance. Knows arrays and runs; not models or figures.
+"""Rows of `<voco>`'s attention: what they are like, where they look by chance, and means over a run's images.
 
-Attention says what is read, not what it is worth: see `analysis.contributions` and `analysis.knockouts` for that. Rows
-are brought to a sum of 1 again, as 16-bit storage moves it by up to 5e-4.
+Knows arrays and runs; not models or figures. Attention says what is read, not what it is worth: see `attention.updates`
+and `causes.knockouts` for that. A row runs over the S keys that `<voco>` reads (prefix, anchors, patches, text after
+the image, `<voco>` itself) and sums to 1; 16-bit storage moves that by up to 5e-4, and `measure` brings it back.
 
-Legend: N images, B images of a block, L layers, H heads, S keys of `<voco>`, A anchors, P patches, F first tokens.
+Legend: N images, B images of a block, L layers, H heads, S keys of `<voco>`, A anchors, P patches, F first tokens, R
+rows and C columns of the patch grid.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata
 
+from htc_probe.analysis.sections import Attention, Difference, Differences, Levels, LevelsEach
 from htc_probe.analysis.stats import draws
 from htc_probe.extract.store import Run
-from htc_probe.probes.scores.intervals import COVERAGE
+from htc_probe.probes.scores.intervals import COVERAGE, Groups
 
-Section = dict[str, Any]
-
-TOPS = (1, 4, 10)  # per cent of the patches
-FIGURE_IMAGES, FIGURE_TOKENS = 16, 16  # of the paper's Figure 3
-FIRST = 4  # hybrid tokens: as many as the paper has anchors
-BLOCK = 2**22  # numbers of attention read at a time
-HEAD_PAIRS = 2048
-STORED = 2.0**-11  # relative precision of float16
+ROLES = ("prefix", "anchor", "patch", "text", "voco")
+PERCENTILES = (10, 90)
+_TOP = 10  # per cent of the patches
+_FIRST = 4  # hybrid tokens: as many as the paper has anchors
+_BLOCK = 2**22  # numbers of attention read at a time
+_STORED = 2.0**-11  # relative precision of float16
 
 
-def analyse(run: Run, beside: Run | None = None, seed: int = 0) -> Section:
-    """All of this module as one section; `beside` is a second run, for example of the causal topology.
+class Band(NamedTuple):
+    """The middle 80 % of images: how much images differ, not how sure a mean is."""
 
-    `NAME` is a quantity of `measure` (L, H), a mean over images; `NAME_by_layer` (L,) is of its mean over heads,
-    `NAME_overall` (1,) over layers too. Each with `_lower` and `_upper`, 95 % over groups of images.
+    low: np.ndarray
+    """10th percentile."""
+    high: np.ndarray
+    """90th percentile."""
 
-    * `anchor_head` (L, H) 1 where the anchors' lift is above 1, `anchor_head_p` (max-T over all heads),
-      `anchor_head_lift_at_least` (L, H) simultaneous lower bounds, `anchor_heads` their number;
-    * `patch_agreement` (L, H): correlation of the patch maps of two images, the mean over all pairs;
-    * `head_order_spearman`, `head_order_kendall` (1,): of the heads' order by anchor lift, between two images;
-    * `mean_attention` (L, H, S), `roles` of its keys, `rows` and `cols` of patches;
-    * `first_tokens` (L, F): attention on each of the first hybrid tokens, over heads; `first_tokens_names`;
-    * `figure3` (images, L, F): the same of single images, `figure3_ids`; its mean over layers is the paper's figure;
-    * `top_counts`: how many patches are the top 1, 4 and 10 %; `uniform_share` of the anchors, A / (A + P).
 
-    With `beside`, `beside_` is put before what is its own, and `difference_NAME_overall` and, where both have as many
-    layers, `difference_NAME_by_layer` are this run minus it, paired on the `paired_images` that both have.
-    """
-    values, section = _one(run, seed)
+class Quantity(NamedTuple):
+    """A number that each layer and head has, and the scale to draw it on."""
+
+    name: str
+    """As `measure` and `Attention` call it."""
+    title: str
+    unit: str
+    uniform: float
+    """Under attention that is the same for all keys."""
+    most: float
+    """The largest that it can be; the smallest is 0."""
+    anchor: int | None = None
+    """From 0, where `name` has one value an anchor."""
+
+    def of(self, values: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Its (..., L, H) among those of `measure`."""
+        return self._own(values[self.name])
+
+    def found(self, section: Attention) -> Levels | None:
+        """Its means over images; None where the model has none."""
+        levels: Levels | LevelsEach | None = getattr(section, self.name)
+        if not isinstance(levels, LevelsEach):
+            return levels
+        parts = levels.estimate, levels.lower, levels.upper
+        estimate, lower, upper = (self._own(part) for part in parts)
+        by_layer, overall = (draws.Intervals(*map(self._own, ends)) for ends in (levels.by_layer, levels.overall))
+        return Levels(estimate=estimate, lower=lower, upper=upper, by_layer=by_layer, overall=overall)
+
+    def difference(self, section: Attention) -> Difference | None:
+        """From the second run; None where there was none, or that has none."""
+        return getattr(section.difference, self.name, None)
+
+    def _own(self, values: np.ndarray) -> np.ndarray:
+        return values if self.anchor is None else values[..., self.anchor]
+
+
+def analyse(run: Run, beside: Run | None = None, seed: int = 0) -> Attention:
+    """Means over all images; `beside` is a second run, for example of the causal topology, to subtract."""
+    groups = run.groups()
+    values, mean_LHS = _stream(run)
+    found: dict[str, Any] = {name: _levels(value, groups, seed) for name, value in values.items()}
+    if run.shape.anchors:
+        likely = anchor_heads(values["anchor_lift"], groups, seed).p < 1 - COVERAGE
+        found |= {"anchor_head": likely.astype(np.uint8), "anchor_heads": int(likely.sum())}
     if beside is not None:
-        others, found = _one(beside, seed, section["figure3_ids"])
-        section |= {f"beside_{name}": value for name, value in found.items()}
-        section |= _differences(run, values, beside, others, seed)
-    return section
+        place = {name: number for number, name in enumerate(beside.ids())}
+        pairs = [(number, place[name]) for number, name in enumerate(run.ids()) if name in place]
+        found["paired_images"] = len(pairs)
+        if pairs:
+            mine, theirs = map(list, zip(*pairs, strict=True))
+            ours = {name: value[mine] for name, value in values.items()}
+            others = {name: value[theirs] for name, value in _stream(beside)[0].items()}
+            found["difference"] = _differences(ours, others, [groups[number] for number in mine], seed)
+    return Attention(images=len(run), mean_attention=mean_LHS, **found)
 
 
-def measure(rows_BLHS: np.ndarray, role_S: Sequence[str]) -> dict[str, np.ndarray]:
-    """What rows (B, L, H, S) of attention are like, by name, each (B, L, H) float32.
+def measure(rows: np.ndarray, roles: Sequence[str]) -> dict[str, np.ndarray]:
+    """What rows (..., S) of attention are like, by name, each (...) float32.
 
     * `patch_mass`, `voco_mass`, `text_mass` (prefix and text behind the image), `anchor_mass`: sums over these keys;
-    * `anchor_share`: the anchors' part of what falls on hybrid tokens; `anchor_lift`: over the uniform A / (A + P);
-      `anchor_lift_of_all`: `anchor_mass` over the uniform A / S. Even attention has lift 1;
-    * `anchor_mass_each` (B, L, H, A);
-    * `top_patches_mass`: on the A most attended patches, chosen anew in each row, which favours them;
-      `anchor_minus_top`: `anchor_mass` minus that;
-    * `anchor_above_patch`: how likely an anchor gets more than a patch, 0 to 1, 0.5 by chance; no patch is chosen here;
-    * `first_lift`: of the first 4 hybrid tokens, whatever they are, to tell anchors from positions;
-    * `entropy_bits`, 0 to log2(S), and `effective_keys`, 2 to its power;
-    * `top_1`, `top_4`, `top_10`: share of the most attended 1, 4 and 10 % of patches in `patch_mass`, and the Gini
-      coefficient `patch_gini`, 0 where all patches get the same, 1 - 1/P where one gets all.
+      `anchor_mass_each` (..., A);
+    * `anchor_share`: the anchors' part of what falls on hybrid tokens; `anchor_lift`: over the uniform A / (A + P).
+      Even attention has lift 1;
+    * `entropy_bits`, 0 to log2(S).
 
     A model without anchors or text has no entries of these. Shares are NaN where nothing falls on what they share.
     """
-    rows = rows_BLHS.astype(np.float32)
-    rows /= rows.sum(-1, keepdims=True)
-    role = np.asarray(role_S)
-    mass = {name: rows[..., role == name].sum(-1) for name in dict.fromkeys(role_S)}
+    rows = _summing_to_one(rows)
+    mass = {role: rows[..., role_mask(roles, role)].sum(-1) for role in dict.fromkeys(roles)}
     found = {"patch_mass": mass["patch"], "voco_mass": mass["voco"]}
     if "prefix" in mass or "text" in mass:
         found["text_mass"] = mass.get("prefix", 0) + mass.get("text", np.float32(0))
-    hybrid = mass["patch"] + mass.get("anchor", np.float32(0))
-    is_hybrid = np.isin(role, ("anchor", "patch"))
-    ordered = np.sort(rows[..., role == "patch"], axis=-1)  # ascending
-    A, P = int((role == "anchor").sum()), ordered.shape[-1]
-    if A:
+    if "anchor" in mass:
         found["anchor_mass"] = mass["anchor"]
-        found["anchor_mass_each"] = rows[..., role == "anchor"]
-        found["anchor_share"] = _ratio(mass["anchor"], hybrid)
-        found["anchor_lift"] = found["anchor_share"] * np.float32((A + P) / A)
-        found["anchor_lift_of_all"] = mass["anchor"] * np.float32(len(role) / A)
-        found["top_patches_mass"] = ordered[..., -A:].sum(-1)
-        found["anchor_minus_top"] = mass["anchor"] - found["top_patches_mass"]
-        found["anchor_above_patch"] = _above(rows[..., role == "anchor"], rows[..., role == "patch"])
-    first = rows[..., np.flatnonzero(is_hybrid)[:FIRST]]
-    found["first_lift"] = _ratio(first.sum(-1), hybrid) * np.float32((A + P) / first.shape[-1])
+        found["anchor_mass_each"] = rows[..., role_mask(roles, "anchor")]
+        found["anchor_share"] = _ratio(mass["anchor"], mass["patch"] + mass["anchor"])
+        found["anchor_lift"] = found["anchor_share"] * np.float32(
+            len(first_hybrid(roles, len(roles))) / roles.count("anchor")
+        )
     logs = np.log2(rows, out=np.zeros_like(rows), where=rows > 0)
     found["entropy_bits"] = np.maximum(-(rows * logs).sum(-1), 0)
-    found["effective_keys"] = np.exp2(found["entropy_bits"])
-    for top, count in zip(TOPS, top_counts(P), strict=True):
-        found[f"top_{top}"] = _ratio(ordered[..., -count:].sum(-1), mass["patch"])
-    place = np.arange(1, P + 1, dtype=np.float32)
-    found["patch_gini"] = _ratio(2 * (ordered @ place), P * mass["patch"]) - np.float32((P + 1) / P)
     return found
 
 
-def top_counts(patches: int) -> list[int]:
-    """How many patches are the top 1, 4 and 10 %, rounded up."""
-    return [-(-top * patches // 100) for top in TOPS]
+def measure_order(rows: np.ndarray, roles: Sequence[str]) -> dict[str, np.ndarray]:
+    """What takes the order of the patches, by name as in `measure`.
+
+    * `top_patches_mass`: on the A most attended patches, chosen anew in each row, which favours them;
+      `anchor_minus_top`: attention on the anchors minus that;
+    * `anchor_above_patch`: how likely an anchor gets more than a patch, 0 to 1, 0.5 by chance; no patch is chosen here;
+    * `first_lift`: of the first 4 hybrid tokens, whatever they are, to tell anchors from positions;
+    * `top_10`: share of the most attended 10 % of patches in what all get, and the Gini coefficient `patch_gini`, 0
+      where all patches get the same, 1 - 1/P where one gets all.
+    """
+    rows = _summing_to_one(rows)
+    anchors, patches = (rows[..., role_mask(roles, role)] for role in ("anchor", "patch"))
+    A, P = anchors.shape[-1], patches.shape[-1]
+    mass = patches.sum(-1)
+    ordered = np.sort(patches, axis=-1)  # ascending
+    found = {}
+    if A:
+        found["top_patches_mass"] = ordered[..., -A:].sum(-1)
+        found["anchor_minus_top"] = anchors.sum(-1) - found["top_patches_mass"]
+        found["anchor_above_patch"] = _above(anchors, patches)
+    first = rows[..., first_hybrid(roles, _FIRST)]
+    hybrid = mass + anchors.sum(-1)
+    found["first_lift"] = _ratio(first.sum(-1), hybrid) * np.float32((A + P) / first.shape[-1])
+    found["top_10"] = _ratio(ordered[..., -top_count(P) :].sum(-1), mass)
+    place = np.arange(1, P + 1, dtype=np.float32)
+    found["patch_gini"] = _ratio(2 * (ordered @ place), P * mass) - np.float32((P + 1) / P)
+    return found
 
 
-def anchor_heads(lift_NLH: np.ndarray, groups_N: draws.Groups, seed: int) -> draws.MaxT:
+def top_count(patches: int) -> int:
+    """How many patches are the top 10 %, rounded up."""
+    return -(-_TOP * patches // 100)
+
+
+def anchor_heads(lift_NLH: np.ndarray, groups_N: Groups, seed: int) -> draws.MaxT:
     """Which heads look at anchors more than evenly: tests of mean lift > 1, corrected for all L x H heads, and by more
     than float16 can make of 1.
     """
-    return draws.max_t(draws.draws_of_means(lift_NLH, groups_N, seed), null=1 + STORED)
-
-
-def agreement(blocks: Callable[[], Iterator[np.ndarray]]) -> np.ndarray:
-    """(N, ...): each image's mean correlation with all others over the last axis; twice through blocks (B, ..., P).
-
-    Vectors that are constant, as far as float16 can tell, have none: NaN. For pairs of images, see `stats.of_pairs`.
-    """
-    total, count = np.zeros(1), np.zeros(1)
-    for block in blocks():
-        unit = _unit(block)
-        total = total + unit.sum(0, dtype=np.float64)
-        count = count + unit.any(-1).sum(0)
-    found = []
-    for block in blocks():
-        unit = _unit(block)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            others = ((unit * total).sum(-1) - 1) / (count - 1)
-        found.append(np.where(unit.any(-1), others, np.nan).astype(np.float32))
-    return np.concatenate(found)
-
-
-def order_agreement(values_NM: np.ndarray, groups_N: draws.Groups, seed: int) -> tuple[draws.Interval, draws.Interval]:
-    """Spearman's and Kendall's correlation (tau-a) of the order of M things between two images, over all pairs of N.
-
-    Kendall's is over at most 2,048 pairs of things, drawn by `seed`.
-    """
-    rho = agreement(lambda: iter([rankdata(values_NM, axis=1)]))
-    one, other = np.triu_indices(values_NM.shape[1], 1)
-    if len(one) > HEAD_PAIRS:
-        chosen = np.random.default_rng(seed).choice(len(one), HEAD_PAIRS, replace=False)
-        one, other = one[chosen], other[chosen]
-    signs = np.sign(values_NM[:, one] - values_NM[:, other])
-    tau = (signs @ signs.sum(0) - (signs**2).sum(1)) / max(len(one), 1) / max(len(values_NM) - 1, 1)
-    return _over_pairs(rho, groups_N, seed).only, _over_pairs(tau, groups_N, seed).only
+    return draws.max_t(draws.draws_of_means(lift_NLH, groups_N, seed), null=1 + _STORED)
 
 
 def mean_of_read_layers(values_LT: np.ndarray) -> np.ndarray:
@@ -154,141 +167,204 @@ def mean_of_read_layers(values_LT: np.ndarray) -> np.ndarray:
     return values_LT[..., :-1, :].sum(-2) / max(values_LT.shape[-2] - 1, 1)
 
 
-def figure3(run: Run, images: Sequence[int], tokens: int = FIGURE_TOKENS) -> np.ndarray:
-    """(images, L, F) float32: attention on each of the first hybrid tokens, mean over heads."""
-    at = _hybrid(run.shape.roles)[:tokens]
-    return np.stack([run.attention(image).mean(1)[:, at] for image in images])
+def band(values: np.ndarray) -> Band:
+    """(N, ...) values of N images -> their percentiles, each (...); NaN is left out."""
+    percentiles = np.nanpercentile if np.isnan(values).any() else np.percentile  # the one takes many times as long
+    low, high = percentiles(values, PERCENTILES, axis=0)
+    return Band(low, high)
 
 
-def token_names(run: Run, tokens: int = FIGURE_TOKENS) -> list[str]:
-    """Of the first hybrid tokens: `anchor 1`, or `patch row,column`, from 0."""
-    names, anchors = [], 0
-    for at in _hybrid(run.shape.roles)[:tokens]:
-        anchors += run.shape.roles[at] == "anchor"
-        cell = f"patch {run.shape.rows[at]},{run.shape.cols[at]}"
-        names.append(f"anchor {anchors}" if run.shape.roles[at] == "anchor" else cell)
-    return names
+def role_mask(roles: Sequence[str], role: str) -> np.ndarray:
+    """(S,) bool: which keys have this role."""
+    return np.asarray([name == role for name in roles], dtype=bool)
 
 
-def _one(run: Run, seed: int, figure_ids: Sequence[str] = ()) -> tuple[dict[str, np.ndarray], Section]:
-    """`measure` of all images, and the section. Its figure shows `figure_ids` where the run has some of them."""
-    groups, ids = run.groups(), run.ids()
-    values, first_NLF, mean_LHS = _stream(run)
-    section: Section = {"run": run.path.name, "topology": run.info.topology, "images": len(run)}
-    for name, value in values.items():
-        section |= _levels(name, value, groups, seed)
-    shape = run.shape
-    if shape.anchors:
-        lift = values["anchor_lift"]
-        test = anchor_heads(lift, groups, seed)
-        section["anchor_head"] = (test.p < 1 - COVERAGE).astype(np.uint8)
-        section["anchor_head_p"] = test.p.astype(np.float32)
-        section["anchor_head_lift_at_least"] = test.lower.astype(np.float32)
-        section["anchor_heads"] = int((test.p < 1 - COVERAGE).sum())
-        section["uniform_share"] = shape.anchors / (shape.anchors + shape.roles.count("patch"))
-        if shape.layers * shape.heads > 1:
-            rho, tau = order_agreement(lift.reshape(len(run), -1), groups, seed)
-            for name, found in (("spearman", rho), ("kendall", tau)):
-                section |= _scalar(f"head_order_{name}", found)
-    is_patch = np.asarray(shape.roles) == "patch"
-    alike = agreement(lambda: (rows[..., is_patch] for rows in _blocks(run)))
-    section |= _over_pairs(alike, groups, seed).section("patch_agreement")
-    section["mean_attention"] = mean_LHS
-    section["roles"] = list(shape.roles)
-    section["rows"], section["cols"] = np.array(shape.rows), np.array(shape.cols)
-    section["top_counts"] = np.array(top_counts(int(is_patch.sum())))
-    section |= draws.intervals_of_means(first_NLF, groups, seed).section("first_tokens")
-    section["first_tokens_names"] = token_names(run)
-    place = {name: number for number, name in enumerate(ids)}
-    shown = [place[name] for name in figure_ids if name in place] or list(range(min(FIGURE_IMAGES, len(run))))
-    section["figure3"], section["figure3_ids"] = figure3(run, shown), [ids[image] for image in shown]
-    return values, section
+def role_mass(attention: np.ndarray, roles: Sequence[str]) -> dict[str, np.ndarray]:
+    """Share of all attention that each role receives.
+
+    attention: (..., S), rows that sum to 1. Returns role -> (...), for the roles that have a key at all, in
+    the order of the keys. The values of one row sum to 1.
+    """
+    return {
+        role: attention[..., role_mask(roles, role)].sum(axis=-1, dtype=np.float32) for role in ROLES if role in roles
+    }
 
 
-def _stream(run: Run) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """`measure` of all images (N, L, H), attention on the first tokens (N, L, F), and mean_LHS, block by block."""
-    at = _hybrid(run.shape.roles)[:FIGURE_TOKENS]
+def quantities(roles: Sequence[str]) -> dict[str, Quantity]:
+    """What can be drawn of each layer and head, by its name for people; without anchors only the entropy."""
+    S, A, P = len(roles), roles.count("anchor"), roles.count("patch")
+    found = {}
+    if A:
+        share = "share of all attention"
+        found = {
+            "Anchors": Quantity("anchor_mass", "Attention on the anchors", share, A / S, 1.0),
+            "Anchors, lift": Quantity(
+                "anchor_lift", "Lift of the anchors over their uniform share", "times uniform", 1.0, (A + P) / A
+            ),
+        }
+        for at in range(A) if A > 1 else ():
+            title = f"Attention on anchor {at + 1}"
+            found[f"Anchor {at + 1}"] = Quantity("anchor_mass_each", title, share, 1 / S, 1.0, at)
+    bits = float(np.log2(S))
+    return found | {"Entropy": Quantity("entropy_bits", "Entropy of the attention", "bits", bits, bits)}
+
+
+def uniform_share(roles: Sequence[str]) -> float:
+    """The anchors' part of hybrid tokens, and of uniform attention on them: 4/580 in the paper."""
+    anchors, patches = roles.count("anchor"), roles.count("patch")
+    return anchors / (anchors + patches)
+
+
+def evenly(rows: Sequence[int] | np.ndarray, most: int) -> np.ndarray:
+    """At most `most` of `rows`, evenly spaced, with the first and the last."""
+    at = np.linspace(0, len(rows) - 1, min(len(rows), max(1, most))).round().astype(int)
+    return np.asarray(rows)[at]
+
+
+def first_hybrid(roles: Sequence[str], count: int) -> np.ndarray:
+    """(F,) where the first hybrid tokens are among the keys: anchors, then patches."""
+    return np.flatnonzero(role_mask(roles, "anchor") | role_mask(roles, "patch"))[:count]
+
+
+def token_names(roles: Sequence[str], rows: Sequence[int], cols: Sequence[int], count: int) -> list[str]:
+    """Of the first hybrid tokens: `anchor 1`, or `patch row,column`, all from 1."""
+    anchors = [at for at, role in enumerate(roles) if role == "anchor"]
+    return [
+        f"anchor {anchors.index(at) + 1}" if roles[at] == "anchor" else f"patch {rows[at] + 1},{cols[at] + 1}"
+        for at in first_hybrid(roles, count)
+    ]
+
+
+def below(values: np.ndarray, value: float) -> float:
+    """Share of `values` that are smaller, half of those that are equal: 0.5 is the middle."""
+    return float((values < value).mean() + (values == value).mean() / 2)
+
+
+def select(attention: np.ndarray, layer: int | None, head: int | None) -> np.ndarray:
+    """(L, H, S) -> (S,): one layer and head (from 0), or the mean over all of them where None."""
+    per_head = attention.mean(axis=0) if layer is None else attention[layer]
+    return per_head.mean(axis=0) if head is None else per_head[head]
+
+
+def head_mean(values: np.ndarray, head: int | None) -> np.ndarray:
+    """(..., L, H) -> (..., L): one head (from 0), or the mean over heads where None."""
+    return values.mean(axis=-1) if head is None else values[..., head]
+
+
+def patch_map(row: np.ndarray, roles: Sequence[str], rows: Sequence[int], cols: Sequence[int]) -> np.ndarray | None:
+    """(S,) attention row -> (R, C) grid of what each patch receives; None where patches have no position.
+
+    Cells of the grid without a patch are NaN.
+    """
+    patches = role_mask(roles, "patch")
+    row_of, col_of = np.asarray(rows)[patches], np.asarray(cols)[patches]
+    if not patches.any() or row_of.min() < 0 or col_of.min() < 0:
+        return None
+    grid = np.full((row_of.max() + 1, col_of.max() + 1), np.nan, dtype=np.float32)
+    grid[row_of, col_of] = row[patches]
+    return grid
+
+
+class Sample(NamedTuple):
+    """Attention of one run over n images, as far as pages ask for it."""
+
+    rows_NLHS: np.ndarray
+    """float16"""
+    by_layer_NLS: np.ndarray
+    """float32, the mean over heads."""
+    by_head_NHS: np.ndarray
+    """float32, the mean over layers."""
+    mass: dict[str, np.ndarray]
+    """role -> (n, L, H) float32, share of all attention."""
+    values: dict[str, np.ndarray]
+    """(n, L, H, ...) of `measure`."""
+
+    def select(self, layer: int | None, head: int | None) -> np.ndarray:
+        """(n, S) float32: one layer and head (from 0), or the mean over all of them where None."""
+        if layer is None:
+            return self.by_head_NHS.mean(1) if head is None else self.by_head_NHS[:, head]
+        return self.by_layer_NLS[:, layer] if head is None else self.rows_NLHS[:, layer, head].astype(np.float32)
+
+
+def sample(blocks: Iterable[np.ndarray], roles: Sequence[str]) -> Sample:
+    """Of attention (B, L, H, S), block by block."""
+    parts = [
+        Sample(
+            rows.astype(np.float16),
+            rows.mean(2, dtype=np.float32),
+            rows.mean(1, dtype=np.float32),
+            role_mass(rows, roles),
+            measure(rows.astype(np.float32), roles),
+        )
+        for rows in blocks
+    ]
+    arrays = [np.concatenate([part[at] for part in parts]) for at in range(3)]
+    named = [{name: np.concatenate([part[at][name] for part in parts]) for name in parts[0][at]} for at in (3, 4)]
+    return Sample(arrays[0], arrays[1], arrays[2], named[0], named[1])
+
+
+def _stream(run: Run) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """What all images' rows are like (N, L, H), and mean_LHS, block by block."""
     parts: dict[str, list[np.ndarray]] = {}
-    first = []
     total_LHS = np.zeros((run.shape.layers, run.shape.heads, run.shape.keys))
     for rows in _blocks(run):
-        for name, value in measure(rows, run.shape.roles).items():
+        for name, value in (measure(rows, run.shape.roles) | measure_order(rows, run.shape.roles)).items():
             parts.setdefault(name, []).append(value)
-        first.append(rows[..., at].mean(2, dtype=np.float32))
         total_LHS += rows.sum(0, dtype=np.float64)
     values = {name: np.concatenate(found) for name, found in parts.items()}
-    return values, np.concatenate(first), (total_LHS / len(run)).astype(np.float32)
+    values["effective_keys"] = np.exp2(values["entropy_bits"])
+    return values, (total_LHS / len(run)).astype(np.float32)
 
 
 def _blocks(run: Run) -> Iterator[np.ndarray]:
     """(B, L, H, S) as stored, all images in order."""
-    step = max(1, BLOCK // (run.shape.layers * run.shape.heads * run.shape.keys))
+    step = max(1, _BLOCK // (run.shape.layers * run.shape.heads * run.shape.keys))
     for start in range(0, len(run), step):
         yield run.rows("attention/voco", start, min(start + step, len(run)))
 
 
-def _levels(name: str, value_NLH: np.ndarray, groups: draws.Groups, seed: int) -> Section:
-    """A quantity (N, L, H, ...) by head, by layer and over all, with intervals."""
-    N, L, H, *rest = value_NLH.shape
+def _levels(value_NLH: np.ndarray, groups: Groups, seed: int) -> Levels | LevelsEach:
+    """A quantity (N, L, H), or one an anchor (N, L, H, A), by head, by layer and over all."""
+    N, L, H, *each = value_NLH.shape
     layer = value_NLH.mean(2)
     joined = np.concatenate([value_NLH.reshape(N, -1), layer.reshape(N, -1), layer.mean(1).reshape(N, -1)], 1)
-    found = draws.intervals_of_means(joined, groups, seed)
-    section: Section = {}
-    each = int(np.prod(rest, dtype=int))
-    start = 0
-    for end, shape in (("", (L, H, *rest)), ("_by_layer", (L, *rest)), ("_overall", tuple(rest) or (1,))):
-        stop = start + int(np.prod(shape))
-        section |= draws.Intervals(*(part[start:stop].reshape(shape) for part in found)).section(name + end)
-        start = stop
-    assert start == (L * H + L + 1) * each
-    return section
+    ends = draws.intervals_of_means(joined, groups, seed)
+    shapes = (L, H, *each), (L, *each), tuple(each) or (1,)
+    starts = np.cumsum([np.prod(shape) for shape in shapes])
+    assert starts[-1] == joined.shape[1]
+    parts = (
+        [part.reshape(shape) for part, shape in zip(np.split(end, starts[:-1]), shapes, strict=True)] for end in ends
+    )
+    by_head, by_layer, overall = zip(*parts, strict=True)
+    estimate, lower, upper = (np.asarray(end, np.float32) for end in by_head)
+    kind = LevelsEach if each else Levels
+    return kind(
+        estimate=estimate,
+        lower=lower,
+        upper=upper,
+        by_layer=draws.Intervals(*by_layer),
+        overall=draws.Intervals(*overall),
+    )
 
 
 def _differences(
-    run: Run, values: dict[str, np.ndarray], beside: Run, others: dict[str, np.ndarray], seed: int
-) -> Section:
-    """This run minus `beside`, on the images of both."""
-    place = {name: number for number, name in enumerate(beside.ids())}
-    ids, all_groups = run.ids(), run.groups()
-    mine = [number for number, name in enumerate(ids) if name in place]
-    theirs = [place[ids[number]] for number in mine]
-    groups = [all_groups[number] for number in mine]
-    section: Section = {"paired_images": len(mine)}
-    for name in values if mine else ():
-        if name not in others or values[name].ndim != 3:
-            continue
-        one, other = values[name][mine].mean(2), others[name][theirs].mean(2)
-        found = draws.intervals_of_means((one.mean(1) - other.mean(1))[:, None], groups, seed)
-        section |= found.section(f"difference_{name}_overall")
-        if one.shape == other.shape:
-            section |= draws.intervals_of_means(one - other, groups, seed).section(f"difference_{name}_by_layer")
-    return section
+    values: Mapping[str, np.ndarray], others: Mapping[str, np.ndarray], groups: Groups, seed: int
+) -> Differences:
+    """Of the same images, one by one: the first minus the second."""
+    found: dict[str, Difference] = {}
+    for name in values:
+        if name in others and values[name].ndim == 3:
+            one, other = values[name].mean(2), others[name].mean(2)
+            overall = draws.intervals_of_means((one.mean(1) - other.mean(1))[:, None], groups, seed)
+            by_layer = draws.intervals_of_means(one - other, groups, seed) if one.shape == other.shape else None
+            found[name] = Difference(overall=overall, by_layer=by_layer)
+    return Differences(**found)
 
 
-def _over_pairs(first_N: np.ndarray, groups: draws.Groups, seed: int) -> draws.Intervals:
-    """Of the mean over all pairs of images; a correlation, so that the interval stays within -1 to 1."""
-    with np.errstate(invalid="ignore"):
-        known = np.isfinite(first_N)
-        mean = np.where(known, first_N, 0).sum(0) / np.maximum(known.sum(0), 1)
-    found = draws.intervals_of_means(draws.of_pairs(first_N, mean), groups, seed)
-    return draws.Intervals(found.estimate, np.maximum(found.lower, -1), np.minimum(found.upper, 1))
-
-
-def _scalar(name: str, found: draws.Interval) -> Section:
-    return {name: found.estimate, f"{name}_lower": found.lower, f"{name}_upper": found.upper}
-
-
-def _unit(block: np.ndarray) -> np.ndarray:
-    """Centred vectors of length 1 along the last axis; zeros where they are constant."""
-    block = block.astype(np.float32)
-    centred = block - block.mean(-1, keepdims=True)
-    size = np.sqrt((centred**2).sum(-1, keepdims=True))
-    varies = size > STORED * np.sqrt((block**2).sum(-1, keepdims=True))
-    return np.divide(centred, size, out=np.zeros_like(centred), where=varies)
-
-
-def _hybrid(role_S: Sequence[str]) -> np.ndarray:
-    return np.flatnonzero(np.isin(np.asarray(role_S), ("anchor", "patch")))
+def _summing_to_one(rows: np.ndarray) -> np.ndarray:
+    rows = rows.astype(np.float32)
+    rows /= rows.sum(-1, keepdims=True)
+    return rows
 
 
 def _above(one: np.ndarray, other: np.ndarray) -> np.ndarray:

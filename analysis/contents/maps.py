@@ -6,7 +6,7 @@ Legend: N images, M representations, D features, V codes of an image.
 """
 
 import warnings
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import sparse
@@ -14,6 +14,7 @@ from scipy.sparse.linalg import eigsh
 from threadpoolctl import threadpool_limits
 
 from htc_probe.analysis.contents import geometry, reading
+from htc_probe.analysis.sections import Map
 from htc_probe.analysis.stats import draws
 from htc_probe.extract import again
 from htc_probe.extract.errors import UserError
@@ -36,17 +37,12 @@ class Principal(NamedTuple):
 
 
 @threadpool_limits.wrap(limits=1)  # sums of several threads round in other ways, and UMAP makes another map of that
-def analyse(run: Run, seed: int = 0) -> dict[str, Any]:
-    """Maps of z_voco (last stored layer), v_d, pooled V and the codes, as one section.
+def analyse(run: Run, seed: int = 0) -> Map:
+    """Maps of z_voco (last stored layer), v_d, pooled V and the codes, of at most 5,000 images.
 
-    `map_of` names the M representations; `rows` (n,) are the images, at most 5,000; `pca` and `umap`
-    (M, n, 2); `pca_variance` (M, 2) shares of the variance; `pca_kept` and `umap_kept` (M,): share of an image's 10
-    nearest that are among its 10 nearest in the map, with `_lower` and `_upper`, by chance `kept_chance`. Those nearest
-    are `nearest_rows` (M, n, 10) int32, rows of the run, nearest first, none of the image's own group, -1 where there
-    are not as many; `nearest_distance` (M, n, 10) float32, Euclidean over the root mean square distance of two of the
-    images, NaN where there is none. Features are standardised; codes are alike in as many as are equal. The same seed
-    gives the same maps on the same machine, with any number of threads and where images come more than once: those that
-    are equally near are in the order of the run.
+    Features are standardised; codes are alike in as many as are equal. The same seed gives the same maps on the same
+    machine, with any number of threads and where images come more than once: those that are equally near are in the
+    order of the run.
 
     Raises UserError where the run has less than 5 images.
     """
@@ -72,18 +68,18 @@ def analyse(run: Run, seed: int = 0) -> dict[str, Any]:
         near.append(np.where(true >= 0, rows[true], -1))
         away.append(distances(like, true))
     ends = draws.intervals_of_means(np.moveaxis(np.array(kept), 2, 0), groups, seed)
-    return {
-        "map_of": list(features),
-        "rows": rows,
-        "pca": np.array(pca, np.float32),
-        "umap": np.array(umap, np.float32),
-        "pca_variance": np.array(variance),
-        **draws.Intervals(*(part[:, 0] for part in ends)).section("pca_kept"),
-        **draws.Intervals(*(part[:, 1] for part in ends)).section("umap_kept"),
-        "kept_chance": geometry.NEIGHBOURS / (len(rows) - 1),
-        "nearest_rows": np.array(near, np.int32),
-        "nearest_distance": np.array(away, np.float32),
-    }
+    return Map(
+        map_of=list(features),
+        rows=rows,
+        pca=np.array(pca, np.float32),
+        umap=np.array(umap, np.float32),
+        pca_variance=np.array(variance),
+        pca_kept=draws.Intervals(*(part[:, 0] for part in ends)),
+        umap_kept=draws.Intervals(*(part[:, 1] for part in ends)),
+        kept_chance=geometry.NEIGHBOURS / (len(rows) - 1),
+        nearest_rows=np.array(near, np.int32),
+        nearest_distance=np.array(away, np.float32),
+    )
 
 
 def inner_products(features_ND: np.ndarray) -> np.ndarray:

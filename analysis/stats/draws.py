@@ -44,7 +44,11 @@ class Intervals(NamedTuple):
     @property
     def only(self) -> Interval:
         """Of a single quantity."""
-        return Interval(float(self.estimate), float(self.lower), float(self.upper))
+        return Interval(*(float(np.asarray(part).item()) for part in self))
+
+    def at(self, *index: int) -> Interval:
+        """Of one of them."""
+        return Interval(*(float(part[index]) for part in self))
 
     def section(self, name: str) -> dict[str, np.ndarray]:
         """As the three entries `NAME`, `NAME_lower` and `NAME_upper` (float32) of a section of results."""

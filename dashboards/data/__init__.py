@@ -15,7 +15,8 @@ from htc_probe.dashboards.data.attention import (
     first_tokens,
 )
 from htc_probe.dashboards.data.beside import (
-    Section,
+    identity,
+    made,
     probe_results,
     probes_beside,
     refused_beside,
@@ -33,7 +34,7 @@ from htc_probe.dashboards.data.compare import (
     pairs,
 )
 from htc_probe.dashboards.data.kept import RunKey, kept, key_of
-from htc_probe.dashboards.data.map import LatentMap, latent_map
+from htc_probe.dashboards.data.map import check_map
 from htc_probe.dashboards.data.probes import predicted, predictions
 from htc_probe.dashboards.data.run import (
     Header,

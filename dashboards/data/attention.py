@@ -1,11 +1,11 @@
-"""Attention of <voco>, averaged over images or of each. Knows runs and `dashboards.attention`; not figures."""
+"""Attention of <voco>, averaged over images or of each. Knows runs and `analysis.attention`; not figures."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from htc_probe.dashboards import attention as att
+from htc_probe.analysis.attention import rows as att
 from htc_probe.dashboards.data.kept import RunKey, kept
 from htc_probe.dashboards.data.run import header, opened
 

@@ -3,15 +3,14 @@
 Knows where they are and whether they are of the run as it is; not what a page makes of them.
 """
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 import htc_probe.analysis.results
 import htc_probe.analysis.sentences
 import htc_probe.probes.files.predictions
+from htc_probe.analysis.results import Analysis, Made, same_run
+from htc_probe.analysis.sections import Sections
 from htc_probe.dashboards.data.kept import RunKey, kept, key_of
 from htc_probe.dashboards.data.run import Header
 from htc_probe.dashboards.runs import Refused, inside
@@ -38,7 +37,7 @@ def _why_refused(path: Path, folder: Path) -> str:
 def _damage(key: RunKey) -> str:
     try:
         if key.path.endswith(".h5"):
-            htc_probe.analysis.results.read(key.path).close()
+            _analysis(key)
         elif key.path.endswith(".json"):
             probe_results(key)
         else:
@@ -69,59 +68,34 @@ def probe_results(key: RunKey) -> results.Results:
     return results.read(key.path)
 
 
-class MissingValue(UserError, KeyError):
-    """A section lacks what htc-analyze makes now."""
-
-    __str__ = Exception.__str__  # KeyError's would put quotation marks around it
-
-
-class Section(Mapping[str, Any]):
-    """What one analysis found; each value is read when it is asked for, and kept. Made by `sections`."""
-
-    def __init__(self, key: RunKey, found: htc_probe.analysis.results.Section) -> None:
-        self.name, self.settings, self.created = found.name, found.settings, found.created
-        self._key, self._names = key, found.keys()
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self._names:
-            raise MissingValue(
-                f"{Path(self._key.path).name} has no {name!r} in {self.name}: another htc-analyze made it; remove the "
-                "file and run htc-analyze again"
-            )
-        return _analysis_value(self._key, self.name, name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
-def sections(run: Path, header: Header) -> dict[str, Section]:
-    """What `htc-analyze` left beside the run, by analysis; {} where it left nothing, or what `refused_beside` tells of.
-    Those of an earlier state of the run are left out.
+def sections(run: Path, header: Header) -> Sections:
+    """What `htc-analyze` left beside the run; nothing where it left nothing, or what `refused_beside` tells of. What is
+    of an earlier state of the run is left out.
     """
+    found = _analysis_beside(run)
+    return Sections() if found is None else found.of(identity(header))
+
+
+def made(run: Path, header: Header) -> dict[str, Made]:
+    """How these sections came about, by analysis."""
+    found = _analysis_beside(run)
+    of_run = identity(header)
+    return {} if found is None else {name: of for name, of in found.made.items() if same_run(of.run, of_run)}
+
+
+def identity(header: Header) -> dict[str, Any]:
+    """What tells this state of the run from others, see `analysis.results.same_run`."""
+    return {"created": header.created, "sha256": header.info.model.get("sha256")}
+
+
+def _analysis_beside(run: Path) -> Analysis | None:
     path = htc_probe.analysis.results.default_path(run)
-    if not path.is_file() or _why_refused(path, run.parent):
-        return {}
-    of_run = {"created": header.created, "sha256": header.info.model.get("sha256")}
-    found = _sections(key_of(path))
-    return {name: section for name, (section, of) in found.items() if htc_probe.analysis.results.same_run(of, of_run)}
+    return None if not path.is_file() or _why_refused(path, run.parent) else _analysis(key_of(path))
 
 
 @kept(8)
-def _sections(key: RunKey) -> dict[str, tuple[Section, dict[str, Any]]]:
-    with htc_probe.analysis.results.read(key.path) as found:
-        return {name: (Section(key, found[name]), found[name].run) for name in found.sections()}
-
-
-@kept(512)
-def _analysis_value(key: RunKey, section: str, name: str) -> Any:
-    with htc_probe.analysis.results.read(key.path) as found:
-        value = found[section][name]
-    if isinstance(value, np.ndarray):
-        value.flags.writeable = False
-    return value
+def _analysis(key: RunKey) -> Analysis:
+    return htc_probe.analysis.results.read(key.path)
 
 
 def sentences(run: Path, header: Header) -> list[htc_probe.analysis.sentences.Sentence | str]:
@@ -129,8 +103,8 @@ def sentences(run: Path, header: Header) -> list[htc_probe.analysis.sentences.Se
     do that.
     """
     found, scores = sections(run, header), _scores(run, header)
-    made = tuple((name, section.created) for name, section in found.items())
-    return _sentences(key_of(htc_probe.analysis.results.default_path(run)) if found else None, made, found, scores)
+    times = tuple((name, of.created) for name, of in made(run, header).items())
+    return _sentences(key_of(htc_probe.analysis.results.default_path(run)) if times else None, times, found, scores)
 
 
 def _scores(run: Path, header: Header) -> RunKey | None:
@@ -143,7 +117,7 @@ def _scores(run: Path, header: Header) -> RunKey | None:
 
 @kept(16)
 def _sentences(
-    key: RunKey | None, made: tuple[tuple[str, str], ...], _found: Mapping[str, Section], scores: RunKey | None
+    key: RunKey | None, times: tuple[tuple[str, str], ...], _found: Sections, scores: RunKey | None
 ) -> list[htc_probe.analysis.sentences.Sentence | str]:
     probed = None if scores is None else probe_results(scores)
     return [*htc_probe.analysis.sentences.sentences(_found, probed), htc_probe.analysis.sentences.patches(_found)]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from htc_probe.analysis import compare
-from htc_probe.dashboards import attention as att
+from htc_probe.analysis.attention import rows as att
 from htc_probe.dashboards.data.attention import anchor_mass, attention_blocks
 from htc_probe.dashboards.data.kept import RunKey, kept
 from htc_probe.dashboards.data.run import header, row_of

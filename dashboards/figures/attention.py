@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import plotly.graph_objects as go
 
-from htc_probe.dashboards.attention import PERCENTILES, Band, Quantity, below
+from htc_probe.analysis.attention.rows import PERCENTILES, Band, Quantity, below
 from htc_probe.dashboards.figures.base import (
     BELOW_ABOVE,
     HEAT,

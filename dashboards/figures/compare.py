@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from htc_probe.analysis.attention.rows import Band
 from htc_probe.analysis.compare import Differences
-from htc_probe.dashboards.attention import Band
 from htc_probe.dashboards.figures.attention import BAND
 from htc_probe.dashboards.figures.base import (
     BELOW_ABOVE,

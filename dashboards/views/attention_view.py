@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from htc_probe.dashboards import attention as att
+from htc_probe.analysis.attention import rows as att
+from htc_probe.analysis.sections import Attention
 from htc_probe.dashboards import data, figures
 from htc_probe.dashboards.parts.chart import draw, made, points
 from htc_probe.dashboards.parts.controls import (
@@ -36,7 +37,7 @@ def show(view: View) -> None:
         st.info("The model of this run has no anchors: what this page says of anchors is left out.")
     rows = _rows(view)
     average = data.average(view.key, rows)
-    section = None if view.selection.chosen else data.sections(view.path, view.header).get("attention")
+    section = None if view.selection.chosen else data.sections(view.path, view.header).attention
     _many(view, rows, average, section)
     left, right = side_by_side([5, 7], "means", least=380)
     with left:
@@ -55,7 +56,7 @@ def _rows(view: View) -> np.ndarray:
 # ---- over images
 
 
-def _many(view: View, rows: np.ndarray, average: data.Average, section: data.Section | None) -> None:
+def _many(view: View, rows: np.ndarray, average: data.Average, section: Attention | None) -> None:
     st.header("Where the one token looks")
     selection, shape = view.selection, view.header.shape
     quantities = att.quantities(shape.roles)
@@ -87,16 +88,16 @@ def _many(view: View, rows: np.ndarray, average: data.Average, section: data.Sec
 
 
 def _heatmap(
-    view: View, of: str, quantity: att.Quantity, rows: np.ndarray, average: data.Average, section: data.Section | None
+    view: View, of: str, quantity: att.Quantity, rows: np.ndarray, average: data.Average, section: Attention | None
 ) -> None:
     selection, shape = view.selection, view.header.shape
     n, spread = 1, None
     if of == ONE:
         record = data.image_record(view.key, selection.image)
         value_LH = quantity.of(att.measure(record.attention, shape.roles) | {"anchor_mass": record.anchor_mass})
-    elif section is not None:
-        value_LH, n = quantity.of(section), section["images"]
-        spread = "95 % interval of the mean", att.Band(quantity.of(section, "_lower"), quantity.of(section, "_upper"))
+    elif section is not None and (found := quantity.found(section)) is not None:
+        value_LH, n = found.estimate, section.images
+        spread = "95 % interval of the mean", att.Band(found.lower, found.upper)
     elif quantity.name == "anchor_mass":
         value_LH, band = data.anchor_cells(view.key, rows)
         n, spread = len(rows), (figures.BAND, band)
@@ -117,7 +118,7 @@ def _heatmap(
     )
 
 
-def _curve(view: View, of: str, rows: np.ndarray, average: data.Average, section: data.Section | None) -> None:
+def _curve(view: View, of: str, rows: np.ndarray, average: data.Average, section: Attention | None) -> None:
     selection, roles = view.selection, view.header.shape.roles
     uniform = {role: roles.count(role) / len(roles) for role in ("anchor", "patch") if role in roles}
     curves: dict[str, figures.Curve] = {}
@@ -133,7 +134,7 @@ def _curve(view: View, of: str, rows: np.ndarray, average: data.Average, section
         patch_nL = att.head_mean(average.values["patch_mass"], selection.head)
         mean_L, n = patch_nL.mean(axis=0), average.n
         if section is not None:
-            mean_L, n = att.head_mean(section["patch_mass"], selection.head), section["images"]
+            mean_L, n = att.head_mean(section.patch_mass.estimate, selection.head), section.images
         curves["patch"] = figures.Curve(mean_L, uniform["patch"], n, att.band(patch_nL), average.n)
     draw(made(figures.share_curve, curves, selection=selection.head_words, log=selection.log), "curve")
     how_to_read(
@@ -143,7 +144,7 @@ def _curve(view: View, of: str, rows: np.ndarray, average: data.Average, section
     )
 
 
-def _roles(view: View, of: str, average: data.Average, section: data.Section | None) -> None:
+def _roles(view: View, of: str, average: data.Average, section: Attention | None) -> None:
     selection, n = view.selection, 1
     if of == ONE:
         attention_LHS = data.image_record(view.key, selection.image).attention
@@ -169,12 +170,12 @@ def _distribution(view: View) -> None:
     )
 
 
-def _mean(average: data.Average, section: data.Section | None) -> tuple[np.ndarray, int]:
+def _mean(average: data.Average, section: Attention | None) -> tuple[np.ndarray, int]:
     """(L, H, S) and the number of images that it is the mean of."""
-    return (average.attention, average.n) if section is None else (section["mean_attention"], section["images"])
+    return (average.attention, average.n) if section is None else (section.mean_attention, section.images)
 
 
-def _mean_map(view: View, rows: np.ndarray, average: data.Average, section: data.Section | None) -> None:
+def _mean_map(view: View, rows: np.ndarray, average: data.Average, section: Attention | None) -> None:
     selection, shape = view.selection, view.header.shape
     attention_LHS, n = _mean(average, section)
     patch_RC = _map_of(att.select(attention_LHS, selection.layer, selection.head), shape)
@@ -294,7 +295,7 @@ def _weighted(view: View) -> np.ndarray | None:
     """(S,) shares of the update of <voco> in this image, at the layer or the mean over layers. None, and why, where
     they were not measured.
     """
-    section = data.sections(view.path, view.header).get("contributions")
+    section = data.sections(view.path, view.header).contributions
     if section is None:
         fill("What each token hands over was not measured.", "htc-analyze contributions", view.path)
         return None

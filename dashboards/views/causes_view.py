@@ -1,8 +1,12 @@
 """The page What causes what: its tabs, and what fills each where it is not analysed. Lays out; knows no numbers."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import streamlit as st
 
 from htc_probe.analysis import sentences
+from htc_probe.analysis.sections import Sections
 from htc_probe.dashboards import data
 from htc_probe.dashboards.parts.controls import fill, plain
 from htc_probe.dashboards.parts.effects import steps_within
@@ -27,30 +31,27 @@ def show(view: View) -> None:
         if tab.open:
             with tab:
                 if name == INTERCHANGE:
-                    _interchange(view, sections.get("interchange"))
+                    _interchange(view, sections.interchange)
                 else:
                     _knockouts(view, sections, name)
 
 
-def _knockouts(view: View, sections: dict[str, data.Section], name: str) -> None:
+def _knockouts(view: View, sections: Sections, name: str) -> None:
     command = "htc-analyze knockouts" + " contributions" * (name == TOKENS)
-    section = sections.get("knockouts")
+    section = sections.knockouts
     if section is None:
         fill("This is not analysed yet.", command, view.path)
-    elif "shapley_cosine_error" in section:
-        what = "This is of an older version, which counted a layer that no text reads and sampled orders."
-        fill(what, command, view.path)
     else:
         _sentence("knockouts", section, name)
         rows = data.rows_of(view.key, section["images"])
         here = steps_within(rows, view.selection.image, view.header.shape.images)
         if name == TOKENS:
-            tokens_view.show(view, section, sections.get("contributions"), here)
+            tokens_view.show(view, section, sections.contributions, here)
         else:
             groups_view.show(section, here)
 
 
-def _interchange(view: View, section: data.Section | None) -> None:
+def _interchange(view: View, section: Mapping[str, Any] | None) -> None:
     if section is not None:
         _sentence("interchange", section, INTERCHANGE)
         interchange_view.show(view, section)
@@ -62,7 +63,8 @@ def _interchange(view: View, section: data.Section | None) -> None:
         fill("This is not analysed yet.", "htc-analyze interchange", view.path)
 
 
-def _sentence(analysis: str, section: data.Section, name: str) -> None:
+def _sentence(analysis: str, section: Mapping[str, Any], name: str) -> None:
     """What the analysis concludes, as `htc-analyze` prints it."""
-    found = sentences.sentences({analysis: section})[_SENTENCE[name]]
+    given: dict[str, Any] = {analysis: section}
+    found = sentences.sentences(Sections(**given))[_SENTENCE[name]]
     st.markdown(plain(found.told() if isinstance(found, sentences.Sentence) else found))

@@ -3,7 +3,8 @@
 Lays out; reads through data, computes in `dashboards.codes`, draws by figures.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import streamlit as st
@@ -41,7 +42,7 @@ def show(view: View) -> None:
     image = view.selection.image
     left, right = side_by_side([7, 5], "codes_image", least=380)
     with left:
-        _picture(view, found.get("reconstruct"))
+        _picture(view, found.reconstruct)
     with right:
         here_RC = data.codes_of_image(view.key, image)[..., group]
         # Where not all images were read, this one may hold a code that no other does.
@@ -55,8 +56,8 @@ def show(view: View) -> None:
             "follow its code below."
         )
 
-    _usage(view, read, found.get("reading"), group, code)
-    answer = _labels(view, read, found.get("reading"), group, code)
+    _usage(view, read, found.reading, group, code)
+    answer = _labels(view, read, found.reading, group, code)
     _one_code(view, read, group, code, answer)
 
 
@@ -102,7 +103,7 @@ def _take(key: str, **where: int) -> Callable[[], None]:
 # ---- the image
 
 
-def _picture(view: View, section: data.Section | None) -> None:
+def _picture(view: View, section: Mapping[str, Any] | None) -> None:
     image, name = view.selection.image, view.header.ids[view.selection.image]
     thumbnail = data.thumbnail(view.key, image)
     if section is None:
@@ -134,14 +135,14 @@ def _picture(view: View, section: data.Section | None) -> None:
     )
 
 
-def _interval(section: data.Section, name: str) -> str:
+def _interval(section: Mapping[str, Any], name: str) -> str:
     return f"{section[name]:.1f} [{section[name + '_lower']:.1f}, {section[name + '_upper']:.1f}]"
 
 
 # ---- usage
 
 
-def _usage(view: View, read: data.Codes, section: data.Section | None, group: int, code: int | None) -> None:
+def _usage(view: View, read: data.Codes, section: Mapping[str, Any] | None, group: int, code: int | None) -> None:
     st.subheader("How codes are used")
     left, right = side_by_side(2, "codes_usage_row", least=380)
     with left:
@@ -174,7 +175,7 @@ def _usage(view: View, read: data.Codes, section: data.Section | None, group: in
 
 
 def _labels(
-    view: View, read: data.Codes, section: data.Section | None, group: int, code: int | None
+    view: View, read: data.Codes, section: Mapping[str, Any] | None, group: int, code: int | None
 ) -> tuple[str, int] | None:
     """Gives the task and the number of the answer that is looked at; None without labels."""
     st.subheader("Which codes go with which label")
@@ -234,7 +235,7 @@ def _labels(
     return task.name, at
 
 
-def _most_told(names: list[str], section: data.Section | None) -> str:
+def _most_told(names: list[str], section: Mapping[str, Any] | None) -> str:
     """The label of which a code says most, as a share of what can be said; the first where that was not measured."""
     if section is None or not section.get("code_tasks"):
         return names[0]
@@ -243,7 +244,7 @@ def _most_told(names: list[str], section: data.Section | None) -> str:
     return best if best in names else names[0]
 
 
-def _bits(view: View, section: data.Section | None, group: int, task: str) -> None:
+def _bits(view: View, section: Mapping[str, Any] | None, group: int, task: str) -> None:
     if section is None:
         fill("How much codes tell of each label, and where, was not measured.", "htc-analyze reading", view.path)
         return

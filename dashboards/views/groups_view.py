@@ -4,11 +4,12 @@ Lays out; draws by figures. Letters in names: N images, M ways of taking away, G
 axis of 3 is an estimate with its interval.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from htc_probe.dashboards import data, figures
+from htc_probe.dashboards import figures
 from htc_probe.dashboards.parts.chart import draw, made
 from htc_probe.dashboards.parts.controls import fragment, how_to_read, pick, side_by_side
 from htc_probe.dashboards.parts.effects import ANSWERS, Z, ends, select_one
@@ -38,7 +39,7 @@ class _Effect(NamedTuple):
     """On windows."""
 
 
-def _on_z(section: data.Section) -> _Effect:
+def _on_z(section: Mapping[str, Any]) -> _Effect:
     return _Effect(
         what=Z,
         unit="of the length of z_voco",
@@ -53,7 +54,7 @@ def _on_z(section: data.Section) -> _Effect:
     )
 
 
-def _on_answers(section: data.Section, question: int | None) -> _Effect:
+def _on_answers(section: Mapping[str, Any], question: int | None) -> _Effect:
     """Of one question, or the mean of all."""
     answers_NMGQ = section["group_answers"]
     if question is None:
@@ -82,7 +83,7 @@ def _lost(change_3: np.ndarray) -> np.ndarray:
 
 
 @fragment
-def show(section: data.Section, here: int | None) -> None:
+def show(section: Mapping[str, Any], here: int | None) -> None:
     """`here`: the number in the sample of the image that is looked at."""
     effect = _choose_effect(section)
     n = len(section["images"])
@@ -109,7 +110,7 @@ def show(section: data.Section, here: int | None) -> None:
     )
 
 
-def _choose_effect(section: data.Section) -> _Effect:
+def _choose_effect(section: Mapping[str, Any]) -> _Effect:
     if "group_answers" not in section:
         return _on_z(section)
     left, right = side_by_side([4, 6], "group_effect")
@@ -121,7 +122,7 @@ def _choose_effect(section: data.Section) -> _Effect:
         return _on_answers(section, select_one("Question", section["questions"], "group_question"))
 
 
-def _bars(section: data.Section, effect: _Effect, here: int | None, n: int) -> None:
+def _bars(section: Mapping[str, Any], effect: _Effect, here: int | None, n: int) -> None:
     size, roles = section["group_size"], section["token_role"]
     names = {
         "anchors": f"all {roles.count('anchor')} anchors",

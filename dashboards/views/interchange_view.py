@@ -4,7 +4,7 @@ Lays out; draws by figures. Letters in names: n images, K tasks; a last axis of 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,7 +68,7 @@ class _Table:
 
 
 @fragment
-def show(view: View, section: data.Section) -> None:
+def show(view: View, section: Mapping[str, Any]) -> None:
     table_of = _Table(rows(section))
     _overview(section, table_of)
     left, middle, right = side_by_side([4, 3, 3], "mixed", least=250, align="bottom")
@@ -103,7 +103,7 @@ def show(view: View, section: data.Section) -> None:
             _all_rows(table_of.rows)
 
 
-def _overview(section: data.Section, table_of: _Table) -> None:
+def _overview(section: Mapping[str, Any], table_of: _Table) -> None:
     names, share_by, chance_by = list(table_of.tasks), {}, {}
     for readout in table_of.readouts:
         found = [table_of.find(task, readout) for task in table_of.tasks.values()]
@@ -173,7 +173,7 @@ class _Read(NamedTuple):
     """Of a circular value; else 0."""
 
 
-def _reads(section: data.Section, view: View) -> list[_Read]:
+def _reads(section: Mapping[str, Any], view: View) -> list[_Read]:
     periods = {task.name: task.period for task in view.header.tasks}
     keys = ("readout", "task", "suite", "kind", "label", "classes")
     grouped: dict[tuple[str, str, str, str], tuple[list[int], list[str]]] = {}
@@ -184,7 +184,7 @@ def _reads(section: data.Section, view: View) -> list[_Read]:
     return [_Read(*of, np.array(columns), names, periods.get(of[1], 0.0)) for of, (columns, names) in grouped.items()]
 
 
-def _pairs(view: View, section: data.Section, task: _Task) -> None:
+def _pairs(view: View, section: Mapping[str, Any], task: _Task) -> None:
     st.markdown("**Pairs of images**")
     if "read_true" not in section:
         fill("What is read of each image was not kept when this was made.", "htc-analyze interchange", view.path)
@@ -232,7 +232,7 @@ def _show_image(view: View, letter: str, row: int, name: str) -> None:
         st.rerun()  # of the whole page, which a button in a fragment does not cause
 
 
-def _any_follows(section: data.Section, reads: Sequence[_Read], whom: int) -> np.ndarray:
+def _any_follows(section: Mapping[str, Any], reads: Sequence[_Read], whom: int) -> np.ndarray:
     """(n,) whether anything of `reads` follows that one of WHOM."""
     swapped, true, partner = section["read_swapped"], section["read_true"], section["partner"]
     followed = [
@@ -243,7 +243,7 @@ def _any_follows(section: data.Section, reads: Sequence[_Read], whom: int) -> np
     return np.any(followed, 0) if followed else np.zeros(len(partner), dtype=bool)
 
 
-def _told(section: data.Section, reads: Sequence[_Read], a: int, b: int, view: View) -> dict[str, list[str]]:
+def _told(section: Mapping[str, Any], reads: Sequence[_Read], a: int, b: int, view: View) -> dict[str, list[str]]:
     """What is true and was read of images number a and b, and of both mixtures; a row a task and readout."""
     units = {task.name: task.unit for task in view.header.tasks}
     heads = ("task", "read by", "anchors A, patches B", "anchors B, patches A", "A is", "B is", "from A", "from B")

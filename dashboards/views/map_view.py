@@ -3,15 +3,16 @@
 Lays out; reads through data, draws by figures.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import streamlit as st
 
+from htc_probe.analysis.sections import Map
+from htc_probe.analysis.stats.draws import Intervals
 from htc_probe.dashboards import data, figures
-from htc_probe.dashboards.data import LatentMap
 from htc_probe.dashboards.parts import gallery, hover
 from htc_probe.dashboards.parts.chart import draw, made, points
 from htc_probe.dashboards.parts.controls import (
@@ -36,6 +37,10 @@ AT_ONCE = 24
 NAMES = {"z_voco": "z_voco", "v_d": "v_d (anchors)", "v_pooled": "pooled V", "codes": "codes"}
 EVERY = "all classes"
 LABEL, PROBE = "label", "probe"
+METHODS: dict[str, Callable[[Map], tuple[np.ndarray, Intervals]]] = {
+    "UMAP": lambda found: (found.umap, found.umap_kept),
+    "PCA": lambda found: (found.pca, found.pca_kept),
+}
 NOTHING, ANCHORS = "one colour", "attention on the anchors"
 
 
@@ -51,12 +56,12 @@ class Coloured(NamedTuple):
 
 def show(view: View) -> None:
     """Draws the page."""
-    section = data.sections(view.path, view.header).get("map")
-    if section is None:
+    found = data.sections(view.path, view.header).map
+    if found is None:
         what = "No map of this run." if view.header.finished else "No map of this run; it needs the run to be finished."
         fill(what, COMMAND, view.path)
         return
-    found = data.latent_map(section, view.header.shape.images)
+    data.check_map(found, view.header.shape.images)
     method, of, coloured = _choices(view, found)
     grid = st.grid(5, min_column_width=180)  # one below the other in a narrow window
     with grid.cell(column_span=3):
@@ -70,11 +75,11 @@ def show(view: View) -> None:
         _trust(found)
 
 
-def _choices(view: View, found: LatentMap) -> tuple[str, int, Coloured]:
-    """How the map is made, of what (a number of `found.of`), and its colours."""
+def _choices(view: View, found: Map) -> tuple[str, int, Coloured]:
+    """How the map is made, of what (a number of `found.map_of`), and its colours."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        name = _pick("Map of", found.of, "map_of")
-        method = _pick("By", list(found.at), "map_by")
+        name = _pick("Map of", found.map_of, "map_of")
+        method = _pick("By", list(METHODS), "map_by")
         tasks = {task.name: task for task in view.header.tasks}
         first = next((task.name for task in tasks.values() if task.kind == "classes"), NOTHING)
         others = [ANCHORS] * bool(view.header.shape.anchors) + [NOTHING]
@@ -89,8 +94,8 @@ def _choices(view: View, found: LatentMap) -> tuple[str, int, Coloured]:
         said = None if task is None else _said(view, task, name)
         surely = said is not None and _pick("Show", [LABEL, PROBE], "map_score") == PROBE
     if task is not None and said is not None and surely:
-        return method, found.of.index(name), _surely(view, found.rows, task, one, name, said)
-    return method, found.of.index(name), _coloured(view, found.rows, chosen, task, one)
+        return method, found.map_of.index(name), _surely(view, found.rows, task, one, name, said)
+    return method, found.map_of.index(name), _coloured(view, found.rows, chosen, task, one)
 
 
 def _pick(label: str, options: Sequence[str], key: str) -> str:
@@ -161,24 +166,25 @@ def _surely(
     return Coloured(words, figures.Amounts(values[rows], "probability of what is true", ".0%"), task)
 
 
-def _map(view: View, found: LatentMap, method: str, of: int, coloured: Coloured) -> None:
+def _map(view: View, found: Map, method: str, of: int, coloured: Coloured) -> None:
     key, header, selection = view.key, view.header, view.selection
-    estimate, lower, upper = found.kept[method][:, of]
-    first, second = (f"component {at + 1} ({found.variance[of, at]:.1%} of the variance)" for at in (0, 1))
+    points_MN2, kept = METHODS[method](found)
+    estimate, lower, upper = (end[of] for end in kept)
+    first, second = (f"component {at + 1} ({found.pca_variance[of, at]:.1%} of the variance)" for at in (0, 1))
     axes = (first, second) if method == "PCA" else ("", "")
     total = header.shape.images
     of_all = "" if len(found.rows) == total else f" of {total:,}"
     by = f", coloured by {coloured.words}" if coloured.words else ""
     figure = made(
         figures.latent_map,
-        found.at[method][of],
+        points_MN2[of],
         found.rows,
         coloured.colour,
-        title=f"{method} of {NAMES.get(found.of[of], found.of[of])}{by}",
+        title=f"{method} of {NAMES.get(found.map_of[of], found.map_of[of])}{by}",
         subtitle=f"{len(found.rows):,}{of_all} images; {estimate:.1%} [{lower:.1%}, {upper:.1%}] of an image's 10 "
-        f"nearest<br>are its 10 nearest on this map, by chance {found.chance:.1%}",
+        f"nearest<br>are its 10 nearest on this map, by chance {found.kept_chance:.1%}",
         axes=axes,
-        chosen=found.places(selection.chosen),
+        chosen=np.flatnonzero(np.isin(found.rows, selection.chosen)),
         current=found.place(selection.image),
         current_name=f"image {selection.image + 1:,}",
     )
@@ -215,9 +221,10 @@ def _label(view: View, task: Task, row: int) -> str:
     return data.label_text(task, data.labels(view.key)[task.name][row])
 
 
-def _trust(found: LatentMap) -> None:
-    names = [NAMES.get(name, name) for name in found.of]
-    draw(made(figures.kept_bars, found.kept, found.of, names, found.chance, n=len(found.rows)), "map_kept")
+def _trust(found: Map) -> None:
+    names = [NAMES.get(name, name) for name in found.map_of]
+    kept = {method: np.stack(of(found)[1]) for method, of in METHODS.items()}
+    draw(made(figures.kept_bars, kept, found.map_of, names, found.kept_chance, n=len(found.rows)), "map_kept")
     how_to_read(
         "A map in two dimensions must tear some neighbours apart. Where a bar is low, what lies together there need "
         "not be alike; the nearest images are looked up in all dimensions."
@@ -227,13 +234,10 @@ def _trust(found: LatentMap) -> None:
 # ---- neighbours
 
 
-def _neighbours(view: View, found: LatentMap, coloured: Coloured) -> None:
+def _neighbours(view: View, found: Map, coloured: Coloured) -> None:
     st.subheader("Nearest to this image")
     image = view.selection.image
     place = found.place(image)
-    if found.near is None or found.distance is None:
-        fill("This map was made without the nearest images.", COMMAND, view.path)
-        return
     if place is None:
         st.info(
             f"Image {image + 1:,} is not among the {len(found.rows):,} of {view.header.shape.images:,} images that "
@@ -254,10 +258,9 @@ def _neighbours(view: View, found: LatentMap, coloured: Coloured) -> None:
     )
 
 
-def _rows(view: View, found: LatentMap, task: Task | None, place: int) -> None:
+def _rows(view: View, found: Map, task: Task | None, place: int) -> None:
     """The nearest images, a row a representation."""
-    assert found.near is not None and found.distance is not None
-    near = {name: found.near[of, place] for of, name in enumerate(found.of)}
+    near = {name: found.nearest_rows[of, place] for of, name in enumerate(found.map_of)}
     both: set[int] = set()
     if "z_voco" in near and "v_pooled" in near:
         both = (set(near["z_voco"]) & set(near["v_pooled"])) - {-1}
@@ -269,11 +272,11 @@ def _rows(view: View, found: LatentMap, task: Task | None, place: int) -> None:
     for of, (name, rows) in enumerate(near.items()):
         there = rows >= 0
         st.markdown(f"**{NAMES.get(name, plain(name))}**{_same(view, found, task, rows[there])}")
-        away = [f"{value:.2f}" for value in found.distance[of, place][there]]
+        away = [f"{value:.2f}" for value in found.nearest_distance[of, place][there]]
         _gallery(view, task, rows[there], f"map_near_{of}", away, both if name in ("z_voco", "v_pooled") else ())
 
 
-def _same(view: View, found: LatentMap, task: Task | None, rows: np.ndarray) -> str:
+def _same(view: View, found: Map, task: Task | None, rows: np.ndarray) -> str:
     """How many of them have the label of the image."""
     image = view.selection.image
     if task is None or task.kind != "classes":

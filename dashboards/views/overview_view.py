@@ -3,13 +3,13 @@
 Lays out; reads through data.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import streamlit as st
 
+from htc_probe.analysis.attention import rows as att
 from htc_probe.analysis.sentences import Sentence
-from htc_probe.dashboards import attention as att
 from htc_probe.dashboards import data
 from htc_probe.dashboards.parts.controls import fill, how_to_read, plain, table
 from htc_probe.dashboards.views.view import View, scores
@@ -82,7 +82,7 @@ def show(view: View) -> None:
 
 def _sentences(view: View) -> None:
     st.header("In five sentences")
-    found, sections = data.sentences(view.path, view.header), data.sections(view.path, view.header)
+    found = data.sentences(view.path, view.header)
     told = [(one, *of) for one, of in zip(found, QUESTIONS, strict=True) if isinstance(one, Sentence)]
     missing: dict[str, list[str]] = {}
     for one in found:
@@ -99,7 +99,7 @@ def _sentences(view: View) -> None:
         measured, claim = st.columns([7, 4], gap="medium", border=True)
         with measured:
             st.markdown(f"**{question}** {plain(one.text)}")
-            st.caption(_sample(sections[name]) if name else _probed(view))
+            st.caption(_sample(view, name) if name else _probed(view))
         with claim:
             st.markdown(_claim(one))
     _missing(missing, view.path)
@@ -121,12 +121,14 @@ def _missing(missing: dict[str, list[str]], path: Path) -> None:
         fill(f"Not analysed yet: {plain(what)}.", f"htc-analyze {' '.join(names)}", path)
 
 
-def _sample(section: data.Section) -> str:
+def _sample(view: View, analysis: str) -> str:
     """How many images an analysis is of, and when it was made."""
-    images = section["images"]
+    section = getattr(data.sections(view.path, view.header), analysis)
+    images = section["images"] if isinstance(section, Mapping) else section.images
     count = images if isinstance(images, int) else len(images)
-    what = "pairs of images" if section.name == "interchange" else "images"
-    return f"htc-analyze {section.name} · {count:,} {what} · {plain(_time(section.created))}"
+    what = "pairs of images" if analysis == "interchange" else "images"
+    time = _time(data.made(view.path, view.header)[analysis].created)
+    return f"htc-analyze {analysis} · {count:,} {what} · {plain(time)}"
 
 
 def _probed(view: View) -> str:

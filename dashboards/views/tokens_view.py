@@ -4,17 +4,17 @@ well these tell the effects. Lays out; draws by figures.
 Letters in names: N images, L layers, S keys, T hybrid tokens (anchors and patches), Q questions, P predictors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import streamlit as st
 
 from htc_probe.analysis import sentences
+from htc_probe.analysis.attention import rows as att
 from htc_probe.analysis.attention.rows import mean_of_read_layers
 from htc_probe.analysis.causes.effects import times_even
 from htc_probe.analysis.stats.draws import Interval
-from htc_probe.dashboards import attention as att
 from htc_probe.dashboards import data, figures
 from htc_probe.dashboards.parts.chart import draw, made
 from htc_probe.dashboards.parts.controls import fill, fragment, how_to_read, pick, plain, select, side_by_side
@@ -82,7 +82,7 @@ class _Map(NamedTuple):
 
 
 @fragment
-def show(view: View, section: data.Section, contributions: data.Section | None, here: int | None) -> None:
+def show(view: View, section: Mapping[str, Any], contributions: Mapping[str, Any] | None, here: int | None) -> None:
     """`here`: the number in the sample of the image that is looked at."""
     effect = _choose_effect(view, section)
     if here is not None:
@@ -104,7 +104,7 @@ def show(view: View, section: data.Section, contributions: data.Section | None, 
 # ---- the effect that is looked at
 
 
-def _choose_effect(view: View, section: data.Section) -> _Effect:
+def _choose_effect(view: View, section: Mapping[str, Any]) -> _Effect:
     on, of, scale = side_by_side([4, 3, 3], "effect", least=260, align="bottom")
     scale.toggle(
         "A colour scale for each map", key="own_scale", help="To see the pattern of a flat map.", bind="query-params"
@@ -115,7 +115,7 @@ def _choose_effect(view: View, section: data.Section) -> _Effect:
         return {Z: _on_z, ANSWERS: _on_answers, PROBES: _on_probes}[chosen](view, section)
 
 
-def _on_z(view: View, section: data.Section) -> _Effect:
+def _on_z(view: View, section: Mapping[str, Any]) -> _Effect:
     options = [_ALL, *(f"layer {layer}" for layer in range(1, view.header.shape.layers + 1))]
     number = options.index(select("Knocked out in", options, "window")) - 1
     unit = "of the length of z_voco"
@@ -125,7 +125,7 @@ def _on_z(view: View, section: data.Section) -> _Effect:
     return _Effect(Z, section["window_change"][:, number], unit, _ranks(section, "window_rank", number), layer=number)
 
 
-def _on_answers(view: View, section: data.Section) -> _Effect:
+def _on_answers(view: View, section: Mapping[str, Any]) -> _Effect:
     questions, loss_NTQ = section["questions"], -section["loo_answers"]
     number = select_one("Question", questions, "question")
     if number is None:
@@ -135,7 +135,7 @@ def _on_answers(view: View, section: data.Section) -> _Effect:
     return _Effect(words, loss_NTQ[..., number], "nats lost", ranks, read=True)
 
 
-def _on_probes(view: View, section: data.Section) -> _Effect:
+def _on_probes(view: View, section: Mapping[str, Any]) -> _Effect:
     names, change_NTP = section["probes"], section["loo_probe_changes"]
     tasks = {task.name: task for task in view.header.tasks}
     numbers = np.array([name in tasks and tasks[name].kind in NUMERIC for name in names])
@@ -149,7 +149,7 @@ def _on_probes(view: View, section: data.Section) -> _Effect:
     return _Effect(words, -change_NTP[..., number], "nats lost", ranks)
 
 
-def _ranks(section: data.Section, name: str, *place: int) -> _Ranks | None:
+def _ranks(section: Mapping[str, Any], name: str, *place: int) -> _Ranks | None:
     """Those of the entry `name` (N, P, ...), at a place after the first two axes."""
     if name not in section:
         return None
@@ -161,7 +161,7 @@ def _ranks(section: data.Section, name: str, *place: int) -> _Ranks | None:
 
 
 def _maps_of(
-    view: View, section: data.Section, contributions: data.Section | None, effect: _Effect, here: int
+    view: View, section: Mapping[str, Any], contributions: Mapping[str, Any] | None, effect: _Effect, here: int
 ) -> list[_Map]:
     """The knock-outs of this image, its attention, and what its tokens hand over; of the latter two, how they rank the
     effects, in words.
@@ -189,7 +189,7 @@ def _maps_of(
     return maps
 
 
-def _maps(view: View, section: data.Section, effect: _Effect, maps: Sequence[_Map], unmeasured: int) -> None:
+def _maps(view: View, section: Mapping[str, Any], effect: _Effect, maps: Sequence[_Map], unmeasured: int) -> None:
     """`unmeasured`: how many other images have the last of the maps, where this one has not."""
     largest = {shown.key: float(np.abs(shown.even_T).max()) for shown in maps}
     own_scale = st.session_state.get("own_scale", False)
@@ -232,7 +232,7 @@ def _maps(view: View, section: data.Section, effect: _Effect, maps: Sequence[_Ma
     )
 
 
-def _dots(section: data.Section, effect: _Effect, ranks: _Ranks, here: int | None) -> None:
+def _dots(section: Mapping[str, Any], effect: _Effect, ranks: _Ranks, here: int | None) -> None:
     names = [_NAMES.get(name, name) for name in section["rank_predictors"][: len(ranks.mean_P3)]]
     own = None if here is None else ranks.rank_NP[here]
     known = int(np.isfinite(ranks.rank_NP).sum(0).max())

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from htc_probe.analysis import results as analysis_results
+from htc_probe.analysis.sections import kind_of
 from htc_probe.dashboards import cli
 from htc_probe.extract.store import Batch, RunInfo, RunShape, RunWriter, Task, open_run
 from htc_probe.probes.files import results
+from made.filled import filled
 
 # N images, L layers, H heads, A anchors, G x G patches, S keys
 L, H, A, G = 3, 2, 4, 5
@@ -145,9 +147,11 @@ def write_probes(run: Path, created: str) -> Path:
     return results.write(made, results.default_path(run))[0]
 
 
-def add_section(path: Path, name: str, section: dict[str, Any]) -> None:
+def add_section(path: Path, name: str, section: Any) -> None:
+    """A record, or the values of one that matter, see `filled`."""
     with open_run(path) as run:
         of = analysis_results.identity(run)
-    analysis_results.write(
-        analysis_results.default_path(path), name, section, run=of, settings={}, versions={}, seconds=0.0
-    )
+    kind = kind_of(name)
+    record = section if kind is None or isinstance(section, kind) else filled(kind, section)
+    out = analysis_results.default_path(path)
+    analysis_results.write(out, name, record, run=of, settings={}, libraries={}, seconds=0.0)

@@ -1,16 +1,17 @@
 """Where <voco> looks in two runs: on average over images, and in one image. Lays out."""
 
 import shlex
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import streamlit as st
 
-import htc_probe.analysis.results
 from htc_probe.analysis import compare
+from htc_probe.analysis.attention import rows as att
 from htc_probe.analysis.compare import Differences
-from htc_probe.dashboards import attention as att
+from htc_probe.analysis.results import same_run
+from htc_probe.analysis.sections import Attention, Difference, Levels
+from htc_probe.analysis.stats.draws import Intervals
 from htc_probe.dashboards import data, figures
 from htc_probe.dashboards.parts.chart import draw, made, points
 from htc_probe.dashboards.parts.controls import (
@@ -118,10 +119,12 @@ def _levels(two: Two, quantity: att.Quantity) -> tuple[Differences, Differences,
         at, words = two.pairs, two.images
     else:
         mine, theirs, at = data.paired_attention(view.key, two.key, chosen)
-        both = [two.view.key, two.key]
-        sections = [_section(of, key) for of, key in zip((view.path, two.other.path), both, strict=True)]
-        if len(at.rows) < len(two.pairs.rows) and not chosen and sections[0] is not None and sections[1] is not None:
-            cells, curve = (_analysed(sections[0], sections[1], two, quantity, end) for end in ("", "_by_layer"))
+        sections = _sections(two)
+        if len(at.rows) < len(two.pairs.rows) and not chosen and sections is not None:
+            cells = _analysed(
+                sections, two, quantity, lambda found: found.by_head if isinstance(found, Levels) else None
+            )
+            curve = _analysed(sections, two, quantity, lambda found: found.by_layer)
             curve = curve if head is None else cells.map(lambda values: values[:, head])
             return cells.times(factor), curve.times(factor), None, _how(curve, sections)
         one_NLH, other_NLH = (quantity.of(sample.values) for sample in (mine, theirs))
@@ -134,44 +137,50 @@ def _levels(two: Two, quantity: att.Quantity) -> tuple[Differences, Differences,
     return cells.times(factor), curve.times(factor), band, words
 
 
-def _section(path: Any, key: data.RunKey) -> data.Section | None:
-    return data.sections(path, data.header(key)).get("attention")
+def _sections(two: Two) -> tuple[Attention, Attention] | None:
+    """What `htc-analyze attention` left of each run; None where one has none."""
+    one, other = (data.sections(path, header).attention for path, header in zip(two.paths, two.headers, strict=True))
+    return None if one is None or other is None else (one, other)
 
 
-def _analysed(one: data.Section, other: data.Section, two: Two, quantity: att.Quantity, end: str) -> Differences:
+def _analysed(
+    sections: tuple[Attention, Attention],
+    two: Two,
+    quantity: att.Quantity,
+    level: Callable[[Levels | Difference], Intervals | None],
+) -> Differences:
     """From what `htc-analyze attention` left of each run; paired where it was made `--against` the other one."""
-    mine, theirs = ([quantity.of(of, end + side) for side in ("", "_lower", "_upper")] for of in (one, other))
-    name = f"difference_{quantity.name}{end}"
-    for source, against, sign in ((one, two.header, 1), (other, two.view.header, -1)):
-        beside = source.settings.get("against")
-        of = {"created": against.created, "sha256": against.info.model.get("sha256")}
-        if beside and htc_probe.analysis.results.same_run(beside, of) and name in source:
-            ends = [sign * source[name + side] for side in ("", "_lower", "_upper")]
-            return compare.of_interval(mine[0], theirs[0], [ends[0], *sorted(ends[1:], key=lambda end: end.mean())])
+    mine, theirs = (level(found) for section in sections if (found := quantity.found(section)) is not None)
+    assert mine is not None and theirs is not None
+    for own, against, sign in ((0, 1, 1), (1, 0, -1)):
+        difference = quantity.difference(sections[own])
+        ends = None if difference is None else level(difference)
+        beside = data.made(two.paths[own], two.headers[own])["attention"].settings.get("against")
+        if ends is not None and beside and same_run(beside, data.identity(two.headers[against])):
+            lower, upper = sorted((sign * ends.lower, sign * ends.upper), key=lambda end: end.mean())
+            return compare.of_interval(mine.estimate, theirs.estimate, [sign * ends.estimate, lower, upper])
     return compare.of_estimates(mine, theirs)
 
 
-def _how(found: Differences, sections: Sequence[data.Section | None]) -> str:
-    images = " and ".join(f"{section['images']:,}" for section in sections if section is not None)
+def _how(found: Differences, sections: Sequence[Attention]) -> str:
+    images = " and ".join(f"{section.images:,}" for section in sections)
     return f"htc-analyze, {images} images, {'paired' if found.paired else 'taken as independent'}"
 
 
 def _overall(two: Two) -> None:
     """One line a quantity: mean over images, layers and heads."""
-    sections = [_section(path, key) for path, key in zip(two.paths, (two.view.key, two.key), strict=True)]
-    one, other = sections
+    sections = _sections(two)
     chosen, found, how = two.view.selection.chosen, {}, {}
     if two.anchors:
         means = [values.mean(1) for values in data.paired_mass(two.view.key, two.key, chosen, None)]
         at = two.pairs
         found["anchor_mass"] = compare.of_images(means[0], means[1], at.groups, at.other_groups)
         how["anchor_mass"] = two.images
-    if one is not None and other is not None and not chosen:
+    if sections is not None and not chosen:
         for name, (words, unit, _) in ANALYSED.items():
-            key = f"{name}_overall"
-            if name not in found and key in one and key in other:
-                quantity = att.Quantity(name, words, unit, 0, 0)
-                found[name] = _analysed(one, other, two, quantity, "_overall").map(lambda values: values[0])
+            quantity = att.Quantity(name, words, unit, 0, 0)
+            if name not in found and all(quantity.found(section) is not None for section in sections):
+                found[name] = _analysed(sections, two, quantity, lambda levels: levels.overall).map(lambda end: end[0])
                 how[name] = _how(found[name], sections)
     st.markdown("**Averages over images, layers and heads**")
     if found:
@@ -196,8 +205,8 @@ def _overall(two: Two) -> None:
         )
     if chosen:
         st.caption("Entropy, lift and their like are of all images, and so left out while some are selected.")
-    for section, path, against in ((one, two.view.path, two.other.path), (other, two.other.path, two.view.path)):
-        if section is None:
+    for path, header, against in zip(two.paths, two.headers, reversed(two.paths), strict=True):
+        if data.sections(path, header).attention is None:
             what = f"Of {plain(path.stem)}, lift, entropy and other averages over all images are not there."
             fill(what, f"htc-analyze attention --against {shlex.quote(str(against))}", path)
 
@@ -234,7 +243,7 @@ def _roles_and_images(two: Two) -> None:
     with left:
         if two.same_cells:
             found = {}
-            for role in att.SHOWN_ROLES:
+            for role in att.ROLES:
                 if role in mine.mass or role in theirs.mass:
                     one, other = (
                         att.head_mean(of_run.mass[role], selection.head)
@@ -451,7 +460,7 @@ def _handed_over(two: Two, thumbnail: np.ndarray) -> None:
     name, layer = two.view.header.ids[two.view.selection.image], _selected(two)[0]
     maps = []
     for path, header in zip(two.paths, two.headers, strict=True):
-        section = data.sections(path, header).get("contributions")
+        section = data.sections(path, header).contributions
         if section is not None and name in section["images"]:
             share_LS = section["share"][section["images"].index(name)]
             maps.append(_map((share_LS.mean(0) if layer is None else share_LS[layer]) * 100, header))

@@ -36,6 +36,7 @@ from htc_probe.probes.files import results as probe_results
 from htc_probe.probes.files import weights
 from htc_probe.probes.files.results import Results, SuiteMean
 from htc_probe.probes.files.weights import Probe
+from made.filled import filled
 from made.models import small_model
 
 ROOT = Path(__file__).parents[1]
@@ -219,8 +220,6 @@ from pathlib import Path
 from typing import Annotated
 from htc_probe.analysis import results
 from htc_probe.analysis.records import Record
-from made.filled import filled
-from made.filled import filled
 
 class Numbered(Record):
     VERSION = 1

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -286,8 +287,9 @@ def test_without_analyses_it_says_what_fills_it(tmp_path: Path, open_app: Any) -
 
 def test_an_analysis_of_an_older_version_is_not_shown_as_one_of_this(tmp_path: Path, open_app: Any) -> None:
     run = write_run(tmp_path / "run.h5", 6)
-    old = knockouts([f"val-{at:03d}" for at in range(6)]) | {"shapley_cosine_error": np.ones((len(SAMPLE), A + 4))}
-    write_analysis(run, knockouts=old)
+    write_analysis(run, knockouts=knockouts([f"val-{at:03d}" for at in range(6)]))
+    with h5py.File(results.default_path(run), "r+") as file:
+        file["knockouts"].attrs["version"] = 0
     for part, names in ((None, "knockouts contributions"), (GROUPS, "knockouts")):
         app = open_app(run, page=PAGE, **({} if part is None else {"causes": part}))
         assert not app.exception and not charts(app)

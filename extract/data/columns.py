@@ -31,7 +31,7 @@ from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import NUMERIC, Kind, Suite, Task
 
 NOT_LABELS = frozenset({"file_name", "id", "group"})
-UNKNOWN = frozenset({"na", "n/a", "#n/a", "<na>", "nan", "null"})  # in any case; of R, pandas, spreadsheets, databases
+_UNKNOWN = frozenset({"na", "n/a", "#n/a", "<na>", "nan", "null"})  # in any case; of R, pandas, spreadsheets, databases
 
 Label = int | float | np.ndarray
 _WORDS = {"number": "number", "circular": "circular value"}
@@ -160,7 +160,7 @@ def _unknown(kind: Kind, cell: Any, classes: Collection[str] = ()) -> bool:
 def _says_nothing(cell: Any, classes: Collection[str]) -> bool:
     """A word that stands for an unknown label, or null."""
     text = cell_text(cell)
-    return cell is None or (text.casefold() in UNKNOWN and not (isinstance(cell, str) and text in classes))
+    return cell is None or (text.casefold() in _UNKNOWN and not (isinstance(cell, str) and text in classes))
 
 
 def given(cell: Any) -> str:

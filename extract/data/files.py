@@ -22,8 +22,8 @@ from htc_probe.extract.data.source import ImageError, Item
 from htc_probe.extract.data.tables import refuse_repeated
 from htc_probe.extract.errors import UserError
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # Pillow's others include programs, such as PostScript
-MOST_SIDE = 65_535  # pixels, the most that a JPEG can have; Pillow limits the pixels in all, but not a side
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # Pillow's others include programs, such as PostScript
+_MOST_SIDE = 65_535  # pixels, the most that a JPEG can have; Pillow limits the pixels in all, but not a side
 
 
 class Picture(NamedTuple):
@@ -89,7 +89,7 @@ class FileSource:
                 f"{image.height} pixels; use the official file, or one that was not resized",
             )
         if box is not None:
-            image = cut(image, box, printable(path))
+            image = _cut(image, box, printable(path))
         labels = {name: values[index] for name, values in self._labels.items()}
         return Item(at.id, printable(path), at.group, image, labels)
 
@@ -128,7 +128,7 @@ def beyond(size: tuple[int, int], reach: tuple[float, float]) -> bool:
     return any(far > 1.05 * side for far, side in zip(reach, size, strict=True))
 
 
-def cut(image: Image.Image, box: tuple[float, float, float, float], path: str) -> Image.Image:
+def _cut(image: Image.Image, box: tuple[float, float, float, float], path: str) -> Image.Image:
     """The part of `image` within `box`, in whole pixels. Raises ImageError where nothing is left."""
     left, top = (max(0, int(np.floor(side))) for side in box[:2])
     right, bottom = min(image.width, int(np.ceil(box[2]))), min(image.height, int(np.ceil(box[3])))
@@ -173,7 +173,7 @@ def read_image(path: str, content: bytes | None = None) -> Image.Image:
             raise _Refused("a folder, not a file" if os.path.isdir(path) else "a device, pipe or socket, not a file")
         file = path if content is None else BytesIO(content)
         # Pillow's warnings are about large images and odd metadata, which harm no pixel.
-        with warnings.catch_warnings(action="ignore"), Image.open(file, formats=FORMATS) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(file, formats=_FORMATS) as image:
             return _upright_rgb(image)
     except Exception as error:  # Pillow's decoders meet damaged files with all kinds of exceptions
         raise ImageError(printable(path), _why(error, path, content)) from error
@@ -184,8 +184,8 @@ class _Refused(Exception):
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
-    if max(image.size) > MOST_SIDE:
-        raise _Refused(f"{image.width} x {image.height} pixels; expected at most {MOST_SIDE} a side: cut or scale it")
+    if max(image.size) > _MOST_SIDE:
+        raise _Refused(f"{image.width} x {image.height} pixels; expected at most {_MOST_SIDE} a side: cut or scale it")
     if image.mode in ("I", "F"):
         raise _Refused(f"values of Pillow's mode {image.mode}, in which no value is white; save it with 8 or 16 bits")
     ImageOps.exif_transpose(image, in_place=True)
@@ -208,7 +208,7 @@ def _why(error: Exception, path: str, content: bytes | None) -> str:
         case UnidentifiedImageError():
             if (os.path.getsize(path) if content is None else len(content)) == 0:
                 return "the file is empty"
-            return f"not an image of a format that is read ({', '.join(FORMATS)}), or damaged at its start"
+            return f"not an image of a format that is read ({', '.join(_FORMATS)}), or damaged at its start"
         case Image.DecompressionBombError():
             return "more than 178,956,970 pixels, perhaps a decompression bomb; scale it down"
     system = error.strerror if isinstance(error, OSError) else None

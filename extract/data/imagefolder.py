@@ -34,9 +34,9 @@ from htc_probe.extract.data.tables import once, refuse_repeated
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import NUMERIC, Task
 
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
-DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
+_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+_METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
+_DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 
 
 class _Row(NamedTuple):
@@ -62,7 +62,7 @@ class ImageFolder:
         toml = _named(root, ("tasks.toml",)) or root / "tasks.toml"
         if (lost := _named(self._folder, ("tasks.toml",))) is not None and not toml.is_file():
             raise UserError(f"{lost} lies in a split, where it is not read; move it to {toml}, which serves all splits")
-        own, above = _named(self._folder, METADATA), _named(root, METADATA)
+        own, above = _named(self._folder, _METADATA), _named(root, _METADATA)
         metadata = own or above
         self.tasks: tuple[Task, ...] = ()
         rows: list[_Row] = []
@@ -83,7 +83,7 @@ class ImageFolder:
         rows += [_row(file, unknown) for file in files if file not in listed]
         if not rows:
             there = f"; it has {_endings(others)}" if others else ""
-            takes = ", ".join(sorted(SUFFIXES))
+            takes = ", ".join(sorted(_SUFFIXES))
             raise UserError(f"no images in {self._folder}; it takes {takes}, also in sub-folders{there}")
         refuse_repeated([row.id for row in rows], "id", metadata or self._folder)
         self._rows = [rows[i] for i in spread(len(rows), limit)]
@@ -118,7 +118,7 @@ def _split_folder(root: Path, split: str) -> Path:
     except PermissionError as error:  # of the folder itself or of one that it lies in
         raise UserError(f"{root} cannot be read ({error.strerror}); give yourself the right to read it") from error
     has = f"its splits: {', '.join(splits)}" if splits else "it has no folder that could be a split"
-    loose = any(Path(name).suffix.lower() in SUFFIXES for name in inside)
+    loose = any(Path(name).suffix.lower() in _SUFFIXES for name in inside)
     move = f"; move the images that lie in {root} itself to {root}/{split}" if loose else ""
     raise UserError(f"{root} has no split {split!r}; {has}{move}")
 
@@ -146,7 +146,7 @@ def _files(folder: Path) -> tuple[list[str], list[str]]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             if not name.startswith("."):
-                found = images if Path(name).suffix.lower() in SUFFIXES else others
+                found = images if Path(name).suffix.lower() in _SUFFIXES else others
                 found.append((Path(at) / name).relative_to(folder).as_posix())
     return sorted(images), sorted(others)
 
@@ -223,7 +223,7 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         header = file.readline()
         file.seek(0)
-        delimiter = next((one for one in DELIMITERS if "file_name" in _header(header, one)), ",")
+        delimiter = next((one for one in _DELIMITERS if "file_name" in _header(header, one)), ",")
         reader = csv.DictReader(file, strict=True, delimiter=delimiter, skipinitialspace=True)
         columns = [cell_text(name) for name in reader.fieldnames or ()]
         refuse_repeated(columns, "column", path)
@@ -233,7 +233,7 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
             if None in row or None in row.values():
                 raise UserError(
                     f"{path} line {reader.line_num} has not the {len(columns)} cells of the header; put cells that "
-                    f"hold {DELIMITERS[delimiter]} in double quotes"
+                    f"hold {_DELIMITERS[delimiter]} in double quotes"
                 )
             rows.append(dict(row))
     return rows

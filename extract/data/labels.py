@@ -1,6 +1,6 @@
 """Labels of a whole split as one array a task, with the rule that made them written beside. Knows values; no files.
 
-Unknown is a mask (-1, 255, NaN), never a class and never 0. A class that fewer than `RARE` images have is unknown
+Unknown is a mask (-1, 255, NaN), never a class and never 0. A class that fewer than `_RARE` images have is unknown
 rather than a class that no fold could learn; the task's note says how many there were.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from htc_probe.extract.store import Kind, Suite, Task
 
-RARE = 10  # images; below it, five folds cannot all have two of the class
+_RARE = 10  # images; below it, five folds cannot all have two of the class
 _SHOWN = 8  # classes of a `summary`
 
 
@@ -26,7 +26,7 @@ class Labels(NamedTuple):
 
 
 def class_labels(
-    name: str, suite: Suite, values: Sequence[str | None], *, note: str = "", rare: int = RARE
+    name: str, suite: Suite, values: Sequence[str | None], *, note: str = "", rare: int = _RARE
 ) -> Labels | None:
     """One class an image, None where unknown. None when fewer than two classes are left."""
     counts = Counter(value for value in values if value is not None)
@@ -46,7 +46,7 @@ def multi_labels(
     *,
     absent: Sequence[Collection[str]] | None = None,
     note: str = "",
-    rare: int = RARE,
+    rare: int = _RARE,
 ) -> Labels | None:
     """Several classes an image. A class is 1 where `present`, 0 where `absent` (None: wherever it is not present),
     and unknown elsewhere. None when no class is left.
@@ -65,7 +65,7 @@ def multi_labels(
 
 
 def table_labels(
-    name: str, suite: Suite, classes: Sequence[str], values: np.ndarray, *, note: str = "", rare: int = RARE
+    name: str, suite: Suite, classes: Sequence[str], values: np.ndarray, *, note: str = "", rare: int = _RARE
 ) -> Labels | None:
     """`multi_labels` from a table (n, C) of 0, 1 and 255 over `classes` in any order. None when no class is left."""
     counts = Counter(dict(zip(classes, (values == 1).sum(0).tolist(), strict=True)))

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 MAX_ANSWER = 5  # words: as many categories as there can be objects
-PAD, BOS, EOS, UNKNOWN, VOCO = "<pad>", "<s>", "</s>", "<unk>", "<voco>"
+_PAD, _BOS, _EOS, _UNKNOWN, _VOCO = "<pad>", "<s>", "</s>", "<unk>", "<voco>"
 
 
 def build_tokenizer() -> "PreTrainedTokenizerFast":
@@ -21,19 +21,19 @@ def build_tokenizer() -> "PreTrainedTokenizerFast":
 
     # </s> must not be token 2: transformers' CLIP takes an end token of 2 for a sign of old checkpoints and then
     # reads the sentence at its highest token id instead of at its end.
-    specials = [PAD, UNKNOWN, BOS, EOS, VOCO]
+    specials = [_PAD, _UNKNOWN, _BOS, _EOS, _VOCO]
     words = {word: i for i, word in enumerate([*specials, *vocabulary()])}
-    core = Tokenizer(models.WordLevel(words, unk_token=UNKNOWN))
+    core = Tokenizer(models.WordLevel(words, unk_token=_UNKNOWN))
     core.normalizer = normalizers.Lowercase()
     core.pre_tokenizer = pre_tokenizers.Whitespace()
-    core.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, words[BOS])])
+    core.post_processor = processors.TemplateProcessing(single=f"{_BOS} $A", special_tokens=[(_BOS, words[_BOS])])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
-        pad_token=PAD,
-        bos_token=BOS,
-        eos_token=EOS,
-        unk_token=UNKNOWN,
-        extra_special_tokens=[VOCO],
+        pad_token=_PAD,
+        bos_token=_BOS,
+        eos_token=_EOS,
+        unk_token=_UNKNOWN,
+        extra_special_tokens=[_VOCO],
         model_max_length=64,
     )
 

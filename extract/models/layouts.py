@@ -33,11 +33,11 @@ BEFORE_IMAGE = (
     "and polite answers to the user's questions. USER: "
 )
 """LLaVA-1.5's prompt up to the image. VoCo-LLaMA's begins with the image."""
-AFTER_IMAGE = "\n"
+_AFTER_IMAGE = "\n"
 """What follows the image: in LLaVA-1.5 the question comes next, in VoCo-LLaMA <voco>."""
-VOCO = "<voco>"
-EMBEDDING = "language_model.model.embed_tokens.weight"
-HEAD = "language_model.lm_head.weight"
+_VOCO = "<voco>"
+_EMBEDDING = "language_model.model.embed_tokens.weight"
+_HEAD = "language_model.lm_head.weight"
 
 # Names in the layouts, and in HTCVLM. No two contradict, so an adapter may use those of another layout than its base.
 _NAMES = (
@@ -92,7 +92,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     else:
         checkpoint = Checkpoint(read_config(folder), _by_name(found), (found,))
     if checkpoint.config.text.tie_word_embeddings:
-        for name, other in ((HEAD, EMBEDDING), (EMBEDDING, HEAD)):
+        for name, other in ((_HEAD, _EMBEDDING), (_EMBEDDING, _HEAD)):
             if other in checkpoint.weights:
                 checkpoint.weights.setdefault(name, checkpoint.weights[other])
     return checkpoint
@@ -201,13 +201,13 @@ def _llava(
     from htc_probe.extract.vlm.config import HTCConfig
 
     tokenizer = read_tokenizer(folder)
-    compresses = VOCO in tokenizer.get_vocab()
+    compresses = _VOCO in tokenizer.get_vocab()
     prefix = _tokens(tokenizer, "" if compresses else BEFORE_IMAGE)
-    after = _tokens(tokenizer, AFTER_IMAGE + VOCO if compresses else AFTER_IMAGE)
+    after = _tokens(tokenizer, _AFTER_IMAGE + _VOCO if compresses else _AFTER_IMAGE)
     if after[:1] == [tokenizer.bos_token_id]:
         del after[0]
     infix, voco = (after[:-1], after[-1:]) if compresses else ([], after[:1])
-    words = weights.get(EMBEDDING, weights.get(HEAD))
+    words = weights.get(_EMBEDDING, weights.get(_HEAD))
     rows = words.shape[0] if words is not None and words.shape else text.vocab_size
     if not voco or voco[0] >= rows:
         raise UserError(

@@ -18,7 +18,7 @@ from htc_probe.extract.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-MODEL_FILES = ("model.safetensors", "pytorch_model.bin")
+_MODEL_FILES = ("model.safetensors", "pytorch_model.bin")
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 FLOATS = ("torch.float64", "torch.float32", "torch.float16", "torch.bfloat16")
 """Types of weights that are numbers as they stand; smaller ones need a scale beside them."""
@@ -35,7 +35,7 @@ class Stored(NamedTuple):
     """As torch writes it, such as torch.float16."""
 
 
-def weight_files(folder: Path, names: tuple[str, ...] = MODEL_FILES) -> list[Path]:
+def weight_files(folder: Path, names: tuple[str, ...] = _MODEL_FILES) -> list[Path]:
     """The files of a folder's weights: the first of `names` that is there, whole or in shards. Raises UserError."""
     for name in names:
         single, index = folder / name, folder / f"{name}.index.json"

@@ -28,8 +28,8 @@ from htc_probe.extract.data.source import ImageError
 from htc_probe.extract.data.tables import field, read_json
 from htc_probe.extract.errors import UserError
 
-SPLITS = ("train", "val")
-OFFICIAL = (480, 320)  # pixels of every image
+_SPLITS = ("train", "val")
+_OFFICIAL = (480, 320)  # pixels of every image
 _MANY = 20  # objects
 
 _MAIN = "of the main object, the one nearest to the camera"
@@ -62,8 +62,8 @@ class _Scene(NamedTuple):
 
 def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSource:
     """`limit` images of a split (None: all). Raises UserError for a split or files that are not there or not so."""
-    if split not in SPLITS:
-        raise refuse_split("CLEVR v1.0 (its test scenes were never published)", split, SPLITS)
+    if split not in _SPLITS:
+        raise refuse_split("CLEVR v1.0 (its test scenes were never published)", split, _SPLITS)
     file = f"scenes/CLEVR_{split}_scenes.json"
     require("CLEVR v1.0", root, file, f"images/{split}")
     scenes = _read(root / file)
@@ -120,17 +120,17 @@ def _rendered(folder: Path, scenes: Sequence[_Scene]) -> tuple[int, int]:
             continue
         break
     else:
-        return OFFICIAL
+        return _OFFICIAL
     things = [thing for scene in scenes for thing in scene.objects]
     reach = max((thing.x for thing in things), default=0), max((thing.y for thing in things), default=0)
     # Objects of a larger render lie beyond the official size; where none of many does, the files are enlarged copies.
-    enlarged = size[0] > OFFICIAL[0] and len(things) >= _MANY and not beyond(OFFICIAL, reach)
+    enlarged = size[0] > _OFFICIAL[0] and len(things) >= _MANY and not beyond(_OFFICIAL, reach)
     if not beyond(size, reach) and not enlarged:
         return size
     with contextlib.suppress(ImageError):
-        scale(size, OFFICIAL, str(path))
-        if not beyond(OFFICIAL, reach):
-            return OFFICIAL
+        scale(size, _OFFICIAL, str(path))
+        if not beyond(_OFFICIAL, reach):
+            return _OFFICIAL
     raise UserError(
         f"{path} has {size[0]} x {size[1]} pixels, and the scenes have objects as far as ({reach[0]:g}, {reach[1]:g}); "
         "use the images that were rendered, or the official ones scaled as a whole"

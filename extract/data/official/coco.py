@@ -26,11 +26,11 @@ from htc_probe.extract.data.tables import read_json, records, refuse_repeated
 from htc_probe.extract.errors import UserError
 
 NAME = "COCO 2017"
-SPLITS = ("train", "val")
-LONE_NOTE = "of a lone object: the only annotation of its image, and no crowd; unknown elsewhere"
+_SPLITS = ("train", "val")
+_LONE_NOTE = "of a lone object: the only annotation of its image, and no crowd; unknown elsewhere"
 
 
-class Thing(NamedTuple):
+class _Thing(NamedTuple):
     """One annotation."""
 
     name: str
@@ -45,8 +45,8 @@ class Thing(NamedTuple):
 
 def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSource:
     """The images of a split, in the order of its file. Raises UserError."""
-    if split not in SPLITS:
-        raise refuse_split(NAME, split, SPLITS)
+    if split not in _SPLITS:
+        raise refuse_split(NAME, split, _SPLITS)
     file, folder = f"annotations/instances_{split}2017.json", f"{split}2017"
     require(NAME, root, file, folder)
     data = read_json(root / file, without=("segmentation",))
@@ -56,7 +56,7 @@ def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSourc
         Picture(name, root / folder / name, image_group(number), size=(width, height))
         for number, name, width, height in images
     ]
-    lone: list[Thing | None] = [
+    lone: list[_Thing | None] = [
         found[0] if len(found) == 1 and not found[0].crowd else None for found in (things[image[0]] for image in images)
     ]
     shares = [_shares(one, image[2], image[3]) for one, image in zip(lone, images, strict=True)]
@@ -68,9 +68,9 @@ def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSourc
             "supercategories", "semantic", [{t.above for t in found} for found in every], note="groups of categories"
         ),
         number_labels("count", "semantic", counts, "objects", note="annotated objects; unknown where some are a crowd"),
-        number_labels("centre_x", "detail", [x for x, _, _ in shares], "share of the image's width", note=LONE_NOTE),
-        number_labels("centre_y", "detail", [y for _, y, _ in shares], "share of the image's height", note=LONE_NOTE),
-        number_labels("area", "detail", [area for _, _, area in shares], "share of the image", note=LONE_NOTE),
+        number_labels("centre_x", "detail", [x for x, _, _ in shares], "share of the image's width", note=_LONE_NOTE),
+        number_labels("centre_y", "detail", [y for _, y, _ in shares], "share of the image's height", note=_LONE_NOTE),
+        number_labels("area", "detail", [area for _, _, area in shares], "share of the image", note=_LONE_NOTE),
     ]
     return FileSource("coco", split, pictures, [one for one in labels if one is not None], limit=limit)
 
@@ -98,13 +98,13 @@ def corners(path: Path, bbox: list, number: int) -> tuple[float, float, float, f
     return x, y, x + width, y + height
 
 
-def _things(path: Path, data: dict, images: list[int]) -> dict[int, list[Thing]]:
+def _things(path: Path, data: dict, images: list[int]) -> dict[int, list[_Thing]]:
     """The annotations of every image, by its id."""
     names = {
         number: (name, above)
         for number, name, above in records(path, data, "categories", id=int, name=str, supercategory=str)
     }
-    found: dict[int, list[Thing]] = {number: [] for number in images}
+    found: dict[int, list[_Thing]] = {number: [] for number in images}
     rows = records(path, data, "annotations", id=int, image_id=int, category_id=int, bbox=list, area=float, iscrowd=int)
     for number, image, category, bbox, area, crowd in rows:
         if image not in found or category not in names:
@@ -112,11 +112,11 @@ def _things(path: Path, data: dict, images: list[int]) -> dict[int, list[Thing]]
                 f"{path}: annotation {number} is of image {image} and category {category}, of which one is not in the "
                 "file; expected the official file"
             )
-        found[image].append(Thing(*names[category], corners(path, bbox, number), area, bool(crowd)))
+        found[image].append(_Thing(*names[category], corners(path, bbox, number), area, bool(crowd)))
     return found
 
 
-def _shares(one: Thing | None, width: int, height: int) -> tuple[float | None, float | None, float | None]:
+def _shares(one: _Thing | None, width: int, height: int) -> tuple[float | None, float | None, float | None]:
     """The centre and area of `one` as shares of an image of that size; None where there is none."""
     if one is None:
         return None, None, None

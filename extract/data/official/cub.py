@@ -34,29 +34,29 @@ from htc_probe.extract.data.tables import read_rows, refuse_repeated
 from htc_probe.extract.errors import UserError
 
 NAME = "CUB-200-2011"
-SPLITS = ("train", "test")
-MARKS = "attributes/image_attribute_labels.txt"
-FILES = (
+_SPLITS = ("train", "test")
+_MARKS = "attributes/image_attribute_labels.txt"
+_FILES = (
     "images",
     "images.txt",
     "classes.txt",
     "image_class_labels.txt",
     "train_test_split.txt",
-    MARKS,
+    _MARKS,
     "parts/parts.txt",
     "parts/part_locs.txt",
 )
-NOT_VISIBLE = 1  # of certainties.txt: 1 not visible, 2 guessing, 3 probably, 4 definitely
-ATTRIBUTE_NOTE = "CUB attributes as their annotator marked them; unknown where not visible"
-Point = tuple[float, float]
-HEAD_NOTE = "unit vector from the nape to the beak in the image; unknown where either is hidden"
+_NOT_VISIBLE = 1  # of certainties.txt: 1 not visible, 2 guessing, 3 probably, 4 definitely
+_ATTRIBUTE_NOTE = "CUB attributes as their annotator marked them; unknown where not visible"
+_Point = tuple[float, float]
+_HEAD_NOTE = "unit vector from the nape to the beak in the image; unknown where either is hidden"
 
 
 def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSource:
     """The images of a split, in the order of images.txt (by species). Raises UserError."""
-    if split not in SPLITS:
-        raise refuse_split(NAME, split, SPLITS)
-    require(NAME, root, *FILES)
+    if split not in _SPLITS:
+        raise refuse_split(NAME, split, _SPLITS)
+    require(NAME, root, *_FILES)
     names = read_rows(root / "images.txt", int, str, form="<image id> <file>")
     in_train = dict(read_rows(root / "train_test_split.txt", int, _flag, form="<image id> <1 for train, 0 for test>"))
     _require_all([number for number, _ in names], in_train, root / "train_test_split.txt")
@@ -96,8 +96,8 @@ def _attributes(root: Path, known: list[int], numbers: list[int]) -> Iterator[La
     names = read_rows(_names_file(root), int, _attribute, form="<attribute id> has_<group>::<value>")
     refuse_repeated((f"{group}::{value}" for _, (group, value) in names), "attribute", _names_file(root))
     ids = [number for number, _ in names]
-    table = _read_marks(root / MARKS, known, ids)
-    image, attribute, present, certainty = table[table[:, 3] != NOT_VISIBLE].T
+    table = _read_marks(root / _MARKS, known, ids)
+    image, attribute, present, certainty = table[table[:, 3] != _NOT_VISIBLE].T
     row_of, column_of = np.full(max(known) + 1, -1), np.zeros(max(ids) + 1, int)
     row_of[numbers], column_of[ids] = np.arange(len(numbers)), np.arange(len(ids))
     inside = row_of[image] >= 0
@@ -106,7 +106,7 @@ def _attributes(root: Path, known: list[int], numbers: list[int]) -> Iterator[La
     for group in dict.fromkeys(group for _, (group, _) in names):
         columns = [i for i, (_, (of, _)) in enumerate(names) if of == group]
         classes = [names[i][1][1] for i in columns]
-        yield table_labels(group, "detail", classes, values[:, columns], note=ATTRIBUTE_NOTE)
+        yield table_labels(group, "detail", classes, values[:, columns], note=_ATTRIBUTE_NOTE)
 
 
 def _names_file(root: Path) -> Path:
@@ -165,7 +165,7 @@ def _attribute(cell: str) -> tuple[str, str]:
 # ---- the head
 
 
-def _heads(root: Path, numbers: list[int]) -> list[tuple[Point, Point] | None]:
+def _heads(root: Path, numbers: list[int]) -> list[tuple[_Point, _Point] | None]:
     """Nape and beak of every image, in pixels; None where one of the two is hidden."""
     names = read_rows(root / "parts" / "parts.txt", int, str, form="<part id> <part name>")
     refuse_repeated((name for _, name in names), "part", root / "parts" / "parts.txt")
@@ -180,18 +180,18 @@ def _heads(root: Path, numbers: list[int]) -> list[tuple[Point, Point] | None]:
     return [(nape, beak) if nape and beak else None for nape, beak in pairs]
 
 
-def _reach(one: Point, other: Point) -> Point:
+def _reach(one: _Point, other: _Point) -> _Point:
     return max(one[0], other[0]), max(one[1], other[1])
 
 
-def _directions(heads: list[tuple[Point, Point] | None]) -> Iterator[Labels | None]:
+def _directions(heads: list[tuple[_Point, _Point] | None]) -> Iterator[Labels | None]:
     directions = [head and _direction(*head) for head in heads]
     for axis, unit in enumerate(("-1 left to 1 right", "-1 up to 1 down")):
         values = [None if direction is None else direction[axis] for direction in directions]
-        yield number_labels(f"head_{'xy'[axis]}", "detail", values, unit, note=HEAD_NOTE)
+        yield number_labels(f"head_{'xy'[axis]}", "detail", values, unit, note=_HEAD_NOTE)
 
 
-def _direction(start: Point, end: Point) -> Point | None:
+def _direction(start: _Point, end: _Point) -> _Point | None:
     if start == end:
         return None
     x, y = end[0] - start[0], end[1] - start[1]

@@ -21,7 +21,7 @@ from htc_probe.extract.data.labels import Labels, class_labels, multi_labels
 from htc_probe.extract.data.tables import read_rows
 
 NAME = "DTD"
-JOINT = "labels/labels_joint_anno.txt"
+_JOINT = "labels/labels_joint_anno.txt"
 
 
 def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSource:
@@ -37,8 +37,8 @@ def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSourc
     pictures = [Picture(file, root / "images" / file, f"dtd/{file}") for file in files]
     textures = [file.split("/")[0] for file in files]
     labels = [class_labels("texture", "detail", textures, note="the texture that the image was collected for")]
-    if (root / JOINT).exists():
-        labels.append(_joint(root / JOINT, files))
+    if (root / _JOINT).exists():
+        labels.append(_joint(root / _JOINT, files))
     return FileSource("dtd", split, pictures, [one for one in labels if one is not None], limit=limit)
 
 

@@ -20,9 +20,9 @@ from htc_probe.extract.data.labels import class_labels, number_labels
 from htc_probe.extract.data.tables import field, read_json
 from htc_probe.extract.errors import UserError
 
-SPLITS = ("train", "val")
+_SPLITS = ("train", "val")
 
-FAMILIES = {
+_FAMILIES = {
     "colour": (
         "beige",
         "black",
@@ -120,8 +120,8 @@ class _Graph(NamedTuple):
 
 def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSource:
     """`limit` images of a split (None: all). Raises UserError for a split or files that are not there or not so."""
-    if split not in SPLITS:
-        raise refuse_split("GQA (no scene graphs of test were published)", split, SPLITS)
+    if split not in _SPLITS:
+        raise refuse_split("GQA (no scene graphs of test were published)", split, _SPLITS)
     file = f"{split}_sceneGraphs.json"
     if not (root / file).exists():
         file = f"sceneGraphs/{file}"
@@ -140,7 +140,7 @@ def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSourc
                 [_only(graph.attributes, words) for graph in graphs],
                 note=f"{_MAIN}; unknown where the graph lists none or several of {', '.join(words)}",
             )
-            for family, words in FAMILIES.items()
+            for family, words in _FAMILIES.items()
         ),
         number_labels(
             "position_x", "detail", [graph.x for graph in graphs], "image widths from the left", note=f"centre {_MAIN}"

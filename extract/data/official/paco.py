@@ -31,15 +31,15 @@ from htc_probe.extract.data.tables import read_json, records, refuse_repeated
 from htc_probe.extract.errors import UserError
 
 NAME = "PACO-LVIS"
-SPLITS = ("train", "val", "test")
-TASKS = {"color": "shade", "pattern_marking": "pattern", "material": "material", "transparency": "transparency"}
-CROP_NOTE = "of an object cut out by its box"
+_SPLITS = ("train", "val", "test")
+_TASKS = {"color": "shade", "pattern_marking": "pattern", "material": "material", "transparency": "transparency"}
+_CROP_NOTE = "of an object cut out by its box"
 
 
 def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSource:
     """The objects of a split, in the order of its file. Raises UserError."""
-    if split not in SPLITS:
-        raise refuse_split(NAME, split, SPLITS)
+    if split not in _SPLITS:
+        raise refuse_split(NAME, split, _SPLITS)
     file = f"annotations/paco_lvis_v1_{split}.json"
     require(NAME, root, file)
     path = root / file
@@ -66,7 +66,7 @@ def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSourc
         pictures.append(Picture(str(number), root / name, image_group(image), box, size))
         names.append(categories[category])
         rows.append(row)
-    labels = [class_labels("object", "semantic", names, note=f"category {CROP_NOTE}"), *_attributes(path, data, rows)]
+    labels = [class_labels("object", "semantic", names, note=f"category {_CROP_NOTE}"), *_attributes(path, data, rows)]
     return FileSource("paco", split, pictures, [one for one in labels if one is not None], limit=limit)
 
 
@@ -75,7 +75,7 @@ def _attributes(path: Path, data: dict[str, Any], rows: list[dict[str, Any]]) ->
     refuse_repeated(names.values(), "name", f"{path}: attributes")
     listed = [_listed(path, row, names) for row in rows]
     kinds = data.get("attr_type_to_attr_idxs")
-    for kind, task in TASKS.items():
+    for kind, task in _TASKS.items():
         ids = kinds.get(kind) if isinstance(kinds, dict) else None
         if not isinstance(ids, list) or not all(isinstance(number, int) and number in names for number in ids):
             raise UserError(f"{path}: attr_type_to_attr_idxs lists no {kind!r}; expected the official file")
@@ -84,7 +84,7 @@ def _attributes(path: Path, data: dict[str, Any], rows: list[dict[str, Any]]) ->
         for i, (row, has) in enumerate(zip(rows, listed, strict=True)):
             if has and not _unknown(path, row, kind):
                 values[i] = [number in has for number in classes]
-        note = f"{kind} {CROP_NOTE}; unknown where not annotated or said to be unknown"
+        note = f"{kind} {_CROP_NOTE}; unknown where not annotated or said to be unknown"
         yield table_labels(task, "detail", list(classes.values()), values, note=note)
 
 

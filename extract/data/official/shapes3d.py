@@ -24,9 +24,9 @@ from htc_probe.extract.data.labels import Labels, class_labels, number_labels
 from htc_probe.extract.data.source import ImageError, Item
 from htc_probe.extract.errors import UserError
 
-SPLITS = {"train": range(4, 10), "val": range(0, 2), "test": range(2, 4)}  # of the ten parts of `_parts`
-SHAPES = ("cube", "cylinder", "sphere", "capsule")
-FILE = "3dshapes.h5"
+_SPLITS = {"train": range(4, 10), "val": range(0, 2), "test": range(2, 4)}  # of the ten parts of `_parts`
+_SHAPES = ("cube", "cylinder", "sphere", "capsule")
+_FILE = "3dshapes.h5"
 _SEED = 0x3D5
 _CACHE = 1 << 30  # bytes that HDF5 may at most keep of unpacked chunks
 
@@ -50,7 +50,7 @@ class Shapes3D:
     def __getitem__(self, index: int) -> Item:
         """Raises ImageError where the file is damaged."""
         row = int(self._rows[index])
-        name = f"{FILE}#{row}"
+        name = f"{_FILE}#{row}"
         try:
             if self._images is None:
                 self._images = _open_images(self._path)
@@ -70,19 +70,19 @@ class Shapes3D:
 
 def open_split(root: Path, split: str, *, limit: int | None = None) -> Shapes3D:
     """A sample of `limit` images of a split (None: all). Raises UserError for a split or a file that is not so."""
-    if split not in SPLITS:
-        raise refuse_split("3D Shapes", split, tuple(SPLITS))
-    require("3D Shapes", root, FILE)
-    path = root / FILE
+    if split not in _SPLITS:
+        raise refuse_split("3D Shapes", split, tuple(_SPLITS))
+    require("3D Shapes", root, _FILE)
+    path = root / _FILE
     factors = _read_factors(path)
     rng = np.random.default_rng(_SEED)
-    rows = np.flatnonzero(np.isin(_parts(factors[:, :3], rng), SPLITS[split]))
+    rows = np.flatnonzero(np.isin(_parts(factors[:, :3], rng), _SPLITS[split]))
     if not len(rows):
         raise UserError(f"{path} has no image in its split {split!r}; is it the official file?")
     factors = factors[rows]
     hues = [[f"{hue:g}" for hue in column] for column in factors[:, :3].T]
     labels = (
-        class_labels("shape", "semantic", [SHAPES[int(shape)] for shape in factors[:, 4]]),
+        class_labels("shape", "semantic", [_SHAPES[int(shape)] for shape in factors[:, 4]]),
         *(
             class_labels(f"{what}_hue", "detail", values, note="0 is red, about 0.3 green, about 0.6 blue")
             for what, values in zip(("floor", "wall", "object"), hues, strict=True)
@@ -120,7 +120,7 @@ def _read_factors(path: Path) -> np.ndarray:
             factors = file["labels"][:].round(6)
     except (OSError, RuntimeError, KeyError) as error:  # as h5py meets damage
         raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}; download it again") from error
-    wrong = np.flatnonzero(~np.isfinite(factors).all(1) | ~np.isin(factors[:, 4], range(len(SHAPES))))
+    wrong = np.flatnonzero(~np.isfinite(factors).all(1) | ~np.isin(factors[:, 4], range(len(_SHAPES))))
     if len(wrong):
         raise UserError(f"{path} has labels {factors[wrong[0]].tolist()} in row {wrong[0]}; expected a shape of 0 to 3")
     return factors

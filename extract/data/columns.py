@@ -42,10 +42,10 @@ def read_tasks(path: Path) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return {}
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    settings = {cell_text(name): task for name, task in found.items()}
+    settings = {cell_text(name): task for name, task in tables.items()}
     choices = {"suite": get_args(Suite), "kind": get_args(Kind)}
     for name, task in settings.items():
         if not isinstance(task, dict):
@@ -57,8 +57,8 @@ def read_tasks(path: Path) -> dict[str, dict[str, Any]]:
         if unknown:
             raise UserError(f"{path}: [{name}] has {unknown[0]!r}; it takes suite, kind, unit, classes and period")
         if task["kind"] in NUMERIC and "classes" in task:
-            what = _WORDS[task["kind"]]
-            raise UserError(f"{path}: [{name}] is a {what} and has classes; remove them or change its kind")
+            word = _WORDS[task["kind"]]
+            raise UserError(f"{path}: [{name}] is a {word} and has classes; remove them or change its kind")
         _check_period(task, f"{path}: [{name}]")
         if not isinstance(task.get("unit", ""), str):
             raise UserError(f'{path}: unit of [{name}] is {task["unit"]!r}; it is text, such as "cm"')
@@ -86,8 +86,10 @@ def make_task(name: str, setting: dict[str, Any], toml: Path, table: Path, colum
     """The task of one column of `table`, with `setting` from `toml`. Raises UserError for a column without a label."""
     kind = cast(Kind, setting["kind"])
     classes = set(setting.get("classes", ()))
-    said = (cell for cell in column if _unknown(kind, cell, classes) and isinstance(cell, str | list))
-    words = Counter("|".join(map(cell_text, cell)) if isinstance(cell, list) else cell_text(cell) for cell in said)
+    unlabelled = (cell for cell in column if _unknown(kind, cell, classes) and isinstance(cell, str | list))
+    words = Counter(
+        "|".join(map(cell_text, cell)) if isinstance(cell, list) else cell_text(cell) for cell in unlabelled
+    )
     del words[""]
     if kind not in NUMERIC and not classes:
         where = f"{table}, column {name}"

@@ -75,23 +75,24 @@ class FileSource:
         one that its annotations cannot have been made on.
         """
         index = self._chosen[index]
-        at = self._pictures[index]
-        path = str(at.path)
+        picture = self._pictures[index]
+        path = str(picture.path)
         image = read_image(path)
-        box = at.box
-        if at.size is not None:
-            across, down = scale(image.size, at.size, printable(path))
+        box = picture.box
+        if picture.size is not None:
+            across, down = scale(image.size, picture.size, printable(path))
             box = box and (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
-        if at.reach is not None and beyond(image.size, at.reach):
+        if picture.reach is not None and beyond(image.size, picture.reach):
+            right, bottom = picture.reach
             raise ImageError(
                 printable(path),
-                f"its annotations reach to ({at.reach[0]:g}, {at.reach[1]:g}) and the upright file has {image.width} x "
-                f"{image.height} pixels; use the official file, or one that was not resized",
+                f"its annotations reach to ({right:g}, {bottom:g}) and the upright file has "
+                f"{image.width} x {image.height} pixels; use the official file, or one that was not resized",
             )
         if box is not None:
             image = _cut(image, box, printable(path))
         labels = {name: values[index] for name, values in self._labels.items()}
-        return Item(at.id, printable(path), at.group, image, labels)
+        return Item(picture.id, printable(path), picture.group, image, labels)
 
     def labels(self) -> dict[str, np.ndarray]:
         """See `Tabled`."""
@@ -155,7 +156,7 @@ def printable(text: str) -> str:
     """`text` on one line that any file can hold: control characters, and bytes of a file's name that are no UTF-8
     (Python's surrogates), as they are written in a Python string: caf\\udce9.jpg.
     """
-    return re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]", lambda found: found[0].encode("unicode_escape").decode(), text)
+    return re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]", lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def read_image(path: str, content: bytes | None = None) -> Image.Image:

@@ -58,7 +58,7 @@ class ImageFolder:
     def __init__(self, root: Path, split: str, *, limit: int | None = None) -> None:
         self.name, self.split = printable(root.resolve().name), split
         self._folder = _split_folder(root, split)
-        files, others = _files(self._folder)
+        files, left_out = _files(self._folder)
         toml = _named(root, ("tasks.toml",)) or root / "tasks.toml"
         if (lost := _named(self._folder, ("tasks.toml",))) is not None and not toml.is_file():
             raise UserError(f"{lost} lies in a split, where it is not read; move it to {toml}, which serves all splits")
@@ -68,7 +68,7 @@ class ImageFolder:
         rows: list[_Row] = []
         notes: list[str] = []
         if metadata is None:
-            self.tasks, rows, notes = _by_folder(self._folder, files, others, toml)
+            self.tasks, rows, notes = _by_folder(self._folder, files, left_out, toml)
         else:
             within = "" if metadata.parent == self._folder else split
             cells = _of_split(metadata, _read_table(metadata), within)
@@ -77,18 +77,18 @@ class ImageFolder:
             notes = [f"{task.name}: {task.note}" for task in self.tasks if task.note]
             if own and above:
                 notes.append(f"{own} is read, and {above} is not")
-            others = [name for name in others if name != metadata.name]
+            left_out = [name for name in left_out if name != metadata.name]
         listed = {row.file for row in rows}
         unknown = {task.name: label_of(task, None, "") for task in self.tasks}
         rows += [_row(file, unknown) for file in files if file not in listed]
         if not rows:
-            there = f"; it has {_endings(others)}" if others else ""
+            contents = f"; it has {_endings(left_out)}" if left_out else ""
             takes = ", ".join(sorted(_SUFFIXES))
-            raise UserError(f"no images in {self._folder}; it takes {takes}, also in sub-folders{there}")
+            raise UserError(f"no images in {self._folder}; it takes {takes}, also in sub-folders{contents}")
         refuse_repeated([row.id for row in rows], "id", metadata or self._folder)
         self._rows = [rows[i] for i in spread(len(rows), limit)]
-        if others:
-            notes.append(f"left out {_endings(others)}; images among them can be read as JPEG or PNG")
+        if left_out:
+            notes.append(f"left out {_endings(left_out)}; images among them can be read as JPEG or PNG")
         self.notes = tuple(notes)
 
     def __len__(self) -> int:
@@ -126,12 +126,12 @@ def _split_folder(root: Path, split: str) -> Path:
 def _named(folder: Path, names: Collection[str]) -> Path | None:
     """The file of one of these names, in any case, in `folder`."""
     try:
-        found = sorted(path for path in folder.iterdir() if path.name.lower() in names)
+        files = sorted(path for path in folder.iterdir() if path.name.lower() in names)
     except PermissionError as error:
         raise UserError(f"{folder} cannot be read ({error.strerror}); give yourself the right to read it") from error
-    if len(found) > 1:
-        raise UserError(f"{folder} has {' and '.join(path.name for path in found)}; keep one of them")
-    return found[0] if found else None
+    if len(files) > 1:
+        raise UserError(f"{folder} has {' and '.join(path.name for path in files)}; keep one of them")
+    return files[0] if files else None
 
 
 def _files(folder: Path) -> tuple[list[str], list[str]]:
@@ -141,14 +141,14 @@ def _files(folder: Path) -> tuple[list[str], list[str]]:
         raise UserError(f"{error.filename} cannot be read ({error.strerror}); allow it, or move it away") from error
 
     images: list[str] = []
-    others: list[str] = []
-    for at, folders, files in os.walk(folder, onerror=stop):  # Path.rglob would pass over what it may not read
+    left_out: list[str] = []
+    for parent, folders, files in os.walk(folder, onerror=stop):  # Path.rglob would pass over what it may not read
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             if not name.startswith("."):
-                found = images if Path(name).suffix.lower() in _SUFFIXES else others
-                found.append((Path(at) / name).relative_to(folder).as_posix())
-    return sorted(images), sorted(others)
+                kind = images if Path(name).suffix.lower() in _SUFFIXES else left_out
+                kind.append((Path(parent) / name).relative_to(folder).as_posix())
+    return sorted(images), sorted(left_out)
 
 
 def _endings(files: Sequence[str]) -> str:
@@ -158,7 +158,7 @@ def _endings(files: Sequence[str]) -> str:
 
 
 def _by_folder(
-    folder: Path, files: Sequence[str], others: Sequence[str], toml: Path
+    folder: Path, files: Sequence[str], left_out: Sequence[str], toml: Path
 ) -> tuple[tuple[Task, ...], list[_Row], list[str]]:
     """What a split without metadata has: the task `label` where every image lies in one of several folders, the images
     with their labels, and what there is to say. Raises UserError where metadata was meant to be there.
@@ -166,16 +166,18 @@ def _by_folder(
     if not files:
         return (), [], []
     settings = read_tasks(toml)
-    near = [f"{folder.name}/{name}" for name in others] + [path.name for path in sorted(toml.parent.iterdir())]
+    near = [f"{folder.name}/{name}" for name in left_out] + [path.name for path in sorted(toml.parent.iterdir())]
     tables = [name for name in near if PurePosixPath(name).name.lower().startswith("metadata.")]
     classes = {file: cell_text(file.split("/")[0]) if "/" in file else "" for file in files}
     names = sorted(set(classes.values()) - {""})
     of_folders = 1 < len(names) < len(files) and "" not in classes.values()
     if tables or set(settings) - ({"label"} if of_folders else set()):
-        what = f"{toml} declares {', '.join(settings)}, and no metadata has it" if settings else "no metadata is read"
+        trouble = (
+            f"{toml} declares {', '.join(settings)}, and no metadata has it" if settings else "no metadata is read"
+        )
         besides = f" ({', '.join(map(printable, tables[:3]))} is not read)" if tables else ""
         raise UserError(
-            f"{what}{besides}; put it in {folder}/metadata.csv (or .tsv, .jsonl, .parquet), with file_name and a "
+            f"{trouble}{besides}; put it in {folder}/metadata.csv (or .tsv, .jsonl, .parquet), with file_name and a "
             f"column a task, or in {folder.parent}/metadata.csv, with file names that begin with {folder.name}/; "
             "without both files, images are extracted without labels"
         )
@@ -294,14 +296,14 @@ def _of_split(path: Path, table: Sequence[dict[str, Any]], split: str) -> list[_
 
 
 def _rows(path: Path, rows: Sequence[_Cells], tasks: Sequence[Task], find: Callable[[str], str]) -> list[_Row]:
-    found = []
+    matched = []
     for where, name, cells in rows:
         file = find(name)
         labels = {task.name: label_of(task, cells[task.name], f"{where}, {task.name}") for task in tasks}
-        named = given(cells.get("id")) or cell_text(file)
-        found.append(_Row(file, named, given(cells.get("group")) or named, labels))
-    refuse_repeated([row.file for row in found], "file_name", path)
-    return found
+        identity = given(cells.get("id")) or cell_text(file)
+        matched.append(_Row(file, identity, given(cells.get("group")) or identity, labels))
+    refuse_repeated([row.file for row in matched], "file_name", path)
+    return matched
 
 
 def _file_name(cell: Any, where: str) -> str:
@@ -329,9 +331,9 @@ def _finder(files: Sequence[str]) -> Callable[[str], str]:
         if name in exact:
             return name
         for form, table in zip(forms, tables, strict=True):
-            same = table.get(form(name), [])
-            if len(same) == 1:
-                return same[0]
+            matches = table.get(form(name), [])
+            if len(matches) == 1:
+                return matches[0]
         return name
 
     return find

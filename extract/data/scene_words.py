@@ -59,9 +59,11 @@ def encode_answers(tokenizer: "PreTrainedTokenizerFast", scene: Scene) -> tuple[
     labels = np.full_like(ids, -100)
     answers = scene.answers
     for row, label, (name, question) in zip(ids, labels, QUESTIONS.items(), strict=True):
-        asked = tokenizer(question).input_ids
-        row[: len(asked)] = asked
+        question_ids = tokenizer(question).input_ids
+        row[: len(question_ids)] = question_ids
         if name in answers:
             answer = [*tokenizer(answers[name], add_special_tokens=False).input_ids, tokenizer.eos_token_id]
-            row[len(asked) : len(asked) + len(answer)] = label[len(asked) : len(asked) + len(answer)] = answer
+            row[len(question_ids) : len(question_ids) + len(answer)] = label[
+                len(question_ids) : len(question_ids) + len(answer)
+            ] = answer
     return ids, labels

@@ -175,11 +175,11 @@ def vocabulary() -> list[str]:
 
 def chance(scenes: Sequence[Scene]) -> dict[str, float]:
     """By question, the share of `scenes` that the single most frequent answer would get right."""
-    found = {}
+    shares = {}
     for question in QUESTIONS:
         answers = [s.answers[question] for s in scenes if question in s.answers]
-        found[question] = max(answers.count(a) for a in set(answers)) / len(answers) if answers else float("nan")
-    return found
+        shares[question] = max(answers.count(a) for a in set(answers)) / len(answers) if answers else float("nan")
+    return shares
 
 
 def scene(split: str, index: int) -> Scene:
@@ -204,14 +204,14 @@ def scene(split: str, index: int) -> Scene:
     return Scene(split, index, int(rng.integers(len(SCENES))), tuple(things), size_bin, relation)
 
 
-def render(what: Scene, size: int) -> Image.Image:
+def render(scene: Scene, size: int) -> Image.Image:
     """Draw a scene as a (size, size) RGB image. Noise is per pixel, all else is independent of `size`."""
-    rng = _generator(what.split, what.index, stream=1)
+    rng = _generator(scene.split, scene.index, stream=1)
     scale = 4 if size <= 128 else 2  # supersampling, against jagged edges
-    canvas = _background(SCENES[what.scene], size * scale, rng)
+    canvas = _background(SCENES[scene.scene], size * scale, rng)
     draw = ImageDraw.Draw(canvas)
     _clutter(draw, size * scale, rng)
-    for thing in what.things:
+    for thing in scene.things:
         _draw_thing(canvas, draw, thing)
     image = canvas.resize((size, size), Image.Resampling.BOX)
     brightness, noise = rng.uniform(-12, 12), rng.uniform(2, 8)
@@ -219,17 +219,17 @@ def render(what: Scene, size: int) -> Image.Image:
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
-def owners(what: Scene, grid: int) -> np.ndarray:
+def owners(scene: Scene, grid: int) -> np.ndarray:
     """(grid, grid) int: the thing that most of a cell shows, as an index into `things`, or -1 for the background."""
     fine = 4
     canvas = Image.new("L", (grid * fine, grid * fine))
     draw = ImageDraw.Draw(canvas)
-    for number, thing in enumerate(what.things, 1):
+    for number, thing in enumerate(scene.things, 1):
         turn, centre, radius = _pose(thing, canvas.width)
         for polygon in (p for part in _shape(CATEGORIES[thing.category]) for p in part):
             draw.polygon([tuple(p) for p in polygon @ turn * radius + centre], fill=number)
     cells = np.asarray(canvas).reshape(grid, fine, grid, fine).swapaxes(1, 2).reshape(grid, grid, -1)
-    return (cells[..., None] == np.arange(len(what.things) + 1)).sum(2).argmax(-1) - 1
+    return (cells[..., None] == np.arange(len(scene.things) + 1)).sum(2).argmax(-1) - 1
 
 
 class ScenesSource:
@@ -253,9 +253,9 @@ class ScenesSource:
     def __getitem__(self, index: int) -> Item:
         if not 0 <= index < self._length:
             raise IndexError(index)
-        what = scene(self.split, index)
+        picture = scene(self.split, index)
         name = f"scenes-{self.split}-{index:06d}"
-        return Item(name, name, name, render(what, self.resolution), what.labels)
+        return Item(name, name, name, render(picture, self.resolution), picture.labels)
 
 
 # ---- sampling

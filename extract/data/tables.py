@@ -48,10 +48,10 @@ def read_json(path: Path, *, without: Sequence[str] = ()) -> dict[str, Any]:
     """
 
     def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = once(pairs, str(path))
+        record = once(pairs, str(path))
         for name in without:
-            found.pop(name, None)
-        return found
+            record.pop(name, None)
+        return record
 
     try:
         with path.open("rb") as file:
@@ -67,20 +67,20 @@ def once(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
     """A JSON object from its fields, for the `object_pairs_hook` of `json`, which alone keeps the last of two of one
     name. Raises UserError that says `where`.
     """
-    found: dict[str, Any] = dict(pairs)
-    if len(found) < len(pairs):
+    record: dict[str, Any] = dict(pairs)
+    if len(record) < len(pairs):
         names = [name for name, _ in pairs]
         name = next(name for name in names if names.count(name) > 1)
         raise UserError(f"{where}: {name[:60]!r} stands twice in one object; keep one")
-    return found
+    return record
 
 
-def refuse_repeated(values: Iterable[Any], what: str, where: object) -> None:
+def refuse_repeated(values: Iterable[Any], noun: str, where: object) -> None:
     """Raises UserError for the first value that stands twice."""
     seen: set[Any] = set()
     for value in values:
         if value in seen:
-            raise UserError(f"{what} {value!r} stands twice in {where}; keep one")
+            raise UserError(f"{noun} {value!r} stands twice in {where}; keep one")
         seen.add(value)
 
 
@@ -91,14 +91,14 @@ def records(path: Path, data: dict[str, Any], table: str, **fields: type) -> lis
     one `id`.
     """
     rows = field(data, table, list, str(path))
-    found: list[tuple] = [
+    rows_read: list[tuple] = [
         tuple(field(row, name, kind, where) for name, kind in fields.items())
         for row, where in ((row, f"{path}: {table}[{number}]") for number, row in enumerate(rows))
     ]
     if "id" in fields:
-        at = list(fields).index("id")
-        refuse_repeated((row[at] for row in found), "id", f"{path}: {table}")
-    return found
+        column = list(fields).index("id")
+        refuse_repeated((row[column] for row in rows_read), "id", f"{path}: {table}")
+    return rows_read
 
 
 def field(record: Any, name: str, kind: type[T], where: str) -> T:

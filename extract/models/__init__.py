@@ -31,8 +31,8 @@ __all__ = ["digest", "find", "load", "random_digest", "random_model", "read_conf
 
 def shipped() -> dict[str, Path]:
     """Name to directory of the models in this package."""
-    here = Path(__file__).parent
-    return {path.parent.name: path.parent for path in sorted(here.glob("*/config.json"))}
+    folder = Path(__file__).parent
+    return {path.parent.name: path.parent for path in sorted(folder.glob("*/config.json"))}
 
 
 def find(name: str) -> Path:
@@ -98,12 +98,14 @@ def load(folder: Path, *, dtype: torch.dtype, device: str, adapter: Path | None 
         model = HTCVLM(checkpoint.config)
     weights = {**checkpoint.weights, **change.replaced}
     with contextlib.ExitStack() as stack:
-        files = {at.path for pair in change.added.values() for at in pair}
+        files = {tensor.path for pair in change.added.values() for tensor in pair}
         reads = {path: stack.enter_context(opened(path)) for path in files}
-        added = {name: [partial(reads[at.path], at.key) for at in pair] for name, pair in change.added.items()}
-        for path in sorted({at.path for at in weights.values()}):
-            here = {name: at.key for name, at in weights.items() if at.path == path}
-            _read_file(model, path, here, added, change.scaling, dtype=dtype, device=device)
+        added = {
+            name: [partial(reads[tensor.path], tensor.key) for tensor in pair] for name, pair in change.added.items()
+        }
+        for path in sorted({tensor.path for tensor in weights.values()}):
+            names = {name: tensor.key for name, tensor in weights.items() if tensor.path == path}
+            _read_file(model, path, names, added, change.scaling, dtype=dtype, device=device)
     head, embed = model.language_model.lm_head, model.language_model.model.embed_tokens
     if checkpoint.config.text.tie_word_embeddings:
         if torch.equal(head.weight, embed.weight):
@@ -157,13 +159,17 @@ def _check_fit(folder: Path, checkpoint: Checkpoint) -> dict[str, tuple[int, ...
         raise UserError(f"{folder / 'config.json'} describes no model that can be built: {line(error)}") from error
     optional = {"voco"} if checkpoint.voco_token is not None else set()
     missing = [name for name in wanted if name not in weights and name not in optional]
-    unknown = [at.key for name, at in weights.items() if name not in wanted]
-    others = [
-        f"{at.key} {at.shape} {at.dtype} (by config.json {tuple(wanted[name].shape)})"
-        for name, at in weights.items()
-        if name in wanted and (at.shape != wanted[name].shape or not _same_kind(at.dtype, wanted[name]))
+    unknown = [tensor.key for name, tensor in weights.items() if name not in wanted]
+    misfits = [
+        f"{tensor.key} {tensor.shape} {tensor.dtype} (by config.json {tuple(wanted[name].shape)})"
+        for name, tensor in weights.items()
+        if name in wanted and (tensor.shape != wanted[name].shape or not _same_kind(tensor.dtype, wanted[name]))
     ]
-    faults = {"no fitting weights for": missing, "unknown weights": unknown, "weights of another shape or type": others}
+    faults = {
+        "no fitting weights for": missing,
+        "unknown weights": unknown,
+        "weights of another shape or type": misfits,
+    }
     words = "; ".join(f"{what} {', '.join(names[:3])} ({len(names)} in all)" for what, names in faults.items() if names)
     if words:
         raise UserError(f"{folder} has {words}: its files and its config.json are not of one model; copy it again")

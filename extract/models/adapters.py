@@ -80,9 +80,9 @@ def read_adapter(folder: Path) -> Adapter:
     with reading(path):
         config = read_json(path)
     rank, alpha = config.get("r"), config.get("lora_alpha")
-    more = [name for name, value in config.items() if value and name not in _KNOWN]
-    if config.get("peft_type") != "LORA" or more:
-        words = ", ".join([f"peft_type {config.get('peft_type')}", *more])
+    unsupported = [name for name, value in config.items() if value and name not in _KNOWN]
+    if config.get("peft_type") != "LORA" or unsupported:
+        words = ", ".join([f"peft_type {config.get('peft_type')}", *unsupported])
         raise UserError(f"{path} has {words}; expected plain LoRA, which is all that can be merged here")
     if config.get("init_lora_weights") not in _HARMLESS_STARTS:
         raise UserError(

@@ -83,18 +83,18 @@ def read_config(folder: Path) -> HTCConfig:
 
 def open_checkpoint(folder: Path) -> Checkpoint:
     """The model in `folder`: its configuration, and the names and shapes of its weights. Raises UserError."""
-    found = stored(weight_files(folder))
+    tensors = stored(weight_files(folder))
     raw = _raw_config(folder)
     if raw["model_type"] == "llava_llama" or (raw["model_type"] == "llava" and "mm_vision_tower" in raw):
-        checkpoint = _original(folder, raw, found)
+        checkpoint = _original(folder, raw, tensors)
     elif raw["model_type"] == "llava":
-        checkpoint = _hugging_face(folder, raw, found)
+        checkpoint = _hugging_face(folder, raw, tensors)
     else:
-        checkpoint = Checkpoint(read_config(folder), _by_name(found), (found,))
+        checkpoint = Checkpoint(read_config(folder), _by_name(tensors), (tensors,))
     if checkpoint.config.text.tie_word_embeddings:
-        for name, other in ((_HEAD, _EMBEDDING), (_EMBEDDING, _HEAD)):
-            if other in checkpoint.weights:
-                checkpoint.weights.setdefault(name, checkpoint.weights[other])
+        for name, twin in ((_HEAD, _EMBEDDING), (_EMBEDDING, _HEAD)):
+            if twin in checkpoint.weights:
+                checkpoint.weights.setdefault(name, checkpoint.weights[twin])
     return checkpoint
 
 
@@ -130,7 +130,7 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 # ---- LLaVA
 
 
-def _hugging_face(folder: Path, raw: dict[str, Any], found: list[Stored]) -> Checkpoint:
+def _hugging_face(folder: Path, raw: dict[str, Any], tensors: list[Stored]) -> Checkpoint:
     """LlavaForConditionalGeneration."""
     from transformers import LlavaConfig
 
@@ -148,14 +148,14 @@ def _hugging_face(folder: Path, raw: dict[str, Any], found: list[Stored]) -> Che
         config.text_config,
         config.vision_feature_layer,
         "mlp2x_gelu",
-        _by_name(found),
-        (found,),
+        _by_name(tensors),
+        (tensors,),
         folder,
         None,
     )
 
 
-def _original(folder: Path, raw: dict[str, Any], found: list[Stored]) -> Checkpoint:
+def _original(folder: Path, raw: dict[str, Any], tensors: list[Stored]) -> Checkpoint:
     """LlavaLlamaForCausalLM, of LLaVA and of VoCo-LLaMA: LLaMA's configuration with LLaVA's `mm_` between."""
     from transformers import CLIPVisionConfig, LlamaConfig, PretrainedConfig
 
@@ -165,7 +165,7 @@ def _original(folder: Path, raw: dict[str, Any], found: list[Stored]) -> Checkpo
     _expect(folder, "mm_use_im_start_end", raw.get("mm_use_im_start_end"), None, False)
     _expect(folder, "image_aspect_ratio", raw.get("image_aspect_ratio"), None, "pad", "square")
 
-    weights, folders = _by_name(found), [found]
+    weights, folders = _by_name(tensors), [tensors]
     whole = any(name.startswith("vision_tower.") for name in weights)
     tower = _tower_folder(folder, raw.get("mm_vision_tower"), weights=not whole)
     if not whole:
@@ -263,17 +263,17 @@ def _raw_config(folder: Path) -> dict[str, Any]:
     return raw
 
 
-def _by_name(found: list[Stored]) -> dict[str, Stored]:
+def _by_name(tensors: list[Stored]) -> dict[str, Stored]:
     named: dict[str, Stored] = {}
-    for key, tensor in _by_key(found):
-        other = named.setdefault(model_name(key), tensor)
-        if other is not tensor:
-            raise UserError(f"{tensor.path} holds {key}, which {other.path} holds as {other.key} too; remove either")
+    for key, tensor in _by_key(tensors):
+        first = named.setdefault(model_name(key), tensor)
+        if first is not tensor:
+            raise UserError(f"{tensor.path} holds {key}, which {first.path} holds as {first.key} too; remove either")
     return named
 
 
-def _by_key(found: list[Stored]) -> list[tuple[str, Stored]]:
-    return [(tensor.key, tensor) for tensor in found if not _CONSTANTS.search(tensor.key)]
+def _by_key(tensors: list[Stored]) -> list[tuple[str, Stored]]:
+    return [(tensor.key, tensor) for tensor in tensors if not _CONSTANTS.search(tensor.key)]
 
 
 def _expect(folder: Path, name: str, value: Any, *wanted: Any) -> None:

@@ -28,11 +28,11 @@ def image_settings(folder: Path, size: int, *, pad: bool | None = None) -> dict[
     becomes `size` and the middle is cropped. Raises UserError for what cannot be done here, with the reason.
     """
     path, settings = _read(folder)
-    given = {"size": size, "crop_size": size, **settings}
+    config = {"size": size, "crop_size": size, **settings}
     if path is not None and "size" not in settings:
-        given["size"] = 224  # transformers' own
+        config["size"] = 224  # transformers' own
     if path is not None and "crop_size" not in settings:
-        given["crop_size"] = 224
+        config["crop_size"] = 224
     kind = str(settings.get("image_processor_type") or settings.get("feature_extractor_type") or "LlavaImageProcessor")
     if kind.removesuffix("Fast").removesuffix("Pil") not in _KINDS:
         raise _refusal(path, f"the processor {kind}", f"images are prepared here as {' or '.join(_KINDS[:2])} does")
@@ -43,17 +43,17 @@ def image_settings(folder: Path, size: int, *, pad: bool | None = None) -> dict[
     if not settings.get("do_rescale", True) or not _is(settings.get("rescale_factor", 1 / 255), 1 / 255):
         words = f"do_rescale {settings.get('do_rescale', True)} and rescale_factor {settings.get('rescale_factor')}"
         raise _refusal(path, words, "pixels are divided by 255 here")
-    fit, resized = _resized(path, given, pad=pad)
-    if given.get("do_center_crop", True):
-        crop = _sides(path, "crop_size", given["crop_size"], "height")
+    fit, resized = _resized(path, config, pad=pad)
+    if config.get("do_center_crop", True):
+        crop = _sides(path, "crop_size", config["crop_size"], "height")
         if set(crop) != {"height", "width"} or set(crop.values()) != {size}:
-            raise _refusal(path, f"crop_size {given['crop_size']}", f"the model's images are {size} x {size}")
+            raise _refusal(path, f"crop_size {config['crop_size']}", f"the model's images are {size} x {size}")
         if resized < size:
-            raise _refusal(path, f"size {given['size']}", f"the middle {size} x {size} cannot be cut out of less")
+            raise _refusal(path, f"size {config['size']}", f"the middle {size} x {size} cannot be cut out of less")
     elif fit == "crop":
         raise _refusal(path, "do_center_crop off", "images that keep their proportions are no squares")
     elif resized != size:
-        raise _refusal(path, f"size {given['size']}", f"the model's images are {size} x {size}")
+        raise _refusal(path, f"size {config['size']}", f"the model's images are {size} x {size}")
     normal = {name: _channels(path, name, settings[name]) for name in ("image_mean", "image_std") if name in settings}
     if not settings.get("do_normalize", True):
         normal = {"image_mean": (0.0, 0.0, 0.0), "image_std": (1.0, 1.0, 1.0)}
@@ -85,14 +85,14 @@ def _read(folder: Path) -> tuple[Path | None, Mapping[str, Any]]:
         return alone, read_json(alone)
 
 
-def _resized(path: Path | None, given: Mapping[str, Any], *, pad: bool) -> tuple[Fit, int]:
+def _resized(path: Path | None, config: Mapping[str, Any], *, pad: bool) -> tuple[Fit, int]:
     """How the image becomes square, and the side of the square, or with `crop` the shorter side, it is resized to."""
-    size = _sides(path, "size", given["size"], "shortest_edge")
+    size = _sides(path, "size", config["size"], "shortest_edge")
     if set(size) == {"shortest_edge"}:
         return "pad" if pad else "crop", size["shortest_edge"]
     if set(size) == {"height", "width"} and len(set(size.values())) == 1:
         return "pad" if pad else "stretch", size["height"]
-    raise _refusal(path, f"size {given['size']}", "expected one shortest_edge, or height and width of a square")
+    raise _refusal(path, f"size {config['size']}", "expected one shortest_edge, or height and width of a square")
 
 
 def _sides(path: Path | None, name: str, value: Any, alone: str) -> dict[str, int]:
@@ -119,5 +119,7 @@ def _is(value: Any, wanted: float) -> bool:
     return isinstance(value, (int, float)) and math.isclose(value, wanted, rel_tol=1e-6)
 
 
-def _refusal(path: Path | None, what: str, why: str) -> UserError:
-    return UserError(f"{path} has {what}, which cannot be followed: {why}; change the file, or take another checkpoint")
+def _refusal(path: Path | None, setting: str, why: str) -> UserError:
+    return UserError(
+        f"{path} has {setting}, which cannot be followed: {why}; change the file, or take another checkpoint"
+    )

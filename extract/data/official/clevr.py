@@ -56,8 +56,8 @@ class _Scene(NamedTuple):
 
     @property
     def main(self) -> _Object | None:
-        at = _lowest([thing.depth for thing in self.objects])
-        return None if at is None else self.objects[at]
+        lowest = _lowest([item.depth for item in self.objects])
+        return None if lowest is None else self.objects[lowest]
 
 
 def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSource:
@@ -77,20 +77,20 @@ def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSourc
         multi_labels(
             "presence",
             "semantic",
-            [{f"{one.size} {one.material} {one.shape}" for one in things} for things in objects],
+            [{f"{item.size} {item.material} {item.shape}" for item in items} for items in objects],
             note="which combinations of size, material and shape the image shows",
         ),
-        number_labels("count", "semantic", [len(things) for things in objects], "objects"),
+        number_labels("count", "semantic", [len(items) for items in objects], "objects"),
         class_labels(
             "relation_side",
             "semantic",
-            [_relation(scene, ("left", "right"), [one.depth for one in scene.objects]) for scene in scenes],
+            [_relation(scene, ("left", "right"), [item.depth for item in scene.objects]) for scene in scenes],
             note="on which side of the object nearest to the camera the farthest one stands",
         ),
         class_labels(
             "relation_depth",
             "semantic",
-            [_relation(scene, ("behind", "front"), [one.x for one in scene.objects]) for scene in scenes],
+            [_relation(scene, ("behind", "front"), [item.x for item in scene.objects]) for scene in scenes],
             note="whether the rightmost object stands behind the leftmost one or in front of it",
         ),
         class_labels("colour", "detail", [main and main.colour for main in mains], note=_MAIN),
@@ -121,10 +121,10 @@ def _rendered(folder: Path, scenes: Sequence[_Scene]) -> tuple[int, int]:
         break
     else:
         return _OFFICIAL
-    things = [thing for scene in scenes for thing in scene.objects]
-    reach = max((thing.x for thing in things), default=0), max((thing.y for thing in things), default=0)
+    objects = [item for scene in scenes for item in scene.objects]
+    reach = max((item.x for item in objects), default=0), max((item.y for item in objects), default=0)
     # Objects of a larger render lie beyond the official size; where none of many does, the files are enlarged copies.
-    enlarged = size[0] > _OFFICIAL[0] and len(things) >= _MANY and not beyond(_OFFICIAL, reach)
+    enlarged = size[0] > _OFFICIAL[0] and len(objects) >= _MANY and not beyond(_OFFICIAL, reach)
     if not beyond(size, reach) and not enlarged:
         return size
     with contextlib.suppress(ImageError):
@@ -148,7 +148,7 @@ def _read(path: Path) -> list[_Scene]:
         right = _numbers(field(record, "directions", dict, where), "right", where)
         yaw = math.atan2(right[1], right[0])
         objects = tuple(
-            _object(thing, yaw, f"{where} object {i}") for i, thing in enumerate(field(record, "objects", list, where))
+            _object(entry, yaw, f"{where} object {i}") for i, entry in enumerate(field(record, "objects", list, where))
         )
         lists = field(record, "relationships", dict, where)
         related = {name: field(lists, name, list, where) for name in ("left", "right", "front", "behind")}
@@ -176,14 +176,14 @@ def _numbers(record: Any, name: str, where: str) -> list[float]:
 
 def _lowest(values: Sequence[float]) -> int | None:
     """Where the smallest value stands; None without a value, and where two are equally small."""
-    at = min(range(len(values)), key=values.__getitem__, default=None)
-    return at if at is not None and values.count(values[at]) == 1 else None
+    lowest = min(range(len(values)), key=values.__getitem__, default=None)
+    return lowest if lowest is not None and values.count(values[lowest]) == 1 else None
 
 
 def _relation(scene: _Scene, names: Sequence[str], order: list[float]) -> str | None:
     """Which one of `names` the object of the highest `order` is to that of the lowest; None where that is unsaid."""
-    of, to = _lowest([-value for value in order]), _lowest(order)
-    if of is None or to is None:
+    highest, lowest = _lowest([-value for value in order]), _lowest(order)
+    if highest is None or lowest is None:
         return None
-    held = [name for name in names if of in scene.related[name][to]]
+    held = [name for name in names if highest in scene.related[name][lowest]]
     return held[0] if len(held) == 1 else None

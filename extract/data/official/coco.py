@@ -30,7 +30,7 @@ _SPLITS = ("train", "val")
 _LONE_NOTE = "of a lone object: the only annotation of its image, and no crowd; unknown elsewhere"
 
 
-class _Thing(NamedTuple):
+class _Annotation(NamedTuple):
     """One annotation."""
 
     name: str
@@ -51,28 +51,31 @@ def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSourc
     require(NAME, root, file, folder)
     data = read_json(root / file, without=("segmentation",))
     images = image_records(root / file, data)
-    things = _things(root / file, data, [image[0] for image in images])
+    annotations = _annotations(root / file, data, [image[0] for image in images])
     pictures = [
         Picture(name, root / folder / name, image_group(number), size=(width, height))
         for number, name, width, height in images
     ]
-    lone: list[_Thing | None] = [
-        found[0] if len(found) == 1 and not found[0].crowd else None for found in (things[image[0]] for image in images)
-    ]
-    shares = [_shares(one, image[2], image[3]) for one, image in zip(lone, images, strict=True)]
-    every = [things[image[0]] for image in images]
-    counts = [None if any(thing.crowd for thing in found) else len(found) for found in every]
+    by_image = [annotations[image[0]] for image in images]
+    lone = [objects[0] if len(objects) == 1 and not objects[0].crowd else None for objects in by_image]
+    shares = [_shares(only, image[2], image[3]) for only, image in zip(lone, images, strict=True)]
+    counts = [None if any(row.crowd for row in objects) else len(objects) for objects in by_image]
     labels = [
-        multi_labels("objects", "semantic", [{t.name for t in found} for found in every], note="categories in sight"),
         multi_labels(
-            "supercategories", "semantic", [{t.above for t in found} for found in every], note="groups of categories"
+            "objects", "semantic", [{row.name for row in objects} for objects in by_image], note="categories in sight"
+        ),
+        multi_labels(
+            "supercategories",
+            "semantic",
+            [{row.above for row in objects} for objects in by_image],
+            note="groups of categories",
         ),
         number_labels("count", "semantic", counts, "objects", note="annotated objects; unknown where some are a crowd"),
         number_labels("centre_x", "detail", [x for x, _, _ in shares], "share of the image's width", note=_LONE_NOTE),
         number_labels("centre_y", "detail", [y for _, y, _ in shares], "share of the image's height", note=_LONE_NOTE),
         number_labels("area", "detail", [area for _, _, area in shares], "share of the image", note=_LONE_NOTE),
     ]
-    return FileSource("coco", split, pictures, [one for one in labels if one is not None], limit=limit)
+    return FileSource("coco", split, pictures, [task for task in labels if task is not None], limit=limit)
 
 
 def image_group(number: int) -> str:
@@ -98,27 +101,27 @@ def corners(path: Path, bbox: list, number: int) -> tuple[float, float, float, f
     return x, y, x + width, y + height
 
 
-def _things(path: Path, data: dict, images: list[int]) -> dict[int, list[_Thing]]:
+def _annotations(path: Path, data: dict, images: list[int]) -> dict[int, list[_Annotation]]:
     """The annotations of every image, by its id."""
     names = {
         number: (name, above)
         for number, name, above in records(path, data, "categories", id=int, name=str, supercategory=str)
     }
-    found: dict[int, list[_Thing]] = {number: [] for number in images}
+    by_image: dict[int, list[_Annotation]] = {number: [] for number in images}
     rows = records(path, data, "annotations", id=int, image_id=int, category_id=int, bbox=list, area=float, iscrowd=int)
     for number, image, category, bbox, area, crowd in rows:
-        if image not in found or category not in names:
+        if image not in by_image or category not in names:
             raise UserError(
                 f"{path}: annotation {number} is of image {image} and category {category}, of which one is not in the "
                 "file; expected the official file"
             )
-        found[image].append(_Thing(*names[category], corners(path, bbox, number), area, bool(crowd)))
-    return found
+        by_image[image].append(_Annotation(*names[category], corners(path, bbox, number), area, bool(crowd)))
+    return by_image
 
 
-def _shares(one: _Thing | None, width: int, height: int) -> tuple[float | None, float | None, float | None]:
-    """The centre and area of `one` as shares of an image of that size; None where there is none."""
-    if one is None:
+def _shares(annotation: _Annotation | None, width: int, height: int) -> tuple[float | None, float | None, float | None]:
+    """The centre and area of `annotation` as shares of an image of that size; None where there is none."""
+    if annotation is None:
         return None, None, None
-    left, top, right, bottom = one.box
-    return (left + right) / 2 / width, (top + bottom) / 2 / height, one.area / (width * height)
+    left, top, right, bottom = annotation.box
+    return (left + right) / 2 / width, (top + bottom) / 2 / height, annotation.area / (width * height)

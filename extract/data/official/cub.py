@@ -73,7 +73,7 @@ def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSourc
         *_attributes(root, [number for number, _ in names], numbers),
         *_directions(heads),
     ]
-    return FileSource("cub", split, pictures, [one for one in labels if one is not None], limit=limit)
+    return FileSource("cub", split, pictures, [task for task in labels if task is not None], limit=limit)
 
 
 def _species(root: Path, numbers: list[int]) -> list[str]:
@@ -180,8 +180,8 @@ def _heads(root: Path, numbers: list[int]) -> list[tuple[_Point, _Point] | None]
     return [(nape, beak) if nape and beak else None for nape, beak in pairs]
 
 
-def _reach(one: _Point, other: _Point) -> _Point:
-    return max(one[0], other[0]), max(one[1], other[1])
+def _reach(first: _Point, second: _Point) -> _Point:
+    return max(first[0], second[0]), max(first[1], second[1])
 
 
 def _directions(heads: list[tuple[_Point, _Point] | None]) -> Iterator[Labels | None]:

@@ -26,11 +26,11 @@ _JOINT = "labels/labels_joint_anno.txt"
 
 def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSource:
     """The images of a split, in the order of its file (by texture). Raises UserError."""
-    found = re.fullmatch(r"(train|val|test)([1-9]|10)?", split)
-    if not found:
+    match = re.fullmatch(r"(train|val|test)([1-9]|10)?", split)
+    if not match:
         names = ("train", "val", "test")
         raise refuse_split(NAME, split, [*names, *(f"{name}1 to {name}10" for name in names)])
-    listing = f"labels/{found[1]}{found[2] or 1}.txt"
+    listing = f"labels/{match[1]}{match[2] or 1}.txt"
     require(NAME, root, "images", listing)
     rows = read_rows(root / listing, _file, form="a file of images/, such as banded/banded_0002.jpg")
     files = [file for (file,) in rows]
@@ -39,7 +39,7 @@ def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSourc
     labels = [class_labels("texture", "detail", textures, note="the texture that the image was collected for")]
     if (root / _JOINT).exists():
         labels.append(_joint(root / _JOINT, files))
-    return FileSource("dtd", split, pictures, [one for one in labels if one is not None], limit=limit)
+    return FileSource("dtd", split, pictures, [task for task in labels if task is not None], limit=limit)
 
 
 def _joint(path: Path, files: list[str]) -> Labels | None:

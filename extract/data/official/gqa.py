@@ -165,13 +165,13 @@ def _graph(image: str, record: Any, path: Path) -> _Graph:
     if min(width, height) <= 0:
         raise UserError(f"{where} is {width:g} x {height:g} pixels; expected more than none")
     covered, box, main, place = 0.0, None, None, where
-    for number, thing in field(record, "objects", dict, where).items():
-        here = f"{where} object {number}"
-        x, y, w, h = (field(thing, name, float, here) for name in "xywh")
+    for number, entry in field(record, "objects", dict, where).items():
+        spot = f"{where} object {number}"
+        x, y, w, h = (field(entry, name, float, spot) for name in "xywh")
         left, top, right, bottom = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
         area = max(0, right - left) * max(0, bottom - top)
         if area > covered:
-            covered, box, main, place = area, (left, top, right, bottom), thing, here
+            covered, box, main, place = area, (left, top, right, bottom), entry, spot
     location, weather = _said(record, "location", where), _said(record, "weather", where)
     if main is None or box is None:
         return _Graph(image, (width, height), location, weather, None, frozenset(), None, None, None)

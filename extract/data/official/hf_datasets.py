@@ -105,13 +105,13 @@ def _load(root: Path, split: str) -> "Dataset":
 def _image_column(table: "Dataset", root: Path) -> str:
     from datasets import Image
 
-    found = [name for name, feature in table.features.items() if isinstance(feature, Image)]
-    if len(found) != 1 and "image" not in found:
+    columns = [name for name, feature in table.features.items() if isinstance(feature, Image)]
+    if len(columns) != 1 and "image" not in columns:
         raise UserError(
-            f"{root} has {len(found)} columns of images ({', '.join(found) or 'columns: ' + _listed(table)}); expected "
-            "one, or one called image; datasets' cast_column and rename_column make it so"
+            f"{root} has {len(columns)} columns of images ({', '.join(columns) or 'columns: ' + _listed(table)}); "
+            "expected one, or one called image; datasets' cast_column and rename_column make it so"
         )
-    return found[0] if len(found) == 1 else "image"
+    return columns[0] if len(columns) == 1 else "image"
 
 
 def _settings(table: "Dataset", root: Path, image: str) -> dict[str, dict[str, Any]]:

@@ -50,9 +50,9 @@ def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSourc
     pictures: list[Picture] = []
     names: list[str] = []
     rows: list[dict[str, Any]] = []
-    found = records(path, data, "annotations", id=int, obj_ann_id=int, image_id=int, category_id=int, bbox=list)
-    for (number, of, image, category, bbox), row in zip(found, data["annotations"], strict=True):
-        if number != of:  # a part
+    annotations = records(path, data, "annotations", id=int, obj_ann_id=int, image_id=int, category_id=int, bbox=list)
+    for (number, object_id, image, category, bbox), row in zip(annotations, data["annotations"], strict=True):
+        if number != object_id:  # a part
             continue
         if image not in images or category not in categories:
             raise UserError(
@@ -67,7 +67,7 @@ def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSourc
         names.append(categories[category])
         rows.append(row)
     labels = [class_labels("object", "semantic", names, note=f"category {_CROP_NOTE}"), *_attributes(path, data, rows)]
-    return FileSource("paco", split, pictures, [one for one in labels if one is not None], limit=limit)
+    return FileSource("paco", split, pictures, [task for task in labels if task is not None], limit=limit)
 
 
 def _attributes(path: Path, data: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[Labels | None]:
@@ -90,10 +90,10 @@ def _attributes(path: Path, data: dict[str, Any], rows: list[dict[str, Any]]) ->
 
 def _listed(path: Path, row: dict[str, Any], names: dict[int, str]) -> set[int]:
     """The ids of the attributes that an object lists; none where nobody annotated it."""
-    found = row.get("attribute_ids") or []
-    if not isinstance(found, list) or not all(isinstance(number, int) and number in names for number in found):
-        raise UserError(f"{path}: attribute_ids of annotation {row['id']} are {found!r}; expected ids of attributes")
-    return set(found)
+    listed = row.get("attribute_ids") or []
+    if not isinstance(listed, list) or not all(isinstance(number, int) and number in names for number in listed):
+        raise UserError(f"{path}: attribute_ids of annotation {row['id']} are {listed!r}; expected ids of attributes")
+    return set(listed)
 
 
 def _unknown(path: Path, row: dict[str, Any], kind: str) -> bool:

@@ -84,8 +84,8 @@ def open_split(root: Path, split: str, *, limit: int | None = None) -> Shapes3D:
     labels = (
         class_labels("shape", "semantic", [_SHAPES[int(shape)] for shape in factors[:, 4]]),
         *(
-            class_labels(f"{what}_hue", "detail", values, note="0 is red, about 0.3 green, about 0.6 blue")
-            for what, values in zip(("floor", "wall", "object"), hues, strict=True)
+            class_labels(f"{part}_hue", "detail", values, note="0 is red, about 0.3 green, about 0.6 blue")
+            for part, values in zip(("floor", "wall", "object"), hues, strict=True)
         ),
         number_labels("scale", "detail", factors[:, 3].tolist(), "of the medium size"),
         number_labels("orientation", "detail", factors[:, 5].tolist(), "degrees"),

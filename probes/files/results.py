@@ -308,7 +308,7 @@ def weights_path(path: Path) -> Path:
 
 
 def predictions_path(path: Path) -> Path:
-    """What the probes said of held-out images, for the JSON file `path`, see `probes.predictions.load`."""
+    """What the probes said of held-out images, for the JSON file `path`, see `probes.files.predictions.load`."""
     return path.with_suffix(".predictions.safetensors")
 
 

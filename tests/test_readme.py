@@ -1,0 +1,142 @@
+"""README and docs say what is so: the tree is the folders', commands and options exist, code parses and imports."""
+
+import ast
+import importlib
+import re
+import runpy
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
+    (ROOT / "docs").glob("*.md")
+)
+SOURCES = ("extract", "probes", "analysis", "dashboards")
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.S | re.M)
+
+
+def tree_of(readme: str) -> list[str]:
+    """The paths of the tree, a folder with a / at its end: names before two spaces, several parted by commas."""
+    block = readme.split("## The files\n")[1].split("```\n")[1]
+    parents: list[str] = []
+    paths = []
+    for line in block.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        parents = parents[:depth]
+        names = re.split(r"\s{2,}", line.strip())[0].split(", ")
+        paths += ["".join(parents) + name for name in names]
+        parents.append(names[0])
+    return paths
+
+
+def test_the_tree_is_read_by_its_indents() -> None:
+    tree = "a/           rooms\n  b.py, c.py   files\n  d/         a room\n    e.py     file\nf/   g\n"
+    assert tree_of(f"## The files\n\n```\n{tree}```\n") == ["a/", "a/b.py", "a/c.py", "a/d/", "a/d/e.py", "f/"]
+
+
+def test_the_tree_is_that_of_the_folders() -> None:
+    told = tree_of((ROOT / "README.md").read_text())
+    assert len(set(told)) == len(told)
+    gone = [path for path in told if not (ROOT / path).exists() or path.endswith("/") != (ROOT / path).is_dir()]
+    assert not gone, f"the tree of README names what is not there: {gone}"
+    modules = [path.relative_to(ROOT) for folder in SOURCES for path in (ROOT / folder).rglob("*.py")]
+    rooms = {"/".join(path.parts[:2]) + "/" for path in modules if len(path.parts) > 2}
+    assert not rooms - set(told), "rooms that the tree of README lacks"
+    listed = {str(Path(path).parent) for path in told if path.endswith(".py")}
+    missing = {
+        str(path)
+        for path in modules
+        if str(path.parent) in listed and path.name != "__init__.py" and str(path) not in told
+    }
+    assert not missing, "modules that the tree of README lacks, though it lists their folders' files"
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
+        dead = [target for target in targets if "://" not in target and not (page.parent / target).exists()]
+        assert not dead, f"{page.name} leads to what is not there: {dead}"
+
+
+def test_files_that_are_named_exist() -> None:
+    for page in PAGES:
+        named = re.findall(
+            r"`((?:extract|probes|analysis|dashboards|tests|docs|benchmarks)/[\w./-]+)`", page.read_text()
+        )
+        gone = [path for path in named if "NAME" not in path and not (ROOT / path).exists()]
+        assert not gone, f"{page.name} names what is not there: {gone}"
+
+
+def resolves(dotted: str) -> bool:
+    """Whether `folder.module.name` is a module, or its last part stands in one."""
+    path = ROOT
+    for number, part in enumerate(parts := dotted.split(".")):
+        if not (path / part).is_dir() and not (path / f"{part}.py").exists():
+            module = path / "__init__.py" if path.is_dir() else path
+            return bool(re.search(rf"\b{parts[number]}\b", module.read_text()))
+        path = path / part if (path / part).is_dir() else path / f"{part}.py"
+    return True
+
+
+def test_names_with_dots_exist() -> None:
+    for page in PAGES:
+        spans = re.findall(r"`((?:htc_probe\.)?(?:extract|probes|analysis|dashboards)\.[\w.]+)", page.read_text())
+        gone = {name for name in spans if not resolves(name.removeprefix("htc_probe.").rstrip("."))}
+        assert not gone or page.name == "CHANGELOG.md", f"{page.name} names what is not there: {sorted(gone)}"
+
+
+def commands() -> dict[str, str]:
+    """Every line of the pages that is typed, by the command that it calls."""
+    lines: dict[str, str] = {}
+    for page in PAGES:
+        for language, block in BLOCK.findall(page.read_text()):
+            if language in ("", "bash", "sh"):
+                for line in block.replace("\\\n", " ").splitlines():
+                    if match := re.match(r"(?:\$ )?(make|htc-[a-z]+)\b", line):
+                        lines[match[1]] = f"{lines.get(match[1], '')}\n{line.split('  #')[0]}"
+    return lines
+
+
+def test_what_is_typed_exists() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    typed = commands()
+    assert set(typed) - {"make"} <= set(scripts) and "htc-extract" in typed
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    assert set(re.findall(r"make ([a-z-]+)", typed["make"])) <= targets
+
+
+@pytest.mark.parametrize("command", [name for name in sorted(commands()) if name != "make"])
+def test_options_that_are_typed_exist(command: str) -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    module = scripts[command].split(":")[0]
+    shown = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True).stdout
+    if command == "htc-train":
+        for recipe in ("tiny",):
+            more = subprocess.run([sys.executable, "-m", module, recipe, "--help"], capture_output=True, text=True)
+            shown += more.stdout
+    missing = set(re.findall(r"(?<=\s)--[a-z-]+", commands()[command])) - set(re.findall(r"--[a-z-]+", shown))
+    assert not missing, f"{command} has no {missing}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_code_parses_and_its_imports_resolve(page: Path) -> None:
+    for language, block in BLOCK.findall(page.read_text()):
+        if language == "python":
+            for node in ast.walk(ast.parse(block)):
+                if isinstance(node, ast.Import):
+                    for alias in node.names:
+                        importlib.import_module(alias.name)
+                elif isinstance(node, ast.ImportFrom):
+                    module = importlib.import_module(node.module or "")
+                    for alias in node.names:
+                        if not hasattr(module, alias.name):
+                            importlib.import_module(f"{node.module}.{alias.name}")
+
+
+def test_api_is_that_of_the_docstrings() -> None:
+    made = runpy.run_path(str(ROOT / "docs" / "make_api.py"))["page"]()
+    assert (ROOT / "docs" / "api.md").read_text() == made, "run: python docs/make_api.py"

@@ -70,11 +70,20 @@ def _public(module: str) -> list[tuple[str, Definition]]:
     """The functions and classes of a module that have a docstring; of a folder that only hands on, what it hands on."""
     tree = _tree(module)
     found = {node.name: node for node in _definitions(tree) if not node.name.startswith("_")}
-    for node in ast.walk(tree) if not found else []:
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{PACKAGE}.{module}."):
-            source = {item.name: item for item in _definitions(_tree(node.module.removeprefix(f"{PACKAGE}.")))}
-            found |= {alias.asname or alias.name: source[alias.name] for alias in node.names if alias.name in source}
+    for name, source, original in _handed_on(module, tree) if not found else []:
+        found.update((name, node) for node in _definitions(_tree(source)) if node.name == original)
     return [(name, node) for name, node in found.items() if ast.get_docstring(node)]
+
+
+def _handed_on(module: str, tree: ast.Module) -> Iterator[tuple[str, str, str]]:
+    """Name, module and name there of what a folder imports, and of what its `_PUBLIC` says where to find."""
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{PACKAGE}."):
+            source = node.module.removeprefix(f"{PACKAGE}.")
+            yield from ((alias.asname or alias.name, source, alias.name) for alias in node.names)
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_PUBLIC":
+            for name, source in ast.literal_eval(node.value).items():
+                yield name, f"{module}.{source}", name
 
 
 def _definitions(tree: ast.Module) -> list[Definition]:

@@ -24,7 +24,7 @@ from htc_probe.extract.errors import UserError
 if TYPE_CHECKING:
     from htc_probe.analysis.records import Record
     from htc_probe.analysis.sections import Attention, Map
-    from htc_probe.extract.again import Place
+    from htc_probe.extract.models import Place
     from htc_probe.extract.store import Run
     from htc_probe.extract.vlm.model import HTCVLM
     from htc_probe.probes.files.results import Results
@@ -90,11 +90,11 @@ class Inputs:
         self._model: HTCVLM | None = None
 
     def model(self) -> HTCVLM:
-        from htc_probe.extract import again
+        from htc_probe.extract import models
 
         assert self.place is not None
         if self._model is None:
-            self._model = again.load_model(self.place)
+            self._model = models.load_from(self.place)
         return self._model
 
 
@@ -227,10 +227,12 @@ def _find_model(inputs: Inputs, todo: Sequence[Job], probes: Path | None) -> Non
         inputs.place = again.find_model(inputs.run, model=inputs.config.model, device=inputs.config.device)
     except UserError as error:
         raise UserError(f"{error} ({', '.join(need)} need it; attention and map do not)") from error
-    print(f"model         {inputs.place.words}, for {', '.join(need)}")
-    wanted = [job.name for job in todo if "probes" in job.settings]
-    if wanted:
-        words = f"none beside the run, for {', '.join(wanted)}; htc-probe makes them" if probes is None else str(probes)
+    model, place = inputs.run.info.model, inputs.place
+    words = f"{model.get('name')} {model['sha256'][:8]}, {place.dtype} on {place.device}"
+    print(f"model         {words}, for {', '.join(need)}")
+    follow = [job.name for job in todo if "probes" in job.settings]
+    if follow:
+        words = f"none beside the run, for {', '.join(follow)}; htc-probe makes them" if probes is None else str(probes)
         print(f"probes        {words}", flush=True)
 
 

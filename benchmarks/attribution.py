@@ -26,8 +26,8 @@ from torch import Tensor
 
 from benchmarks.extraction import eager_twin, pictures, time_rounds, timed
 from htc_probe.analysis.causes.knockouts import answers_of, knock_out
-from htc_probe.analysis.sample import Texts
 from htc_probe.extract import models
+from htc_probe.extract.again import Texts
 from htc_probe.extract.capture import as_pixels
 from htc_probe.extract.data import scene_words, scenes
 from htc_probe.extract.vlm import passes

@@ -36,7 +36,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, apply_rotary_pos_emb
 
 from htc_probe.extract import models
-from htc_probe.extract.capture import as_pixels, capture, frame_of, run_shape
+from htc_probe.extract.capture import as_pixels, capture, run_shape
 from htc_probe.extract.data import open_source
 from htc_probe.extract.environment import environment
 from htc_probe.extract.pipeline import Prepared, behind, read_ahead
@@ -156,7 +156,7 @@ def build(settings: Settings, workload: str) -> Workload:
 def pictures(model: HTCVLM, count: int) -> list[Prepared]:
     """The first scenes of val, as the model takes them."""
     source = open_source("scenes", "val", limit=count, resolution=model.config.image_size)
-    return [image for image in read_ahead(source, frame_of(model.config)) if isinstance(image, Prepared)]
+    return [image for image in read_ahead(source, model.config.frame) if isinstance(image, Prepared)]
 
 
 def contender(name: str, work: Workload) -> Callable[[], Record]:

@@ -21,7 +21,7 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from htc_probe.extract import models
-from htc_probe.extract.capture import as_batch, as_pixels, frame_of, run_shape
+from htc_probe.extract.capture import as_batch, as_pixels, run_shape
 from htc_probe.extract.data import open_source
 from htc_probe.extract.environment import environment
 from htc_probe.extract.pipeline import Prepared, read_ahead
@@ -82,7 +82,7 @@ def measure(model: HTCVLM, count: int, rounds: int) -> tuple[list[float], int, i
     """Median seconds of every stage for a batch of `count` images, its floating-point operations, peak bytes."""
     device = model.device
     source = open_source("scenes", "val", limit=count, resolution=model.config.image_size)
-    items = [item for item in read_ahead(source, frame_of(model.config)) if isinstance(item, Prepared)]
+    items = [item for item in read_ahead(source, model.config.frame) if isinstance(item, Prepared)]
     pixels = as_pixels(items, device)
     info = RunInfo({}, {"name": "random"}, "scenes", "val", model.config.topology, environment(str(device)))
     if device.type == "cuda":

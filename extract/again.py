@@ -1,4 +1,4 @@
-"""The model and the images of a run, found again: what was extracted once can be asked more questions.
+"""The model, the images, the texts and the questions of a run, opened again: what was extracted can be asked more.
 
 Knows runs, models and data sources. Does not know analyses, their results or commands. torch is imported where used.
 """
@@ -12,100 +12,136 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from htc_probe.extract import models
 from htc_probe.extract.command import usable_device
+from htc_probe.extract.data import open_source, scene_words, scenes
+from htc_probe.extract.data.source import ImageError, Item, Source
 from htc_probe.extract.errors import UserError
+from htc_probe.extract.images import square_changes
+from htc_probe.extract.settings import RunSettings
 from htc_probe.extract.store import Run
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from htc_probe.extract.data.source import Item, Source
     from htc_probe.extract.pipeline import Prepared
+    from htc_probe.extract.vlm.config import HTCConfig
     from htc_probe.extract.vlm.model import HTCVLM, Hybrid
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
-class Place(NamedTuple):
-    """Where the model of a run is, and how it is loaded."""
-
-    folder: Path
-    adapter: Path | None
-    random_seed: int | None
-    """Of weights drawn at random; None where they are read."""
-    dtype: str
-    device: str
-    words: str
-    """For the screen."""
+def settings_of(run: Run) -> RunSettings:
+    """What the run was made with. Raises UserError where it does not say."""
+    return RunSettings.of(run.info, run.path.name)
 
 
-def find_model(run: Run, *, model: str | None = None, device: str | None = None) -> Place:
+# ---- the model
+
+
+def find_model(run: Run, *, model: str | None = None, device: str | None = None) -> models.Place:
     """The model that made `run`, at the place that the run names or at `model`, on its device or on `device`.
 
     Its weights are compared with those of the run by their digest, and so is how it makes images square. Raises
     UserError where they are others, or nowhere.
     """
-    from htc_probe.extract import models
-    from htc_probe.extract.images import square_changes
-
-    settings, wanted = run.info.config, run.info.model
-    name = _setting(run, "model") if model is None else model
-    adapter = None if settings.get("adapter") is None else Path(settings["adapter"])
-    seed = int(settings.get("seed", 0)) if settings.get("random_weights") else None
+    settings, wanted = settings_of(run), run.info.model
     try:
-        folder = models.find(name)
-        if seed is None:
-            sha256 = models.digest(folder, adapter)
-        else:
-            sha256 = models.random_digest(models.read_config(folder), seed)
+        place = models.Place(
+            models.find(settings.model if model is None else model),
+            None if settings.adapter is None else Path(settings.adapter),
+            settings.seed if settings.random_weights else None,
+            settings.dtype,
+            settings.device if device is None else device,
+        )
+        sha256 = models.digest_of(place)
     except UserError as error:
         raise UserError(f"the model of {run.path.name} is not where it was: {error}; say where with --model") from error
     if sha256 != wanted.get("sha256"):
         raise UserError(
-            f"{folder} is another model than that of {run.path.name} (its weights are {sha256[:8]}, the run's "
+            f"{place.folder} is another model than that of {run.path.name} (its weights are {sha256[:8]}, the run's "
             f"{str(wanted.get('sha256'))[:8]}); say where {wanted.get('name')} is with --model, or extract again"
         )
-    changes = square_changes(wanted.get("config") or {}, models.read_config(folder).to_dict())
+    changes = square_changes(wanted.get("config") or {}, models.read_config(place.folder).to_dict())
     if changes:
         words = "; ".join(f"{name} was {old} and is {new}" for name, old, new in changes)
         raise UserError(
-            f"{folder} makes images square otherwise than when {run.path.name} was made ({words}); bring its "
+            f"{place.folder} makes images square otherwise than when {run.path.name} was made ({words}); bring its "
             "preprocessor_config.json or config.json back, or extract again"
         )
-    device = str(usable_device(_setting(run, "device") if device is None else device))
-    dtype = _setting(run, "dtype")
-    if dtype not in _DTYPES:
-        raise UserError(f"{run.path.name} says that its model ran in {dtype!r}; expected one of {', '.join(_DTYPES)}")
-    return Place(folder, adapter, seed, dtype, device, f"{wanted.get('name')} {sha256[:8]}, {dtype} on {device}")
-
-
-def load_model(place: Place) -> HTCVLM:
-    """The model, ready to run. Raises UserError where it is damaged, or the device has too little memory."""
-    import torch
-
-    from htc_probe.extract import models
-
-    dtype = getattr(torch, place.dtype)
-    try:
-        if place.random_seed is not None:
-            config = models.read_config(place.folder)
-            return models.random_model(config, dtype=dtype, device=place.device, seed=place.random_seed)
-        return models.load(place.folder, dtype=dtype, device=place.device, adapter=place.adapter)
-    except torch.cuda.OutOfMemoryError as error:
+    if place.dtype not in _DTYPES:
         raise UserError(
-            f"the weights of {place.folder.name} in {place.dtype} do not fit into the memory of {place.device}; use "
-            "another --device"
-        ) from error
+            f"{run.path.name} says that its model ran in {place.dtype!r}; expected one of {', '.join(_DTYPES)}"
+        )
+    return place._replace(device=str(usable_device(place.device)))
 
 
-def read_tokenizer(place: Place) -> PreTrainedTokenizerBase | None:
+def check_model(run: Run, config: HTCConfig) -> None:
+    """Raises UserError where a model of this configuration is of another shape than the run's."""
+    from htc_probe.extract.capture import run_shape
+
+    if run_shape(config, len(run), run.shape.stack) != run.shape or config.topology != run.info.topology:
+        raise UserError(
+            f"the model is not that of {run.path.name} ({run.info.model['name']}): layers, heads, width or tokens "
+            "differ; give the model that made the run"
+        )
+
+
+def read_tokenizer(place: models.Place) -> PreTrainedTokenizerBase | None:
     """The model's; None where its folder has none."""
-    from htc_probe.extract import models
-
     try:
         return models.read_tokenizer(place.folder)
     except UserError:
         return None
+
+
+# ---- the images
+
+
+def open_images(run: Run, resolution: int) -> Source:
+    """The data of the run, scenes drawn with `resolution` pixels a side. Raises UserError where they are not there any
+    more, or more or fewer than they were.
+    """
+    settings = settings_of(run)
+    source = open_source(settings.data, run.info.split, limit=settings.limit, resolution=resolution)
+    if len(source) != len(run) + len(run.skipped):
+        raise UserError(
+            f"{run.info.dataset} {run.info.split} has changed: it holds {len(source)} images now and held "
+            f"{len(run) + len(run.skipped)} when {run.path.name} was made; bring the data back, or extract again"
+        )
+    return source
+
+
+class Chosen:
+    """Some images of a run, read again from its data; to be read in order. Images that the run skipped are passed."""
+
+    def __init__(self, run: Run, source: Source, rows: Sequence[int] | np.ndarray) -> None:
+        """`source`: of `open_images`; `rows`: ascending numbers of images in the run."""
+        self.name, self.split, self.tasks = source.name, source.split, source.tasks
+        self._source, self._rows, self._ids = source, rows, run.ids()
+        self._skipped, self._run, self._passed = len(run.skipped), run.path.name, 0
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, number: int) -> Item:
+        """Raises UserError where the image is not there any more, cannot be read, or is another."""
+        row = int(self._rows[number])
+        wanted, reason = self._ids[row], "the data ends before it"
+        while self._passed <= self._skipped and row + self._passed < len(self._source):
+            try:
+                item = self._source[row + self._passed]
+                if item.id == wanted:
+                    return item
+                reason = f"{item.id!r} is in its place"
+            except ImageError as error:
+                reason = str(error)
+            self._passed += 1
+        raise UserError(
+            f"image {wanted!r} of {self._run} is not where it was in the data ({reason}); bring the data back, or "
+            "extract again"
+        )
 
 
 def sample(run: Run, count: int, seed: int) -> np.ndarray:
@@ -116,27 +152,19 @@ def sample(run: Run, count: int, seed: int) -> np.ndarray:
 
 
 def images(run: Run, model: HTCVLM, rows: Sequence[int] | np.ndarray) -> Iterator[Prepared]:
-    """The images of these rows of the run as the model takes them, in order of their rows.
-
-    Raises UserError where the data are not there any more, or are others.
+    """The images of these rows of the run as the model takes them, in order of their rows. Raises UserError, see
+    `open_images` and `Chosen`.
     """
-    from htc_probe.extract.capture import frame_of
-    from htc_probe.extract.data.source import ImageError
+    return prepared(model, Chosen(run, open_images(run, model.config.image_size), np.sort(rows)))
+
+
+def prepared(model: HTCVLM, source: Source) -> Iterator[Prepared]:
+    """The images of `source` as the model takes them. Raises UserError where one cannot be read."""
     from htc_probe.extract.pipeline import read_ahead
 
-    source, ids = _source(run, model.config.image_size), run.ids()
-    wanted = sorted(int(row) for row in rows)
-    # Images that were skipped have no row: where there are some, all images up to the last row are looked at.
-    indices = _indices(run, source, wanted) if run.skipped else wanted
-    found = read_ahead(_Chosen(source, indices), frame_of(model.config))
-    for row, image in zip(wanted, found, strict=True):
+    for image in read_ahead(source, model.config.frame):
         if isinstance(image, ImageError):
-            raise UserError(f"{image}; it could be read when {run.path.name} was made: bring it back, or extract again")
-        if image.id != ids[row]:
-            raise UserError(
-                f"{run.info.dataset} {run.info.split} has changed: image {row} is {image.id!r} now and was "
-                f"{ids[row]!r}; bring the data back, or extract again"
-            )
+            raise UserError(f"{image}; bring it back, or extract again")
         yield image
 
 
@@ -152,57 +180,76 @@ def encode(model: HTCVLM, images: Iterator[Prepared], batch_size: int = 32) -> I
         yield hybrid
 
 
-class _Chosen:
-    """Some images of a source, in the given order; a source itself."""
-
-    def __init__(self, source: Source, indices: Sequence[int]) -> None:
-        self.name, self.split, self.tasks = source.name, source.split, source.tasks
-        self._source, self._indices = source, indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int) -> Item:
-        return self._source[self._indices[index]]
+# ---- the built-in scenes
 
 
-def _source(run: Run, resolution: int) -> Source:
-    from htc_probe.extract.data import open_source
+def is_scenes(run: Run) -> bool:
+    """Whether it is of the built-in scenes; a folder of that name is stored with its whole path."""
+    return settings_of(run).data == "scenes"
 
-    source = open_source(
-        _setting(run, "data"), run.info.split, limit=run.info.config.get("limit"), resolution=resolution
+
+def scenes_of(run: Run, rows: Sequence[int] | np.ndarray) -> list[scenes.Scene]:
+    """What the images of these rows show, in a run of the built-in scenes."""
+    ids = run.ids()
+    return [scenes.scene(run.info.split, int(ids[row].rsplit("-", 1)[1])) for row in rows]
+
+
+class Texts(NamedTuple):
+    """Questions with their true answers, N images by Q questions."""
+
+    names: tuple[str, ...]
+    ids: Tensor
+    """(N, Q, T) question, answer and its end."""
+    labels: Tensor
+    """(N, Q, T): -100 but on the answer and its end; a question without an answer has none."""
+
+
+class Sample(NamedTuple):
+    """N images as their model takes them; tensors are on the CPU, in the model's precision."""
+
+    rows: np.ndarray
+    """(N,) where they are in the run."""
+    ids: list[str]
+    groups: list[str]
+    hybrid: Tensor
+    """(N, n, d) embeddings of all tokens between prefix and `<voco>`."""
+    prefix: Tensor
+    """(P, d), the same for all images."""
+    texts: Texts | None
+    """None where the data ask nothing, or the model was not taught the questions' words."""
+
+
+def take(model: HTCVLM, run: Run, limit: int, seed: int) -> Sample:
+    """`limit` images of the run, drawn at random; all where it has no more.
+
+    Raises UserError where the model is of another shape than the run's, or an image is not what the run says.
+    """
+    import torch
+
+    if limit < 1:
+        raise UserError(f"--images {limit} leaves no image; use 1 or more")
+    check_model(run, model.config)
+    rows = sample(run, limit, seed)
+    ids, groups = run.ids(), run.groups()
+    with torch.inference_mode():
+        tokens = [model.before_voco(*hybrid) for hybrid in encode(model, images(run, model, rows))]
+    return Sample(
+        rows=rows,
+        ids=[ids[row] for row in rows],
+        groups=[groups[row] for row in rows],
+        hybrid=torch.cat([hybrid.cpu() for _, hybrid in tokens]),
+        prefix=tokens[0][0][0].cpu(),
+        texts=_texts(model, run, rows),
     )
-    if len(source) != len(run) + len(run.skipped):
-        raise UserError(
-            f"{run.info.dataset} {run.info.split} has changed: it holds {len(source)} images now and held "
-            f"{len(run) + len(run.skipped)} when {run.path.name} was made; bring the data back, or extract again"
-        )
-    return source
 
 
-def _indices(run: Run, source: Source, rows: Sequence[int]) -> list[int]:
-    """Where the images of these ascending rows are in the source, some of whose images cannot be read."""
-    from htc_probe.extract.data.source import ImageError
+def _texts(model: HTCVLM, run: Run, rows: np.ndarray) -> Texts | None:
+    """The questions of the built-in scenes."""
+    import torch
 
-    found: list[int] = []
-    row, wanted = 0, set(rows)
-    for index in range(len(source)):
-        if len(found) == len(wanted):
-            break
-        try:
-            source[index]
-        except ImageError:
-            continue
-        if row in wanted:
-            found.append(index)
-        row += 1
-    if len(found) < len(wanted):
-        raise UserError(f"fewer images of {run.info.dataset} can be read now than when {run.path.name} was made")
-    return found
-
-
-def _setting(run: Run, name: str) -> str:
-    value = run.info.config.get(name)
-    if not isinstance(value, str):
-        raise UserError(f"{run.path.name} does not say its {name}, so its model cannot be run again; extract it again")
-    return value
+    if not is_scenes(run) or not scene_words.speaks(model.config.text.vocab_size):
+        return None
+    tokenizer = scene_words.build_tokenizer()
+    pairs = [scene_words.encode_answers(tokenizer, scene) for scene in scenes_of(run, rows)]
+    ids, labels = (torch.from_numpy(np.stack(part)) for part in zip(*pairs, strict=True))
+    return Texts(tuple(scenes.QUESTIONS), ids, labels)

@@ -15,14 +15,13 @@ import torch
 
 from htc_probe.extract.data.source import ImageError, Source
 from htc_probe.extract.errors import UserError
-from htc_probe.extract.images import Frame
 from htc_probe.extract.pipeline import Prepared, read_ahead
 from htc_probe.extract.store import Batch, RunShape, Task
 from htc_probe.extract.vlm.config import HTCConfig
 from htc_probe.extract.vlm.invariants import check_invariants
 from htc_probe.extract.vlm.mgvq import MGVQEncoding
 from htc_probe.extract.vlm.model import HTCVLM, Hybrid
-from htc_probe.extract.vlm.star import Compressed, Direct, direct_products
+from htc_probe.extract.vlm.star import Compressed, Direct
 
 CPU_BATCH_SIZE = 32
 _WORTH_DOUBLING = 1.1  # times the pace; less than that does not pay for the memory
@@ -69,8 +68,8 @@ def capture(
     The first batch is checked against the three laws of `extract.vlm.invariants`, unless `check` is False. Raises
     InvariantError when one is broken.
     """
-    checked, size, direct = not check, batch_size, _direct(model)
-    images = read_ahead(source, frame_of(model.config), workers=workers, ahead=batch_size)
+    checked, size, direct = not check, batch_size, model.direct_products()
+    images = read_ahead(source, model.config.frame, workers=workers, ahead=batch_size)
     with contextlib.closing(images):
         for waiting in _in_batches(images, batch_size, on_error):
             while waiting:
@@ -138,13 +137,6 @@ def _in_batches(
         yield batch
 
 
-def _direct(model: HTCVLM) -> list[Direct] | None:
-    """For however few images: which products are used must follow from the model alone, or last bits would change."""
-    if model.config.topology != "star" or model.config.prefix_ids:
-        return None
-    return direct_products(model.language_model.model)
-
-
 @torch.inference_mode()
 def _run(
     model: HTCVLM,
@@ -170,11 +162,6 @@ def _run(
     if check:
         check_invariants(model, pixels, compressed)
     return as_batch(images, tasks, hybrid, encoding, compressed, stack)
-
-
-def frame_of(config: HTCConfig) -> Frame:
-    """How images become the input of this model."""
-    return config.frame
 
 
 def as_pixels(images: Sequence[Prepared], device: torch.device) -> torch.Tensor:

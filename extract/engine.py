@@ -8,55 +8,20 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 
-from htc_probe.extract import models
 from htc_probe.extract.capture import capture, fitting_batch_size
-from htc_probe.extract.data.source import ImageError, Source
+from htc_probe.extract.data.source import ImageError
 from htc_probe.extract.errors import UserError
-from htc_probe.extract.pipeline import behind, default_workers
+from htc_probe.extract.pipeline import Rest, behind, default_workers, without_stand_ins
+from htc_probe.extract.plan import Plan
+from htc_probe.extract.settings import RunSettings
 from htc_probe.extract.store import RunWriter
-from htc_probe.extract.store.shards import Rest, Shards, without_stand_ins
+from htc_probe.extract.store.shards import Shards
 from htc_probe.extract.vlm.invariants import InvariantError
 from htc_probe.extract.vlm.model import HTCVLM
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a process has to know besides the shards and the images; it can be sent to another machine."""
-
-    model: Path
-    """A directory, see `extract.models`."""
-    adapter: Path | None
-    random_weights: bool
-    seed: int
-    """Of random weights."""
-    dtype: str
-    device: str
-    workers: int | None
-    """Processes that read images; None for as many as pay."""
-    skip: bool
-    """Leave out images that cannot be read, and record them."""
-    halve: bool
-    """Go on with half the batch size where the GPU's memory runs out."""
-
-
-def load_model(work: Work) -> HTCVLM:
-    """The model, ready to run. Raises UserError where it does not fit into the GPU's memory, or is damaged."""
-    dtype = getattr(torch, work.dtype)
-    try:
-        if work.random_weights:
-            architecture = models.read_config(work.model)
-            return models.random_model(architecture, dtype=dtype, device=work.device, seed=work.seed)
-        return models.load(work.model, dtype=dtype, device=work.device, adapter=work.adapter)
-    except torch.cuda.OutOfMemoryError as error:
-        raise UserError(
-            f"the weights of {work.model.name} in {work.dtype} do not fit into the memory of {work.device} "
-            f"({str(error).splitlines()[0]}); use a smaller --dtype or another --device"
-        ) from error
 
 
 def find_batch_size(model: HTCVLM, images: int) -> int:
@@ -73,8 +38,7 @@ def find_batch_size(model: HTCVLM, images: int) -> int:
 def write_shards(
     shards: Shards,
     numbers: Sequence[int],
-    source: Source,
-    work: Work,
+    plan: Plan,
     model: HTCVLM,
     *,
     check: bool = True,
@@ -86,9 +50,13 @@ def write_shards(
     mend; the shards before it are kept.
     """
     job = shards.job
-    batch_size = int(job.info.config["batch_size"])
-    rest = Rest(source, [at for number in numbers for at in job.images_of(number)], skip=work.skip)
-    workers = default_workers(len(rest), work.device) if work.workers is None else work.workers
+    batch_size = RunSettings.of(job.info, str(shards.folder)).batch_size
+    assert batch_size is not None
+    indices = [index for number in numbers for index in job.images_of(number)]
+    rest = Rest(plan.source, indices, skip=plan.settings.on_error == "skip")
+    workers = plan.settings.workers
+    if workers is None:
+        workers = default_workers(len(rest), plan.settings.device)
 
     def halved(size: int) -> None:
         print(f"the GPU's memory ran out: batches of {size} images from here on", file=sys.stderr, flush=True)
@@ -101,7 +69,7 @@ def write_shards(
         stack=job.shape.stack,
         workers=workers,
         check=check,
-        on_memory=halved if work.halve else None,
+        on_memory=halved if plan.auto else None,
     )
     try:
         with contextlib.closing(batches):
@@ -111,13 +79,13 @@ def write_shards(
                 with RunWriter(path, job.info, shape, job.tasks, store_dtype=job.store_dtype) as writer:
                     with behind(writer.append) as write:
                         while wanted:
-                            given = next(batches)
-                            batch, left_out = without_stand_ins(given)
+                            images = next(batches)
+                            batch, left_out = without_stand_ins(images)
                             if batch.ids:
                                 write(batch)
                             skipped += left_out
-                            wanted -= len(given.ids)
-                            on_images(len(given.ids))
+                            wanted -= len(images.ids)
+                            on_images(len(images.ids))
                     assert wanted == 0, "a batch must not reach into the next shard"
                     shards.keep(writer.finish(skipped, part=True))
     except ImageError as error:

@@ -18,10 +18,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from htc_probe.extract.data.source import Source
-from htc_probe.extract.engine import Work, find_batch_size, load_model, write_shards
+from htc_probe.extract import models
+from htc_probe.extract.engine import find_batch_size, write_shards
 from htc_probe.extract.environment import environment
 from htc_probe.extract.errors import UserError
+from htc_probe.extract.plan import Plan
 from htc_probe.extract.store.shards import Job, Shards
 
 try:
@@ -65,39 +66,40 @@ def device(wanted: str) -> tuple[str, str]:
     return "cuda", _answer(ray.remote(_gpu_name).options(num_gpus=1).remote())
 
 
-def batch_size(work: Work, images: int) -> int:
+def batch_size(plan: Plan) -> int:
     """What fits into a worker's memory, see `extract.capture.fitting_batch_size`."""
-    if work.device == "cpu":
-        return find_batch_size(load_model(work), images)
-    return _answer(ray.remote(_batch_size).options(num_gpus=1).remote(work, images))
+    place, images = plan.place, plan.shape.images
+    if place.device == "cpu":
+        return _batch_size(place, images)
+    return _answer(ray.remote(_batch_size).options(num_gpus=1).remote(place, images))
 
 
-def write_on_ray(shards: Shards, source: Source, work: Work, *, on_images: Callable[[int], object]) -> None:
+def write_on_ray(shards: Shards, plan: Plan, *, on_images: Callable[[int], object]) -> None:
     """Writes the missing shards; `on_images` is told how many images a finished shard had.
 
     A worker that dies is started again, and its shard goes to whichever worker is free. Raises UserError for what a
     worker raises, for a shard that `MOST_DEATHS` workers died of, and when no worker is left.
     """
     waiting = deque(shards.missing())
-    given = ray.put((shards.out, shards.job, os.getcwd(), source, work))
-    # What each worker is at: a shard, or None while it gets ready.
-    busy: dict[Any, tuple[_Place, Any, int | None]] = {}
-    idle: list[tuple[_Place, Any]] = []
+    order = ray.put((shards.out, shards.job, os.getcwd(), plan))
+    # The shard that each worker writes, or None while it gets ready.
+    busy: dict[Any, tuple[_Slot, Any, int | None]] = {}
+    idle: list[tuple[_Slot, Any]] = []
     workers: list[Any] = []
     deaths, started = Counter[Any](), time.monotonic()
 
-    def start(place: _Place) -> None:
-        workers.append(ray.remote(_Worker).options(**place.options()).remote(given))
-        busy[workers[-1].ready.remote()] = place, workers[-1], None
+    def start(slot: _Slot) -> None:
+        workers.append(ray.remote(_Worker).options(**slot.options()).remote(order))
+        busy[workers[-1].ready.remote()] = slot, workers[-1], None
 
     try:
-        for place in _places(work.device, len(waiting)):
-            start(place)
+        for slot in _slots(plan.place.device, len(waiting)):
+            start(slot)
         while waiting or any(shard is not None for _, _, shard in busy.values()):
             while idle and waiting:
-                place, worker = idle.pop()
+                slot, worker = idle.pop()
                 number = waiting.popleft()
-                busy[worker.write.remote(number)] = place, worker, number
+                busy[worker.write.remote(number)] = slot, worker, number
             if not busy:
                 raise UserError(
                     f"every Ray worker died {MOST_DEATHS} times in a row, as they do when memory runs out; Ray's logs "
@@ -112,11 +114,11 @@ def write_on_ray(shards: Shards, source: Source, work: Work, *, on_images: Calla
                     flush=True,
                 )
             for answer in answers:
-                place, worker, shard = busy.pop(answer)
+                slot, worker, shard = busy.pop(answer)
                 try:
                     _answer(answer)
                 except RayActorError:
-                    deaths[place] += 1
+                    deaths[slot] += 1
                     if shard is not None:
                         deaths[shard] += 1
                         waiting.appendleft(shard)
@@ -125,13 +127,13 @@ def write_on_ray(shards: Shards, source: Source, work: Work, *, on_images: Calla
                                 f"{MOST_DEATHS} Ray workers died while they worked on shard {shard}, as they do when "
                                 "memory runs out; use a smaller --batch-size, or fewer --workers"
                             ) from None
-                    if deaths[place] < MOST_DEATHS:
-                        start(place)
+                    if deaths[slot] < MOST_DEATHS:
+                        start(slot)
                     continue
                 if shard is not None:
-                    deaths[place] = 0
+                    deaths[slot] = 0
                     on_images(len(shards.job.images_of(shard)))
-                idle.append((place, worker))
+                idle.append((slot, worker))
     finally:
         for worker in workers:
             ray.kill(worker)
@@ -140,8 +142,8 @@ def write_on_ray(shards: Shards, source: Source, work: Work, *, on_images: Calla
 class _Worker:
     """A process with the model; Ray runs it."""
 
-    def __init__(self, given: tuple[Path, Job, str, Source, Work]):
-        out, self._job, folder, self._source, self._work = given
+    def __init__(self, order: tuple[Path, Job, str, Plan]):
+        out, self._job, folder, self._plan = order
         self._folder = Path(folder)
         self._out = self._folder / out
         self._shards: Shards | None = None
@@ -150,27 +152,27 @@ class _Worker:
         """Loads the model; nothing a second time."""
         if self._shards is not None:
             return
-        where = socket.gethostname()
+        host = socket.gethostname()
         shards = Shards(self._out, self._job, own=f"ray-{uuid.uuid4().hex[:8]}")
         if not (shards.folder / "manifest.json").is_file():
-            raise UserError(f"{where} does not see {shards.folder}; put --out where all machines see the same files")
+            raise UserError(f"{host} does not see {shards.folder}; put --out where all machines see the same files")
         os.chdir(self._folder)  # paths of images may be relative
-        there, here = self._job.info.environment, environment("")
-        for name in here.keys() - {"device", "platform"}:
-            if here[name] != there.get(name):
-                raise UserError(f"{name} is {here[name]} on {where} and {there.get(name)} here; install the same")
-        self._model, self._checked = load_model(self._work), False
+        wanted, installed = self._job.info.environment, environment("")
+        for name in installed.keys() - {"device", "platform"}:
+            if installed[name] != wanted.get(name):
+                raise UserError(f"{name} is {installed[name]} on {host} and {wanted.get(name)} here; install the same")
+        self._model, self._checked = models.load_from(self._plan.place), False
         shards.own.mkdir(exist_ok=True)
         self._shards = shards
 
     def write(self, number: int) -> None:
         self.ready()  # this process may be a new one
         assert self._shards is not None
-        write_shards(self._shards, [number], self._source, self._work, self._model, check=not self._checked)
+        write_shards(self._shards, [number], self._plan, self._model, check=not self._checked)
         self._checked = True
 
 
-class _Place(NamedTuple):
+class _Slot(NamedTuple):
     """Where a worker runs: a GPU of a machine, or all its cores."""
 
     node: str
@@ -180,22 +182,22 @@ class _Place(NamedTuple):
 
     def options(self) -> dict[str, Any]:
         """`soft`: elsewhere when the machine is lost."""
-        there = NodeAffinitySchedulingStrategy(self.node, soft=True)
-        return {"num_cpus": self.cpus, "num_gpus": self.gpus, "scheduling_strategy": there}
+        strategy = NodeAffinitySchedulingStrategy(self.node, soft=True)
+        return {"num_cpus": self.cpus, "num_gpus": self.gpus, "scheduling_strategy": strategy}
 
 
-def _places(device: str, most: int) -> list[_Place]:
+def _slots(device: str, most: int) -> list[_Slot]:
     """At most `most`. Raises UserError where there is none."""
-    places: list[_Place] = []
+    slots: list[_Slot] = []
     for node in ray.nodes():
         resources = node["Resources"] if node["Alive"] else {}
         if device == "cuda":
-            places += [_Place(node["NodeID"], number, 0, 1) for number in range(int(resources.get("GPU", 0)))]
+            slots += [_Slot(node["NodeID"], number, 0, 1) for number in range(int(resources.get("GPU", 0)))]
         elif resources.get("CPU", 0):
-            places.append(_Place(node["NodeID"], 0, resources["CPU"], 0))
-    if not places:
+            slots.append(_Slot(node["NodeID"], 0, resources["CPU"], 0))
+    if not slots:
         raise UserError("the Ray cluster has no machine with a GPU or a CPU to give; add one with `ray start`")
-    return places[:most]
+    return slots[:most]
 
 
 def _words(resources: dict[str, float]) -> str:
@@ -218,5 +220,5 @@ def _gpu_name() -> str:
     return torch.cuda.get_device_name()
 
 
-def _batch_size(work: Work, images: int) -> int:
-    return find_batch_size(load_model(work), images)
+def _batch_size(place: models.Place, images: int) -> int:
+    return find_batch_size(models.load_from(place), images)

@@ -15,18 +15,20 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from PIL import Image
 
-from htc_probe.extract.data.source import ImageError, Source
+from htc_probe.extract.data.source import ImageError, Item, Source
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.images import Frame, thumbnail
-from htc_probe.extract.store import THUMBNAIL
+from htc_probe.extract.store import NUMERIC, THUMBNAIL, Batch
 
 T = TypeVar("T")
 
 _MOST_WORKERS = 4  # each holds a copy of the source's tables
+_SKIPPED = "\0"  # opens the id of a stand-in; no id that can be stored holds it
 _WORTH_WORKERS = 500  # images; a process takes about a second to start, in which that many small ones are read
 
 
@@ -74,6 +76,52 @@ def read_ahead(
                 waiting.append(thread.submit(receive, number))
             if number >= workers:
                 yield from map(_as_error, waiting.popleft().result())
+
+
+class Rest:
+    """The images of some shards. With `skip`, one that cannot be read is replaced by a stand-in, which takes its place
+    in the batch: what is computed with which image then does not depend on where a run was interrupted.
+    """
+
+    def __init__(self, source: Source, indices: Sequence[int], *, skip: bool):
+        self.name, self.split, self.tasks = source.name, source.split, source.tasks
+        self._source, self._indices, self._skip = source, indices, skip
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Item:
+        try:
+            return self._source[self._indices[index]]
+        except ImageError as error:
+            if not self._skip:
+                raise
+            labels: dict[str, Any] = {
+                task.name: -1
+                if task.kind == "classes"
+                else np.nan
+                if task.kind in NUMERIC
+                else np.full(len(task.classes), 255, np.uint8)
+                for task in self.tasks
+            }
+            return Item(_SKIPPED + error.reason, error.path, "", Image.new("RGB", (96, 96), "gray"), labels)
+
+
+def without_stand_ins(batch: Batch) -> tuple[Batch, list[tuple[str, str]]]:
+    """The images that could be read, and path and reason of the others."""
+    keep = [at for at, name in enumerate(batch.ids) if not name.startswith(_SKIPPED)]
+    if len(keep) == len(batch.ids):
+        return batch, []
+    skipped = [(path, name[1:]) for name, path in zip(batch.ids, batch.paths, strict=True) if name.startswith(_SKIPPED)]
+
+    def kept(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: labels[keep] for name, labels in value.items()}
+        if isinstance(value, list):
+            return [value[at] for at in keep]
+        return None if value is None else value[keep]
+
+    return Batch(*map(kept, batch)), skipped
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from htc_probe.analysis import results
 from htc_probe.analysis.causes import following, interchange, mixing, scene_questions
 from htc_probe.analysis.causes.following import Measure
 from htc_probe.analysis.causes.mixing import Half, Mix
-from htc_probe.extract import models
+from htc_probe.extract import again, models
 from htc_probe.extract.cli import main
 from htc_probe.extract.data import open_source, scenes
 from htc_probe.extract.errors import UserError
@@ -245,8 +245,8 @@ def test_answers_follow_the_only_half_that_differs(shipped: tuple[HTCVLM, Run]) 
 
 def test_an_image_swapped_with_itself_is_itself(shipped: tuple[HTCVLM, Run]) -> None:
     model, run = shipped
-    source = mixing.open_again(run, model.config.image_size)
-    tokens = mixing.encode(model, mixing.Chosen(run, source, np.arange(6)))
+    source = again.open_images(run, model.config.image_size)
+    tokens = mixing.encode(model, again.Chosen(run, source, np.arange(6)))
     sheet = scene_questions.Sheet(model, list(scenes.QUESTIONS))
     read = lambda compressed: {  # noqa: E731
         Measure("answer", name, "", "classes"): said for name, said in sheet(compressed).items()
@@ -303,7 +303,7 @@ def whole_answer(model: HTCVLM, compressed: Any, question: str, answer: str) -> 
 @torch.no_grad()
 def test_a_sheet_says_how_likely_every_answer_is(shipped: tuple[HTCVLM, Run]) -> None:
     model, run = shipped
-    tokens = mixing.encode(model, mixing.Chosen(run, mixing.open_again(run, model.config.image_size), np.arange(8)))
+    tokens = mixing.encode(model, again.Chosen(run, again.open_images(run, model.config.image_size), np.arange(8)))
     compressed = model.compress(*tokens)
     found = scene_questions.Sheet(model, list(scenes.QUESTIONS))(compressed)
     assert set(found) == set(scenes.QUESTIONS)
@@ -405,7 +405,7 @@ def extracted(model: HTCVLM, data: Path, folder: Path, *more: str) -> Path:
 def test_images_that_differ_in_one_label_are_found(tmp_path: Path) -> None:
     data = crossed(tmp_path)
     with open_run(extracted(small_model(), data, tmp_path)) as run:
-        source = mixing.open_again(run, SIZE)
+        source = again.open_images(run, SIZE)
         designs = list(mixing.matched(run, source, 100, np.random.default_rng(0)))
         assert [design.factor for design in designs] == ["colour", "shape"]
         for design, other in zip(designs, ("shape", "colour"), strict=True):
@@ -422,15 +422,15 @@ def test_images_that_were_skipped_are_passed_and_changed_data_is_refused(tmp_pat
     (data / "val" / "03.png").write_bytes(b"no image")
     model = small_model()
     with open_run(extracted(model, data, tmp_path, "--on-error", "skip")) as run:
-        source = mixing.open_again(run, SIZE)
+        source = again.open_images(run, SIZE)
         rows = np.array([0, 2, 3, 10])
-        chosen = mixing.Chosen(run, source, rows)
+        chosen = again.Chosen(run, source, rows)
         assert [chosen[i].id for i in range(4)] == [run.ids()[i] for i in rows]
-        tokens = mixing.encode(model, mixing.Chosen(run, source, rows))
+        tokens = mixing.encode(model, again.Chosen(run, source, rows))
         np.testing.assert_allclose(tokens.patches.mean(1), run.v_pooled()[rows], rtol=2e-3, atol=1e-3)
         (data / "val" / "10.png").unlink()
         with pytest.raises(UserError, match="is not where it was.*extract again"):
-            mixing.encode(model, mixing.Chosen(run, source, np.array([0, 9, 12])))
+            mixing.encode(model, again.Chosen(run, source, np.array([0, 9, 12])))
 
 
 # ---- mixing and counting
@@ -551,8 +551,8 @@ def test_a_model_without_anchors_and_a_run_without_labels_are_refused(tmp_path: 
 
 def test_hybrids_are_of_all_images(shipped: tuple[HTCVLM, Run]) -> None:
     model, run = shipped
-    source = mixing.open_again(run, model.config.image_size)
+    source = again.open_images(run, model.config.image_size)
     many = mixing.BATCH + 1
     rows = np.arange(min(many, len(run)))
-    tokens: Hybrid = mixing.encode(model, mixing.Chosen(run, source, rows))
+    tokens: Hybrid = mixing.encode(model, again.Chosen(run, source, rows))
     np.testing.assert_allclose(tokens.anchors, run.v_d()[rows], rtol=2e-3, atol=1e-3)

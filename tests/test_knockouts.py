@@ -22,7 +22,7 @@ from htc_probe.analysis.causes.effects import (
     times_even,
 )
 from htc_probe.analysis.causes.knockouts import answers_of, gradients, knock_out, stand_ins
-from htc_probe.analysis.sample import take
+from htc_probe.extract.again import take
 from htc_probe.extract.cli import main as extract_main
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import open_run

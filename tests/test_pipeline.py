@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from htc_probe.extract.capture import as_pixels, capture, fitting_batch_size, frame_of, search_batch_size
+from htc_probe.extract.capture import as_pixels, capture, fitting_batch_size, search_batch_size
 from htc_probe.extract.data import FORMATS, open_source
 from htc_probe.extract.data.source import ImageError, Item
 from htc_probe.extract.errors import UserError
@@ -364,7 +364,7 @@ def test_the_largest_batch_that_fits_is_found() -> None:
 
 def test_on_a_cpu_the_size_is_not_measured(model: HTCVLM) -> None:
     assert fitting_batch_size(model) == fitting_batch_size(model) >= 8
-    assert frame_of(model.config).size == SIZE
+    assert model.config.frame.size == SIZE
 
 
 @pytest.fixture(autouse=True)

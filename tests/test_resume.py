@@ -12,10 +12,11 @@ import h5py
 import numpy as np
 import pytest
 
-from htc_probe.extract.cli import main, parse_share
+from htc_probe.extract.cli import main
 from htc_probe.extract.data import scenes
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.info import main as info
+from htc_probe.extract.plan import parse_share
 from htc_probe.extract.store import list_runs, open_run, open_shards
 from htc_probe.extract.store import read as store
 from htc_probe.extract.store.shards import unfinished

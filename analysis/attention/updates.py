@@ -35,8 +35,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from htc_probe.analysis.sample import Texts, take
 from htc_probe.analysis.stats.draws import intervals_of_means
+from htc_probe.extract.again import Texts, take
 from htc_probe.extract.store import Run
 from htc_probe.extract.vlm.model import HTCVLM
 from htc_probe.extract.vlm.passes import Shared, batches, share, text_states

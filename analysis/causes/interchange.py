@@ -23,12 +23,13 @@ import torch
 from htc_probe.analysis.causes import effects, following, mixing, scene_questions
 from htc_probe.analysis.causes.following import UNKNOWN, Measure, Values
 from htc_probe.analysis.causes.mixing import BATCH, Design, Mix
-from htc_probe.extract.capture import run_shape
+from htc_probe.extract import again
+from htc_probe.extract.data import scene_words
 from htc_probe.extract.data.source import Source
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import NUMERIC, Run, Task
 from htc_probe.extract.vlm.model import HTCVLM
-from htc_probe.extract.vlm.star import Compressed, Direct, direct_products
+from htc_probe.extract.vlm.star import Compressed, Direct
 from htc_probe.probes.files.weights import Key, Probe
 
 Reader = Callable[[Compressed], Values]
@@ -94,11 +95,7 @@ def analyse(
     """
     if pairs < 4:
         raise UserError(f"{pairs} pairs are too few for an interval; use 4 or more")
-    if run_shape(model.config, len(run), run.shape.stack) != run.shape or model.config.topology != run.info.topology:
-        raise UserError(
-            f"the model is not that of {run.path.name} ({run.info.model['name']}): layers, heads, width or tokens "
-            "differ; give the model that made the run"
-        )
+    again.check_model(run, model.config)
     if model.config.num_anchors == 0:
         raise UserError(f"the model of {run.path.name} has no anchors: there is nothing to interchange")
     if not run.tasks:
@@ -108,14 +105,14 @@ def analyse(
     if not readable and not asks:
         raise UserError(f"nothing can be read from mixed images of {run.path.name}: {why_no_probes}; {why_no_answers}")
 
-    source = mixing.open_again(run, model.config.image_size) if source is None else source
+    source = again.open_images(run, model.config.image_size) if source is None else source
     rng = np.random.default_rng(seed)
     chosen = mixing.one_a_group(run.groups(), pairs, rng)
     if len(chosen) < 4:
         raise UserError(f"{run.path.name} has images of {len(chosen)} groups, too few to mix; extract 4 or more")
     whole = mixing.all_factors(run, source, chosen, asks)
     most = max(2, pairs // 4)  # couples for each single factor
-    if mixing.is_scenes(run):
+    if again.is_scenes(run):
         designs = list(mixing.changed_scenes(model, run, chosen, whole.partner, most, asks))
     else:
         designs = list(mixing.matched(run, source, most, rng))
@@ -127,8 +124,7 @@ def analyse(
     table, numbers = following.Table("", "share", ("only_right", "floor")), following.Table("number_", "weight")
     total = sum(len(design.partner) + int((design.partner >= 0).sum()) for design in [whole, *designs])
     total += 4 * len(whole.partner) + int((alike >= 0).sum())
-    plain = model.config.topology == "star" and not model.config.prefix_ids
-    direct = direct_products(model.language_model.model) if plain else None
+    direct = model.direct_products()
     done = 0
     for design in [whole, *designs]:
         tokens = mixing.encode(model, design.images)
@@ -229,9 +225,9 @@ def _readable(run: Run, probes: Mapping[Key, Probe] | None) -> tuple[dict[str, P
 
 def _asks(model: HTCVLM, run: Run) -> tuple[bool, str]:
     """Whether the scenes' questions can be asked, and why not."""
-    if not mixing.is_scenes(run):
+    if not again.is_scenes(run):
         return False, "only the built-in scenes come with questions"
-    if not scene_questions.speaks(model):
+    if not scene_words.speaks(model.config.text.vocab_size):
         return False, "the model was not taught the words of the built-in scenes"
     return True, ""
 

@@ -29,8 +29,8 @@ from torch.nn import functional as F
 from htc_probe.analysis.attention import updates
 from htc_probe.analysis.attention.rows import mean_of_read_layers
 from htc_probe.analysis.causes import effects
-from htc_probe.analysis.sample import Sample, Texts, take
 from htc_probe.analysis.stats.draws import intervals_of_means
+from htc_probe.extract.again import Sample, Texts, take
 from htc_probe.extract.store import NUMERIC, Run
 from htc_probe.extract.vlm import passes
 from htc_probe.extract.vlm.model import HTCVLM

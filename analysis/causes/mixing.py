@@ -19,11 +19,8 @@ from torch import Tensor
 
 from htc_probe.analysis.causes import scene_questions
 from htc_probe.analysis.causes.following import is_known
-from htc_probe.extract.capture import as_pixels, frame_of
-from htc_probe.extract.data import open_source, scenes
-from htc_probe.extract.data.source import ImageError, Item, Source
-from htc_probe.extract.errors import UserError
-from htc_probe.extract.pipeline import Prepared, read_ahead
+from htc_probe.extract import again
+from htc_probe.extract.data.source import Source
 from htc_probe.extract.store import Run, Task
 from htc_probe.extract.vlm.model import HTCVLM, Hybrid
 
@@ -76,44 +73,6 @@ class Design(NamedTuple):
 # ---- which images
 
 
-def open_again(run: Run, resolution: int) -> Source:
-    """The data that the run was extracted from. Raises UserError where it is no longer there."""
-    settings = run.info.config
-    if "data" not in settings:
-        raise UserError(f"{run.path.name} does not say where its images are; extract it again with htc-extract")
-    return open_source(settings["data"], run.info.split, limit=settings.get("limit"), resolution=resolution)
-
-
-class Chosen:
-    """Some images of a run, read again from its data; to be read in order. Images that the run skipped are passed."""
-
-    def __init__(self, run: Run, source: Source, rows: np.ndarray) -> None:
-        """`rows`: ascending numbers of images in the run."""
-        self.name, self.split, self.tasks = source.name, source.split, source.tasks
-        self._source, self._rows, self._ids = source, rows, run.ids()
-        self._skipped, self._run, self._passed = len(run.skipped), run.path.name, 0
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, number: int) -> Item:
-        row = int(self._rows[number])
-        wanted, reason = self._ids[row], "the data ends before it"
-        while self._passed <= self._skipped and row + self._passed < len(self._source):
-            try:
-                item = self._source[row + self._passed]
-                if item.id == wanted:
-                    return item
-                reason = f"{item.id!r} is in its place"
-            except ImageError as error:
-                reason = str(error)
-            self._passed += 1
-        raise UserError(
-            f"image {wanted!r} of {self._run} is not where it was in the data ({reason}); bring the data back, or "
-            "extract again"
-        )
-
-
 def one_a_group(groups: Sequence[str], most: int, rng: np.random.Generator) -> np.ndarray:
     """Ascending numbers of at most `most` images drawn at random, no two of one group."""
     order = rng.permutation(len(groups))
@@ -154,29 +113,19 @@ def couples_alike(labels: np.ndarray) -> np.ndarray:
     return partner
 
 
-def is_scenes(run: Run) -> bool:
-    return run.info.config.get("data") == "scenes"
-
-
 def all_factors(run: Run, source: Source, chosen: np.ndarray, asks: bool) -> Design:
     """The images `chosen` (n,) of the run, partners differing as much as possible; `asks`: with answers."""
     labels = {task.name: run.labels(task.name)[chosen] for task in run.tasks}
-    told = scene_questions.truths(_pictures(run, chosen)).answers if asks else None
-    images = Chosen(run, source, chosen)
+    told = scene_questions.truths(again.scenes_of(run, chosen)).answers if asks else None
+    images = again.Chosen(run, source, chosen)
     return Design(ALL, images, labels, told, couples_that_differ(differing(run.tasks, labels)))
-
-
-def _pictures(run: Run, rows: np.ndarray) -> list[scenes.Scene]:
-    """What the images show, in a run of the built-in scenes."""
-    ids = run.ids()
-    return [scenes.scene(run.info.split, int(ids[row].rsplit("-", 1)[1])) for row in rows]
 
 
 def changed_scenes(
     model: HTCVLM, run: Run, chosen: np.ndarray, partner: np.ndarray, most: int, asks: bool
 ) -> Iterator[Design]:
     """By factor, at most `most` of the scenes `chosen` (n,), and the same with the factor of their `partner` (n,)."""
-    pictures = _pictures(run, chosen)
+    pictures = again.scenes_of(run, chosen)
     for factor in scene_questions.FACTORS:
         pairs = [
             (picture, changed)
@@ -223,7 +172,7 @@ def matched(run: Run, source: Source, most: int, rng: np.random.Generator) -> It
         partner = np.empty(len(order), dtype=int)
         ends = np.searchsorted(order, used)
         partner[ends[:, 0]], partner[ends[:, 1]] = ends[:, 1], ends[:, 0]
-        images = Chosen(run, source, rows[order])
+        images = again.Chosen(run, source, rows[order])
         here = {name: each[order] for name, each in labels.items()}
         yield Design(task.name, images, here, None, partner, (task.name,))
 
@@ -236,20 +185,11 @@ def _halves(count: int) -> np.ndarray:
 # ---- mixing
 
 
-@torch.inference_mode()
 def encode(model: HTCVLM, images: Source) -> Hybrid:
     """Anchors (n, A, d) and patches (n, P, d) of all images, in the memory of the CPU."""
-    made: list[Hybrid] = []
-    waiting: list[Prepared] = []
-    for number, image in enumerate(read_ahead(images, frame_of(model.config)), 1):
-        if isinstance(image, ImageError):
-            raise UserError(f"{image}; it could be read when the run was made: bring it back, or extract again")
-        waiting.append(image)
-        if len(waiting) == BATCH or number == len(images):
-            hybrid, _ = model.encode(as_pixels(waiting, model.device))
-            made.append(Hybrid(hybrid.anchors.cpu(), hybrid.patches.cpu()))
-            waiting = []
-    return Hybrid(*(torch.cat(half) for half in zip(*made, strict=True)))
+    batches = again.encode(model, again.prepared(model, images), BATCH)
+    halves = [(hybrid.anchors.cpu(), hybrid.patches.cpu()) for hybrid in batches]
+    return Hybrid(*(torch.cat(half) for half in zip(*halves, strict=True)))
 
 
 def swaps(tokens: Hybrid, partner: np.ndarray) -> Iterator[Mix]:

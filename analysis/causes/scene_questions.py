@@ -56,11 +56,6 @@ def suite_of(question: str) -> Suite:
     return suites[next((task for task, asked in NUMBERS.items() if asked == question), question)]
 
 
-def speaks(model: HTCVLM) -> bool:
-    """Whether the model's vocabulary has the size of the scenes' own: only such a model was taught the questions."""
-    return model.config.text.vocab_size == len(scene_words.build_tokenizer())
-
-
 class Sheet:
     """Some of the questions, laid out so that one pass asks them of many images. `sheet(compressed)` reads it."""
 

@@ -38,6 +38,11 @@ def build_tokenizer() -> "PreTrainedTokenizerFast":
     )
 
 
+def speaks(vocabulary: int) -> bool:
+    """Whether a vocabulary of this size is the scenes' own: only a model that has it was taught the questions."""
+    return vocabulary == len(build_tokenizer())
+
+
 def encode_sentences(tokenizer: "PreTrainedTokenizerFast", sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Token ids and attention mask, both (sentences, T) int64: `<s> words </s>`, padded right."""
     rows = [[*tokenizer(s).input_ids, tokenizer.eos_token_id] for s in sentences]

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.models import hub
@@ -26,7 +26,30 @@ if TYPE_CHECKING:
     from htc_probe.extract.vlm.config import HTCConfig
     from htc_probe.extract.vlm.model import HTCVLM
 
-__all__ = ["digest", "find", "load", "random_digest", "random_model", "read_config", "read_tokenizer", "shipped"]
+__all__ = [
+    "Place",
+    "digest",
+    "digest_of",
+    "find",
+    "load",
+    "load_from",
+    "random_digest",
+    "random_model",
+    "read_config",
+    "read_tokenizer",
+    "shipped",
+]
+
+
+class Place(NamedTuple):
+    """Where a model is, and how it is loaded."""
+
+    folder: Path
+    adapter: Path | None
+    random_seed: int | None
+    """Of weights drawn at random; None where they are read."""
+    dtype: str
+    device: str
 
 
 def shipped() -> dict[str, Path]:
@@ -75,6 +98,30 @@ def digest(folder: Path, adapter: Path | None = None) -> str:
         total.update(f"adapter {change.scaling}\n".encode())
         _add(total, change.tensors)
     return total.hexdigest()
+
+
+def digest_of(place: Place) -> str:
+    """`digest`, or `random_digest` where the weights are drawn. Raises UserError."""
+    if place.random_seed is None:
+        return digest(place.folder, place.adapter)
+    return random_digest(read_config(place.folder), place.random_seed)
+
+
+def load_from(place: Place) -> HTCVLM:
+    """The model, ready to run. Raises UserError where it is damaged, or the device has too little memory."""
+    import torch
+
+    dtype = getattr(torch, place.dtype)
+    try:
+        if place.random_seed is None:
+            return load(place.folder, dtype=dtype, device=place.device, adapter=place.adapter)
+        config = read_config(place.folder)
+        return random_model(config, dtype=dtype, device=place.device, seed=place.random_seed)
+    except torch.cuda.OutOfMemoryError as error:
+        raise UserError(
+            f"the weights of {place.folder.name} in {place.dtype} do not fit into the memory of {place.device} "
+            f"({str(error).splitlines()[0]}); use another --device, or extract with a smaller --dtype"
+        ) from error
 
 
 def load(folder: Path, *, dtype: torch.dtype, device: str, adapter: Path | None = None) -> HTCVLM:

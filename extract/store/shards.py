@@ -20,18 +20,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from PIL import Image
-
-from htc_probe.extract.data.source import ImageError, Item, Source
 from htc_probe.extract.errors import UserError
-from htc_probe.extract.store import NUMERIC, Batch, RunInfo, RunShape, StoreDtype, Task, estimate_bytes
+from htc_probe.extract.store import RunInfo, RunShape, StoreDtype, Task, estimate_bytes
 
 SHARD_BYTES = 128 * 10**6  # before packing: some seconds to some minutes of work
 SHARD_IMAGES = 1024  # at most, where images are small and the model is slow
 _MOST_BYTES = 2**24  # of a manifest
 _WAIT = 20  # seconds for another process to write the manifest
-_SKIPPED = "\0"  # opens the id of a stand-in; no id that can be stored holds it
 
 
 @dataclass(frozen=True)
@@ -243,52 +238,3 @@ def _sync(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-# ---- the images that are left
-
-
-class Rest:
-    """The images of some shards. With `skip`, one that cannot be read is replaced by a stand-in, which takes its place
-    in the batch: what is computed with which image then does not depend on where a run was interrupted.
-    """
-
-    def __init__(self, source: Source, indices: Sequence[int], *, skip: bool):
-        self.name, self.split, self.tasks = source.name, source.split, source.tasks
-        self._source, self._indices, self._skip = source, indices, skip
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int) -> Item:
-        try:
-            return self._source[self._indices[index]]
-        except ImageError as error:
-            if not self._skip:
-                raise
-            labels: dict[str, Any] = {
-                task.name: -1
-                if task.kind == "classes"
-                else np.nan
-                if task.kind in NUMERIC
-                else np.full(len(task.classes), 255, np.uint8)
-                for task in self.tasks
-            }
-            return Item(_SKIPPED + error.reason, error.path, "", Image.new("RGB", (96, 96), "gray"), labels)
-
-
-def without_stand_ins(batch: Batch) -> tuple[Batch, list[tuple[str, str]]]:
-    """The images that could be read, and path and reason of the others."""
-    keep = [at for at, name in enumerate(batch.ids) if not name.startswith(_SKIPPED)]
-    if len(keep) == len(batch.ids):
-        return batch, []
-    skipped = [(path, name[1:]) for name, path in zip(batch.ids, batch.paths, strict=True) if name.startswith(_SKIPPED)]
-
-    def kept(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: labels[keep] for name, labels in value.items()}
-        if isinstance(value, list):
-            return [value[at] for at in keep]
-        return None if value is None else value[keep]
-
-    return Batch(*map(kept, batch)), skipped

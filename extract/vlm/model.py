@@ -179,7 +179,7 @@ class HTCVLM(PreTrainedModel):
     ) -> star.Compressed:
         """<voco> over prefix, anchors, patches, each (B, *, d): its hidden states, attention and cache.
 
-        The prefix is that of the configuration unless one is given. `direct`: see `star.direct_products`.
+        The prefix is that of the configuration unless one is given. `direct`: of `direct_products`.
         """
         prefix, hybrid = self.before_voco(anchors, patches, prefix)
         return star.compress(
@@ -191,6 +191,15 @@ class HTCVLM(PreTrainedModel):
             gradient_checkpointing=self.gradient_checkpointing and self.training,
             direct=direct,
         )
+
+    def direct_products(self) -> list[star.Direct] | None:
+        """For `compress`, made once for many images; None where its topology or prefix has no use for them.
+
+        Which products are used must follow from the model alone, for however few images, or last bits would change.
+        """
+        if self.config.topology != "star" or self.config.prefix_ids:
+            return None
+        return star.direct_products(self.language_model.model)
 
     def read(
         self,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from htc_probe.analysis.sample import Texts
+from htc_probe.extract.again import Texts
 from htc_probe.extract.vlm import passes
 from htc_probe.extract.vlm.config import HTCConfig
 from htc_probe.extract.vlm.model import HTCVLM

@@ -1,11 +1,13 @@
 """Laws and known answers of the Gram eigenbasis and the logistic probes, beside scikit-learn's."""
 
+import pathlib
 import warnings
 
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold, cross_val_score
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
@@ -426,3 +428,23 @@ def test_the_weakest_strengths_of_separable_labels_stay_finite(seed):
         assert np.isfinite(fit.objective).all() and np.isfinite(fit.gap).all()
         assert (fit.objective <= last * (1 + 1e-3) + 1e-6).all(), "a weaker penalty never costs more"
         last = fit.objective
+
+
+def test_the_docs_example_runs_and_their_table_is_that_of_the_benchmarks():
+    root = pathlib.Path(__file__).parents[1]
+    section = (root / "docs/probing.md").read_text().split("## The estimators alone\n")[1].split("\n## ")[0]
+    names: dict = {}
+    exec(section.split("```python\n")[1].split("```")[0], names)
+    accuracy = cross_val_score(names["probe"], names["x"], names["y"], groups=names["groups"], cv=GroupKFold(5)).mean()
+    assert 0.5 < accuracy < 0.8 and names["probe"].gap_ < 1e-3
+
+    def rows(text):
+        return [
+            [cell.split(" (")[0] for cell in line.strip("| ").split(" | ")]
+            for line in text.splitlines()
+            if "e-0" in line
+        ]
+
+    measured = (root / "benchmarks/README.md").read_text().split("## Probes\n")[1].split("\n## ")[0]
+    told = rows(section)
+    assert len(told) == 8 and told == [row[:6] for row in rows(measured)[:8]]

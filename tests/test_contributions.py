@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from htc_probe.analysis.attention import updates
-from htc_probe.analysis.attention.updates import along, answer_directions, decompose, lens_direction, vectors
 from htc_probe.extract.cli import main as extract_main
 from htc_probe.extract.store import open_run
+from htc_probe.extract.vlm.parts import along, answer_directions, decompose, lens_direction, vectors
 from htc_probe.extract.vlm.star import star_mask
 from made.cases import CASES, LAYERS, WIDTH, WORDS, B, Case, T, tiny
 

@@ -78,7 +78,7 @@ def one_each(case: Case) -> Tensor:
 def test_every_knock_out_equals_the_stock_model_under_the_edited_mask(settings: dict[str, Any]) -> None:
     case = Case(**settings)
     with torch.no_grad():
-        out = passes.run(case.llm.model, case.shared, one_each(case))
+        out = passes.run(case.model, case.shared, one_each(case))
         answers = answers_of(case.model, case.shared, out, case.texts)
         found = knock_out(case.model, case.shared, one_each(case), texts=case.texts)
     base, base_answers = stock(case)
@@ -100,7 +100,7 @@ def test_a_window_closes_a_key_in_its_layers_alone(window: range) -> None:
     case = Case(kv_heads=2)
     closed = one_each(case)
     with torch.no_grad():
-        out = passes.run(case.llm.model, case.shared, closed, start=window.start, stop=window.stop)
+        out = passes.run(case.model, case.shared, closed, start=window.start, stop=window.stop)
         answers = answers_of(case.model, case.shared, out, case.texts)
     for token in (0, 4, 11):
         hidden, told = stock(case, token, window=window)
@@ -111,7 +111,7 @@ def test_a_window_closes_a_key_in_its_layers_alone(window: range) -> None:
 def test_rows_of_variants_sum_to_one_and_leave_out_what_is_closed() -> None:
     case = Case()
     everything = torch.ones(1, 1, case.before, dtype=torch.bool)
-    out = passes.run(case.llm.model, case.shared, torch.cat([one_each(case), everything], 1), rows=True)
+    out = passes.run(case.model, case.shared, torch.cat([one_each(case), everything], 1), rows=True)
     for rows in out.rows:
         torch.testing.assert_close(rows.sum(-1), torch.ones(rows.shape[:-1]))
         assert (rows[:, torch.arange(N), :, torch.arange(N)] == 0).all()
@@ -127,7 +127,7 @@ def test_a_replaced_token_takes_its_own_path(prefix: tuple[int, ...]) -> None:
     groups[0, 0, len(prefix) + 2], groups[0, 1, len(prefix) + 1 :] = True, True
     with torch.no_grad():
         instead = stand_ins(case.model, case.shared, other)
-        out = passes.run(case.llm.model, case.shared, groups, instead=instead)
+        out = passes.run(case.model, case.shared, groups, instead=instead)
         for variant in range(2):
             swapped = groups[0, variant, len(prefix) :, None]
             edited = torch.where(swapped, other, case.hybrid)
@@ -210,7 +210,7 @@ def test_a_key_of_no_weight_is_a_closed_one() -> None:
         shift[:, 7] = -torch.inf
     with torch.no_grad():
         shared = passes.base_pass(case.model, case.shared.before, B, shifts)
-        closed = passes.run(case.llm.model, case.shared, one_each(case)[:, 7:8])
+        closed = passes.run(case.model, case.shared, one_each(case)[:, 7:8])
     torch.testing.assert_close(shared.base.hidden, closed.hidden, **CLOSE)
 
 
@@ -363,7 +363,7 @@ def test_the_section(extracted: tuple[HTCVLM, Path]) -> None:
     with torch.no_grad():
         shared = passes.share(model, taken.hybrid, taken.prefix.expand(4, -1, -1))
         loo = knock_out(model, shared, torch.eye(N, dtype=torch.bool)[None], texts=taken.texts)
-        out = passes.run(model.language_model.model, shared, torch.ones(1, 1, N, dtype=torch.bool))
+        out = passes.run(model, shared, torch.ones(1, 1, N, dtype=torch.bool))
         nothing = answers_of(model, shared, out, taken.texts)[:, 0].nanmean(-1)
         before = answers_of(model, shared, shared.base, taken.texts)[:, 0]
     np.testing.assert_allclose(found["loo_change"], loo.change, atol=1e-6)

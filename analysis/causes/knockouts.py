@@ -26,13 +26,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from htc_probe.analysis.attention import updates
 from htc_probe.analysis.attention.rows import mean_of_read_layers
 from htc_probe.analysis.causes import effects
 from htc_probe.analysis.stats.draws import intervals_of_means
 from htc_probe.extract.again import Sample, Texts, take
 from htc_probe.extract.store import NUMERIC, Run
-from htc_probe.extract.vlm import passes
+from htc_probe.extract.vlm import parts, passes
 from htc_probe.extract.vlm.model import HTCVLM
 from htc_probe.extract.vlm.passes import Keys, Passes, Shared
 from htc_probe.probes.files.weights import Key, Probe
@@ -86,7 +85,7 @@ def knock_out(
         base_answers = answers_of(model, shared, shared.base, texts)
     found = []
     for part in closed.split(_chunk(model, shared, texts), 1):
-        out = passes.run(model.language_model.model, shared, part, instead=instead, start=start, stop=stop)
+        out = passes.run(model, shared, part, instead=instead, start=start, stop=stop)
         hidden = out.hidden.float()
         answers = hidden.new_zeros(*hidden.shape[:2], 0)
         if texts is not None:
@@ -111,7 +110,7 @@ def stand_ins(model: HTCVLM, shared: Shared, hybrid: Tensor) -> Keys:
     if model.config.topology != "star":
         raise ValueError(f"in a {model.config.topology} model tokens have no path of their own to compute again")
     prefixed = shared.before.keys[0].shape[2] - hybrid.shape[1]
-    other, _ = passes.tokens_alone(model.language_model.model, hybrid, first=prefixed)
+    other, _ = passes.tokens_alone(model, hybrid, first=prefixed)
     return _in_places(shared.before, other, prefixed)
 
 
@@ -127,7 +126,7 @@ def gradients(model: HTCVLM, hybrid: Tensor, prefix: Tensor, texts: Texts) -> Gr
             before = passes.share(model, x, first).before
         states: list[Tensor] = []
         if star:
-            own, states = passes.tokens_alone(model.language_model.model, x.requires_grad_(), first=first.shape[1])
+            own, states = passes.tokens_alone(model, x.requires_grad_(), first=first.shape[1])
             before = _in_places(before, own, first.shape[1])
         shape = before.keys[0].shape
         gates = [x.new_zeros(len(x), shape[2], requires_grad=True) for _ in before.keys]
@@ -308,7 +307,7 @@ def _measure(study: _Study, images: np.ndarray, rng: np.random.Generator) -> _Me
     players = _shapley(batch)
     attention = torch.stack([row[:, 0].mean(1) for row in batch.shared.base.rows], 1)
     weighed = torch.stack(
-        [updates.decompose(study.model, batch.shared, layer).token_norms for layer in range(attention.shape[1])], 1
+        [parts.decompose(study.model, batch.shared, layer).token_norms for layer in range(attention.shape[1])], 1
     )
     predicted = [_numpy(values)[..., study.places.tokens] for values in (attention, weighed)]
     ranks = effects.ranks_of_attention(np.stack(predicted, 1), window_change[..., : len(tokens)], answers, with_mean)

@@ -81,7 +81,7 @@ def share(model: HTCVLM, hybrid: Tensor, prefix: Tensor | None = None) -> Shared
         )
     llama = model.language_model.model
     if topology == "star":
-        before = tokens_alone(llama, hybrid, first=prefix.shape[1])[0]
+        before = tokens_alone(model, hybrid, first=prefix.shape[1])[0]
         if prefix.shape[1]:
             before = _after(_stock_keys(llama, prefix, star_mask(prefix.shape[1] - 1, 0, dtype=prefix.dtype)), before)
     else:
@@ -101,13 +101,14 @@ def base_pass(model: HTCVLM, before: Keys, images: int, shifts: Sequence[Tensor]
     cos, sin = _rotation(llama, voco, torch.tensor([at], device=voco.device))
     nothing = torch.zeros(1, 1, at, dtype=torch.bool, device=voco.device)
     embedded = Shared(before, Passes(voco[:, :, None], [], [], []), cos, sin)
-    return embedded._replace(base=run(llama, embedded, nothing, stop=0, rows=True, shifts=shifts))
+    return embedded._replace(base=run(model, embedded, nothing, stop=0, rows=True, shifts=shifts))
 
 
-def tokens_alone(llama: LlamaModel, x: Tensor, *, first: int) -> tuple[Keys, list[Tensor]]:
+def tokens_alone(model: HTCVLM, x: Tensor, *, first: int) -> tuple[Keys, list[Tensor]]:
     """Keys and values of tokens (B, N, d) at positions from `first` on that see themselves alone, and their states
     (B, N, d) before every layer.
     """
+    llama = model.language_model.model
     cos, sin = _rotation(llama, x, torch.arange(first, first + x.shape[1], device=x.device))
     found, states = Keys([], []), []
     for number, layer in enumerate(_layers(llama)):
@@ -126,7 +127,7 @@ def tokens_alone(llama: LlamaModel, x: Tensor, *, first: int) -> tuple[Keys, lis
 
 
 def run(
-    llama: LlamaModel,
+    model: HTCVLM,
     shared: Shared,
     closed: Tensor,
     *,
@@ -141,6 +142,7 @@ def run(
     Before `start` it is as in the base pass; from `stop` on it sees everything again. `instead`: these keys stand in
     for the closed ones (B or 1 images). Its own key is always open. `shifts`: see `base_pass`.
     """
+    llama = model.language_model.model
     stop = len(llama.layers) if stop is None else stop
     # Until the first layer with something closed, z, its query and its scores are those of one variant: V is 1 there
     # and grows by broadcasting.

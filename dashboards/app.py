@@ -12,7 +12,15 @@ import streamlit as st
 from htc_probe.dashboards import data
 from htc_probe.dashboards.parts import controls
 from htc_probe.dashboards.runs import Refused
-from htc_probe.dashboards.views import attention_view, causes_view, codes_view, map_view, overview_view, probes_view
+from htc_probe.dashboards.views import (
+    attention_view,
+    causes_view,
+    codes_view,
+    map_view,
+    overview_view,
+    probes_view,
+    reading_view,
+)
 from htc_probe.dashboards.views.compare import compare_view
 from htc_probe.dashboards.views.view import View
 from htc_probe.extract.errors import UserError
@@ -22,6 +30,7 @@ PAGES: dict[str, Callable[[View], None]] = {
     "Attention": attention_view.show,
     "What causes what": causes_view.show,
     "Probes": probes_view.show,
+    "Reading the token": reading_view.show,
     "Map": map_view.show,
     "Codes": codes_view.show,
     "Compare": compare_view.show,

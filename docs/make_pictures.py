@@ -121,6 +121,21 @@ STATES = [
     ),
     State("Probes", ONE | {"probes": "Image by image", "task": "texture"}, {"confusion": "probe_confusion"}, cell),
     State("Probes", ONE | {"probes": "Image by image", "task": "size"}, {"said_and_true": "probe_values"}),
+    State(
+        "Reading the token",
+        ONE,
+        {
+            "lens_words": "lens_words",
+            "lens_agreement": "lens_agreement",
+            "lens_accuracy": "lens_accuracy",
+            "likeness": "likeness",
+            "dimensions": "dimensions",
+            "probe_overlap": "probe_overlap",
+            "probe_cosines": "probe_cosines",
+            "answer_parts": "answer_parts",
+        },
+        picture=True,
+    ),
     State("Map", ONE | {"map_colour": "count"}, {"latent_map": "map"}, lasso, picture=True),
     State("Map", ONE, {"kept_bars": "map_kept"}),
     State(

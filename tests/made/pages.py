@@ -103,7 +103,7 @@ def tables(app) -> list[str]:
     return [table.value.to_string() for table in [*app.table, *app.dataframe]]
 
 
-PAGES = ("Overview", "Attention", "What causes what", "Probes", "Map", "Codes", "Compare")
+PAGES = ("Overview", "Attention", "What causes what", "Probes", "Reading the token", "Map", "Codes", "Compare")
 
 
 def press(app, label: str) -> None:

@@ -85,9 +85,8 @@ def test_words_are_told_by_layer_and_rank() -> None:
     figure = figures.lens_words([["sea", "<b>car"], ["cup", "tree"]], probability, [0, 4], n=3)
     (heat,) = figure.data
     np.testing.assert_array_equal(heat.z, probability.T)
-    assert [list(row) for row in heat.text] == [["sea", "cup"], ["&lt;b&gt;car", "tree"]] and heat.customdata[
-        1, 1
-    ].tolist() == ["tree", 4]
+    assert [list(row) for row in heat.text] == [["sea", "cup"], ["&lt;b&gt;car", "tree"]]
+    assert heat.customdata[1, 1].tolist() == ["tree", 4]
     assert figure.layout.xaxis.ticktext == ("0", "4") and "mean of 3 images" in figure.layout.title.subtitle.text
 
 

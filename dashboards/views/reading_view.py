@@ -3,6 +3,7 @@
 Lays out; reads through data, draws by figures. Parts that this run cannot have say why.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import streamlit as st
@@ -20,7 +21,7 @@ _MEASURED = {_DIRECTIONS: "angle", _READ_OUT: "read_out"}
 def show(view: View) -> None:
     """Draws the page."""
     found = data.sections(view.path, view.header)
-    section = found.get("reading")
+    section = found.reading
     if section is None:
         fill(
             "What z_voco holds of words, dimensions and directions was not measured.", "htc-analyze reading", view.path
@@ -29,13 +30,13 @@ def show(view: View) -> None:
         _words(view, section)
         _alike(section)
         _angles(view, section)
-    _answers(view, found.get("contributions"))
+    _answers(view, found.contributions)
 
 
 # ---- words
 
 
-def _words(view: View, section: data.Section) -> None:
+def _words(view: View, section: Mapping[str, Any]) -> None:
     st.subheader("Words")
     if "lens_layers" not in section:
         last = view.header.shape.layers
@@ -69,7 +70,7 @@ def _words(view: View, section: data.Section) -> None:
     _accuracy(section, layers, n)
 
 
-def _accuracy(section: data.Section, layers: list[int], n: int) -> None:
+def _accuracy(section: Mapping[str, Any], layers: list[int], n: int) -> None:
     if "lens_accuracy" not in section:
         st.info(
             "Whether a layer says the true class is known where each class of a task is one word of the model's "
@@ -88,7 +89,7 @@ def _accuracy(section: data.Section, layers: list[int], n: int) -> None:
 # ---- likeness and dimensions
 
 
-def _alike(section: data.Section) -> None:
+def _alike(section: Mapping[str, Any]) -> None:
     st.subheader("Likeness and dimensions")
     names, n = section["likeness_of"], int(section["images"])
     left, right = side_by_side(2, "reading_alike", least=380)
@@ -110,7 +111,7 @@ def _alike(section: data.Section) -> None:
 # ---- directions
 
 
-def _angles(view: View, section: data.Section) -> None:
+def _angles(view: View, section: Mapping[str, Any]) -> None:
     st.subheader("Directions of semantic and detail probes")
     if "angle_semantic" not in section:
         what = "Angles between probes need their weights beside the run."
@@ -126,7 +127,7 @@ def _angles(view: View, section: data.Section) -> None:
 
 
 @fragment
-def _measured_angles(section: data.Section) -> None:
+def _measured_angles(section: Mapping[str, Any]) -> None:
     what = pick("Compared", list(_MEASURED), "reading_angles")
     key = _MEASURED[what]
     overlap, chance, upper = (section[f"{key}_overlap{part}"] for part in ("", "_chance", "_chance_upper"))
@@ -152,7 +153,7 @@ def _measured_angles(section: data.Section) -> None:
 # ---- answers
 
 
-def _answers(view: View, section: data.Section | None) -> None:
+def _answers(view: View, section: Mapping[str, Any] | None) -> None:
     st.subheader("What answers read")
     if section is None:
         fill("What each token adds to the answers was not measured.", "htc-analyze contributions", view.path)

@@ -26,8 +26,6 @@ from htc_probe.extract.vlm.star import Compressed, Direct
 CPU_BATCH_SIZE = 32
 _WORTH_DOUBLING = 1.1  # times the pace; less than that does not pay for the memory
 
-_LABEL_TYPES = {"classes": np.int32, "number": np.float64, "circular": np.float64, "multilabel": np.uint8}
-
 
 def run_shape(config: HTCConfig, images: int, stack: Sequence[int] | None = None) -> RunShape:
     """The sizes of a run of `images` images that keeps the layers `stack` (all by default) of z_voco."""
@@ -193,10 +191,7 @@ def as_batch(
         v_pooled=_numpy(hybrid.patches.float().mean(1)),
         codes=None if encoding is None else encoding.codes.cpu().numpy(),
         attention=_numpy(compressed.attention),
-        labels={
-            task.name: np.array([image.labels[task.name] for image in images], _LABEL_TYPES[task.kind])
-            for task in tasks
-        },
+        labels={task.name: np.array([image.labels[task.name] for image in images], task.dtype) for task in tasks},
     )
 
 

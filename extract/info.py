@@ -220,6 +220,8 @@ def _broken(run: Run, name: str, start: int, rows: np.ndarray) -> Iterator[str]:
     """Where rows of a dataset, from row `start` on, break its law."""
     import numpy as np
 
+    from htc_probe.extract.store import UNKNOWN
+
     def told(bad_N: np.ndarray, what: str) -> Iterator[str]:
         for row in np.flatnonzero(bad_N)[:_SHOWN]:
             yield f"{_image(run, start + int(row))}: {what}"
@@ -236,17 +238,16 @@ def _broken(run: Run, name: str, start: int, rows: np.ndarray) -> Iterator[str]:
             with np.errstate(invalid="ignore"):
                 yield from told(~wrong_N & of_images(sums.off > sums.allowed), sums.words)
     elif group == "codes":
-        codes = _codes_per_group(run)
+        codes = run.info.codes_per_group
         if codes is not None:
             yield from told(of_images(rows >= codes), f"a code beyond 0 to {codes - 1}")
     elif group == "labels":
         task = run.task(rest)
-        if task.kind == "classes":
-            yield from told((rows < -1) | (rows >= len(task.classes)), f"a class beyond -1 to {len(task.classes) - 1}")
-        elif task.kind == "multilabel":
-            yield from told(of_images(~np.isin(rows, (0, 1, 255))), "a label other than 0, 1 and 255 (unknown)")
-        else:
-            yield from told(np.isinf(rows), "an infinite number")
+        words = {
+            "classes": f"a class beyond -1 to {len(task.classes) - 1}",
+            "multilabel": f"a label other than 0, 1 and {UNKNOWN} (unknown)",
+        }
+        yield from told(of_images(~task.allowed(rows)), words.get(task.kind, "an infinite number"))
 
 
 class _Sums(NamedTuple):
@@ -266,27 +267,15 @@ def _sums(run: Run, name: str, start: int, rows: np.ndarray) -> _Sums:
     if name == "attention/voco":
         return _Sums(np.abs(rows.sum(-1, dtype=np.float64) - 1), allowed, "attention that does not sum to 1")
     is_anchor_S = np.array([role == "anchor" for role in run.shape.roles])
-    off = []
-    step = max(1, _STEP // (8 * run.shape.heads * run.shape.keys * run.shape.layers))
-    for first in range(0, len(rows), step):
-        part = rows[first : first + step]
-        try:
-            attention = run.rows("attention/voco", start + first, start + first + len(part))
-        except UserError:  # told where attention itself is read
-            off.append(np.zeros(part.shape))
-            continue
-        off.append(np.abs(attention[..., is_anchor_S].sum(-1, dtype=np.float64) - part))
-    return _Sums(np.concatenate(off), allowed, "anchor_mass that is not the attention of the anchors")
-
-
-def _codes_per_group(run: Run) -> int | None:
-    """What the model's configuration says; None where it says nothing."""
-    config: Any = run.info.model.get("config")
-    mgvq = config.get("mgvq") if isinstance(config, dict) else None
+    off = np.zeros(rows.shape)
+    first = 0
     try:
-        return int(mgvq["codebook_size"]) // int(mgvq["groups"])  # type: ignore[index]
-    except (TypeError, KeyError, ValueError, ZeroDivisionError):
-        return None
+        for attention in run.attention_blocks(np.arange(start, start + len(rows)), most=_STEP // 8):
+            part = slice(first, first := first + len(attention))
+            off[part] = np.abs(attention[..., is_anchor_S].sum(-1, dtype=np.float64) - rows[part])
+    except UserError:  # told where attention itself is read
+        pass
+    return _Sums(off, allowed, "anchor_mass that is not the attention of the anchors")
 
 
 def _show_checks(checks: Iterator[Check]) -> bool:

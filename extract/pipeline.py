@@ -23,7 +23,7 @@ from PIL import Image
 from htc_probe.extract.data.source import ImageError, Item, Source
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.images import Frame, thumbnail
-from htc_probe.extract.store import NUMERIC, THUMBNAIL, Batch
+from htc_probe.extract.store import THUMBNAIL, Batch
 
 T = TypeVar("T")
 
@@ -96,14 +96,7 @@ class Rest:
         except ImageError as error:
             if not self._skip:
                 raise
-            labels: dict[str, Any] = {
-                task.name: -1
-                if task.kind == "classes"
-                else np.nan
-                if task.kind in NUMERIC
-                else np.full(len(task.classes), 255, np.uint8)
-                for task in self.tasks
-            }
+            labels: dict[str, Any] = {task.name: task.unknown(1)[0] for task in self.tasks}
             return Item(_SKIPPED + error.reason, error.path, "", Image.new("RGB", (96, 96), "gray"), labels)
 
 

@@ -12,13 +12,13 @@ import h5py
 import numpy as np
 import pytest
 
+from htc_probe.extract import files
 from htc_probe.extract.cli import main
 from htc_probe.extract.data import scenes
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.info import main as info
 from htc_probe.extract.plan import parse_share
-from htc_probe.extract.store import list_runs, open_run, open_shards
-from htc_probe.extract.store import read as store
+from htc_probe.extract.store import assembly, list_runs, open_run, open_shards
 from htc_probe.extract.store.shards import unfinished
 from htc_probe.extract.vlm import star
 from made.interrupted import IMAGES, command, content, torture
@@ -159,7 +159,8 @@ def test_a_virtual_run_is_the_same_and_needs_its_shards(model: Path, whole: Path
         assert run.virtual and not copy.virtual
         for layer in range(4):
             np.testing.assert_array_equal(run.z_voco(layer), copy.z_voco(layer))
-        np.testing.assert_array_equal(run.mean_attention(), copy.mean_attention())
+        for mine, theirs in zip(run.attention_blocks(), copy.attention_blocks(), strict=True):
+            np.testing.assert_array_equal(mine, theirs)
         np.testing.assert_array_equal(run.codes(), copy.codes())
         for image in (0, 9, IMAGES - 1):
             np.testing.assert_array_equal(run.attention(image), copy.attention(image))
@@ -291,19 +292,19 @@ def test_killed_while_it_is_put_together(model: Path, whole: Path, tmp_path: Pat
     out = tmp_path / "run.h5"
     for part in ("0/2", "1/2"):
         assert main([*command(model, out), "--shard", part]) == 0
-    for at in ("_copy", "_same", "_sync"):
+    for module, at in ((assembly, "_copy"), (assembly, "_same"), (files, "sync")):
         pid = os.fork()
         if pid == 0:
-            honest, calls = getattr(store, at), 0
+            honest, calls = getattr(module, at), 0
 
             def deadly(*args: Any, honest: Any = honest, at: str = at) -> Any:
                 nonlocal calls
                 calls += 1
-                if calls > (20 if at != "_sync" else 1):
+                if calls > (20 if at != "sync" else 1):
                     os.kill(os.getpid(), signal.SIGKILL)
                 return honest(*args)
 
-            setattr(store, at, deadly)
+            setattr(module, at, deadly)
             os._exit(main(["--out", str(out), "--merge"]))
         _, status = os.waitpid(pid, 0)
         assert os.WIFSIGNALED(status) and not out.exists() and not list_runs(tmp_path)

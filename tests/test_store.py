@@ -21,10 +21,12 @@ from htc_probe.extract.store import (
     RunShape,
     RunWriter,
     Task,
+    assemble,
     estimate_bytes,
     list_runs,
     newest_run,
     open_run,
+    open_shards,
 )
 
 TASKS = (
@@ -126,11 +128,36 @@ def test_every_field_survives_a_round_trip(tmp_path: Path, dtype: str) -> None:
             np.testing.assert_array_equal(run.anchor_mass_of(image), run.anchor_mass()[image])
             np.testing.assert_array_equal(run.thumbnail(image), joined(batches, "thumbnails")[image])
         np.testing.assert_allclose(run.anchor_mass(), mass, rtol=1e-6)
-        np.testing.assert_allclose(run.mean_attention(), stored.mean(0), rtol=1e-5)
+        for most in (1, 2 * attention[0].size, 2**21):
+            np.testing.assert_array_equal(np.concatenate(list(run.attention_blocks(most=most))), stored)
+            np.testing.assert_array_equal(
+                np.concatenate(list(run.attention_blocks([0, 4, 5, 2], most=most))), stored[[0, 4, 5, 2]]
+            )
+        np.testing.assert_array_equal(run.codes([6, 1, 2]), run.codes()[[6, 1, 2]])
         for task in TASKS:
             given = np.concatenate([batch.labels[task.name] for batch in batches])
             np.testing.assert_array_equal(run.labels(task.name), given)  # unknown labels and NaN too
-        assert [task.name for task in run.tasks_of("detail")] == ["size", "a later name"]
+            np.testing.assert_array_equal(task.known(given), ~np.isin(given, (-1, 255)) & np.isfinite(given))
+            unknown = task.unknown(3)
+            assert unknown.dtype == run.labels(task.name).dtype and unknown.shape == given[:3].shape
+            assert not task.known(unknown).any() and task.allowed(unknown).all()
+
+
+def test_of_an_unfinished_run_all_shards_count(tmp_path: Path) -> None:
+    """Also one that kept none of its images."""
+    out, shape = tmp_path / "run.h5", shape_of(5)
+    shards = [out.with_name("run.h5.shards") / f"0000{number}.h5" for number in range(3)]
+    write(shards[0], dataclasses.replace(shape, images=3), [batch_of(shape, 0, 3)], skipped=[("a.png", "empty")])
+    with RunWriter(shards[1], INFO, dataclasses.replace(shape, images=2), TASKS) as writer:
+        writer.finish([("b.png", "truncated"), ("c.png", "empty")], part=True)
+    write(shards[2], dataclasses.replace(shape, images=2), [batch_of(shape, 3, 2)])
+    assemble(tmp_path / "whole.h5", INFO, shape, TASKS, shards)
+    with open_shards(out, shards) as run, open_run(tmp_path / "whole.h5") as whole:
+        assert run.skipped == whole.skipped == (("a.png", "empty"), ("b.png", "truncated"), ("c.png", "empty"))
+        stored = [(item.name, item.dims, item.shape, item.dtype, item.checked) for item in run.contents()]
+        assert stored == [(item.name, item.dims, item.shape, item.dtype, item.checked) for item in whole.contents()]
+        assert all(item.nbytes > 0 for item in run.contents() if item.dtype != "text")
+        assert run.nbytes == sum(shard.stat().st_size for shard in shards)
 
 
 def test_a_run_of_a_model_without_anchors_says_so(tmp_path: Path) -> None:

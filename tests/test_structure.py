@@ -32,7 +32,9 @@ ALLOWED = {
 }
 H5PY_AT = {
     "extract/store/hdf5.py",
+    "extract/store/assembly.py",
     "extract/store/read.py",
+    "extract/store/write.py",
     "analysis/results.py",
     "extract/data/official/shapes3d.py",
     "benchmarks/extraction.py",

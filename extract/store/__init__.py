@@ -1,27 +1,24 @@
 """The run file: what one extraction recorded, as HDF5. Knows h5py and numpy; not models, data sources or figures, and
 imports no torch."""
 
-from htc_probe.extract.store.read import (
+from htc_probe.extract.store.assembly import assemble
+from htc_probe.extract.store.read import Run, Stored, list_runs, newest_run, open_run, open_shards
+from htc_probe.extract.store.schema import (
     CHUNK_BYTES,
     NUMERIC,
     THUMBNAIL,
+    UNKNOWN,
     Batch,
     Kind,
-    Run,
     RunInfo,
     RunShape,
-    RunWriter,
-    Stored,
     StoreDtype,
     Suite,
     Task,
-    assemble,
     estimate_bytes,
-    list_runs,
-    newest_run,
-    open_run,
-    open_shards,
+    known,
 )
+from htc_probe.extract.store.write import RunWriter
 
 __all__ = [
     "Batch",
@@ -37,8 +34,10 @@ __all__ = [
     "Suite",
     "THUMBNAIL",
     "Task",
+    "UNKNOWN",
     "assemble",
     "estimate_bytes",
+    "known",
     "list_runs",
     "newest_run",
     "open_run",

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from htc_probe.extract.errors import UserError
+from htc_probe.extract.files import replaced, settle
 from htc_probe.extract.store import RunInfo, RunShape, StoreDtype, Task, estimate_bytes
 
 SHARD_BYTES = 128 * 10**6  # before packing: some seconds to some minutes of work
@@ -97,8 +98,7 @@ class Shards:
 
     def keep(self, written: Path) -> None:
         """Moves a shard that is whole and on the disk from this process's folder to the finished ones."""
-        os.replace(written, self.folder / written.name)
-        _sync(self.folder)
+        settle(written, self.folder / written.name)
 
     def remove(self) -> None:
         """Removes the folder; what is left of it when that is cut short is removed by the next command."""
@@ -199,13 +199,8 @@ def _as_json(job: Job) -> dict[str, Any]:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump(content, file, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    _sync(path.parent)
+    with replaced(path) as partial:
+        partial.write_text(json.dumps(content, sort_keys=True), encoding="utf-8")
 
 
 def _read(path: Path) -> Job:
@@ -230,11 +225,3 @@ def _read(path: Path) -> Job:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({str(error)[:300]}); remove {path.parent} and extract again") from error
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

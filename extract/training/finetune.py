@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, Trai
 
 from htc_probe.extract import models
 from htc_probe.extract.errors import UserError
+from htc_probe.extract.files import replaced
 from htc_probe.extract.training.config import FinetuneConfig
 from htc_probe.extract.training.conversations import Conversation, Encoder, read_conversations, scene_conversations
 from htc_probe.extract.training.instruction import (
@@ -351,7 +352,6 @@ def _save(
         empty = HTCVLM(architecture)
     empty.save_pretrained(config.out, state_dict=state)
     tokenizer.save_pretrained(config.out)
-    record = config.out / (RECORD + ".partial")
-    record.write_text(json.dumps({"config": _settings(config), "log": log}, indent=1))
-    record.rename(config.out / RECORD)  # last: its presence says that the run is finished
+    with replaced(config.out / RECORD) as partial:  # last: its presence says that the run is finished
+        partial.write_text(json.dumps({"config": _settings(config), "log": log}, indent=1))
     shutil.rmtree(config.out / "checkpoints")

@@ -17,6 +17,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import EvalPrediction
 
 from htc_probe.extract.errors import UserError
+from htc_probe.extract.files import replaced
 from htc_probe.extract.training.config import Schedule
 
 WEIGHTS, LOG = "model.safetensors", "log.json"
@@ -95,9 +96,8 @@ def train_stage(
     if validation is not None:
         trainer.evaluate()
     (folder / LOG).write_text(json.dumps(trainer.state.log_history, indent=1))
-    partial = folder / (WEIGHTS + ".partial")
-    save_model(trainer.accelerator.unwrap_model(trainer.model), str(partial))
-    partial.rename(folder / WEIGHTS)  # last: its presence says that the stage is finished
+    with replaced(folder / WEIGHTS) as partial:  # last: its presence says that the stage is finished
+        save_model(trainer.accelerator.unwrap_model(trainer.model), str(partial))
     return trainer.state.log_history
 
 
@@ -117,10 +117,8 @@ def claim(path: Path, settings: dict[str, Any], flag: str) -> None:
         other = [f"{k} {begun.get(k)} instead of {v}" for k, v in settings.items() if begun.get(k) != v]
         if other:
             raise UserError(f"{path.parent} was begun with other settings ({'; '.join(other)}); give another {flag}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(settings, indent=1))
-    partial.rename(path)
+    with replaced(path) as partial:
+        partial.write_text(json.dumps(settings, indent=1))
 
 
 def _as_is(batch: Any) -> Any:

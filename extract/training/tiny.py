@@ -4,6 +4,7 @@ The paper's order: a CLIP from captions, an MGVQ from reconstruction, both then 
 the LLaMA from questions and answers, on cached features.
 """
 
+import contextlib
 import json
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -20,6 +21,7 @@ from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, LlamaConf
 from transformers.trainer_utils import EvalPrediction
 
 from htc_probe.extract.data import scene_words, scenes
+from htc_probe.extract.files import replaced
 from htc_probe.extract.training.card import write_card, write_curves
 from htc_probe.extract.training.config import Schedule, TinyConfig
 from htc_probe.extract.training.contrastive import CaptionCLIP
@@ -76,15 +78,12 @@ def rendered(split: str, count: int, folder: Path) -> np.ndarray:
     """(count, R, R, 3) u8, the first `count` scenes of a split; drawn once and memory-mapped from then on."""
     path = folder / f"{split}-{count}-{RESOLUTION}.npy"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".partial")
-        out = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (count, RESOLUTION, RESOLUTION, 3))
-        with ProcessPoolExecutor() as pool:
+        with replaced(path) as unfinished, ProcessPoolExecutor() as pool:
+            out = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (count, RESOLUTION, RESOLUTION, 3))
             images: Iterable = pool.map(partial(_pixels, split), range(count), chunksize=64)
             for i, image in enumerate(track(images, f"drawing {count} scenes ({split})", total=count)):
                 out[i] = image
-        out.flush()
-        unfinished.rename(path)
+            out.flush()
     return np.load(path, mmap_mode="r")
 
 
@@ -287,18 +286,19 @@ def cached_features(model: HTCVLM, images: np.ndarray, folder: Path, name: str) 
     shapes = {"patches": (len(images), model.config.num_patches, WIDTH), "q": (len(images), model.config.q_size)}
     paths = {key: folder / f"{name}-{key}.npy" for key in shapes}
     if not all(path.exists() for path in paths.values()):
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = {key: path.with_suffix(".partial") for key, path in paths.items()}
-        out = {k: np.lib.format.open_memmap(unfinished[k], "w+", np.float16, shape) for k, shape in shapes.items()}
-        for start in track(range(0, len(images), 256), f"features of {len(images)} scenes ({name})"):
-            pixels = as_pixel_values(images[start : start + 256])
-            out["patches"][start : start + 256] = model.vision_features(pixels).numpy()
-            encoding = model.quantize(pixels)
-            assert encoding is not None
-            out["q"][start : start + 256] = encoding.quant.flatten(1).numpy()
-        for key, path in paths.items():
-            out[key].flush()
-            unfinished[key].rename(path)
+        with contextlib.ExitStack() as stack:
+            out = {
+                key: np.lib.format.open_memmap(stack.enter_context(replaced(paths[key])), "w+", np.float16, shape)
+                for key, shape in shapes.items()
+            }
+            for start in track(range(0, len(images), 256), f"features of {len(images)} scenes ({name})"):
+                pixels = as_pixel_values(images[start : start + 256])
+                out["patches"][start : start + 256] = model.vision_features(pixels).numpy()
+                encoding = model.quantize(pixels)
+                assert encoding is not None
+                out["q"][start : start + 256] = encoding.quant.flatten(1).numpy()
+            for array in out.values():
+                array.flush()
     return Features(*(np.load(paths[key], mmap_mode="r") for key in Features._fields))
 
 

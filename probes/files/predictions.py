@@ -22,7 +22,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from htc_probe.extract.errors import UserError
+from htc_probe.extract.errors import UserError, reason
+from htc_probe.extract.files import settle
 from htc_probe.extract.store import NUMERIC, Kind
 from htc_probe.probes.files.weights import Key, unknown_key
 from htc_probe.probes.inputs import circular
@@ -151,10 +152,8 @@ class Writer:
     def finish(self) -> Path:
         assert self._file is not None and self._added == self._awaited, f"{self._added} of {self._awaited} were added"
         with self._guard():
-            self._file.flush()
-            os.fsync(self._file.fileno())
             self._file.close()
-            os.replace(self._partial, self._path)
+            settle(self._partial, self._path)
         return self._path
 
     def __enter__(self) -> Writer:
@@ -183,8 +182,7 @@ class Writer:
         try:
             yield
         except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f"cannot write {self._path}: {reason}; choose another place with --out") from error
+            raise UserError(f"cannot write {self._path}: {reason(error)}; choose another place with --out") from error
 
 
 class Predictions(Mapping[Key, Predicted]):

@@ -5,12 +5,10 @@ Knows files and plain numbers; not runs, probes or tables, and imports no numpy.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
 import math
-import os
 import types
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard, get_args, get_origin, get_type_hints
 
 from htc_probe.extract.errors import UserError
+from htc_probe.extract.files import replaced
 
 SCHEMA = "htc-probes"
 SCHEMA_VERSION = 3
@@ -331,7 +330,6 @@ def write(results: Results, path: Path) -> tuple[Path, ...]:
         if row.retention is not None and not is_defined(row.retention):
             cells["retention"] = NOT_DEFINED
         rows.append(list(cells.values()))
-    _replace(csv_path(path), _table([item.name for item in fields(Row)], rows))
     by_class = [
         [
             one.suite,
@@ -347,8 +345,14 @@ def write(results: Results, path: Path) -> tuple[Path, ...]:
         ]
         for one in results.by_class
     ]
-    _replace(classes_path(path), _table(_BY_CLASS, by_class))
-    _replace(path, json.dumps(body, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    texts = {
+        csv_path(path): _table([item.name for item in fields(Row)], rows),
+        classes_path(path): _table(_BY_CLASS, by_class),
+        path: json.dumps(body, indent=1, allow_nan=False, ensure_ascii=False) + "\n",
+    }
+    for place, text in texts.items():
+        with replaced(place, "choose another place with --out") as partial:
+            partial.write_text(text, encoding="utf-8")
     return path, csv_path(path), classes_path(path)
 
 
@@ -418,19 +422,3 @@ def _cell(value: Any) -> Any:
     if isinstance(value, tuple):
         return ";".join("" if item is None else str(item) for item in value)
     return "" if value is None else value
-
-
-def _replace(path: Path, text: str) -> None:
-    # A name of its own for each process, with the permissions that any new file here gets.
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise UserError(f"cannot write {path}: {error.strerror}; choose another place with --out") from error

@@ -8,9 +8,7 @@ What a probe reads is not all that there is of its label, see `directions`; `pro
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as as_bytes
 
 from htc_probe.extract.errors import UserError
+from htc_probe.extract.files import replaced
 from htc_probe.probes.inputs import circular
 
 _SCHEMA = "htc-probe-weights-1"
@@ -121,15 +120,9 @@ def save(probes: Mapping[Key, Probe], path: Path) -> Path:
             tensors[f"{number}.{name}"] = np.ascontiguousarray(getattr(probe, name), dtype=np.float32)
         period = [probe.period] if probe.kind == "circular" else []
         described.append([task, representation, layer, probe.kind, list(probe.classes), *period])
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
+    with replaced(path, "choose another place with --out") as partial:
         # Not save_file, whose files nobody else may read.
         partial.write_bytes(as_bytes(tensors, {"schema": _SCHEMA, "probes": json.dumps(described)}))
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise UserError(f"cannot write {path}: {error}; choose another place with --out") from error
     return path
 
 

@@ -7,9 +7,7 @@ HTML.
 
 from __future__ import annotations
 
-import contextlib
 import html
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import median
@@ -19,7 +17,7 @@ import plotly.graph_objects as go
 import plotly.io
 from plotly.offline import get_plotlyjs
 
-from htc_probe.extract.errors import UserError
+from htc_probe.extract.files import replaced
 from htc_probe.extract.store import NUMERIC
 from htc_probe.probes.files.results import NOT_DEFINED, Results
 from htc_probe.probes.show import figures, table
@@ -30,15 +28,8 @@ _CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": [
 def write(results: Results, folder: Path) -> Path:
     """Writes `folder`/NAME.html, NAME the run's, whole or not at all. Raises UserError when that fails."""
     path = folder / f"{Path(str(results.run.get('file', ''))).stem or 'probes'}.html"
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with replaced(path, "choose another place with --report") as partial:
         partial.write_text(page(results), encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise UserError(f"cannot write {path}: {error.strerror}; choose another place with --report") from error
     return path
 
 

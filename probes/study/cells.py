@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from htc_probe.extract.files import replaced
 from htc_probe.extract.store import NUMERIC
 from htc_probe.probes.inputs.labels import Labels
 from htc_probe.probes.scores.metrics import Gaussian, Prediction, VonMises
@@ -168,9 +168,5 @@ class Kept:
 
     def write(self, path: Path, arrays: dict[str, np.ndarray]) -> None:
         """A cell that cannot be kept costs time when the command is interrupted, and nothing else."""
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        with contextlib.suppress(OSError):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
-                np.savez(file, allow_pickle=False, **arrays)
-            os.replace(partial, path)
+        with contextlib.suppress(OSError), replaced(path) as partial, partial.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)

@@ -246,25 +246,41 @@ DATASETS = (
 )
 """With a row an image, in the order in which they are written."""
 LABELS: dict[Kind, Dataset] = {
-    "classes": Dataset("labels/TASK", ("image",), "int32", "index into the attribute `classes`, -1 where unknown"),
+    "classes": Dataset("labels/TASK", ("image",), "int32", "index of the class, -1 where unknown"),
     "multilabel": Dataset(
         "labels/TASK", ("image", "class"), "uint8", "1 where the class is there, 0 where not, 255 where unknown"
     ),
-    "number": Dataset("labels/TASK", ("image",), "float64", "in the attribute `unit`, NaN where unknown"),
+    "number": Dataset("labels/TASK", ("image",), "float64", "in the task's unit, NaN where unknown"),
     "circular": Dataset(
         "labels/TASK",
         ("image",),
         "float64",
-        "in the attribute `unit`, NaN where unknown; a multiple of the attribute `period` apart is the same",
+        "in the task's unit, NaN where unknown; a multiple of `period` apart is the same",
     ),
 }
-"""One a task, under its name, with the attributes `suite`, `kind`, `unit`, `note`, `classes` (JSON)."""
+"""One a task, under its name."""
 OTHERS = (
     Dataset("tokens/role", ("key",), "text", "what each key is: prefix, anchor, patch, text or voco"),
     Dataset("tokens/row", ("key",), "int16", "its row on the grid of patches, -1 where it has none"),
     Dataset("tokens/col", ("key",), "int16", "its column on the grid of patches, -1 where it has none"),
     Dataset("skipped", ("skipped", "path_and_reason"), "text", "images that could not be read, and why"),
 )
+
+ATTRIBUTES = {
+    "schema": "htc-run",
+    "schema_version": "1",
+    "complete": "whether the file was written to its end",
+    "created": "when it was finished, in UTC, as ISO 8601",
+    "dataset": "name of the data set",
+    "split": "part of it",
+    "topology": "which tokens of the image see one another: star, causal or full",
+    "config": "JSON: settings of the command that wrote the run",
+    "model": "JSON: `name`, `sha256` of its weights, `config`",
+    "environment": "JSON: versions of the libraries",
+    "code_shape": "JSON: rows, columns and groups of `codes`; null without MGVQ",
+    "shards": "JSON, of a virtual run alone: name, images and size in bytes of each shard",
+}
+"""Of the file."""
 
 
 class Column(NamedTuple):
@@ -318,17 +334,6 @@ def estimate_bytes(shape: RunShape, tasks: Sequence[Task], store_dtype: StoreDty
     practice.
     """
     return shape.images * sum(item.image_bytes for item in columns(shape, tasks, store_dtype).values()) + 64 * 1024
-
-
-def markdown() -> str:
-    """Every dataset of a run file as a table, for docs/files.md."""
-    kinds = [(f"`{item.name}`, {kind}", item) for kind, item in LABELS.items()]
-    named = [(f"`{item.name}`", item) for item in DATASETS], kinds, [(f"`{item.name}`", item) for item in OTHERS]
-    lines = ["| dataset | axes | type | what |", "|---|---|---|---|"]
-    for name, item in (row for part in named for row in part):
-        dtype = "float16 or float32" if item.dtype == "stored" else item.dtype
-        lines.append(f"| {name} | {', '.join(item.dims)} | {dtype} | {item.meaning} |")
-    return "\n".join(lines)
 
 
 def check_tasks(tasks: Sequence[Task]) -> None:

@@ -266,7 +266,6 @@ NOT_YET: dict[Callable[[Sources], set[str]], set[str]] = {
     long_files: {
         "analysis/sentences.py",
         "benchmarks/extraction.py",
-        "extract/store/read.py",
         "probes/show/figures.py",
         "probes/show/table.py",
         "probes/study/suite.py",

@@ -475,7 +475,7 @@ def test_all_analyses_and_what_they_say(folder: Path, made: Path, capsys: Any) -
     assert attention.images == IMAGES and len(knockouts["images"]) == 6
     assert knockouts["probes"] == ["category", "texture"]
     assert settings["images"] == 6 and len(settings["probes"]) == 64
-    assert interchange["pairs"] == 12
+    assert found.made["interchange"].settings["pairs"] == 12
     latents = found_in(folder).map
     assert latents is not None and latents.map_of[0] == "z_voco"
     assert attention.anchor_lift is not None

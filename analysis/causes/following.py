@@ -7,7 +7,7 @@ Legend: n images, m mixed images, C labels of a multi-label task (1 of others), 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -41,8 +41,8 @@ Values = dict[Measure, np.ndarray]
 """What is true or was read: (n,) classes, -1 unknown; (n, C) 0, 1 and 255; or (n,) numbers, NaN unknown."""
 
 
-class Found(NamedTuple):
-    """Rows of a table."""
+class Block(NamedTuple):
+    """K rows of a table, of one kind of mix."""
 
     measures: list[Measure]
     only_right: np.ndarray
@@ -57,7 +57,7 @@ class Found(NamedTuple):
     """(K,)"""
 
 
-def shares(mix: Mix, said: Values, true: Values, unmixed: Values, seed: int, *, suites: bool = True) -> Found:
+def shares(mix: Mix, said: Values, true: Values, unmixed: Values, seed: int, *, suites: bool = True) -> Block:
     """Of what is not a number, (K, 3, 3): the shares in which the anchors' donor, the patches' donor or neither is
     followed; once for all cases, once for those that are read right from both `unmixed` images; then the means of
     suites.
@@ -66,7 +66,7 @@ def shares(mix: Mix, said: Values, true: Values, unmixed: Values, seed: int, *, 
     over = np.zeros((len(mix.couple), len(measures), 2, 3))
     under = np.zeros((len(mix.couple), len(measures), 2))
     floor = np.zeros((len(measures), 2, 3))
-    for at, m in enumerate(measures):
+    for number, m in enumerate(measures):
         follows_mC3, counts_mC = follows_whom(mix, said[m], true[m], m.kind)
         right_nC = _cells(unmixed[m] == true[m])
         right_mC = np.ones_like(counts_mC)
@@ -74,21 +74,21 @@ def shares(mix: Mix, said: Values, true: Values, unmixed: Values, seed: int, *, 
             if half.of is not None:
                 right_mC &= right_nC[half.of]
         for condition, counts in enumerate((counts_mC, counts_mC & right_mC)):
-            over[:, at, condition] = (follows_mC3 & counts[..., None]).sum(1)
-            under[:, at, condition] = counts.sum(1)
-            floor[at, condition] = dealt(mix, said[m], true[m], m.kind, counts)
+            over[:, number, condition] = (follows_mC3 & counts[..., None]).sum(1)
+            under[:, number, condition] = counts.sum(1)
+            floor[number, condition] = dealt(mix, said[m], true[m], m.kind, counts)
     drawn = draws.draws_of_ratios(over, np.broadcast_to(under[..., None], over.shape), mix.couple, seed)
-    rows = [([at], m) for at, m in enumerate(measures)]
+    members = [([number], m) for number, m in enumerate(measures)]
     for readout, suite in sorted({(m.readout, m.suite) for m in measures}) if suites else ():
-        of_suite = [at for at, m in enumerate(measures) if (m.readout, m.suite) == (readout, suite)]
-        having = [at for at in of_suite if under[:, at].sum(0).all()]
-        rows.append((having or of_suite, Measure(readout, "", suite, "mean")))
-    values, floors = np.empty((len(rows), 2, 3, 3)), np.empty((len(rows), 2, 3))
-    counted, couples = np.empty((2, len(rows), 2), dtype=np.int64)
-    for number, (ats, _) in enumerate(rows):
-        some = draws.Draws(drawn.estimate[ats].mean(0), drawn.draws[:, ats].mean(1), drawn.n_groups)
-        values[number], floors[number] = np.stack(some.intervals(), -1), floor[ats].mean(0)
-        cases_m2 = under[:, ats].sum(1)
+        of_suite = [number for number, m in enumerate(measures) if (m.readout, m.suite) == (readout, suite)]
+        having = [number for number in of_suite if under[:, number].sum(0).all()]
+        members.append((having or of_suite, Measure(readout, "", suite, "mean")))
+    values, floors = np.empty((len(members), 2, 3, 3)), np.empty((len(members), 2, 3))
+    counted, couples = np.empty((2, len(members), 2), dtype=np.int64)
+    for number, (own, _) in enumerate(members):
+        mean = draws.Draws(drawn.estimate[own].mean(0), drawn.draws[:, own].mean(1), drawn.n_groups)
+        values[number], floors[number] = np.stack(mean.intervals(), -1), floor[own].mean(0)
+        cases_m2 = under[:, own].sum(1)
         counted[number] = cases_m2.sum(0)
         couples[number] = [len(np.unique(mix.couple[cases > 0])) for cases in cases_m2.T]
     # Resampling cases that are all alike gives them all alike: there the ends are those of a binomial share of couples.
@@ -98,9 +98,9 @@ def shares(mix: Mix, said: Values, true: Values, unmixed: Values, seed: int, *, 
     for side, half in enumerate((mix.anchors, mix.patches)):
         if half.of is None:
             values[:, :, side], floors[:, :, side] = np.nan, np.nan
-    return Found(
-        [m for _, m in rows for _ in range(2)],
-        np.tile(np.array([0, 1], dtype=np.int8), len(rows)),
+    return Block(
+        [m for _, m in members for _ in range(2)],
+        np.tile(np.array([0, 1], dtype=np.int8), len(members)),
         values.reshape(-1, 3, 3).astype(np.float32),
         floors.reshape(-1, 3).astype(np.float32),
         counted.ravel(),
@@ -112,31 +112,31 @@ def dealt(mix: Mix, said: np.ndarray, true: np.ndarray, kind: str, counts_mC: np
     """(3,) the shares to expect where what is said is dealt to the cases that count at random."""
     cells = _cells(said)
     total_C = counts_mC.sum(0)
-    found = np.zeros(3)
+    expected = np.zeros(3)
     for value in np.unique(cells):
         often_C = ((cells == value) & counts_mC).sum(0) / np.maximum(total_C, 1)
         follows_mC3, _ = follows_whom(mix, np.full_like(said, value), true, kind)
-        found += ((follows_mC3 & counts_mC[..., None]).sum(0) * often_C[:, None]).sum(0)
-    return found / total_C.sum() if total_C.sum() else np.full(3, np.nan)
+        expected += ((follows_mC3 & counts_mC[..., None]).sum(0) * often_C[:, None]).sum(0)
+    return expected / total_C.sum() if total_C.sum() else np.full(3, np.nan)
 
 
 def follows_whom(mix: Mix, said: np.ndarray, true: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
     """(m, C, 3) bool, the anchors' donor, the patches' or neither is followed; (m, C) whether the case counts."""
     cells, labels = _cells(said), _cells(true)
     known = _cells(is_known(true, kind))
-    counts, follows = np.ones(cells.shape, dtype=bool), np.zeros((*cells.shape, 3), dtype=bool)
+    counts, followed = np.ones(cells.shape, dtype=bool), np.zeros((*cells.shape, 3), dtype=bool)
     for side, half in enumerate((mix.anchors, mix.patches)):
         if half.of is not None:
             counts &= known[half.of]
-            follows[..., side] = cells == labels[half.of]
+            followed[..., side] = cells == labels[half.of]
     if mix.name == "swapped":
         assert mix.anchors.of is not None and mix.patches.of is not None
         counts &= labels[mix.anchors.of] != labels[mix.patches.of]
     elif mix.replaced is not None:
         replaced = 0 if mix.replaced == "anchors" else 1
-        follows[..., replaced] &= ~follows[..., 1 - replaced]
-    follows[..., 2] = ~follows[..., :2].any(-1)
-    return follows, counts
+        followed[..., replaced] &= ~followed[..., 1 - replaced]
+    followed[..., 2] = ~followed[..., :2].any(-1)
+    return followed, counts
 
 
 def follows(
@@ -172,7 +172,7 @@ def _cells(values: np.ndarray) -> np.ndarray:
     return values.reshape(len(values), -1)
 
 
-def weights(mix: Mix, said: Values, true: Values, seed: int) -> Found:
+def weights(mix: Mix, said: Values, true: Values, seed: int) -> Block:
     """Of numbers, (K, 2, 3): the weights of the anchors' and the patches' donor's value in the least squares that
     explain what is read, with an intercept; NaN for a half of no image. Unmixed, both are that of the one image. Of
     circular values the same of their points on the circle, cosine and sine at one weight.
@@ -181,30 +181,30 @@ def weights(mix: Mix, said: Values, true: Values, seed: int) -> Found:
     values = np.full((len(measures), 2, 3), np.nan, dtype=np.float32)
     counted, couples = np.zeros(len(measures), dtype=np.int64), np.zeros(len(measures), dtype=np.int64)
     donors = {side: half.of for side, half in enumerate((mix.anchors, mix.patches)) if half.of is not None}
-    for at, m in enumerate(measures):
+    for number, m in enumerate(measures):
         sides = list(donors)[:1] if mix.name == "unmixed" else list(donors)
         given = np.stack([true[m][donors[side]] for side in sides], 1)
         use = np.isfinite(given).all(1)
-        counted[at], couples[at] = use.sum(), len(np.unique(mix.couple[use]))
-        if couples[at] > len(sides) + 1:
+        counted[number], couples[number] = use.sum(), len(np.unique(mix.couple[use]))
+        if couples[number] > len(sides) + 1:
             y, x, couple = said[m][use], given[use], mix.couple[use]
             if m.kind == "circular":
                 y, x = (_points(values, m.period) for values in (y, x))
                 couple = np.tile(couple, 2)
-            found = np.stack(regress(y, x, couple, seed), -1)
-            values[at, list(donors) if mix.name == "unmixed" else sides] = found
+            weight = np.stack(regress(y, x, couple, seed), -1)
+            values[number, list(donors) if mix.name == "unmixed" else sides] = weight
     always = np.zeros(len(measures), dtype=np.int8)
-    return Found(measures, always, values, np.full(values.shape[:-1], np.nan), counted, couples)
+    return Block(measures, always, values, np.full(values.shape[:-1], np.nan), counted, couples)
 
 
 def regress(y: np.ndarray, x: np.ndarray, couples: np.ndarray, seed: int) -> draws.Intervals:
     """(k,) weights of the columns of x (m, k) in the least squares of y (m,), resampling couples (m,)."""
-    _, at = np.unique(couples, return_inverse=True)
-    count = int(at.max()) + 1
+    _, couple = np.unique(couples, return_inverse=True)
+    count = int(couple.max()) + 1
     design = np.column_stack([x - x.mean(0), np.ones(len(x))])
     size = design.shape[1]
     moments = np.zeros((count, size, size + 1))
-    np.add.at(moments, at, design[:, :, None] * np.column_stack([design, y])[:, None, :])
+    np.add.at(moments, couple, design[:, :, None] * np.column_stack([design, y])[:, None, :])
     drawn = resample_groups(count, seed).astype(float)
     every = np.concatenate([np.ones((1, count)), drawn]) @ moments.reshape(count, -1)
     sums = every.reshape(-1, size, size + 1)
@@ -220,30 +220,26 @@ def _points(values: np.ndarray, period: float) -> np.ndarray:
 
 
 class Table:
-    """Rows as they come, and the keys of the section that they become."""
+    """Rows as they come."""
 
-    def __init__(self, prefix: str, value: str, also: Sequence[str] = ()) -> None:
-        self._prefix, self._value, self._also = prefix, value, also
-        self._rows: list[tuple[Measure, str, str]] = []
-        self._found: list[Found] = []
+    def __init__(self) -> None:
+        self._texts: list[tuple[str, ...]] = []
+        self._blocks: list[Block] = []
 
-    def add(self, factor: str, mix: Mix, found: Found) -> None:
-        self._rows += [(m, factor, mix.name) for m in found.measures]
-        self._found.append(found)
+    def add(self, factor: str, mix: Mix, block: Block) -> None:
+        self._texts += [(m.task, m.suite, m.kind, str(m.readout), factor, mix.name) for m in block.measures]
+        self._blocks.append(block)
 
-    def section(self) -> dict[str, np.ndarray | list[str] | float | int | str]:
-        keys: dict[str, np.ndarray | list[str] | float | int | str] = {
-            "task": [m.task for m, _, _ in self._rows],
-            "suite": [m.suite for m, _, _ in self._rows],
-            "kind": [m.kind for m, _, _ in self._rows],
-            "readout": [str(m.readout) for m, _, _ in self._rows],
-            "factor": [factor for _, factor, _ in self._rows],
-            "mix": [mix for _, _, mix in self._rows],
-        }
-        for name in ("counted", "couples", *self._also):
-            keys[name] = np.concatenate([getattr(found, name) for found in self._found])
-        keys[self._value] = np.concatenate([found.values for found in self._found])
-        return {self._prefix + key: value for key, value in keys.items()}
+    def columns(self) -> dict[str, Any]:
+        """What shares and numbers both have, by its name in a section."""
+        texts = map(list, zip(*self._texts, strict=True)) if self._texts else ([] for _ in range(6))
+        names = ("task", "suite", "kind", "readout", "factor", "mix")
+        counts = {name: self.column(name) for name in ("counted", "couples")}
+        return dict(zip(names, texts, strict=True)) | counts
+
+    def column(self, name: str) -> np.ndarray:
+        """Of all blocks."""
+        return np.concatenate([getattr(block, name) for block in self._blocks])
 
 
 class Row(NamedTuple):

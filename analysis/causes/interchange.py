@@ -113,20 +113,20 @@ def analyse(
     whole = mixing.all_factors(run, source, chosen, asks)
     most = max(2, pairs // 4)  # couples for each single factor
     if again.is_scenes(run):
-        designs = list(mixing.changed_scenes(model, run, chosen, whole.partner, most, asks))
+        single = list(mixing.changed_scenes(model, run, chosen, whole.partner, most, asks))
     else:
-        designs = list(mixing.matched(run, source, most, rng))
-    designs = [design for design in designs if _true_values(run.tasks, design, readable)]
+        single = list(mixing.matched(run, source, most, rng))
+    designs = [whole, *(design for design in single if _true_values(run.tasks, design, readable))]
     class_task = _class_task(run.tasks)
     alike = np.full(len(chosen), -1) if class_task is None else mixing.couples_alike(whole.labels[class_task.name])
 
     each: dict[str, Any] = {}
-    table, numbers = following.Table("", "share", ("only_right", "floor")), following.Table("number_", "weight")
-    total = sum(len(design.partner) + int((design.partner >= 0).sum()) for design in [whole, *designs])
+    shares, numbers = following.Table(), following.Table()
+    total = sum(len(design.partner) + int((design.partner >= 0).sum()) for design in designs)
     total += 4 * len(whole.partner) + int((alike >= 0).sum())
     direct = model.direct_products()
     done = 0
-    for design in [whole, *designs]:
+    for design in designs:
         tokens = mixing.encode(model, design.images)
         true = _true_values(run.tasks, design, readable)
         read = _reader(model, run.tasks, design, readable, true)
@@ -137,24 +137,23 @@ def analyse(
             if design is whole and mix.name == "swapped":
                 each = _of_each(run.tasks, true, unmixed, said, whole.partner)
             unmixed = unmixed or said
-            table.add(design.factor, mix, following.shares(mix, said, true, unmixed, seed, suites=design is whole))
+            shares.add(design.factor, mix, following.shares(mix, said, true, unmixed, seed, suites=design is whole))
             numbers.add(design.factor, mix, following.weights(mix, said, true, seed))
             done += len(mix.couple)
             if progress is not None:
                 progress(done, total)
     ids = run.ids()
     return {
-        **table.section(),
-        **numbers.section(),
-        "class_task": "" if class_task is None else class_task.name,
+        **shares.columns(),
+        **{name: shares.column(name) for name in ("only_right", "floor")},
+        "share": shares.column("values"),
+        **{f"number_{name}": column for name, column in numbers.columns().items()},
+        "number_weight": numbers.column("values"),
         "answers": why_no_answers or "yes",
         "probes": why_no_probes or "yes",
         "images": [ids[row] for row in chosen],
         "partner": whole.partner.astype(np.int32),
         **each,
-        "topology": run.info.topology,
-        "pairs": pairs,
-        "seed": seed,
     }
 
 

@@ -37,7 +37,7 @@ from htc_probe.extract.vlm.passes import Keys, Passes, Shared
 from htc_probe.probes.files.weights import Key, Probe
 from htc_probe.probes.scores.intervals import mean_known
 
-_NUMBERS = 2**25  # of the largest tensors of one chunk of variants
+_NUMBERS = 2**25
 
 
 class Effects(NamedTuple):
@@ -74,25 +74,27 @@ def knock_out(
     texts: Texts | None = None,
     base_answers: Tensor | None = None,
     instead: Keys | None = None,
-    start: int = 0,
-    stop: int | None = None,
+    layers: range | None = None,
+    most: int = _NUMBERS,
 ) -> Effects:
-    """The effects of closing the keys `closed` (B or 1, V, X), see `passes.run`, and on the answers of `texts` (of
-    these B images). `base_answers`: `answers_of` the base pass, where it is known.
+    """The effects of closing the keys `closed` (B or 1, V, X) in `layers`, or all, see `passes.run`, and on the answers
+    of `texts` (of these B images). `base_answers`: `answers_of` the base pass, where it is known. Variants are run in
+    chunks whose largest tensors have `most` numbers.
     """
     base = shared.base.hidden.float()
     if texts is not None and base_answers is None:
         base_answers = answers_of(model, shared, shared.base, texts)
-    found = []
-    for part in closed.split(_chunk(model, shared, texts), 1):
+    start, stop = (0, None) if layers is None else (layers.start, layers.stop)
+    chunks = []
+    for part in closed.split(_chunk(model, shared, texts, most), 1):
         out = passes.run(model, shared, part, instead=instead, start=start, stop=stop)
         hidden = out.hidden.float()
         answers = hidden.new_zeros(*hidden.shape[:2], 0)
         if texts is not None:
             answers = answers_of(model, shared, out, texts) - cast(Tensor, base_answers)
         change = (hidden - base).norm(dim=-1) / base.norm(dim=-1)
-        found.append(Effects(F.cosine_similarity(hidden, base, -1), change, answers, out.hidden[:, :, -1]))
-    return Effects(*(torch.cat(parts, 1) for parts in zip(*found, strict=True)))
+        chunks.append(Effects(F.cosine_similarity(hidden, base, -1), change, answers, out.hidden[:, :, -1]))
+    return Effects(*(torch.cat(parts, 1) for parts in zip(*chunks, strict=True)))
 
 
 def answers_of(model: HTCVLM, shared: Shared, out: Passes, texts: Texts) -> Tensor:
@@ -186,12 +188,18 @@ class _Batch(NamedTuple):
     base_answers: Tensor | None
     """(B, 1, Q)"""
 
-    def effects(self, closed: np.ndarray, instead: Keys | None = None, *, asked: bool = True, **window: int) -> Effects:
+    def effects(
+        self, closed: np.ndarray, *, instead: Keys | None = None, layers: range | None = None, asked: bool = True
+    ) -> Effects:
         """See `knock_out`; not `asked`: of z_voco alone."""
-        where, texts = torch.from_numpy(closed).to(self.hybrid.device), self.texts if asked else None
-        answers = self.base_answers
         return knock_out(
-            self.study.model, self.shared, where, texts=texts, base_answers=answers, instead=instead, **window
+            self.study.model,
+            self.shared,
+            torch.from_numpy(closed).to(self.hybrid.device),
+            texts=self.texts if asked else None,
+            base_answers=self.base_answers,
+            instead=instead,
+            layers=layers,
         )
 
 
@@ -362,14 +370,14 @@ def _windows(batch: _Batch, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray 
     """Of one decoder layer at a time: z_voco's change (B, L, T+2) by each of `tokens` (T, X), all anchors and all
     patches; and of the latter two, the mean over questions (B, L, 2).
     """
-    places, layers = batch.study.places, range(len(batch.shared.base.rows))
+    places, layers = batch.study.places, [range(layer, layer + 1) for layer in range(len(batch.shared.base.rows))]
     by_role = _closed(places, places.anchors, places.patches)
     singly = np.concatenate([tokens, by_role])[None]
-    windows = [batch.effects(singly, asked=False, start=layer, stop=layer + 1).change[..., -1] for layer in layers]
+    windows = [batch.effects(singly, layers=layer, asked=False).change[..., -1] for layer in layers]
     change = _numpy(torch.stack(windows, 1))
     if batch.texts is None:
         return change, None
-    answers = [batch.effects(by_role[None], start=layer, stop=layer + 1).answers for layer in layers]
+    answers = [batch.effects(by_role[None], layers=layer).answers for layer in layers]
     return change, mean_known(_numpy(torch.stack(answers, 1)), -1)
 
 
@@ -395,7 +403,7 @@ def _groups(batch: _Batch, rng: np.random.Generator) -> tuple[np.ndarray, np.nda
         return np.stack([values[:, group_of == group].mean(1) for group in range(len(_GROUPS))], 1)
 
     for mode, name in enumerate(_MODES):
-        results = [batch.effects(closed, instead) for instead in swaps.get(name, [])]
+        results = [batch.effects(closed, instead=instead) for instead in swaps.get(name, [])]
         if results:
             change[:, mode] = by_group([result.change[..., -1] for result in results])
         if results and answers is not None:
@@ -484,7 +492,7 @@ def _closed(places: _Places, *groups: np.ndarray) -> np.ndarray:
     return closed
 
 
-def _chunk(model: HTCVLM, shared: Shared, texts: Texts | None) -> int:
+def _chunk(model: HTCVLM, shared: Shared, texts: Texts | None, most: int) -> int:
     """Variants at once."""
     config, keys = model.config.text, shared.base.rows[0].shape[-1]
     images = len(shared.base.hidden)
@@ -492,7 +500,7 @@ def _chunk(model: HTCVLM, shared: Shared, texts: Texts | None) -> int:
     if texts is not None:
         length = texts.ids.shape[-1]
         each = max(each, length * (4 * config.hidden_size + 3 * config.intermediate_size), 6 * config.vocab_size)
-    return max(1, _NUMBERS // (images * each))
+    return max(1, most // (images * each))
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

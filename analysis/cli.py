@@ -23,7 +23,7 @@ from htc_probe.extract.errors import UserError
 
 if TYPE_CHECKING:
     from htc_probe.analysis.records import Record
-    from htc_probe.analysis.sections import Attention, Map
+    from htc_probe.analysis.sections import Attention, Interchange, Knockouts, Map
     from htc_probe.extract.models import Place
     from htc_probe.extract.store import Run
     from htc_probe.extract.vlm.model import HTCVLM
@@ -289,7 +289,7 @@ def _contributions(inputs: Inputs, progress: Progress) -> dict[str, Any]:
     )
 
 
-def _knockouts(inputs: Inputs, progress: Progress) -> dict[str, Any]:
+def _knockouts(inputs: Inputs, progress: Progress) -> Knockouts:
     from htc_probe.analysis.causes import knockouts
 
     config, run = inputs.config, inputs.run
@@ -304,7 +304,7 @@ def _knockouts(inputs: Inputs, progress: Progress) -> dict[str, Any]:
     )
 
 
-def _interchange(inputs: Inputs, progress: Progress) -> dict[str, Any]:
+def _interchange(inputs: Inputs, progress: Progress) -> Interchange:
     from htc_probe.analysis.causes import interchange
 
     config = inputs.config

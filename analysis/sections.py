@@ -98,9 +98,9 @@ class Attention(Record):
 
 
 class Knockouts(Record):
-    """What taking tokens away does to z_voco, to the log-probability of true answers (nats) and to what probes read, over
-    N images: of T hybrid tokens (anchors and patches) one by one, and of G groups of them in M ways. Q questions, P
-    probes; what is about answers is missing where the data ask nothing, and what is about probes without probes.
+    """What taking tokens away does to z_voco, to the log-probability of true answers (nats) and to what probes read: of
+    T hybrid tokens (anchors and patches) one by one, and of G groups of them in M ways. Q questions, P probes. What is
+    about answers is missing where the data ask nothing, and what is about probes without probes.
     """
 
     VERSION = 2
@@ -118,8 +118,8 @@ class Knockouts(Record):
     group: TokenGroups
     shapley: Shapley
     rank: Annotated[np.ndarray, "N E F L+1"]
-    """Spearman over tokens of predictors E with the sizes of effects F: by layer, and of the mean over layers, of all for
-    z_voco, of those that text reads for answers. NaN where a predictor is constant, as gradients at the last layer are.
+    """Spearman over tokens of predictors E with the sizes of effects F: by layer, and of the mean over layers; of all
+    for z_voco, of those that text reads for answers. NaN where a predictor is constant, as gradients at the last layer.
     """
     rank_predictors: Annotated[list[str], "E"]
     """attention; attention x value x output; with answers also the sizes of `knockouts.Gradients`."""
@@ -236,10 +236,10 @@ class Interchange(Record):
     floor: Annotated[np.ndarray, "K 3"]
     """The shares were the readouts dealt to the cases at random."""
     share: Annotated[np.ndarray, "K 3 3"]
-    """Of cases that follow the anchors' donor, the patches' donor, or neither; estimate, lower and upper end of the 95 %
-    interval (over couples; where all cases are alike, the exact binomial one). `swapped` counts where the donors' labels
-    differ. Otherwise all count, who follows both follows the half that was kept, and noise and means, who have no label,
-    get NaN; `unmixed` follows its image in both or neither.
+    """Of cases that follow the anchors' donor, the patches' donor, or neither; estimate, lower and upper end of the
+    95 % interval (over couples; where all cases are alike, the exact binomial one). `swapped` counts where the donors'
+    labels differ. Otherwise all count, who follows both follows the half that was kept, and noise and means, who have
+    no label, get NaN; `unmixed` follows its image in both or neither.
     """
     number: NumberRows
     answers: str
@@ -253,8 +253,8 @@ class Interchange(Record):
 
 
 class NumberRows(Record):
-    """As the rows of `Interchange`, of numbers: the readout is regressed on the donors' values (weight 1 follows fully).
-    A number that is asked for in words is the mean over the answers, weighted by how likely they are.
+    """As the rows of `Interchange`, of numbers: the readout is regressed on the donors' values (weight 1 follows
+    fully). A number that is asked for in words is the mean over the answers, weighted by how likely they are.
     """
 
     task: Annotated[list[str], "W"]
@@ -270,8 +270,8 @@ class NumberRows(Record):
 
 
 class Readouts(Record):
-    """What was read of every image, by itself and mixed, of factor `all`; C columns, one a task, of multi-label tasks one
-    a label.
+    """What was read of every image, by itself and mixed, of factor `all`; C columns, one a task, of multi-label tasks
+    one a label.
     """
 
     task: Annotated[list[str], "C"]

@@ -17,7 +17,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from htc_probe.analysis.sections import Attention, Sections
+from htc_probe.analysis.causes.following import rows as rows_of
+from htc_probe.analysis.sections import Attention, Interchange, Knockouts, Sections
 from htc_probe.analysis.stats.draws import Interval, interval_of_mean
 from htc_probe.probes.files.results import Results, SuiteMean
 from htc_probe.probes.scores.intervals import mean_known
@@ -145,59 +146,68 @@ def _looks(section: Attention) -> Sentence | str:
     return Sentence(text, "the anchors get more than the patches (Figure 3 shows the first 12)", _agrees(which))
 
 
-def _honest(section: Section) -> Sentence | str:
-    predictors, effects = list(section["rank_predictors"]), list(section["rank_effects"])
+def honest(knockouts: Knockouts) -> Sentence | str:
+    """Whether attention tells what knocking tokens out does."""
+    predictors, effects = knockouts.rank_predictors, knockouts.rank_effects
     effect = effects.index("answers") if "answers" in effects else 0
-    of = [entry(section, "mean_rank", at, effect, -1) for at in range(len(predictors))]
+
+    def mean(predictor: int, effect: int) -> Interval:
+        return knockouts.mean.rank.at(predictor, effect, -1)
+
+    attention = mean(0, effect)
     what = "the true answers" if "answers" in effects else "z_voco"
     text = {
         1: "The heat map goes with what causes what",
         -1: "The heat map goes against what causes what",
         0: "Whether the heat map says what causes what cannot be told",
-    }[sign(of[0])]
+    }[sign(attention)]
     text += (
         f": over an image's tokens, the rank correlation of attention with what knocking a token out does to {what} is "
-        f"{words(of[0])}"
+        f"{words(attention)}"
     )
     if "answers" in effects and "z" in effects:
-        text += f" (to z_voco: {words(entry(section, 'mean_rank', 0, effects.index('z'), -1))})"
-    ranks_NPE = section["rank"][..., -1]
-    for at in range(1, len(predictors)):
-        gain = interval_of_mean(ranks_NPE[:, at, effect] - ranks_NPE[:, 0, effect], section["groups"], _SEED)
+        text += f" (to z_voco: {words(mean(0, effects.index('z')))})"
+    rank_NP = knockouts.rank[:, :, effect, -1]
+    for number, predictor in enumerate(predictors[1:], 1):
+        gain = interval_of_mean(rank_NP[:, number] - rank_NP[:, 0], knockouts.groups, _SEED)
         how = {1: "better", -1: "worse", 0: "not told apart from it"}[sign(gain)]
-        name = _WEIGHTED if predictors[at] == "attention x value x output" else predictors[at]
-        text += f"; {name} has {words(of[at])}, {how}"
+        name = _WEIGHTED if predictor == "attention x value x output" else predictor
+        text += f"; {name} has {words(mean(number, effect))}, {how}"
     return Sentence(text + ". The paper shows attention and tests no causes.", "", None)
 
 
-def _matters(section: Section) -> Sentence | str:
-    names, size = list(section["group_names"]), section["group_size"]
-    roles = list(section["token_role"])
-    if "anchor" not in roles:
+def matters(knockouts: Knockouts) -> Sentence | str:
+    """Whether taking the anchors away changes more than taking as many patches."""
+    group = knockouts.group
+    anchors = knockouts.token.role.count("anchor")
+    if not anchors:
         return "Whether the anchors matter causally: the model has none."
-    at = {name: names.index(name) for name in ("anchors", "random patches", "attended patches")}
-    change_NG = section["group_change"][:, list(section["group_modes"]).index("zero")]
-    against = {
-        name: interval_of_mean(change_NG[:, at["anchors"]] - change_NG[:, at[name]], section["groups"], _SEED)
-        for name in ("random patches", "attended patches")
-    }
+    number = {name: group.names.index(name) for name in ("anchors", "random patches", "attended patches")}
+    zero = group.modes.index("zero")
+
+    def more_than(values_NG: np.ndarray, name: str) -> Interval:
+        return interval_of_mean(values_NG[:, number["anchors"]] - values_NG[:, number[name]], knockouts.groups, _SEED)
+
+    change_NG = group.change[:, zero]
+    against = {name: more_than(change_NG, name) for name in ("random patches", "attended patches")}
     which = sign(against["random patches"])
     mean_G = np.nanmean(change_NG, axis=0)
     text = {
-        1: f"Taking all {roles.count('anchor')} anchors away changes z_voco more than taking {size} random patches",
-        -1: f"Taking all {roles.count('anchor')} anchors away changes z_voco less than taking {size} random patches",
-        0: f"Whether taking all {roles.count('anchor')} anchors away changes z_voco more than {size} random patches "
+        1: f"Taking all {anchors} anchors away changes z_voco more than taking {group.size} random patches",
+        -1: f"Taking all {anchors} anchors away changes z_voco less than taking {group.size} random patches",
+        0: f"Whether taking all {anchors} anchors away changes z_voco more than {group.size} random patches "
         "cannot be told",
     }[which]
+    by = {name: f"{mean_G[place]:.3f}" for name, place in number.items()}
     text += (
-        f": by {mean_G[at['anchors']]:.3f} of its length against {mean_G[at['random patches']]:.3f} (difference "
-        f"{words(against['random patches'])}) and {mean_G[at['attended patches']]:.3f} for the {size} most attended "
+        f": by {by['anchors']} of its length against {by['random patches']} (difference "
+        f"{words(against['random patches'])}) and {by['attended patches']} for the {group.size} most attended "
         f"(difference {words(against['attended patches'])})"
     )
-    if not section["questions"]:
+    if group.answers is None:
         return Sentence(text + ".", _MATTER, _agrees(which))
-    loss_NG = -mean_known(section["group_answers"][:, list(section["group_modes"]).index("zero")], -1)
-    own = interval_of_mean(loss_NG[:, at["anchors"]], section["groups"], _SEED)
+    loss_NG = -mean_known(group.answers[:, zero], -1)
+    own = interval_of_mean(loss_NG[:, number["anchors"]], knockouts.groups, _SEED)
     cost = {
         1: "it costs the true answers",
         -1: "it costs the true answers less than nothing:",
@@ -205,7 +215,7 @@ def _matters(section: Section) -> Sentence | str:
     }
     text += f"; {cost[sign(own)]} {words(own)} nats"
     for name in ("random patches", "attended patches"):
-        more = interval_of_mean(loss_NG[:, at["anchors"]] - loss_NG[:, at[name]], section["groups"], _SEED)
+        more = more_than(loss_NG, name)
         told = {1: "more than", -1: "less than", 0: "not told apart from"}[sign(more)]
         text += f", {told} {'the most ' if name == 'attended patches' else ''}{name} (difference {words(more)})"
         if name == "random patches":
@@ -217,12 +227,13 @@ _WEIGHTED = "attention weighted by what it carries (value x output projection)"
 _MATTER = "the anchors carry the semantics that the answers need"
 
 
-def _follows(section: Section) -> Sentence | str:
+def follows(interchange: Interchange) -> Sentence | str:
+    """Whom answers and probes follow."""
     text, agrees = [], []
     for suite, wanted in (("semantic", 1), ("detail", -1)):
         told = []
         for readout, name in (("answer", "answers"), ("probe", "probes")):
-            found = follow(section, suite, readout)
+            found = follow(interchange, suite, readout)
             if found is None:
                 continue
             anchors, patches, chance = found
@@ -244,16 +255,15 @@ def _follows(section: Section) -> Sentence | str:
     )
 
 
-def follow(section: Section, suite: str, readout: str) -> tuple[Interval, Interval, float] | None:
+def follow(interchange: Interchange, suite: str, readout: str) -> tuple[Interval, Interval, float] | None:
     """The shares in which the anchors' and the patches' image are followed where all is mixed, and the anchors' by
     chance, means of the suite's tasks. None without any.
     """
-    at = _rows(section, mix="swapped", factor="all", kind="mean", only_right=0, suite=suite, readout=readout)
-    if not at or not section["counted"][at[0]]:
-        return None
-    anchors, patches, _ = section["share"][at[0]]
-    chance = float(section["floor"][at[0]][0])
-    return Interval(*map(float, anchors)), Interval(*map(float, patches)), chance
+    for row in rows_of(interchange):
+        if row.key == (suite, "", "mean", readout, "all", "swapped", False) and row.cases:
+            anchors, patches = (Interval(*map(float, share)) for share in row.whom[:2])
+            return anchors, patches, row.chance
+    return None
 
 
 def _survives(probes: Results | None) -> Sentence | str:
@@ -372,17 +382,11 @@ def _apart(one: Interval, other: Interval) -> int:
     return int(one.lower > other.upper) - int(one.upper < other.lower)
 
 
-def _rows(section: Section, prefix: str = "", **wanted: Any) -> list[int]:
-    """The rows of the interchange table, or of that of numbers, that have these entries."""
-    columns = [(section[prefix + key], value) for key, value in wanted.items()]
-    return [at for at in range(len(section[prefix + "task"])) if all(column[at] == value for column, value in columns)]
-
-
 _SENTENCES: tuple[tuple[str, str, Callable[[Any], Sentence | str]], ...] = (
     ("attention", "Whether <voco> prefers the anchors", _looks),
-    ("knockouts", "Whether the heat map is honest", _honest),
-    ("knockouts", "Whether the anchors matter causally", _matters),
-    ("interchange", "Whom answers and probes follow", _follows),
+    ("knockouts", "Whether the heat map is honest", honest),
+    ("knockouts", "Whether the anchors matter causally", matters),
+    ("interchange", "Whom answers and probes follow", follows),
 )
 
 
@@ -430,55 +434,54 @@ def _contributions(section: Section) -> Iterator[RenderableType]:
     yield _table(title, ["layer", "from", "attention", "share of the update"], rows)
 
 
-def _knockouts(section: Section) -> Iterator[RenderableType]:
-    count = f"{len(section['images'])} images"
-    names = {"mean_group_change": "change of z_voco", "mean_group_answer": "true answers, nats"}
-    names = {name: head for name, head in names.items() if name in section}
+def _knockouts(knockouts: Knockouts) -> Iterator[RenderableType]:
+    count, mean = f"{len(knockouts.images)} images", knockouts.mean
+    columns = {"change of z_voco": mean.group_change, "true answers, nats": mean.group_answer}
+    there = {head: intervals for head, intervals in columns.items() if intervals is not None}
     rows = [
-        [group if m == 0 else "", mode] + [words(entry(section, name, m, g)) for name in names]
-        for g, group in enumerate(section["group_names"])
-        for m, mode in enumerate(section["group_modes"])
-        if np.isfinite(section["mean_group_change"][m, g])
+        [group if m == 0 else "", mode] + [words(intervals.at(m, g)) for intervals in there.values()]
+        for g, group in enumerate(knockouts.group.names)
+        for m, mode in enumerate(knockouts.group.modes)
+        if np.isfinite(mean.group_change.estimate[m, g])
     ]
-    yield _table(f"Taken away together, {count}", ["", "replaced by", *names.values()], rows)
-    effects = [f"effect on {effect}" for effect in section["rank_effects"]]
+    yield _table(f"Taken away together, {count}", ["", "replaced by", *there], rows)
+    effects = [f"effect on {effect}" for effect in knockouts.rank_effects]
     yield _table(
         f"What tells the effect of taking single tokens away: rank correlation, mean of layers, {count}",
         ["", *effects],
         [
-            [predictor] + [words(entry(section, "mean_rank", at, effect, -1)) for effect in range(len(effects))]
-            for at, predictor in enumerate(section["rank_predictors"])
+            [predictor] + [words(mean.rank.at(number, effect, -1)) for effect in range(len(effects))]
+            for number, predictor in enumerate(knockouts.rank_predictors)
         ],
     )
 
 
-def _interchange(section: Section) -> Iterator[RenderableType]:
-    shares = {"mix": "swapped", "factor": "all", "only_right": 0}
-    weights = {"mix": "swapped", "factor": "all"}
-    readouts = [name for name in ("answer", "probe") if name in [*section["readout"], *section["number_readout"]]]
-    rows: list[list[str]] = []
+def _interchange(interchange: Interchange) -> Iterator[RenderableType]:
+    every = rows_of(interchange)
+    readouts = [name for name in ("answer", "probe") if any(row.readout == name for row in every)]
+    lines: list[list[str]] = []
     for suite in ("semantic", "detail"):
-        shown: dict[str, dict[str, list[str]]] = {}  # by task, by readout
+        cells: dict[str, dict[str, list[str]]] = {}  # by task, by readout
         chance: dict[str, str] = {}
-        for prefix, value, wanted in (("", "share", shares), ("number_", "weight", weights)):
-            for at in _rows(section, prefix, suite=suite, **wanted):
-                task = section[prefix + "task"][at]
-                name = task + " (weight)" if prefix else task or f"mean, {suite}"
-                whom = [words(Interval(*map(float, section[prefix + value][at][side]))) for side in (0, 1)]
-                shown.setdefault(name, {})[section[prefix + "readout"][at]] = whom
-                chance.setdefault(name, "0" if prefix else f"{section['floor'][at][0]:.2f}")
-        for name in sorted(shown, key=lambda name: name.startswith("mean, ")):  # after its tasks
-            cells = (cell for readout in readouts for cell in shown[name].get(readout, ["", ""]))
-            rows.append([name, *cells, chance[name]])
-        rows.append([])
+        for row in every:
+            if (row.suite, row.factor, row.mix, row.only_right) == (suite, "all", "swapped", False):
+                is_number = len(row.whom) == 2
+                name = f"{row.task} (weight)" if is_number else row.task or f"mean, {suite}"
+                whom = [words(Interval(*map(float, share))) for share in row.whom[:2]]
+                cells.setdefault(name, {})[row.readout] = whom
+                chance.setdefault(name, "0" if is_number else f"{row.chance:.2f}")
+        for name in sorted(cells, key=lambda name: name.startswith("mean, ")):  # after its tasks
+            of_task = (cell for readout in readouts for cell in cells[name].get(readout, ["", ""]))
+            lines.append([name, *of_task, chance[name]])
+        lines.append([])
     heads = [*(f"{name}s: {whose}" for name in readouts for whose in ("anchors'", "patches'")), "chance"]
-    yield _table("Anchors of one image, patches of another: whose label is read", ["task", *heads], rows[:-1])
+    yield _table("Anchors of one image, patches of another: whose label is read", ["task", *heads], lines[:-1])
     note = (
         "Shares of the mixed images whose donors differ in the label; chance: the anchors' share if what is read were "
         "dealt out at random. Of numbers, the weights on the donors' values."
     )
-    why = (f" No {name}: {section[name]}." for name in ("answers", "probes") if section[name] != "yes")
-    yield Text(note + "".join(why), style=_GREY)
+    why_not = {"answers": interchange.answers, "probes": interchange.probes}
+    yield Text(note + "".join(f" No {name}: {why}." for name, why in why_not.items() if why != "yes"), style=_GREY)
 
 
 def _reading(section: Section) -> Iterator[RenderableType]:

@@ -27,6 +27,8 @@ from rich.table import Table
 
 import htc_probe.analysis.results
 from benchmarks.browser import Tab, chromium, serving, tab
+from htc_probe.analysis import records
+from htc_probe.analysis.sections import Knockouts
 from htc_probe.analysis.stats.draws import intervals_of_means
 from htc_probe.extract.store import Batch, Run, RunInfo, RunShape, RunWriter, Task, open_run
 from htc_probe.probes.files import results
@@ -209,11 +211,12 @@ def prepare(run: Path) -> None:
         subprocess.run(
             [sys.executable, "-m", "htc_probe.analysis.cli", "attention", "map", "--run", str(run)], check=True
         )
-    with open_run(run) as opened, htc_probe.analysis.results.read(beside) as found:
+    found = htc_probe.analysis.results.read(beside).made
+    with open_run(run) as opened:
         given: dict[str, Any] = {
             "run": htc_probe.analysis.results.identity(opened),
             "settings": {},
-            "versions": {},
+            "libraries": {},
             "seconds": 0,
         }
         sections = random_knockouts(opened) if "knockouts" not in found else {}
@@ -302,7 +305,7 @@ def random_probes(run: Run, path: Path) -> None:
         writer.finish()
 
 
-def random_knockouts(run: Run) -> dict[str, dict[str, Any]]:
+def random_knockouts(run: Run) -> dict[str, Knockouts | dict[str, Any]]:
     """Sections as large as those of `htc-analyze knockouts contributions`, of 200 images and 10 questions."""
     rng = np.random.default_rng(1)
     n, T, Q, shape = 200, run.shape.keys - 1, 10, run.shape
@@ -338,15 +341,14 @@ def random_knockouts(run: Run) -> dict[str, dict[str, Any]]:
         "loo_answers": rng.normal(size=(n, T, Q)),
         "window_change": rng.random((n, LAYERS, T), np.float32),
         **arrays,
-        "mean_group_answer": np.zeros((3, 4)),
-        "mean_group_answer_lower": np.zeros((3, 4)),
-        "mean_group_answer_upper": np.zeros((3, 4)),
+        **{f"mean_group_answer{end}": np.zeros((3, 4)) for end in ("", "_lower", "_upper")},
     }
     for name, values in arrays.items():
         knockouts |= intervals_of_means(values, groups, 0).section(f"mean_{name}")
     norm = rng.random((n, LAYERS, shape.keys), np.float32)
     contributions = {"images": ids, "groups": groups, "norm": norm, "share": norm - 0.5}
-    return {"knockouts": knockouts, "contributions": contributions}
+    forms = {name: records.describe(value) for name, value in knockouts.items()}
+    return {"knockouts": records.build(Knockouts, forms, knockouts.__getitem__), "contributions": contributions}
 
 
 def make(path: Path, images: int) -> None:

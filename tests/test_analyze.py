@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from htc_probe.analysis import cli, records, results, sentences
 from htc_probe.analysis.cli import AnalyzeConfig, main
 from htc_probe.analysis.records import Record
-from htc_probe.analysis.sections import Attention, Map, Sections
+from htc_probe.analysis.sections import Attention, Interchange, Knockouts, Map, Sections
 from htc_probe.analysis.sentences import Sentence
 from htc_probe.analysis.stats.draws import Interval, Intervals
 from htc_probe.extract import again, models
@@ -472,8 +472,8 @@ def test_all_analyses_and_what_they_say(folder: Path, made: Path, capsys: Any) -
     )
     settings = found.made["knockouts"].settings
     assert attention is not None and knockouts is not None and interchange is not None
-    assert attention.images == IMAGES and len(knockouts["images"]) == 6
-    assert knockouts["probes"] == ["category", "texture"]
+    assert attention.images == IMAGES and len(knockouts.images) == 6
+    assert knockouts.probes == ["category", "texture"]
     assert settings["images"] == 6 and len(settings["probes"]) == 64
     assert found.made["interchange"].settings["pairs"] == 12
     latents = found_in(folder).map
@@ -751,7 +751,7 @@ def test_the_sentence_on_attention(lift: float, above: float, words: list[str], 
     assert all(part in found.text for part in words), found.text
 
 
-def knockouts(rank: float, anchors: float, random: float, attended: float, questions: int = 2) -> dict[str, Any]:
+def knockouts(rank: float, anchors: float, random: float, attended: float, questions: int = 2) -> Knockouts:
     """12 images on which all is the same but for some noise of 0.01."""
     rng = np.random.default_rng(0)
     effect_G = np.array([anchors, random, attended, 2.0])
@@ -759,7 +759,7 @@ def knockouts(rank: float, anchors: float, random: float, attended: float, quest
     noise -= noise.mean(0)
     effects = ["z", "answers"] if questions else ["z"]
     ranks = np.broadcast_to(np.array([rank, 0.2])[:, None, None], (2, len(effects), 3))
-    return {
+    values: dict[str, Any] = {
         "images": ["a"] * 12,
         "groups": [str(at) for at in range(12)],
         "questions": ["what ?"] * questions,
@@ -768,12 +768,14 @@ def knockouts(rank: float, anchors: float, random: float, attended: float, quest
         "group_size": 4,
         "token_role": ["anchor"] * 4 + ["patch"] * 9,
         "group_change": effect_G + noise,
-        "group_answers": -np.repeat((effect_G + noise)[..., None], questions, -1),
         "rank_predictors": ["attention", "gradient x input"],
         "rank_effects": effects,
         **around("mean_rank", ranks),
         "rank": ranks + 0.01 * rng.normal(size=(12, *ranks.shape)),
     }
+    if questions:
+        values["group_answers"] = -np.repeat((effect_G + noise)[..., None], questions, -1)
+    return filled(Knockouts, values)
 
 
 @pytest.mark.parametrize(
@@ -828,24 +830,25 @@ def test_without_questions_the_anchors_are_judged_by_z_voco() -> None:
     assert isinstance(found, Sentence) and found.agrees is True and "answers" not in found.text
 
 
-def interchange(semantic: float, detail: float, spread: float = 0.1) -> dict[str, Any]:
+def interchange(semantic: float, detail: float, spread: float = 0.1) -> Interchange:
     """Answers that follow the anchors with these shares, and the patches otherwise."""
     shares = []
     for anchors in (semantic, detail):
         each = np.array([anchors, 1 - anchors, 0])
         shares.append(np.stack([each, each - spread, each + spread], -1))
-    return {
+    values = {
         "task": ["", ""],
         "suite": ["semantic", "detail"],
         "kind": ["mean"] * 2,
         "readout": ["answer"] * 2,
         "factor": ["all"] * 2,
         "mix": ["swapped"] * 2,
-        "only_right": np.zeros(2),
+        "only_right": np.zeros(2, int),
         "counted": np.array([40, 40]),
         "share": np.array(shares, np.float32),
         "floor": np.full((2, 3), 0.25),
     }
+    return filled(Interchange, values)
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,12 @@ from benchmarks.browser import serving, tab
 from htc_probe.analysis import results
 from htc_probe.analysis.causes.effects import times_even
 from htc_probe.analysis.causes.following import follows
+from htc_probe.analysis.sections import kind_of
 from htc_probe.analysis.stats.draws import intervals_of_means
 from htc_probe.dashboards import data, figures
 from htc_probe.dashboards.parts.effects import nearest
 from htc_probe.extract.store import open_run
+from made.filled import filled
 from made.pages import COLS, ROLES, ROWS, A, G, L, charts, press, random_rows, write_run
 
 PAGE = "What causes what"
@@ -171,7 +173,7 @@ def contributions(ids: list[str]) -> dict[str, Any]:
     return {"images": [ids[row] for row in rows], "groups": ["a", "b"], "norm": norm}
 
 
-def interchange(ids: list[str], *, of_each: bool = True) -> dict[str, Any]:
+def interchange(ids: list[str]) -> dict[str, Any]:
     kinds = [("object", "semantic", "classes"), ("", "semantic", "mean")]
     rows = [(*kind, mix, right) for kind in kinds for mix in ("unmixed", "swapped") for right in (0, 1)]
     share = np.array(
@@ -207,31 +209,25 @@ def interchange(ids: list[str], *, of_each: bool = True) -> dict[str, Any]:
                 "factor": "all",
             }.items()
         },
-        "class_task": "object",
         "answers": "none were asked",
         "probes": "yes",
-        "topology": "star",
-        "pairs": 4,
-        "seed": 0,
         "images": [ids[row] for row in (0, 2, 3, 5)],
         "partner": np.array([2, 3, 0, 1]),
     }
-    if of_each:
-        true = np.array([[0, 1, 0, 1.5], [1, 0, 1, 2.5], [1, 0, 1, 3.5], [0, 1, 1, 4.5]])
-        swapped = true[section["partner"]]
-        swapped[0, 0] = 0  # follows its anchors
-        section |= {
-            "read_task": ["object", "present", "present", "width"],
-            "read_suite": ["semantic"] * 3 + ["detail"],
-            "read_kind": ["classes", "multilabel", "multilabel", "number"],
-            "read_readout": ["probe"] * 4,
-            "read_label": ["", "disc", "bar", ""],
-            "read_classes": ['["disc", "bar"]', "", "", ""],
-            "read_true": true,
-            "read_unmixed": true,
-            "read_swapped": swapped,
-        }
-    return section
+    true = np.array([[0, 1, 0, 1.5], [1, 0, 1, 2.5], [1, 0, 1, 3.5], [0, 1, 1, 4.5]])
+    swapped = true[section["partner"]]
+    swapped[0, 0] = 0  # follows its anchors
+    return section | {
+        "read_task": ["object", "present", "present", "width"],
+        "read_suite": ["semantic"] * 3 + ["detail"],
+        "read_kind": ["classes", "multilabel", "multilabel", "number"],
+        "read_readout": ["probe"] * 4,
+        "read_label": ["", "disc", "bar", ""],
+        "read_classes": ['["disc", "bar"]', "", "", ""],
+        "read_true": true,
+        "read_unmixed": true,
+        "read_swapped": swapped,
+    }
 
 
 def write_analysis(run: Path, **sections: dict[str, Any]) -> None:
@@ -239,7 +235,8 @@ def write_analysis(run: Path, **sections: dict[str, Any]) -> None:
         of = results.identity(opened)
     for name, section in sections.items():
         given: dict[str, Any] = {"run": of, "settings": {"seed": 0}, "libraries": {}, "seconds": 1}
-        results.write(results.default_path(run), name, section, **given)
+        kind = kind_of(name)
+        results.write(results.default_path(run), name, section if kind is None else filled(kind, section), **given)
 
 
 @pytest.fixture(scope="module")
@@ -286,11 +283,12 @@ def test_without_analyses_it_says_what_fills_it(tmp_path: Path, open_app: Any) -
 
 
 def test_an_analysis_of_an_older_version_is_not_shown_as_one_of_this(tmp_path: Path, open_app: Any) -> None:
-    run = write_run(tmp_path / "run.h5", 6)
-    write_analysis(run, knockouts=knockouts([f"val-{at:03d}" for at in range(6)]))
+    run, ids = write_run(tmp_path / "run.h5", 6), [f"val-{at:03d}" for at in range(6)]
+    write_analysis(run, knockouts=knockouts(ids), interchange=interchange(ids))
     with h5py.File(results.default_path(run), "r+") as file:
-        file["knockouts"].attrs["version"] = 0
-    for part, names in ((None, "knockouts contributions"), (GROUPS, "knockouts")):
+        for name in file:
+            file[name].attrs["version"] = 1
+    for part, names in ((None, "knockouts contributions"), (GROUPS, "knockouts"), (INTERCHANGE, "interchange")):
         app = open_app(run, page=PAGE, **({} if part is None else {"causes": part}))
         assert not app.exception and not charts(app)
         assert app.code[0].value == f"htc-analyze {names} --run {run}"
@@ -422,29 +420,6 @@ def test_pairs_say_what_was_read_of_both_mixtures(analysed: Path, open_app: Any)
     assert app.number_input(key="pair").max == 1, "one mixed image follows its anchors"
     app.segmented_control(key="pairs").set_value("neither").run()
     assert not app.exception and any("there is none" in caption.value for caption in app.caption)
-
-
-def test_files_from_before_single_readouts_show_the_rest(tmp_path: Path, open_app: Any) -> None:
-    run = write_run(tmp_path / "run.h5", 6)
-    write_analysis(run, interchange=interchange([f"val-{at:03d}" for at in range(6)], of_each=False))
-    app = open_app(run, page=PAGE, causes=INTERCHANGE)
-    assert not app.exception and "cells_probe" in charts(app)
-    assert "htc-analyze interchange" in app.code[-1].value
-
-
-def test_files_from_before_ranks_of_layers_show_the_rest(tmp_path: Path, open_app: Any) -> None:
-    run = write_run(tmp_path / "run.h5", 6)
-    old = {
-        name: value
-        for name, value in knockouts([f"val-{at:03d}" for at in range(6)]).items()
-        if not any(new in name for new in ("window_rank", "question_rank", "probe_rank"))
-    }
-    write_analysis(run, knockouts=old, contributions=contributions([f"val-{at:03d}" for at in range(6)]))
-    app = open_app(run, page=PAGE, image="4")
-    assert set(charts(app)) == {"map_effect", "map_attention", "map_norm", "ranks"} and not app.code
-    app.selectbox(key="window").set_value("layer 2").run()
-    assert not app.exception and set(charts(app)) == {"map_effect", "map_attention", "map_norm"}
-    assert [code.value for code in app.code] == [f"htc-analyze knockouts --run {run}"]
 
 
 def test_an_analysis_of_other_images_is_refused(analysed: Path) -> None:

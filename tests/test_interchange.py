@@ -18,6 +18,8 @@ from htc_probe.analysis import results
 from htc_probe.analysis.causes import following, interchange, mixing, scene_questions
 from htc_probe.analysis.causes.following import Measure
 from htc_probe.analysis.causes.mixing import Half, Mix
+from htc_probe.analysis.records import flat
+from htc_probe.analysis.sections import Interchange
 from htc_probe.extract import again, models
 from htc_probe.extract.cli import main
 from htc_probe.extract.data import open_source, scenes
@@ -133,9 +135,10 @@ def row(section: dict[str, Any], prefix: str = "", **wanted: Any) -> int:
 def test_a_planted_model_gives_tables_of_0_and_1(case: tuple[str, Case], tmp_path: Path) -> None:
     carrier, (model, run, probes) = case
     seen: list[tuple[int, int]] = []
-    section = interchange.analyse(
+    made = interchange.analyse(
         model, run, None, probes, pairs=IMAGES, progress=lambda done, total: seen.append((done, total))
     )
+    section = flat(made)
     assert seen[-1][0] == seen[-1][1] and section["answers"] == "only the built-in scenes come with questions"
     at, other = (0, 1) if carrier == "anchors" else (1, 0)
     for task, suite in (("what", "semantic"), ("which", "semantic"), ("how", "detail"), ("", "semantic")):
@@ -175,15 +178,16 @@ def test_a_planted_model_gives_tables_of_0_and_1(case: tuple[str, Case], tmp_pat
     np.testing.assert_array_equal(swapped[:, known][:, :-1], followed[:, known][:, :-1])
     np.testing.assert_allclose(swapped[:, -1], followed[:, -1], atol=1e-3)
 
-    results.write(tmp_path / "a.h5", "interchange", section, run={}, settings={}, libraries={}, seconds=0)
-    with results.read(tmp_path / "a.h5") as stored:
-        assert list(stored["interchange"].keys()) == list(section)
+    results.write(tmp_path / "a.h5", "interchange", made, run={}, settings={}, libraries={}, seconds=0)
+    stored = flat(results.read(tmp_path / "a.h5").record("interchange", Interchange))
+    for name, value in section.items():
+        np.testing.assert_array_equal(stored[name], value)
 
 
 def test_every_row_is_a_whole(case: tuple[str, Case]) -> None:
     _, (model, run, probes) = case
-    section = interchange.analyse(model, run, None, probes, pairs=12, seed=3)
-    again = interchange.analyse(model, run, None, probes, pairs=12, seed=3)
+    section = flat(interchange.analyse(model, run, None, probes, pairs=12, seed=3))
+    again = flat(interchange.analyse(model, run, None, probes, pairs=12, seed=3))
     texts = [len(section[key]) for key in ("task", "suite", "kind", "readout", "factor", "mix")]
     assert set(texts) == {len(section[key]) for key in ("only_right", "share", "floor", "counted", "couples")}
     for key, value in section.items():
@@ -216,7 +220,7 @@ def test_answers_follow_the_only_half_that_differs(shipped: tuple[HTCVLM, Run]) 
     with torch.no_grad():
         last: Any = model.anchor_projector[2]
         last.weight.zero_()  # the same anchors for all images
-    section = interchange.analyse(model, run, pairs=24)
+    section = flat(interchange.analyse(model, run, pairs=24))
     assert section["answers"] == "yes" and str(section["probes"]).startswith("no probes")
     counted, share = np.asarray(section["counted"]), np.asarray(section["share"])
     for i, (mix, right) in enumerate(zip(section["mix"], section["only_right"], strict=True)):  # type: ignore[arg-type]
@@ -283,7 +287,7 @@ def test_a_model_without_the_words_is_read_by_probes_alone(tmp_path: Path) -> No
         z = run.z_voco()
         weights = rng.normal(size=(z.shape[1], 6)) / z.std(0)[:, None]
         probe = Probe("classes", scenes.SHADES[::-1], weights, -z.mean(0) @ weights, z.mean(0))
-        section = interchange.analyse(model, run, None, {("shade", "z_voco", run.shape.layers): probe}, pairs=20)
+        section = flat(interchange.analyse(model, run, None, {("shade", "z_voco", run.shape.layers): probe}, pairs=20))
     assert str(section["answers"]).startswith("the model was not taught") and section["probes"] == "yes"
     assert set(section["factor"]) == {"all", "shade"} and set(section["readout"]) == {"probe"}  # type: ignore[arg-type]
 

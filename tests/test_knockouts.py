@@ -22,6 +22,7 @@ from htc_probe.analysis.causes.effects import (
     times_even,
 )
 from htc_probe.analysis.causes.knockouts import answers_of, gradients, knock_out, stand_ins
+from htc_probe.analysis.records import flat
 from htc_probe.extract.again import take
 from htc_probe.extract.cli import main as extract_main
 from htc_probe.extract.errors import UserError
@@ -350,8 +351,8 @@ def test_the_section(extracted: tuple[HTCVLM, Path]) -> None:
     given["hue", "z_voco", LAYERS] = Probe("classes", ("a", "b"), -column, none, np.zeros(WIDTH))
     told: list[int] = []
     with open_run(path) as run:
-        found = knockouts.analyse(model, run, limit=4, probes=given, on_images=told.append)
-        again = knockouts.analyse(model, run, limit=4, probes=given)
+        found = flat(knockouts.analyse(model, run, limit=4, probes=given, on_images=told.append))
+        again = flat(knockouts.analyse(model, run, limit=4, probes=given))
         taken = take(model, run, 4, seed=0)
     assert taken.texts is not None
     assert told == [4] and found["images"] == taken.ids == [f"scenes-val-00000{row}" for row in taken.rows]
@@ -453,7 +454,7 @@ def test_one_image_and_a_model_without_anchors_have_their_sections(tmp_path: Pat
     arguments = ["--model", str(tmp_path / "model"), "--limit", "1", "--out", str(out), "--device", "cpu"]
     assert extract_main(arguments) == 0
     with open_run(out) as run:
-        found = knockouts.analyse(model, run)
+        found = flat(knockouts.analyse(model, run))
     assert not found["questions"] and found["rank_effects"] == ["z"] and not any("answers" in name for name in found)
     assert found["window_rank"].shape == (1, 2, LAYERS) and not {"question_rank", "probe_rank"} & found.keys()
     assert len(found["shapley_players"]) == 4 and found["group_size"] == 4

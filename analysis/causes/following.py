@@ -7,7 +7,7 @@ Legend: n images, m mixed images, C labels of a multi-label task (1 of others), 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from htc_probe.probes.scores.intervals import COVERAGE, resample_groups
 
 if TYPE_CHECKING:
     from htc_probe.analysis.causes.mixing import Mix
+    from htc_probe.analysis.sections import Interchange, NumberRows
 
 Readout = Literal["answer", "probe"]
 WHOM = ("anchors' image", "patches' image", "neither")
@@ -264,19 +265,16 @@ class Row(NamedTuple):
         return self[:7]
 
 
-def rows(section: Mapping[str, Any]) -> list[Row]:
-    """Those of the section `interchange`: shares, then weights."""
+def rows(section: Interchange) -> list[Row]:
+    """Shares, then weights."""
+    texts, counts = _columns(section)
+    right, chance = section.only_right.astype(bool).tolist(), section.floor[:, 0].tolist()
+    shares = zip(*texts, right, section.share, chance, *counts, strict=True)
+    texts, counts = _columns(section.number)
+    weights = zip(*texts, repeat(False), section.number.weight, repeat(0.0), *counts, strict=False)
+    return [Row(*row) for row in (*shares, *weights)]
 
-    def columns(prefix: str) -> Iterator[list[Any]]:
-        for name in ("suite", "task", "kind", "readout", "factor", "mix"):
-            yield section[prefix + name]
 
-    def counts(prefix: str) -> Iterator[list[int]]:
-        for name in ("counted", "couples"):
-            yield section[prefix + name].tolist()
-
-    only_right, chance = section["only_right"].astype(bool).tolist(), section["floor"][:, 0].tolist()
-    shares = zip(*columns(""), only_right, section["share"], chance, *counts(""), strict=True)
-    always, nothing = ([value] * len(section["number_task"]) for value in (False, 0.0))
-    weights = zip(*columns("number_"), always, section["number_weight"], nothing, *counts("number_"), strict=True)
-    return [Row._make(row) for row in (*shares, *weights)]
+def _columns(table: Interchange | NumberRows) -> tuple[list[list[str]], list[list[int]]]:
+    texts = [table.suite, table.task, table.kind, table.readout, table.factor, table.mix]
+    return texts, [table.counted.tolist(), table.couples.tolist()]

@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ import torch
 from htc_probe.analysis.causes import effects, following, mixing, scene_questions
 from htc_probe.analysis.causes.following import UNKNOWN, Measure, Values
 from htc_probe.analysis.causes.mixing import BATCH, Design, Mix
+from htc_probe.analysis.sections import Interchange, NumberRows, Readouts
 from htc_probe.extract import again
 from htc_probe.extract.data import scene_words
 from htc_probe.extract.data.source import Source
@@ -44,52 +44,14 @@ def analyse(
     pairs: int = 300,
     seed: int = 0,
     progress: Callable[[int, int], object] | None = None,
-) -> dict[str, np.ndarray | list[str] | float | int | str]:
-    """The section `interchange`: what follows whom, for `pairs` mixed images of each kind (of single factors half as
+) -> Interchange:
+    """Whom readouts follow, for `pairs` mixed images of each kind (of single factors half as
     many).
 
     `model` is that of the run, `source` its data; opened again where it is None. `probes`: from `probes.weights.load`;
     those of z_voco at the last layer are read. They were fitted on the run's own, unmixed images. The built-in scenes'
     questions are asked where the run is of these and the model has their vocabulary: the readout is the likeliest of a
     question's answers (`present`: the greedy list). `progress` gets mixed images done and in all.
-
-    Keys, a row of the table each, in parallel:
-      task, suite, kind    of the readout; multi-label tasks (`present`) count every label of a pair. Task "", kind
-                           `mean`: the mean of the suite's tasks that have a case, each counted once; of factor `all`
-      readout              answer or probe
-      factor               what the two images differ in: `all` (as many tasks as possible), or one factor alone
-      mix                  `unmixed`; `swapped`: anchors of one, patches of the other; `anchors noise`, `anchors mean`,
-                           `patches noise`, `patches mean`: that half replaced by Gaussian noise with the mean and
-                           covariance of the sample's, by the sample's mean; `anchors class`: by another image's of the
-                           same `class_task`
-      only_right           1: only where the readout is right on the donors' unmixed images; 0: all
-      share                (K, 3, 3) float32: the readout follows the anchors' donor, the patches' donor, or neither;
-                           by estimate, lower and upper end of the 95 % interval (over couples; where all cases are
-                           alike, the exact binomial one). `swapped` counts where the donors' labels differ. Otherwise
-                           all count, who follows both follows the half that was kept, and noise and means, who have no
-                           label, get NaN; `unmixed` follows its image in both or neither
-      floor                (K, 3) float32: the same shares were the readouts dealt to the cases at random
-      counted, couples     cases in the row, and couples of images that they come from
-    for numbers, where the readout is regressed on the donors' values (weight 1 follows fully):
-      number_task, number_suite, number_kind, number_readout, number_factor, number_mix, number_counted,
-      number_couples       as above
-      number_weight        (rows, 2, 3): on the anchors' donor, the patches' donor; by estimate, lower, upper. A number
-                           that is asked for in words is the mean over the answers, weighted by how likely they are
-    and of the whole:
-      class_task           the task whose class `anchors class` keeps, "" without one
-      answers              "yes", or why no question was asked
-      probes               "yes", or why no probe was read
-      images               ids of the sampled images; `partner` (n,) the number of the image each is mixed with
-      topology, pairs, seed
-    and what was read of every image, by itself and mixed, of factor `all`; a column a task, of multi-label tasks a
-    label:
-      read_task, read_suite, read_kind, read_readout     as above
-      read_label           of multi-label tasks the label of this column, "" of others
-      read_classes         the names of the classes as a JSON list, "" where there are none
-      read_true            (n, columns) float32: what is true of the image: the number of its class, 0 or 1 of a label,
-                           or a number; NaN where it is unknown, also to the probe
-      read_unmixed         the same as read from the image
-      read_swapped         the same as read from its anchors with the patches of its partner; NaN without a partner
 
     Raises UserError: a model without anchors, a run without labels, data that is no longer the run's, nothing to read.
     """
@@ -120,7 +82,7 @@ def analyse(
     class_task = _class_task(run.tasks)
     alike = np.full(len(chosen), -1) if class_task is None else mixing.couples_alike(whole.labels[class_task.name])
 
-    each: dict[str, Any] = {}
+    each: Readouts | None = None
     shares, numbers = following.Table(), following.Table()
     total = sum(len(design.partner) + int((design.partner >= 0).sum()) for design in designs)
     total += 4 * len(whole.partner) + int((alike >= 0).sum())
@@ -135,26 +97,27 @@ def analyse(
         for mix in chain(mixing.swaps(tokens, design.partner), more):
             said = read_mix(model, mix, read, direct)
             if design is whole and mix.name == "swapped":
-                each = _of_each(run.tasks, true, unmixed, said, whole.partner)
+                each = _readouts(run.tasks, true, unmixed, said, whole.partner)
             unmixed = unmixed or said
             shares.add(design.factor, mix, following.shares(mix, said, true, unmixed, seed, suites=design is whole))
             numbers.add(design.factor, mix, following.weights(mix, said, true, seed))
             done += len(mix.couple)
             if progress is not None:
                 progress(done, total)
+    assert each is not None
     ids = run.ids()
-    return {
+    return Interchange(
         **shares.columns(),
-        **{name: shares.column(name) for name in ("only_right", "floor")},
-        "share": shares.column("values"),
-        **{f"number_{name}": column for name, column in numbers.columns().items()},
-        "number_weight": numbers.column("values"),
-        "answers": why_no_answers or "yes",
-        "probes": why_no_probes or "yes",
-        "images": [ids[row] for row in chosen],
-        "partner": whole.partner.astype(np.int32),
-        **each,
-    }
+        only_right=shares.column("only_right"),
+        floor=shares.column("floor"),
+        share=shares.column("values"),
+        number=NumberRows(**numbers.columns(), weight=numbers.column("values")),
+        answers=why_no_answers or "yes",
+        probes=why_no_probes or "yes",
+        images=[ids[row] for row in chosen],
+        partner=whole.partner.astype(np.int32),
+        read=each,
+    )
 
 
 def _class_task(tasks: Sequence[Task]) -> Task | None:
@@ -163,13 +126,11 @@ def _class_task(tasks: Sequence[Task]) -> Task | None:
     return min(having, key=lambda task: (task.name != "category", task.suite != "semantic"), default=None)
 
 
-def _of_each(
-    tasks: Sequence[Task], true: Values, unmixed: Values, swapped: Values, partner: np.ndarray
-) -> dict[str, np.ndarray | list[str]]:
-    """What was read of every image, see `analyse`; `swapped` is of those with a partner, in their order."""
+def _readouts(tasks: Sequence[Task], true: Values, unmixed: Values, swapped: Values, partner: np.ndarray) -> Readouts:
+    """`swapped` is of those with a partner, in their order."""
     classes = {task.name: task.classes for task in tasks}
     columns: list[tuple[Measure, str, str]] = []
-    values: dict[str, list[np.ndarray]] = {"read_true": [], "read_unmixed": [], "read_swapped": []}
+    blocks: list[tuple[np.ndarray, ...]] = []
     for m, labels in true.items():
         asked = m.readout == "answer" and m.kind == "classes"
         names = scene_questions.ANSWERS[m.task] if asked else classes[m.task]
@@ -180,17 +141,21 @@ def _of_each(
         known = np.where(following.is_known(labels, m.kind), labels, np.nan)
         mixed = np.full(known.shape, np.nan)
         mixed[partner >= 0] = swapped[m]
-        for found, each in zip(values.values(), (known, unmixed[m], mixed), strict=True):
-            found.append(np.asarray(each, dtype=np.float32).reshape(len(partner), -1))
-    return {
-        "read_task": [m.task for m, _, _ in columns],
-        "read_suite": [m.suite for m, _, _ in columns],
-        "read_kind": [m.kind for m, _, _ in columns],
-        "read_readout": [str(m.readout) for m, _, _ in columns],
-        "read_label": [label for _, label, _ in columns],
-        "read_classes": [names for _, _, names in columns],
-        **{name: np.concatenate(parts, 1) for name, parts in values.items()},
-    }
+        blocks.append(
+            tuple(values.reshape(len(partner), -1).astype(np.float32) for values in (known, unmixed[m], mixed))
+        )
+    of_true, of_unmixed, of_swapped = (np.concatenate(parts, 1) for parts in zip(*blocks, strict=True))
+    return Readouts(
+        task=[m.task for m, _, _ in columns],
+        suite=[m.suite for m, _, _ in columns],
+        kind=[m.kind for m, _, _ in columns],
+        readout=[str(m.readout) for m, _, _ in columns],
+        label=[label for _, label, _ in columns],
+        classes=[names for _, _, names in columns],
+        true=of_true,
+        unmixed=of_unmixed,
+        swapped=of_swapped,
+    )
 
 
 # ---- reading

@@ -1,8 +1,7 @@
 """What each token does to `<voco>`, exactly: it is taken away, and everything after it computed again.
 
-Knows an HTCVLM, runs and the probes' weights. Does not know figures or result files. `analysis.passes` has the
-arithmetic: keys and values of the other tokens are shared, so that taking away each token in turn is one batch of
-single-token passes.
+Knows an HTCVLM, runs and the probes' weights. Does not know figures or result files. Keys and values of other tokens
+are shared, so that taking away each token in turn is one batch of single-token passes.
 
 zero        the token's key is closed to `<voco>`, in all layers or in a window of them
 mean        its embedding is the mean of that place over the sample, and its own path is computed again
@@ -18,7 +17,7 @@ d width, Q questions, P probes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -28,7 +27,9 @@ from torch.nn import functional as F
 
 from htc_probe.analysis.attention.rows import mean_of_read_layers
 from htc_probe.analysis.causes import effects
-from htc_probe.analysis.stats.draws import intervals_of_means
+from htc_probe.analysis.records import Record, fields
+from htc_probe.analysis.sections import KnockoutMeans, Knockouts, LeaveOneOut, Shapley, TokenGroups, Tokens, Windows
+from htc_probe.analysis.stats.draws import Intervals, intervals_of_means
 from htc_probe.extract.again import Sample, Texts, take
 from htc_probe.extract.store import NUMERIC, Run
 from htc_probe.extract.vlm import parts, passes
@@ -204,20 +205,13 @@ class _Batch(NamedTuple):
 
 
 class _Measured(NamedTuple):
-    """What the section holds of single images, (B or N, ...) float32; None of what there is not."""
+    """What the section holds of single images, B of a batch or all N; None of what there is not."""
 
-    loo_change: np.ndarray
-    loo_answers: np.ndarray | None
-    loo_probe_changes: np.ndarray | None
-    window_change: np.ndarray
-    group_window_change: np.ndarray
-    group_window_answers: np.ndarray | None
-    group_change: np.ndarray
-    group_answers: np.ndarray | None
-    shapley_cosine: np.ndarray
-    shapley_answers: np.ndarray | None
+    loo: LeaveOneOut
+    window: Windows
+    group: TokenGroups
+    shapley: Shapley
     rank: np.ndarray
-    window_rank: np.ndarray
     question_rank: np.ndarray | None
     probe_rank: np.ndarray | None
 
@@ -232,69 +226,67 @@ def analyse(
     draws: int = 8,
     donors: int = 2,
     on_images: Callable[[int], object] | None = None,
-) -> dict[str, Any]:
-    """The section `knockouts`, over `limit` images of the run; `on_images` is told how many are done.
-
-    `draws` of random patches and `donors` for resampling, per image.
-
-    images, groups: lists of N. token_role (T,), token_row, token_col: the hybrid tokens. questions: list of Q.
-    Leave-one-out: loo_change (N, T, L+1) and loo_answers (N, T, Q), see `Effects`; probes (list of P tasks) and
-    loo_probe_changes (N, T, P), see `probe_changes`, for the probes of z_voco at the last layer. window_change
-    (N, L, T): of the last layer, each token closed in one decoder layer only.
-    Groups: group_names (G), group_modes (M), group_change (N, M, G) at the last layer, group_answers (N, M, G, Q), over
-    draws and donors; mean_group_answer (M, G) over questions too. NaN where a mode does not exist for the topology or
-    the sample. group_size: tokens in a random and in the attended group, the latter by the mean attention of the layers
-    that text reads. group_window_change (N, L, 2): anchors and patches, closed in one layer only; group_window_answers
-    (N, L, 2), mean over questions: 0 in the last layer, which no text reads.
-    Shapley: shapley_players, shapley_answers (N, players; nats, mean over questions) and shapley_cosine, what each adds
-    to the answers and to z_voco's cosine with itself, exactly: all coalitions are run.
-    Ranks: rank_predictors (attention; attention x value x output; sizes of `Gradients`, with answers), rank_effects (z,
-    answers), rank (N, predictors, effects, L+1): Spearman over the T tokens with the size of the effect, the last with
-    the mean over layers as predictor: over all of them for z, over those that text reads for answers; NaN where a
-    predictor is constant, as gradients at the last layer are. Of the first two predictors also, see
-    `ranks_of_attention`: window_rank (N, 2, L) with window_change; question_rank (N, 2, Q) with loo_answers; probe_rank
-    (N, 2, P+1) with loo_probe_changes, the last with their mean over the probes of classes and labels, NaN where all
-    are of numbers.
-    mean_X are means of X over images; all come with _lower and _upper, 95 % intervals over groups of images. What is
-    about answers is missing where the data ask nothing, and what is about probes without probes.
+) -> Knockouts:
+    """Over `limit` images of the run; `on_images` is told how many are done. `draws` of random patches and `donors` for
+    resampling, per image.
     """
     sample = take(model, run, limit, seed)
     rng = np.random.default_rng(seed)
     mean = sample.hybrid.float().mean(0, keepdim=True).to(sample.hybrid.dtype)
     shifts = rng.choice(np.arange(1, len(sample.ids)), min(donors, len(sample.ids) - 1), replace=False)
     text = model.config.text
-    readers = effects.probes_of_voco(probes, text.num_hidden_layers, text.hidden_size)
-    study = _Study(model, sample, _places(model), readers, mean.to(model.device), shifts, draws)
+    readable = effects.probes_of_voco(probes, text.num_hidden_layers, text.hidden_size)
+    study = _Study(model, sample, _places(model), readable, mean.to(model.device), shifts, draws)
     batches = []
     for images in passes.batches(model, len(sample.ids)):
         batches.append(_measure(study, images, rng))
         if on_images is not None:
             on_images(int(images[-1]) + 1)
-    joined = (None if parts[0] is None else np.concatenate(parts) for parts in zip(*batches, strict=True))
-    arrays = {name: values for name, values in zip(_Measured._fields, joined, strict=True) if values is not None}
+    measured = _Measured(*map(_joined, zip(*batches, strict=True)))
     roles, rows, cols = (np.array(values)[study.places.tokens] for values in model.config.keys_of_voco())
-    section: dict[str, Any] = {
-        "images": sample.ids,
-        "groups": sample.groups,
-        "token_role": roles.tolist(),
-        "token_row": rows.astype(np.int32),
-        "token_col": cols.astype(np.int32),
-        "questions": [] if sample.texts is None else list(sample.texts.names),
-        "probes": list(study.probes),
-        "group_names": list(_GROUPS),
-        "group_modes": list(_MODES),
-        "group_size": _group_size(study.places),
-        "shapley_players": list(study.places.players),
-        "rank_predictors": list(_PREDICTORS[: arrays["rank"].shape[1]]),
-        "rank_effects": ["z", "answers"] if sample.texts is not None else ["z"],
-        **arrays,
-    }
-    averaged = {name: values for name, values in arrays.items() if not name.startswith(("loo_", "window_change"))}
-    if "group_answers" in arrays:
-        averaged["group_answer"] = mean_known(arrays["group_answers"], -1)
-    for name, values in averaged.items():
-        section |= intervals_of_means(values, sample.groups, seed).section(f"mean_{name}")
-    return section
+    return Knockouts(
+        images=sample.ids,
+        groups=sample.groups,
+        token=Tokens(role=roles.tolist(), row=rows.astype(np.int32), col=cols.astype(np.int32)),
+        questions=[] if sample.texts is None else list(sample.texts.names),
+        probes=list(study.probes),
+        **measured._asdict(),
+        rank_predictors=list(_PREDICTORS[: measured.rank.shape[1]]),
+        rank_effects=["z"] if sample.texts is None else ["z", "answers"],
+        mean=_means(measured, sample.groups, seed),
+    )
+
+
+def _joined(batches: Sequence[Any]) -> Any:
+    """Records of batches as one: arrays one after the other, float32; all else is the same in each."""
+    first = batches[0]
+    if isinstance(first, Record):
+        names = (field.name for field in fields(type(first)))
+        return type(first)(**{name: _joined([getattr(batch, name) for batch in batches]) for name in names})
+    return np.concatenate(batches).astype(np.float32) if isinstance(first, np.ndarray) else first
+
+
+def _means(measured: _Measured, groups: list[str], seed: int) -> KnockoutMeans:
+    def mean(values: np.ndarray) -> Intervals:
+        return intervals_of_means(values, groups, seed)
+
+    def mean_if(values: np.ndarray | None) -> Intervals | None:
+        return None if values is None else mean(values)
+
+    answers = measured.group.answers
+    return KnockoutMeans(
+        group_change=mean(measured.group.change),
+        group_answers=mean_if(answers),
+        group_answer=None if answers is None else mean(mean_known(answers, -1)),
+        group_window_change=mean(measured.group.window_change),
+        group_window_answers=mean_if(measured.group.window_answers),
+        shapley_cosine=mean(measured.shapley.cosine),
+        shapley_answers=mean_if(measured.shapley.answers),
+        rank=mean(measured.rank),
+        window_rank=mean(measured.window.rank),
+        question_rank=mean_if(measured.question_rank),
+        probe_rank=mean_if(measured.probe_rank),
+    )
 
 
 _ANCHOR_PLAYERS = 4  # with four quadrants 256 coalitions, which are all run
@@ -307,39 +299,29 @@ _PREDICTORS = ("attention", "attention x value x output", "gradient x gate", "gr
 def _measure(study: _Study, images: np.ndarray, rng: np.random.Generator) -> _Measured:
     batch = _open(study, images)
     tokens = _closed(study.places, *study.places.tokens[:, None])
-    loo = batch.effects(tokens[None])
-    answers = None if batch.texts is None else _numpy(loo.answers)
-    probe_changes, with_mean = _of_probes(batch, loo.z)
-    window_change, window_answers = _windows(batch, tokens)
-    groups = _groups(batch, rng)
-    players = _shapley(batch)
-    attention = torch.stack([row[:, 0].mean(1) for row in batch.shared.base.rows], 1)
-    weighed = torch.stack(
-        [parts.decompose(study.model, batch.shared, layer).token_norms for layer in range(attention.shape[1])], 1
+    out = batch.effects(tokens[None])
+    probe_changes, changes_and_mean = _of_probes(batch, out.z)
+    loo = LeaveOneOut(
+        change=_numpy(out.change),
+        answers=None if batch.texts is None else _numpy(out.answers),
+        probe_changes=probe_changes,
     )
+    window_change, window_answers = _windows(batch, tokens)
+    single, together = np.split(window_change, [len(tokens)], -1)
+    group = _groups(batch, together, window_answers, rng)
+    shapley = _shapley(batch)
+    attention = torch.stack([row[:, 0].mean(1) for row in batch.shared.base.rows], 1)
+    layers = range(attention.shape[1])
+    weighed = torch.stack([parts.decompose(study.model, batch.shared, layer).token_norms for layer in layers], 1)
     predicted = [_numpy(values)[..., study.places.tokens] for values in (attention, weighed)]
-    ranks = effects.ranks_of_attention(np.stack(predicted, 1), window_change[..., : len(tokens)], answers, with_mean)
+    ranks = effects.ranks_of_attention(np.stack(predicted, 1), single, loo.answers, changes_and_mean)
     if batch.texts is not None:
         slopes = gradients(study.model, batch.hybrid, batch.prefix, batch.texts)
         of_hybrid = study.places.tokens - batch.prefix.shape[1]
         predicted += [_numpy(slope)[..., of_hybrid] for slope in slopes if slope is not None]
-    found = _Measured(
-        loo_change=_numpy(loo.change),
-        loo_answers=answers,
-        loo_probe_changes=probe_changes,
-        window_change=window_change[..., : len(tokens)],
-        group_window_change=window_change[..., len(tokens) :],
-        group_window_answers=window_answers,
-        group_change=groups[0],
-        group_answers=groups[1],
-        shapley_cosine=players[0],
-        shapley_answers=players[1],
-        rank=_ranks(predicted, _numpy(loo.change[..., -1]), answers),
-        window_rank=ranks.window,
-        question_rank=ranks.question,
-        probe_rank=ranks.probe,
-    )
-    return _Measured(*(None if values is None else values.astype(np.float32) for values in found))  # type: ignore[arg-type]
+    rank = _ranks(predicted, loo.change[..., -1], loo.answers)
+    window = Windows(change=single, rank=ranks.window)
+    return _Measured(loo, window, group, shapley, rank, ranks.question, ranks.probe)
 
 
 def _open(study: _Study, images: np.ndarray) -> _Batch:
@@ -381,8 +363,9 @@ def _windows(batch: _Batch, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray 
     return change, mean_known(_numpy(torch.stack(answers, 1)), -1)
 
 
-def _groups(batch: _Batch, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray | None]:
-    """z_voco's change (B, M, G) and the answers' (B, M, G, Q)."""
+def _groups(
+    batch: _Batch, window_change: np.ndarray, window_answers: np.ndarray | None, rng: np.random.Generator
+) -> TokenGroups:
     places, draws = batch.study.places, batch.study.draws
     looks = batch.shared.base.rows[:-1] or batch.shared.base.rows  # text reads no other; a single layer nobody reads
     attention = _numpy(torch.stack([row[:, 0].mean(1) for row in looks], 1).mean(1))  # (B, S)
@@ -411,19 +394,28 @@ def _groups(batch: _Batch, rng: np.random.Generator) -> tuple[np.ndarray, np.nda
     for values in (change, answers):
         if not len(places.anchors) and values is not None:  # nothing was closed
             values[:, :, 0] = np.nan
-    return change, answers
+    return TokenGroups(
+        names=list(_GROUPS),
+        modes=list(_MODES),
+        size=size,
+        change=change,
+        answers=answers,
+        window_change=window_change,
+        window_answers=window_answers,
+    )
 
 
-def _shapley(batch: _Batch) -> tuple[np.ndarray, np.ndarray | None]:
-    """(B, players) in z_voco's cosine with itself, and in the answers, mean over questions."""
-    players = _closed(batch.study.places, *batch.study.places.players.values())
-    out = batch.effects((~effects.coalitions(len(players))[:-1] @ players)[None])  # everybody is the base pass
+def _shapley(batch: _Batch) -> Shapley:
+    players = batch.study.places.players
+    belongs = _closed(batch.study.places, *players.values())
+    out = batch.effects((~effects.coalitions(len(players))[:-1] @ belongs)[None])  # everybody is the base pass
     cosine = _numpy(out.cosine[..., -1])
-    of_cosine = effects.shapley(np.concatenate([cosine, np.ones_like(cosine[:, :1])], 1).astype(float))
-    if batch.texts is None:
-        return of_cosine, None
-    gained = mean_known(_numpy(out.answers), -1)
-    return of_cosine, effects.shapley(np.concatenate([gained, 0 * gained[:, :1]], 1).astype(float))
+    gained = None if batch.texts is None else mean_known(_numpy(out.answers), -1)
+    return Shapley(
+        players=list(players),
+        cosine=effects.shapley(np.concatenate([cosine, np.ones_like(cosine[:, :1])], 1).astype(float)),
+        answers=None if gained is None else effects.shapley(np.pad(gained.astype(float), ((0, 0), (0, 1)))),
+    )
 
 
 def _ranks(predicted: list[np.ndarray], change: np.ndarray, answers: np.ndarray | None) -> np.ndarray:

@@ -3,11 +3,11 @@
 Knows Streamlit and rows of a run; not what was measured.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
+from htc_probe.analysis.stats.draws import Intervals
 from htc_probe.dashboards.parts.controls import go_to_image, select, side_by_side
 
 Z, ANSWERS, PROBES = "z_voco", "the true answers", "the probes"
@@ -21,9 +21,10 @@ def select_one(label: str, names: Sequence[str], key: str, *, mean: bool = True)
     return None if mean and chosen == _MEAN else names.index(chosen)
 
 
-def ends(section: Mapping[str, Any], name: str) -> np.ndarray:
-    """(..., 3) estimate, lower and upper end."""
-    return np.stack([section[name + end] for end in ("", "_lower", "_upper")], -1)
+def ends(intervals: Intervals | None) -> np.ndarray:
+    """(..., 3) estimate, lower and upper end of what is there."""
+    assert intervals is not None
+    return np.stack(intervals, -1)
 
 
 def nearest(rows: Sequence[int], row: int) -> int:

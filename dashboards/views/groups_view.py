@@ -4,11 +4,11 @@ Lays out; draws by figures. Letters in names: N images, M ways of taking away, G
 axis of 3 is an estimate with its interval.
 """
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from htc_probe.analysis.sections import Knockouts
 from htc_probe.dashboards import figures
 from htc_probe.dashboards.parts.chart import draw, made
 from htc_probe.dashboards.parts.controls import fragment, how_to_read, pick, side_by_side
@@ -39,40 +39,41 @@ class _Effect(NamedTuple):
     """On windows."""
 
 
-def _on_z(section: Mapping[str, Any]) -> _Effect:
+def _on_z(knockouts: Knockouts) -> _Effect:
     return _Effect(
         what=Z,
         unit="of the length of z_voco",
-        group_MG3=ends(section, "mean_group_change"),
-        group_NMG=section["group_change"],
+        group_MG3=ends(knockouts.mean.group_change),
+        group_NMG=knockouts.group.change,
         over=Z,
-        window_L23=ends(section, "mean_group_window_change"),
-        window_NL2=section["group_window_change"],
+        window_L23=ends(knockouts.mean.group_window_change),
+        window_NL2=knockouts.group.window_change,
         worth="cosine with the whole z_voco",
-        shapley_P3=ends(section, "mean_shapley_cosine"),
-        shapley_NP=section["shapley_cosine"],
+        shapley_P3=ends(knockouts.mean.shapley_cosine),
+        shapley_NP=knockouts.shapley.cosine,
     )
 
 
-def _on_answers(section: Mapping[str, Any], question: int | None) -> _Effect:
+def _on_answers(knockouts: Knockouts, question: int | None) -> _Effect:
     """Of one question, or the mean of all."""
-    answers_NMGQ = section["group_answers"]
+    group, shapley, mean = knockouts.group, knockouts.shapley, knockouts.mean
+    assert group.answers is not None and group.window_answers is not None and shapley.answers is not None
     if question is None:
-        what, group_MG3, group_NMG = ANSWERS, ends(section, "mean_group_answer"), mean_known(answers_NMGQ, -1)
+        what, group_MG3, group_NMG = ANSWERS, ends(mean.group_answer), mean_known(group.answers, -1)
     else:
-        what, group_NMG = f"the true answer, {section['questions'][question]}", answers_NMGQ[..., question]
-        group_MG3 = ends(section, "mean_group_answers")[:, :, question]
+        what, group_NMG = f"the true answer, {knockouts.questions[question]}", group.answers[..., question]
+        group_MG3 = ends(mean.group_answers)[:, :, question]
     return _Effect(
         what=what,
         unit="nats lost",
         group_MG3=_lost(group_MG3),
         group_NMG=-group_NMG,
         over=f"{ANSWERS}, mean over questions",
-        window_L23=_lost(ends(section, "mean_group_window_answers")),
-        window_NL2=-section["group_window_answers"],
+        window_L23=_lost(ends(mean.group_window_answers)),
+        window_NL2=-group.window_answers,
         worth="nats gained",
-        shapley_P3=ends(section, "mean_shapley_answers"),
-        shapley_NP=section["shapley_answers"],
+        shapley_P3=ends(mean.shapley_answers),
+        shapley_NP=shapley.answers,
         note="Text reads &lt;voco&gt; as it enters the last layer: that one costs no answer.",
     )
 
@@ -83,22 +84,22 @@ def _lost(change_3: np.ndarray) -> np.ndarray:
 
 
 @fragment
-def show(section: Mapping[str, Any], here: int | None) -> None:
+def show(knockouts: Knockouts, here: int | None) -> None:
     """`here`: the number in the sample of the image that is looked at."""
-    effect = _choose_effect(section)
-    n = len(section["images"])
+    effect = _choose_effect(knockouts)
+    n = len(knockouts.images)
     left, right = side_by_side(2, "groups", least=380)
     with left:
-        _bars(section, effect, here, n)
+        _bars(knockouts, effect, here, n)
     with right:
-        roles = section["token_role"]
+        roles = knockouts.token.role
         present = [(number, role) for number, role in enumerate(("anchor", "patch")) if role in roles]
         lines = {role: effect.window_L23[:, number] for number, role in present}
         own = None if here is None else {role: effect.window_NL2[here][:, number] for number, role in present}
         draw(made(figures.window_lines, lines, own_by=own, unit=effect.unit, what=effect.over, n=n), "windows")
         how_to_read(f"Closed to &lt;voco&gt; in one decoder layer and open in all others. {effect.note}")
     own_P = None if here is None else effect.shapley_NP[here]
-    players = section["shapley_players"]
+    players = knockouts.shapley.players
     draw(
         made(figures.shapley_bars, players, effect.shapley_P3, own_P=own_P, unit=effect.worth, what=effect.over, n=n),
         "shapley",
@@ -110,20 +111,20 @@ def show(section: Mapping[str, Any], here: int | None) -> None:
     )
 
 
-def _choose_effect(section: Mapping[str, Any]) -> _Effect:
-    if "group_answers" not in section:
-        return _on_z(section)
+def _choose_effect(knockouts: Knockouts) -> _Effect:
+    if knockouts.group.answers is None:
+        return _on_z(knockouts)
     left, right = side_by_side([4, 6], "group_effect")
     with left:
         chosen = pick("Effect of a group on", [Z, ANSWERS], "group_effect")
     if chosen == Z:
-        return _on_z(section)
+        return _on_z(knockouts)
     with right:
-        return _on_answers(section, select_one("Question", section["questions"], "group_question"))
+        return _on_answers(knockouts, select_one("Question", knockouts.questions, "group_question"))
 
 
-def _bars(section: Mapping[str, Any], effect: _Effect, here: int | None, n: int) -> None:
-    size, roles = section["group_size"], section["token_role"]
+def _bars(knockouts: Knockouts, effect: _Effect, here: int | None, n: int) -> None:
+    size, roles = knockouts.group.size, knockouts.token.role
     names = {
         "anchors": f"all {roles.count('anchor')} anchors",
         "random patches": f"{size} random patches",
@@ -131,11 +132,11 @@ def _bars(section: Mapping[str, Any], effect: _Effect, here: int | None, n: int)
         "patches": f"all {roles.count('patch')} patches",
     }
     known = np.isfinite(effect.group_MG3[..., 0]).any(0)  # a model may have no anchors
-    groups = [names.get(name, name) for name, has in zip(section["group_names"], known, strict=True) if has]
+    groups = [names.get(name, name) for name, has in zip(knockouts.group.names, known, strict=True) if has]
     figure = made(
         figures.group_bars,
         groups,
-        [_MODES.get(name, name) for name in section["group_modes"]],
+        [_MODES.get(name, name) for name in knockouts.group.modes],
         effect.group_MG3[:, known],
         own_MG=None if here is None else effect.group_NMG[here][:, known],
         unit=effect.unit,

@@ -4,17 +4,17 @@ Lays out; draws by figures. Letters in names: n images, K tasks; a last axis of 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import streamlit as st
 
 from htc_probe.analysis.causes.following import WHOM, Row, follows, rows
+from htc_probe.analysis.sections import Interchange
 from htc_probe.dashboards import data, figures
 from htc_probe.dashboards.parts.chart import draw, made, points
 from htc_probe.dashboards.parts.controls import (
-    fill,
     fragment,
     go_to_image,
     how_to_read,
@@ -68,9 +68,9 @@ class _Table:
 
 
 @fragment
-def show(view: View, section: Mapping[str, Any]) -> None:
-    table_of = _Table(rows(section))
-    _overview(section, table_of)
+def show(view: View, interchange: Interchange) -> None:
+    table_of = _Table(rows(interchange))
+    _overview(interchange, table_of)
     left, middle, right = side_by_side([4, 3, 3], "mixed", least=250, align="bottom")
     with left:
         task = table_of.tasks[select("Task", list(table_of.tasks), "mixed")]
@@ -96,14 +96,14 @@ def show(view: View, section: Mapping[str, Any]) -> None:
         "ways, so the two mixed cells are one measurement, seen from A and from B. Unmixed cells are of all images, "
         "mixed ones of those whose labels differ."
     )
-    _pairs(view, section, task)
+    _pairs(view, interchange, task)
     every = st.expander("All rows of the interchange", key="all_rows", on_change="rerun")
     if every.open:
         with every:
             _all_rows(table_of.rows)
 
 
-def _overview(section: Mapping[str, Any], table_of: _Table) -> None:
+def _overview(interchange: Interchange, table_of: _Table) -> None:
     names, share_by, chance_by = list(table_of.tasks), {}, {}
     for readout in table_of.readouts:
         found = [table_of.find(task, readout) for task in table_of.tasks.values()]
@@ -115,9 +115,10 @@ def _overview(section: Mapping[str, Any], table_of: _Table) -> None:
         for point in points("follow")[:1]:
             st.session_state["mixed"] = names[int(np.ravel(point["customdata"])[0])]
 
-    n = int((section["partner"] >= 0).sum())
+    n = int((interchange.partner >= 0).sum())
     draw(made(figures.follow_dots, names, share_by, chance_by, n=n), "follow", on_click=clicked)
-    missing = "".join(f" No {name}: {section[name]}." for name in ("answers", "probes") if section[name] != "yes")
+    why_not = {"answers": interchange.answers, "probes": interchange.probes}
+    missing = "".join(f" No {name}: {why}." for name, why in why_not.items() if why != "yes")
     how_to_read(
         "Among mixed images whose two donors differ in the label: how often what is read is the label of the image "
         "that gave the anchors, and of the one that gave the patches. A number follows by its weight: 1 is the donor's "
@@ -166,41 +167,41 @@ class _Read(NamedTuple):
     suite: str
     kind: str
     columns: np.ndarray
-    """Of the arrays `read_true`, `read_unmixed` and `read_swapped`; a label each where `kind` is multilabel."""
+    """Of the arrays of `Readouts`; a label each where `kind` is multilabel."""
     names: list[str]
     """Of the classes or labels."""
     period: float
     """Of a circular value; else 0."""
 
 
-def _reads(section: Mapping[str, Any], view: View) -> list[_Read]:
+def _reads(interchange: Interchange, view: View) -> list[_Read]:
     periods = {task.name: task.period for task in view.header.tasks}
-    keys = ("readout", "task", "suite", "kind", "label", "classes")
-    grouped: dict[tuple[str, str, str, str], tuple[list[int], list[str]]] = {}
-    for number, (*of, label, classes) in enumerate(zip(*(section[f"read_{key}"] for key in keys), strict=True)):
-        columns, names = grouped.setdefault((of[0], of[1], of[2], of[3]), ([], []))
-        columns.append(number)
-        names += [label] if label else json.loads(classes) if classes else []
-    return [_Read(*of, np.array(columns), names, periods.get(of[1], 0.0)) for of, (columns, names) in grouped.items()]
+    read = interchange.read
+    columns_of: dict[tuple[str, str, str, str], list[int]] = {}
+    for column, of in enumerate(zip(read.readout, read.task, read.suite, read.kind, strict=True)):
+        columns_of.setdefault(of, []).append(column)
+    reads = []
+    for (readout, task, suite, kind), columns in columns_of.items():
+        classes = read.classes[columns[0]]
+        names = json.loads(classes) if classes else [read.label[column] for column in columns]
+        reads.append(_Read(readout, task, suite, kind, np.array(columns), names, periods.get(task, 0.0)))
+    return reads
 
 
-def _pairs(view: View, section: Mapping[str, Any], task: _Task) -> None:
+def _pairs(view: View, interchange: Interchange, task: _Task) -> None:
     st.markdown("**Pairs of images**")
-    if "read_true" not in section:
-        fill("What is read of each image was not kept when this was made.", "htc-analyze interchange", view.path)
-        return
-    reads = _reads(section, view)
+    reads = _reads(interchange, view)
     wanted = [read for read in reads if read.suite == task.suite and task.name in ("", read.task)]
     left, right = side_by_side([6, 4], "pairs", least=300, align="bottom")
     with left:
         words = {"all": "all", **{whom: f"that follow {'the ' * (whom != 'neither')}{whom}" for whom in WHOM}}
         whom = pick("Mixed images", list(words), "pairs", format_func=words.__getitem__)
-    mixed = section["partner"] >= 0
-    numbers = np.flatnonzero(mixed if whom == "all" else mixed & _any_follows(section, wanted, WHOM.index(whom)))
+    mixed = interchange.partner >= 0
+    numbers = np.flatnonzero(mixed if whom == "all" else mixed & _any_follows(interchange, wanted, WHOM.index(whom)))
     if not len(numbers):
         st.caption(f"In {plain(task.words)} there is none.")
         return
-    rows_of_sample = data.rows_of(view.key, section["images"])
+    rows_of_sample = data.rows_of(view.key, interchange.images)
     sampled = [rows_of_sample[number] for number in numbers]
     # Another image or another list begins at the image itself, or the nearest in the sample.
     state, here = st.session_state, (view.key, view.selection.image, task.words, whom)
@@ -209,11 +210,11 @@ def _pairs(view: View, section: Mapping[str, Any], task: _Task) -> None:
     with right:
         chosen = st.number_input(f"Mixed image, of {len(numbers):,}", 1, len(numbers), key="pair") - 1
     a = int(numbers[chosen])
-    b = int(section["partner"][a])
+    b = int(interchange.partner[a])
     one, other, told = side_by_side([2, 2, 4], "pair", least=150)
     for column, letter, number in ((one, "A", a), (other, "B", b)):
         with column:
-            _show_image(view, letter, rows_of_sample[number], section["images"][number])
+            _show_image(view, letter, rows_of_sample[number], interchange.images[number])
     with told:
         how_to_read(
             "Listed are mixed images, A's anchors with B's patches, of which an answer or a probe of the chosen task "
@@ -222,7 +223,7 @@ def _pairs(view: View, section: Mapping[str, Any], task: _Task) -> None:
             "where theirs differ; of numbers, whose is nearer; of lists, how many of the labels that differ."
         )
     rest = [read for read in reads if not any(read is other for other in wanted)]
-    table(_told(section, [*wanted, *rest], a, b, view), "pair_table")
+    table(_told(interchange, [*wanted, *rest], a, b, view), "pair_table")
 
 
 def _show_image(view: View, letter: str, row: int, name: str) -> None:
@@ -232,9 +233,9 @@ def _show_image(view: View, letter: str, row: int, name: str) -> None:
         st.rerun()  # of the whole page, which a button in a fragment does not cause
 
 
-def _any_follows(section: Mapping[str, Any], reads: Sequence[_Read], whom: int) -> np.ndarray:
+def _any_follows(interchange: Interchange, reads: Sequence[_Read], whom: int) -> np.ndarray:
     """(n,) whether anything of `reads` follows that one of WHOM."""
-    swapped, true, partner = section["read_swapped"], section["read_true"], section["partner"]
+    swapped, true, partner = interchange.read.swapped, interchange.read.true, interchange.partner
     followed = [
         follows(swapped[:, column], true[:, column], partner, read.kind, read.period) == whom
         for read in reads
@@ -243,12 +244,12 @@ def _any_follows(section: Mapping[str, Any], reads: Sequence[_Read], whom: int) 
     return np.any(followed, 0) if followed else np.zeros(len(partner), dtype=bool)
 
 
-def _told(section: Mapping[str, Any], reads: Sequence[_Read], a: int, b: int, view: View) -> dict[str, list[str]]:
+def _told(interchange: Interchange, reads: Sequence[_Read], a: int, b: int, view: View) -> dict[str, list[str]]:
     """What is true and was read of images number a and b, and of both mixtures; a row a task and readout."""
     units = {task.name: task.unit for task in view.header.tasks}
     heads = ("task", "read by", "anchors A, patches B", "anchors B, patches A", "A is", "B is", "from A", "from B")
     columns: dict[str, list[str]] = {head: [] for head in heads}
-    arrays = [section[f"read_{name}"] for name in ("true", "unmixed", "swapped")]
+    arrays = interchange.read.true, interchange.read.unmixed, interchange.read.swapped
     for read in reads:
         true, alone, mixed = (values[:, read.columns] for values in arrays)
         said = [

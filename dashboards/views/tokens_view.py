@@ -14,7 +14,8 @@ from htc_probe.analysis import sentences
 from htc_probe.analysis.attention import rows as att
 from htc_probe.analysis.attention.rows import mean_of_read_layers
 from htc_probe.analysis.causes.effects import times_even
-from htc_probe.analysis.stats.draws import Interval
+from htc_probe.analysis.sections import Knockouts
+from htc_probe.analysis.stats.draws import Interval, Intervals
 from htc_probe.dashboards import data, figures
 from htc_probe.dashboards.parts.chart import draw, made
 from htc_probe.dashboards.parts.controls import fill, fragment, how_to_read, pick, plain, select, side_by_side
@@ -23,7 +24,6 @@ from htc_probe.dashboards.views.view import View
 from htc_probe.extract.store import NUMERIC
 from htc_probe.probes.scores.intervals import mean_known
 
-_STORED = {Z: "loo_change", ANSWERS: "loo_answers", PROBES: "loo_probe_changes"}
 _ALL = "all layers"
 _NAMES = {"attention x value x output": "value-weighted attention"}
 
@@ -42,8 +42,7 @@ class _Effect(NamedTuple):
     values_NT: np.ndarray
     """By sampled image and token; above 0 something is lost, but for numbers, which change either way."""
     unit: str
-    ranks: _Ranks | None
-    """None where the analysis was made before it kept them."""
+    ranks: _Ranks
     read: bool = False
     """Whether it is on what text says, which hangs on the layers whose outcome text reads: all but the last."""
     layer: int | None = None
@@ -82,21 +81,17 @@ class _Map(NamedTuple):
 
 
 @fragment
-def show(view: View, section: Mapping[str, Any], contributions: Mapping[str, Any] | None, here: int | None) -> None:
+def show(view: View, knockouts: Knockouts, contributions: Mapping[str, Any] | None, here: int | None) -> None:
     """`here`: the number in the sample of the image that is looked at."""
-    effect = _choose_effect(view, section)
+    effect = _choose_effect(view, knockouts)
     if here is not None:
         if np.isfinite(effect.values_NT[here]).all():
-            maps = _maps_of(view, section, contributions, effect, here)
+            maps = _maps_of(view, knockouts, contributions, effect, here)
             unmeasured = 0 if contributions is None or len(maps) > 2 else len(contributions["images"])
-            _maps(view, section, effect, maps, unmeasured)
+            _maps(view, knockouts, effect, maps, unmeasured)
         else:
             st.info(f"Of this image nothing is known of {plain(effect.words)}: it has no such answer.")
-    if effect.ranks is None:
-        what = "How well attention ranks these effects was not kept when this was made."
-        fill(what, "htc-analyze knockouts", view.path)
-    else:
-        _dots(section, effect, effect.ranks, here)
+    _dots(knockouts, effect, here)
     if contributions is None:
         fill("What each token hands over is not measured yet.", "htc-analyze contributions", view.path)
 
@@ -104,75 +99,78 @@ def show(view: View, section: Mapping[str, Any], contributions: Mapping[str, Any
 # ---- the effect that is looked at
 
 
-def _choose_effect(view: View, section: Mapping[str, Any]) -> _Effect:
+def _choose_effect(view: View, knockouts: Knockouts) -> _Effect:
     on, of, scale = side_by_side([4, 3, 3], "effect", least=260, align="bottom")
     scale.toggle(
         "A colour scale for each map", key="own_scale", help="To see the pattern of a flat map.", bind="query-params"
     )
+    measured = {Z: knockouts.loo.change, ANSWERS: knockouts.loo.answers, PROBES: knockouts.loo.probe_changes}
     with on:
-        chosen = pick("Effect on", [name for name, stored in _STORED.items() if stored in section], "effect")
+        chosen = pick("Effect on", [name for name, values in measured.items() if values is not None], "effect")
     with of:
-        return {Z: _on_z, ANSWERS: _on_answers, PROBES: _on_probes}[chosen](view, section)
+        if chosen == ANSWERS and knockouts.loo.answers is not None:
+            return _on_answers(knockouts, -knockouts.loo.answers)
+        if chosen == PROBES and knockouts.loo.probe_changes is not None:
+            return _on_probes(view, knockouts, knockouts.loo.probe_changes)
+        return _on_z(view, knockouts)
 
 
-def _on_z(view: View, section: Mapping[str, Any]) -> _Effect:
+def _on_z(view: View, knockouts: Knockouts) -> _Effect:
     options = [_ALL, *(f"layer {layer}" for layer in range(1, view.header.shape.layers + 1))]
-    number = options.index(select("Knocked out in", options, "window")) - 1
+    layer = options.index(select("Knocked out in", options, "window")) - 1
     unit = "of the length of z_voco"
-    if number < 0:
-        ranks = _ranks(section, "rank", section["rank_effects"].index("z"), -1)
-        return _Effect(Z, section["loo_change"][..., -1], unit, ranks)
-    return _Effect(Z, section["window_change"][:, number], unit, _ranks(section, "window_rank", number), layer=number)
+    if layer < 0:
+        ranks = _ranks(knockouts.rank, knockouts.mean.rank, knockouts.rank_effects.index("z"), -1)
+        return _Effect(Z, knockouts.loo.change[..., -1], unit, ranks)
+    ranks = _ranks(knockouts.window.rank, knockouts.mean.window_rank, layer)
+    return _Effect(Z, knockouts.window.change[:, layer], unit, ranks, layer=layer)
 
 
-def _on_answers(view: View, section: Mapping[str, Any]) -> _Effect:
-    questions, loss_NTQ = section["questions"], -section["loo_answers"]
-    number = select_one("Question", questions, "question")
+def _on_answers(knockouts: Knockouts, loss_NTQ: np.ndarray) -> _Effect:
+    number = select_one("Question", knockouts.questions, "question")
     if number is None:
-        ranks = _ranks(section, "rank", section["rank_effects"].index("answers"), -1)
+        ranks = _ranks(knockouts.rank, knockouts.mean.rank, knockouts.rank_effects.index("answers"), -1)
         return _Effect(ANSWERS, mean_known(loss_NTQ, -1), "nats lost", ranks, read=True)
-    words, ranks = f"the true answer, {questions[number]}", _ranks(section, "question_rank", number)
+    words = f"the true answer, {knockouts.questions[number]}"
+    ranks = _ranks(knockouts.question_rank, knockouts.mean.question_rank, number)
     return _Effect(words, loss_NTQ[..., number], "nats lost", ranks, read=True)
 
 
-def _on_probes(view: View, section: Mapping[str, Any]) -> _Effect:
-    names, change_NTP = section["probes"], section["loo_probe_changes"]
-    tasks = {task.name: task for task in view.header.tasks}
-    numbers = np.array([name in tasks and tasks[name].kind in NUMERIC for name in names])
-    number = select_one("Probe", names, "probe", mean=not numbers.all())
+def _on_probes(view: View, knockouts: Knockouts, change_NTP: np.ndarray) -> _Effect:
+    names, tasks = knockouts.probes, {task.name: task for task in view.header.tasks}
+    is_number_P = np.array([name in tasks and tasks[name].kind in NUMERIC for name in names])
+    number = select_one("Probe", names, "probe", mean=not is_number_P.all())
+    ranks = _ranks(knockouts.probe_rank, knockouts.mean.probe_rank, -1 if number is None else number)
     if number is None:
-        words, ranks = f"what {int((~numbers).sum())} probes of classes read", _ranks(section, "probe_rank", -1)
-        return _Effect(words, -change_NTP[..., ~numbers].mean(-1), "nats lost", ranks)
-    words, ranks = f"what the probe of {names[number]} reads", _ranks(section, "probe_rank", number)
-    if numbers[number]:
+        words = f"what {int((~is_number_P).sum())} probes of classes read"
+        return _Effect(words, -change_NTP[..., ~is_number_P].mean(-1), "nats lost", ranks)
+    words = f"what the probe of {names[number]} reads"
+    if is_number_P[number]:
         return _Effect(words, change_NTP[..., number], f"{tasks[names[number]].unit} more", ranks)
     return _Effect(words, -change_NTP[..., number], "nats lost", ranks)
 
 
-def _ranks(section: Mapping[str, Any], name: str, *place: int) -> _Ranks | None:
-    """Those of the entry `name` (N, P, ...), at a place after the first two axes."""
-    if name not in section:
-        return None
+def _ranks(rank_NP: np.ndarray | None, mean_P: Intervals | None, *place: int) -> _Ranks:
+    """Those at a place after the axes of images and predictors."""
+    assert rank_NP is not None, "ranks come with the effects that they are of"
     index: tuple[Any, ...] = (slice(None), *place)
-    return _Ranks(section[name][:, *index], ends(section, f"mean_{name}")[index])
+    return _Ranks(rank_NP[:, *index], ends(mean_P)[index])
 
 
 # ---- what is drawn
 
 
 def _maps_of(
-    view: View, section: Mapping[str, Any], contributions: Mapping[str, Any] | None, effect: _Effect, here: int
+    view: View, knockouts: Knockouts, contributions: Mapping[str, Any] | None, effect: _Effect, here: int
 ) -> list[_Map]:
     """The knock-outs of this image, its attention, and what its tokens hand over; of the latter two, how they rank the
     effects, in words.
     """
     keys = np.flatnonzero(np.isin(view.header.shape.roles, ["anchor", "patch"]))
-    ranks: list[tuple[str, ...]] = [(), ()]
-    if effect.ranks is not None:
-        ranks = [
-            (f"rank correlation with the effect {rank:.2f}", f"{sentences.words(Interval(*mean))} over the sample")
-            for rank, mean in zip(effect.ranks.rank_NP[here], effect.ranks.mean_P3, strict=True)
-        ]
+    ranks = [
+        (f"rank correlation with the effect {rank:.2f}", f"{sentences.words(Interval(*mean))} over the sample")
+        for rank, mean in zip(effect.ranks.rank_NP[here], effect.ranks.mean_P3, strict=True)
+    ]
     closed = "closed in all layers" if effect.layer is None else f"closed in layer {effect.layer + 1} only"
     exact = (f"{closed} · 1 image", f"effect on {effect.words}", "exact, one token at a time")
     row_LS = data.image_record(view.key, view.selection.image).attention.mean(1)
@@ -181,7 +179,7 @@ def _maps_of(
         _Map("effect", "Knock-out", effect.values_NT[here], effect.unit, exact),
         _Map("attention", "Attention", effect.of_layers(row_LS)[keys], "of all attention", (layers, *ranks[0])),
     ]
-    image = section["images"][here]
+    image = knockouts.images[here]
     if contributions is not None and image in contributions["images"]:
         norm_LS, unit = contributions["norm"][contributions["images"].index(image)], "length of what is handed over"
         norm_T = effect.of_layers(norm_LS)[keys]
@@ -189,11 +187,11 @@ def _maps_of(
     return maps
 
 
-def _maps(view: View, section: Mapping[str, Any], effect: _Effect, maps: Sequence[_Map], unmeasured: int) -> None:
+def _maps(view: View, knockouts: Knockouts, effect: _Effect, maps: Sequence[_Map], unmeasured: int) -> None:
     """`unmeasured`: how many other images have the last of the maps, where this one has not."""
     largest = {shown.key: float(np.abs(shown.even_T).max()) for shown in maps}
     own_scale = st.session_state.get("own_scale", False)
-    roles, places = section["token_role"], (section["token_row"], section["token_col"])
+    roles, places = knockouts.token.role, (knockouts.token.row.tolist(), knockouts.token.col.tolist())
     anchors = att.role_mask(roles, "anchor")
     thumbnail = data.image_record(view.key, view.selection.image).thumbnail
     columns = side_by_side(3, "maps")
@@ -232,8 +230,9 @@ def _maps(view: View, section: Mapping[str, Any], effect: _Effect, maps: Sequenc
     )
 
 
-def _dots(section: Mapping[str, Any], effect: _Effect, ranks: _Ranks, here: int | None) -> None:
-    names = [_NAMES.get(name, name) for name in section["rank_predictors"][: len(ranks.mean_P3)]]
+def _dots(knockouts: Knockouts, effect: _Effect, here: int | None) -> None:
+    ranks = effect.ranks
+    names = [_NAMES.get(name, name) for name in knockouts.rank_predictors[: len(ranks.mean_P3)]]
     own = None if here is None else ranks.rank_NP[here]
     known = int(np.isfinite(ranks.rank_NP).sum(0).max())
     where = effect.words if effect.layer is None else f"{effect.words}, knocked out in layer {effect.layer + 1} only"

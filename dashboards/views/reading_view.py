@@ -6,12 +6,12 @@ Lays out; reads through data, draws by figures. Parts that this run cannot have 
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import streamlit as st
 
 from htc_probe.dashboards import data, figures
 from htc_probe.dashboards.parts.chart import draw, made
 from htc_probe.dashboards.parts.controls import fill, fragment, how_to_read, pick, plain, side_by_side
-from htc_probe.dashboards.parts.effects import ends
 from htc_probe.dashboards.views.view import View
 
 _DIRECTIONS, _READ_OUT = "directions", "what they read on images"
@@ -61,7 +61,7 @@ def _words(view: View, section: Mapping[str, Any]) -> None:
         if "lens_words" not in section:
             st.caption("The model has no tokenizer beside it, so words are shown by their numbers.")
     with right:
-        surprise, entropy, same = (ends(section, f"lens_{name}") for name in ("surprise", "entropy", "same_word"))
+        surprise, entropy, same = (_ends(section, f"lens_{name}") for name in ("surprise", "entropy", "same_word"))
         draw(made(figures.lens_agreement, surprise, entropy, same, layers, n=n), "lens_agreement")
         how_to_read(
             "Left: how many bits a layer's words lack to be the last layer's, and how undecided they are. Right: how "
@@ -78,7 +78,7 @@ def _accuracy(section: Mapping[str, Any], layers: list[int], n: int) -> None:
         )
         return
     tasks, floor_T = section["lens_tasks"], section["lens_floor"]
-    draw(made(figures.lens_accuracy, ends(section, "lens_accuracy"), floor_T, tasks, layers, n=n), "lens_accuracy")
+    draw(made(figures.lens_accuracy, _ends(section, "lens_accuracy"), floor_T, tasks, layers, n=n), "lens_accuracy")
     how_to_read(
         "Of the words of a task's classes, the likeliest is taken as the answer; nothing is trained. Above its dotted "
         "line, the class is in the token along its own word's direction. A probe may still find it where this does "
@@ -94,13 +94,13 @@ def _alike(section: Mapping[str, Any]) -> None:
     names, n = section["likeness_of"], int(section["images"])
     left, right = side_by_side(2, "reading_alike", least=380)
     with left:
-        draw(made(figures.likeness, ends(section, "cka"), names, n=n), "likeness")
+        draw(made(figures.likeness, _ends(section, "cka"), names, n=n), "likeness")
         how_to_read(
             "Whether two representations find the same images alike (centered kernel alignment). 1: the same up to a "
             "rotation; 0: as independent ones. z_voco is given by layer; v_pooled is the mean of the patches."
         )
     with right:
-        two_nn, participation = ends(section, "dimension_two_nn"), ends(section, "dimension_participation")
+        two_nn, participation = _ends(section, "dimension_two_nn"), _ends(section, "dimension_participation")
         draw(made(figures.dimensions, two_nn, participation, names, n=n), "dimensions")
         how_to_read(
             "TwoNN: how many ways images differ from their nearest ones. Participation ratio: over how many flat "
@@ -167,15 +167,20 @@ def _answers(view: View, section: Mapping[str, Any] | None) -> None:
     left, right = side_by_side(2, "reading_answers", least=420)
     with left:
         title = "Added to the answer by way of the text"
-        draw(made(figures.answer_parts, ends(section, "answers_by_role"), title=title, **given), "answer_parts")
+        draw(made(figures.answer_parts, _ends(section, "answers_by_role"), title=title, **given), "answer_parts")
         how_to_read(
             "What &lt;voco&gt; takes from anchors, patches and itself, followed to where the question's text attends "
             "to it. Only the direct path: what MLPs and later text make of it is left out."
         )
     with right:
         title = "Added to the answer at its own place"
-        draw(made(figures.answer_parts, ends(section, "lens_by_role"), title=title, **given), "answer_parts_lens")
+        draw(made(figures.answer_parts, _ends(section, "lens_by_role"), title=title, **given), "answer_parts_lens")
         how_to_read(
             "The same parts read by the logit lens at &lt;voco&gt; itself, where no answer is given: whether what is "
             "taken already points at the answer's word."
         )
+
+
+def _ends(section: Mapping[str, Any], name: str) -> np.ndarray:
+    """(..., 3) estimate, lower and upper end."""
+    return np.stack([section[name + end] for end in ("", "_lower", "_upper")], -1)

@@ -93,18 +93,6 @@ def test_max_t_of_images_that_are_all_equal() -> None:
     assert stats.max_t(same, 1.05).p.tolist() == [1, 1 / 1001]
 
 
-def test_the_mean_over_pairs_varies_as_much_as_the_interval_says() -> None:
-    """Mean product of two of n values, with mean 1: its truth is 1."""
-    held = []
-    for seed in range(200):
-        x = np.random.default_rng(seed).normal(1, 1, 60)
-        first = x * (x.sum() - x) / 59
-        found = stats.interval_of_mean(stats.of_pairs(first, first.mean()), np.arange(60), seed)
-        assert found.estimate == pytest.approx(first.mean())
-        held.append(found.lower < 1 < found.upper)
-    assert 0.9 < np.mean(held) < 0.99
-
-
 def test_the_jackknife_of_a_mean_is_students_interval_over_blocks() -> None:
     values = np.random.default_rng(0).normal(size=20)
     without = np.array([np.delete(values, at).mean() for at in range(20)])

@@ -71,7 +71,7 @@ def entropy(shares_K: np.ndarray) -> float:
     return float(-(used * np.log2(used)).sum())
 
 
-def associations(found: Held, inside_N: np.ndarray, counted_N: np.ndarray, size: int, tests: int) -> Associations:
+def associations(codes: Held, inside_N: np.ndarray, counted_N: np.ndarray, size: int, tests: int) -> Associations:
     """Which codes images of a class hold more often than others.
 
     inside_N, counted_N: (N,) bool, the images of the class, and those that are compared. These must not depend on each
@@ -82,7 +82,7 @@ def associations(found: Held, inside_N: np.ndarray, counted_N: np.ndarray, size:
     n_in, n_out = int(inside_N.sum()), int((counted_N & ~inside_N).sum())
 
     def images(rows_N: np.ndarray) -> np.ndarray:
-        return np.bincount(found.codes[rows_N][found.first[rows_N]], minlength=size)
+        return np.bincount(codes.codes[rows_N][codes.first[rows_N]], minlength=size)
 
     inside, outside = images(inside_N), images(counted_N & ~inside_N)
     code = np.flatnonzero(inside)
@@ -92,11 +92,10 @@ def associations(found: Held, inside_N: np.ndarray, counted_N: np.ndarray, size:
     # Katz et al. 1978, with Walter's halves; at the level of one of many.
     spread = np.sqrt(1 / (x + 0.5) - 1 / (n_in + 0.5) + 1 / (y + 0.5) - 1 / (n_out + 0.5))
     reach = stats.norm.isf(_LEVEL / 2 / tests) * spread
-    at = np.argsort(reach - log, kind="stable")
-    log, reach = log[at], reach[at]
-    return Associations(
-        code[at], x[at], y[at], np.exp(log), np.exp(log - reach), np.exp(log + reach), p[at], n_in, n_out, tests
-    )
+    order = np.argsort(reach - log, kind="stable")
+    log, reach, code, x, y, p = (values[order] for values in (log, reach, code, x, y, p))
+    ends = np.exp(log), np.exp(log - reach), np.exp(log + reach)
+    return Associations(code, x, y, *ends, p, n_in, n_out, tests)
 
 
 def one_of_each(groups: Sequence[str], known_N: np.ndarray) -> np.ndarray:
@@ -126,13 +125,13 @@ def answers(labels: np.ndarray, kind: Kind, classes: Sequence[str], unit: str) -
     return [f"{name} {unit}".strip() for name in (f"below {edges[0]}", *between, f"{edges[-1]} or more")]
 
 
-def answering(labels: np.ndarray, kind: Kind, at: int) -> np.ndarray:
-    """(N,) bool: the images whose label is the one numbered `at` of `answers`."""
+def answering(labels: np.ndarray, kind: Kind, answer: int) -> np.ndarray:
+    """(N,) bool: the images whose label is the one numbered `answer` of `answers`."""
     if kind == "multilabel":
-        return labels[:, at] == 1
+        return labels[:, answer] == 1
     if kind in NUMERIC:
-        return np.isfinite(labels) & (np.searchsorted(_edges(labels), labels, side="right") == at)
-    return labels == at
+        return np.isfinite(labels) & (np.searchsorted(_edges(labels), labels, side="right") == answer)
+    return labels == answer
 
 
 def _edges(numbers_N: np.ndarray) -> np.ndarray:
@@ -143,6 +142,6 @@ def _edges(numbers_N: np.ndarray) -> np.ndarray:
     return edges[edges > numbers.min()]  # else nothing is below
 
 
-def chosen(found: Associations, wanted: np.ndarray) -> Associations:
+def chosen(codes: Associations, wanted: np.ndarray) -> Associations:
     """Those of the codes that are `wanted` (codes,) bool."""
-    return found._replace(**{name: getattr(found, name)[wanted] for name in Associations._fields[:7]})
+    return codes._replace(**{name: getattr(codes, name)[wanted] for name in Associations._fields[:7]})

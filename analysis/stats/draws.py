@@ -22,7 +22,7 @@ from htc_probe.probes.scores.intervals import (
     resample_groups,
 )
 
-BLOCKS = 20  # of the jackknife
+_BLOCKS = 20  # of the jackknife
 _ALIKE = 8  # groups that change places
 
 
@@ -125,15 +125,6 @@ def max_t(means: Draws, null: float) -> MaxT:
     )
 
 
-def of_pairs(first_N: np.ndarray, mean: float) -> np.ndarray:
-    """(N, ...) values whose mean is that of all pairs of images and whose spread over images is right for it.
-
-    `first_N`: of each image, the mean over its pairs with all others. An image takes part in a pair twice, so the mean
-    over pairs varies twice as much as the mean of these (Hoeffding 1948).
-    """
-    return 2 * first_N - mean
-
-
 def jackknife(estimate: np.ndarray, without_BQ: np.ndarray) -> Intervals:
     """Intervals of Q estimates from those without each of B blocks of groups (B, Q): Student's t, B - 1 degrees.
 
@@ -145,7 +136,7 @@ def jackknife(estimate: np.ndarray, without_BQ: np.ndarray) -> Intervals:
     return Intervals(np.asarray(estimate), np.asarray(estimate - reach), np.asarray(estimate + reach))
 
 
-def blocks(groups_N: Groups, seed: int, most: int = BLOCKS) -> np.ndarray:
+def blocks(groups_N: Groups, seed: int, most: int = _BLOCKS) -> np.ndarray:
     """(N,) block or fold of every image, from 0: whole groups, dealt at random, at most `most` of them."""
     _, group_N = np.unique(np.asarray(groups_N), return_inverse=True)
     n_groups = int(group_N.max()) + 1
@@ -168,8 +159,8 @@ def shuffles(groups_N: Groups, seed: int, times: int) -> Iterator[np.ndarray]:
     rng = np.random.default_rng(seed)
     for _ in range(times):
         giver = np.arange(len(sizes))
-        for some in alike:
-            giver[some] = some[rng.permutation(len(some))]
+        for swapped in alike:
+            giver[swapped] = swapped[rng.permutation(len(swapped))]
         order = np.empty(len(group), dtype=int)
         order[members] = members[starts[giver[group]] + place % sizes[giver[group]]]
         yield order
@@ -179,11 +170,11 @@ def _alike(sizes_G: np.ndarray) -> list[np.ndarray]:
     """Groups of one size, or of neighbouring sizes that together are 8 or more."""
     sets: list[np.ndarray] = []
     for size in np.unique(sizes_G):
-        same = np.flatnonzero(sizes_G == size)
-        if sets and min(len(sets[-1]), len(same)) < _ALIKE:
-            sets[-1] = np.concatenate([sets[-1], same])
+        groups = np.flatnonzero(sizes_G == size)
+        if sets and min(len(sets[-1]), len(groups)) < _ALIKE:
+            sets[-1] = np.concatenate([sets[-1], groups])
         else:
-            sets.append(same)
+            sets.append(groups)
     return sets
 
 

@@ -47,8 +47,8 @@ class Errors(NamedTuple):
     def r2(self, groups_N: draws.Groups, seed: int) -> draws.Draws:
         """(P + 1,) of every target, and last of all together."""
         left, whole = (np.concatenate([part, part.sum(1, keepdims=True)], 1) for part in self)
-        found = draws.draws_of_ratios(left, whole, groups_N, seed)
-        return draws.Draws(1 - found.estimate, 1 - found.draws, found.n_groups)
+        unexplained = draws.draws_of_ratios(left, whole, groups_N, seed)
+        return draws.Draws(1 - unexplained.estimate, 1 - unexplained.draws, unexplained.n_groups)
 
 
 def fit(features_ND: np.ndarray, targets_NPd: np.ndarray) -> Fit:
@@ -64,8 +64,8 @@ def fit(features_ND: np.ndarray, targets_NPd: np.ndarray) -> Fit:
     axes32 = axes.astype(np.float32)
     along = axes32.T @ targets
     best, strength, left_out = np.full(P, np.inf), np.full(P, np.nan), np.empty((N, P, d), np.float32)
-    for one in STRENGTHS:
-        shrink = squares / (squares + one * level)
+    for rung in STRENGTHS:
+        shrink = squares / (squares + rung * level)
         # An image's own weight in its prediction is taken out of it.
         own = np.minimum(1 / N + (axes**2) @ shrink, 1 - 1e-6)
         errors = targets - axes32 @ (shrink.astype(np.float32)[:, None] * along)
@@ -73,7 +73,7 @@ def fit(features_ND: np.ndarray, targets_NPd: np.ndarray) -> Fit:
         errors = errors.reshape(N, P, d)
         total = np.einsum("npd,npd->p", errors, errors)
         better = total < best
-        best[better], strength[better] = total[better], one
+        best[better], strength[better] = total[better], rung
         left_out[:, better] = errors[:, better]
     shrunk_rP = sizes[:, None] / (squares[:, None] + strength * level)
     solved = along.reshape(-1, P, d) * shrunk_rP[..., None].astype(np.float32)
@@ -85,15 +85,15 @@ def held_out(features_ND: np.ndarray, targets_NPd: np.ndarray, groups_N: draws.G
     """Each image predicted by a map fitted on other groups of images (5 folds); strengths are chosen within these."""
     left, whole = np.empty(targets_NPd.shape[:2]), np.empty(targets_NPd.shape[:2])
     for train, test in folds(groups_N, seed):
-        found = fit(features_ND[train], targets_NPd[train])
-        left[test] = ((found.predict(features_ND[test]) - targets_NPd[test]) ** 2).sum(2)
-        whole[test] = ((targets_NPd[test] - found.offset_Pd) ** 2).sum(2)
+        fitted = fit(features_ND[train], targets_NPd[train])
+        left[test] = ((fitted.predict(features_ND[test]) - targets_NPd[test]) ** 2).sum(2)
+        whole[test] = ((targets_NPd[test] - fitted.offset_Pd) ** 2).sum(2)
     return Errors(left, whole)
 
 
 def folds(groups_N: draws.Groups, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """(train, test) rows: every image is tested once, with no image of its group in training. Raises ValueError."""
-    at = draws.blocks(groups_N, seed, FOLDS)
-    if at.max() == 0:
+    fold_N = draws.blocks(groups_N, seed, FOLDS)
+    if fold_N.max() == 0:
         raise ValueError("all images are of one group; none can be held out")
-    return [(np.flatnonzero(at != fold), np.flatnonzero(at == fold)) for fold in range(int(at.max()) + 1)]
+    return [(np.flatnonzero(fold_N != fold), np.flatnonzero(fold_N == fold)) for fold in range(int(fold_N.max()) + 1)]

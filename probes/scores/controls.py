@@ -44,8 +44,8 @@ def _one_for_each(y: np.ndarray, known: np.ndarray, types: np.ndarray, rng: np.r
     middle = np.empty(len(sizes))
     middle[order] = np.cumsum(sizes[order]) - sizes[order] / 2
     # A turn of the whole by a random amount gives every type each label as often as rows have it.
-    at = (middle + rng.uniform(0, len(of_row))) % len(of_row)
-    drawn[known] = np.sort(y[known])[at.astype(int)][of_row]
+    place = (middle + rng.uniform(0, len(of_row))) % len(of_row)
+    drawn[known] = np.sort(y[known])[place.astype(int)][of_row]
     return drawn
 
 

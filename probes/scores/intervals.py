@@ -150,8 +150,8 @@ def percentiles(draws_RQ: np.ndarray, n_groups: float) -> tuple[np.ndarray, np.n
         lower, upper = np.quantile(draws_RQ, [tail, 1 - tail], axis=0)
         return lower, upper
     ends = np.full((2, *draws_RQ.shape[1:]), np.nan)
-    some = known.any(0)
-    ends[:, some] = np.nanquantile(np.where(known, draws_RQ, np.nan)[:, some], [tail, 1 - tail], axis=0)
+    drawn = known.any(0)
+    ends[:, drawn] = np.nanquantile(np.where(known, draws_RQ, np.nan)[:, drawn], [tail, 1 - tail], axis=0)
     return ends[0], ends[1]
 
 
@@ -187,8 +187,8 @@ def reach_of_shares(counts: np.ndarray, totals: np.ndarray) -> np.ndarray:
     not taken as certain.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
-        near = (counts + 2) / (totals + 4)
-        return stats.norm.ppf((1 + COVERAGE) / 2) * np.sqrt(near * (1 - near) / (totals + 4))
+        shares = (counts + 2) / (totals + 4)
+        return stats.norm.ppf((1 + COVERAGE) / 2) * np.sqrt(shares * (1 - shares) / (totals + 4))
 
 
 def mean(quantities: Sequence[Sampled]) -> Sampled:
@@ -220,14 +220,14 @@ def retention(score: Sampled, whole: Sampled, floor: Sampled, n_groups: float) -
     Fieller's interval: the ratios r for which score - floor - r (whole - floor) is not significant. Percentiles of the
     ratio's draws would always end somewhere, also where the denominator may be 0 and any ratio fits the data.
     """
-    part, of = score.estimate - floor.estimate, whole.estimate - floor.estimate
-    ratio = part / of if of else float("nan")
+    part, base = score.estimate - floor.estimate, whole.estimate - floor.estimate
+    ratio = part / base if base else float("nan")
     covariance = _covariance([score.draws - floor.draws, whole.draws - floor.draws], n_groups)
-    (var_part, shared), (_, var_of) = covariance * critical(n_groups) ** 2
-    square = of**2 - var_of  # of a r**2 - 2 b r + c <= 0
-    if not (of > 0 and square > 0):
+    (var_part, shared), (_, var_base) = covariance * critical(n_groups) ** 2
+    square = base**2 - var_base  # of a r**2 - 2 b r + c <= 0
+    if not (base > 0 and square > 0):
         return Retention(ratio, -np.inf, np.inf, False)
-    middle = part * of - shared
+    middle = part * base - shared
     root = np.sqrt(max(middle**2 - square * (part**2 - var_part), 0))
     return Retention(ratio, float((middle - root) / square), float((middle + root) / square), True)
 
@@ -244,10 +244,10 @@ def kept(score: Sampled, whole: Sampled, floor: Sampled, n_groups: float) -> Sam
     above = difference(whole, floor, n_groups)
     if not above.estimate > CLEAR * (above.estimate - above.lower):
         return None
-    part, of = score.estimate - floor.estimate, above.estimate
-    ratio = part / of
-    moved = (score.draws - floor.draws - part) - ratio * (whole.draws - floor.draws - of)
-    return Sampled(ratio, ratio + moved / of)
+    part, base = score.estimate - floor.estimate, above.estimate
+    ratio = part / base
+    moved = (score.draws - floor.draws - part) - ratio * (whole.draws - floor.draws - base)
+    return Sampled(ratio, ratio + moved / base)
 
 
 def equivalence(a: Sampled, b: Sampled, n_groups: float, margin: float) -> Equivalence:

@@ -144,21 +144,23 @@ def score(
         weights_GR = np.ascontiguousarray(draws_RG[start : start + step, used].T, dtype=np.float64)
         for part, measure in zip(parts, measures, strict=True):
             part.append(measure(weights_GR))
-    of, without = ({name: np.concatenate([p[name] for p in part], -1) for name in part[0]} for part in parts)
-    by_class = _by_class(kind, y, compact, of.pop(_BY_CLASS, None), without.pop(_BY_CLASS, None))
-    of, without = _related(of, without), _related(without, without)
-    return Scores(_sampled(of), _sampled(without), len(y), len(used), effective_groups(np.bincount(compact)), by_class)
+    told, base = ({name: np.concatenate([p[name] for p in part], -1) for name in part[0]} for part in parts)
+    by_class = _by_class(kind, y, compact, told.pop(_BY_CLASS, None), base.pop(_BY_CLASS, None))
+    told, base = _related(told, base), _related(base, base)
+    return Scores(_sampled(told), _sampled(base), len(y), len(used), effective_groups(np.bincount(compact)), by_class)
 
 
 def _by_class(
-    kind: Kind, y: np.ndarray, groups: np.ndarray, of_KR: np.ndarray | None, floor_KR: np.ndarray | None
+    kind: Kind, y: np.ndarray, groups: np.ndarray, draws_KR: np.ndarray | None, floor_KR: np.ndarray | None
 ) -> ByClass | None:
     """The first column is the estimate."""
-    if of_KR is None or floor_KR is None:
+    if draws_KR is None or floor_KR is None:
         return None
     rows, has = (np.arange(len(y)), y) if kind == "classes" else np.nonzero(y == 1)
-    counts_KG = sparse.csr_array((np.ones(len(rows)), (has, groups[rows])), shape=(len(of_KR), int(groups.max()) + 1))
-    sampled = tuple(Sampled(float(one[0]), one[1:]) for one in of_KR)
+    counts_KG = sparse.csr_array(
+        (np.ones(len(rows)), (has, groups[rows])), shape=(len(draws_KR), int(groups.max()) + 1)
+    )
+    sampled = tuple(Sampled(float(values[0]), values[1:]) for values in draws_KR)
     return ByClass(sampled, tuple(floor_KR[:, 0].tolist()), counts_KG.sum(1).astype(int), counts_KG)
 
 
@@ -168,22 +170,22 @@ def evaluate(
     """The metrics of `score`, every row counted once; those that need no floor where it is not given."""
     rows = labelled(kind, y)
 
-    def metrics(of: Prediction) -> Metrics:
-        measure = _measure(kind, y[rows], take(of, rows), fold[rows], np.arange(len(rows)), len(rows))
+    def metrics(predicted: Prediction) -> Metrics:
+        measure = _measure(kind, y[rows], take(predicted, rows), fold[rows], np.arange(len(rows)), len(rows))
         return measure(np.ones((len(rows), 1)))
 
-    found = metrics(prediction)
+    told = metrics(prediction)
     if floor is not None:
-        found = _related(found, metrics(floor))
-    return {name: float(value[0]) for name, value in found.items() if name != _BY_CLASS}
+        told = _related(told, metrics(floor))
+    return {name: float(value[0]) for name, value in told.items() if name != _BY_CLASS}
 
 
-def _related(of: Metrics, floor: Metrics) -> Metrics:
+def _related(told: Metrics, floor: Metrics) -> Metrics:
     """With what is measured against the floor."""
-    found = of | {"V-information": floor["cross-entropy"] - of["cross-entropy"]}
-    if "mean cosine" in of:
-        found["circular R2"] = 1 - _ratio(1 - of["mean cosine"], 1 - floor["mean cosine"])
-    return found
+    related = told | {"V-information": floor["cross-entropy"] - told["cross-entropy"]}
+    if "mean cosine" in told:
+        related["circular R2"] = 1 - _ratio(1 - told["mean cosine"], 1 - floor["mean cosine"])
+    return related
 
 
 def row_bits(kind: Kind, y: np.ndarray, prediction: Prediction) -> np.ndarray:
@@ -278,7 +280,7 @@ def _measure_multilabel(
         nothing_R = np.full(weights_GR.shape[1], np.nan)
         precision_CR = np.stack(
             [
-                mean_known(np.stack([nothing_R, *(one.average_precision(weights_GR, harmonic) for one in folds)]), 0)
+                mean_known(np.stack([nothing_R, *(fold.average_precision(weights_GR, harmonic) for fold in folds)]), 0)
                 for folds in rankings
             ]
         )
@@ -301,7 +303,7 @@ def _measure_number(
         n, total, squares, left, absolute, code = sums_SG @ weights_GR
         unexplained = _ratio(left, squares - _ratio(total**2, n))
         of_sums = {"R2": 1 - unexplained, "MAE": _ratio(absolute, n), "cross-entropy": _ratio(code, n)}
-        correlations = [_rank_correlation(weights_GR[of], a, b) for of, a, b in folds]
+        correlations = [_rank_correlation(weights_GR[rows], a, b) for rows, a, b in folds]
         return of_sums | ({"Spearman": mean_known(np.stack(correlations), 0)} if correlations else {})
 
     return measure
@@ -314,7 +316,9 @@ def _measure_circular(y: np.ndarray, prediction: VonMises, membership: sparse.cs
 
     def measure(weights_GR: np.ndarray) -> Metrics:
         n, *sums = sums_SG @ weights_GR
-        return {name: _ratio(of, n) for name, of in zip(("mean cosine", "MAE", "cross-entropy"), sums, strict=True)}
+        return {
+            name: _ratio(sum_R, n) for name, sum_R in zip(("mean cosine", "MAE", "cross-entropy"), sums, strict=True)
+        }
 
     return measure
 
@@ -350,8 +354,8 @@ class _Ranking(NamedTuple):
         inside = place >= starts[block]
 
         def counts(chosen: np.ndarray) -> sparse.csr_array:
-            at = block[chosen], of_rows[: ends[-1]][chosen]
-            return sparse.csr_array((np.ones(len(at[0])), at), shape=(len(ends), n_groups))
+            cells = block[chosen], of_rows[: ends[-1]][chosen]
+            return sparse.csr_array((np.ones(len(cells[0])), cells), shape=(len(ends), n_groups))
 
         return cls(counts(~inside), counts(inside), counts(inside & hit[: ends[-1]]))
 
@@ -408,14 +412,14 @@ def _rank_correlation(weights_nR: np.ndarray, a: _Ties, b: _Ties) -> np.ndarray:
 
 def _sampled(metrics: Metrics) -> dict[str, Sampled]:
     """The first entry is the estimate."""
-    found = {}
+    sampled = {}
     for name, values in metrics.items():
         estimate, draws = values[0], values[1:]
         known = draws[np.isfinite(draws)]
         if name in _BIASED and len(known):
             draws = draws + (estimate - known.mean())
-        found[name] = Sampled(float(estimate), draws)
-    return found
+        sampled[name] = Sampled(float(estimate), draws)
+    return sampled
 
 
 def labelled(kind: Kind, y: np.ndarray) -> np.ndarray:

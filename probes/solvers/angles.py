@@ -31,8 +31,8 @@ class AngleProbe(NamedTuple):
 
     def predict(self, x_mr: Tensor) -> VonMises:
         """For rows in the coordinates of the basis."""
-        said = circular.values_of(ridge.predict(self.fit, x_mr), self.period)
-        return VonMises(said, np.full(len(said), self.concentration), self.period)
+        angles = circular.values_of(ridge.predict(self.fit, x_mr), self.period)
+        return VonMises(angles, np.full(len(angles), self.concentration), self.period)
 
 
 def fit(basis: Basis, y_n: np.ndarray, period: float, blocks_n: np.ndarray) -> AngleProbe:

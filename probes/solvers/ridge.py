@@ -148,7 +148,7 @@ def brackets(basis: Basis, targets: Sequence[Target], grid: Sequence[float]) -> 
     """
     columns = [label_columns(target) for target in targets]
     y_nC = np.concatenate(columns, 1)
-    of_C = np.repeat(np.arange(len(targets)), [one.shape[1] for one in columns])
+    of_C = np.repeat(np.arange(len(targets)), [part.shape[1] for part in columns])
     known_nC = ~np.isnan(y_nC)
     count_C = known_nC.sum(0)
     mean_C = np.nansum(y_nC, 0) / np.maximum(count_C, 1)
@@ -161,17 +161,17 @@ def brackets(basis: Basis, targets: Sequence[Target], grid: Sequence[float]) -> 
     held_out_SnC = leave_out(basis, filled_nC, COARSE, np.arange(len(filled_nC)))
     held_out_SnC = mean_C + (held_out_SnC - mean_C) * (len(filled_nC) / count_C)
     variances = [residual_variance(predicted, y_nC) for predicted in (held_out_SnC, held_out_SnC.clip(-0.5, 1.5))]
-    found: list[tuple[float, ...]] = []
+    brackets: list[tuple[float, ...]] = []
     for number in range(len(targets)):
-        mine_C = of_C == number
-        if not mine_C.any():
-            found.append(())
+        own_C = of_C == number
+        if not own_C.any():
+            brackets.append(())
             continue
-        curvature = float((mean_C * (1 - mean_C))[mine_C].mean())
-        best = {int(variance_SC[:, mine_C].sum(1).argmin()) for variance_SC in variances}
-        near = {one for at in best for one in around(curvature * COARSE[at], grid)}
-        found.append(tuple(one for one in grid if one in near))
-    return found
+        curvature = float((mean_C * (1 - mean_C))[own_C].mean())
+        best = {int(variance_SC[:, own_C].sum(1).argmin()) for variance_SC in variances}
+        near = {strength for rung in best for strength in around(curvature * COARSE[rung], grid)}
+        brackets.append(tuple(strength for strength in grid if strength in near))
+    return brackets
 
 
 def around(strength: float, grid: Sequence[float]) -> tuple[float, ...]:

@@ -118,7 +118,7 @@ def tiles(features: Features, rows: int) -> Iterator[tuple[int, np.ndarray]]:
         reader.join()
 
 
-AnyFit = TypeVar("AnyFit", Fit, ridge.Fit)
+_AnyFit = TypeVar("_AnyFit", Fit, ridge.Fit)
 
 
 class Survey(NamedTuple):
@@ -151,7 +151,7 @@ class Survey(NamedTuple):
         for _, tile in tiles(features, self.plan.tile):
             yield self.standardise(torch.from_numpy(tile))
 
-    def flat(self, fit: AnyFit) -> AnyFit:
+    def flat(self, fit: _AnyFit) -> _AnyFit:
         """The probe for rows of `standardised`, which spares rotating them."""
         return fit._replace(weights=self.rotation.to(fit.weights) @ fit.weights)
 
@@ -300,10 +300,10 @@ def survey(
     columns = _Columns.of(np.zeros((n, 0)) if numbers_nT is None else numbers_nT, labels, folds_n)
     names = np.unique(folds_n[folds_n >= 0])
     total_columns = len(columns.mean)
-    made = plan(features, total_columns, len(names), budget)
-    reading = _Reading(features, columns, names, made, device, seed)
+    budgeted = plan(features, total_columns, len(names), budget)
+    reading = _Reading(features, columns, names, budgeted, device, seed)
 
-    at_once = made.grams // len(names)
+    at_once = budgeted.grams // len(names)
     variance_ST = np.full((len(strengths), total_columns), np.nan)
     best_T = np.full(total_columns, np.nan)
     weights_DT = torch.zeros(width, total_columns, dtype=torch.float64, device=device)
@@ -314,8 +314,8 @@ def survey(
         for cohort in cohorts:
             by_fold = sums.pop(0)
             total = _Sums.zero(width, len(cohort), device)
-            for one in by_fold:
-                total.add(one)
+            for of_fold in by_fold:
+                total.add(of_fold)
             if begin == 0 and cohort is cohorts[0]:
                 scaler, factor_D = reading.scaler(total)
                 axes_Dr, eigenvalues_r = _principal_axes(total, factor_D)
@@ -326,8 +326,8 @@ def survey(
             best_T[cohort] = ridge.choose(variance_ST[:, cohort], strengths).strengths
             xx, xy, _ = total.centred(total.x / total.rows, total.y / total.rows, factor_D)
             for strength in np.unique(best_T[cohort]):
-                of_it = cohort[best_T[cohort] == strength]
-                weights_DT[:, of_it] = ridge.solve(xx, xy[:, best_T[cohort] == strength], strength * total.rows)
+                chosen = best_T[cohort] == strength
+                weights_DT[:, cohort[chosen]] = ridge.solve(xx, xy[:, chosen], strength * total.rows)
             # x is measured from the mean of all training rows, which these may be only some of.
             assert reading.shift is not None
             offset_D = (total.x / total.rows + reading.shift - torch.from_numpy(scaler.mean).to(device)) * factor_D
@@ -338,7 +338,7 @@ def survey(
     fit = ridge.Fit(axes_Dr.T @ weights_DT[:, of_numbers], intercept_T[of_numbers])
     choice = ridge.choose(variance_ST[:, of_numbers], strengths)
     surveyed = Survey(
-        made,
+        budgeted,
         int((folds_n >= 0).sum()),
         scaler,
         rotation_Dr,
@@ -369,13 +369,13 @@ class _Reading:
     """Passes over the features that add up sums; the first also looks for extremes and keeps the sample."""
 
     def __init__(
-        self, features: Features, columns: _Columns, names: np.ndarray, made: Plan, device: torch.device, seed: int
+        self, features: Features, columns: _Columns, names: np.ndarray, budgeted: Plan, device: torch.device, seed: int
     ) -> None:
-        self._features, self._columns, self._names, self._made = features, columns, names, made
+        self._features, self._columns, self._names, self._plan = features, columns, names, budgeted
         self._device = device
         training = np.flatnonzero(columns.folds >= 0)
         rng = np.random.default_rng(seed)
-        self.drawn = np.sort(rng.choice(training, min(made.sample, len(training)), replace=False))
+        self.drawn = np.sort(rng.choice(training, min(budgeted.sample, len(training)), replace=False))
         self.kept: list[np.ndarray] = []
         """The sample's rows as they are stored."""
         self.shift: Tensor | None = None
@@ -386,7 +386,7 @@ class _Reading:
         width = self._features.shape[1]
         sums = [[_Sums.zero(width, len(cohort), self._device) for _ in self._names] for cohort in cohorts]
         folds_n, is_first = self._columns.folds, self.shift is None
-        for first, tile in tiles(self._features, self._made.tile):
+        for first, tile in tiles(self._features, self._plan.tile):
             stop = first + len(tile)
             folds_b = folds_n[first:stop]
             if not (folds_b >= 0).any():
@@ -400,12 +400,12 @@ class _Reading:
             for cohort, by_fold in zip(cohorts, sums, strict=True):
                 y_bt = y_bT[:, cohort]
                 known_b = ~np.isnan(y_bt[:, :1]).any(1)
-                for name, one in zip(self._names, by_fold, strict=True):
+                for name, of_fold in zip(self._names, by_fold, strict=True):
                     rows = np.flatnonzero((folds_b == name) & known_b)
-                    one.add_rows(x_bD[rows], torch.from_numpy(y_bt[rows]).to(self._device))
+                    of_fold.add_rows(x_bD[rows], torch.from_numpy(y_bt[rows]).to(self._device))
         for by_fold in sums:
-            for one in by_fold:
-                one.xx.triu_().add_(one.xx.triu(1).T)
+            for of_fold in by_fold:
+                of_fold.xx.triu_().add_(of_fold.xx.triu(1).T)
         return sums
 
     def _look(self, first: int, tile: np.ndarray, x_bD: Tensor, folds_b: np.ndarray) -> None:

@@ -146,9 +146,9 @@ def _check(config: AnalyzeConfig) -> None:
 
 
 def _probes(config: AnalyzeConfig, run: Path) -> tuple[Path | None, dict[Key, Probe] | None]:
-    from htc_probe.probes.files import weights
+    from htc_probe.probes.files import results, weights
 
-    path = run.with_name(run.stem + ".probes.safetensors") if config.probes is None else config.probes
+    path = results.weights_path(results.default_path(run)) if config.probes is None else config.probes
     if config.probes is None and not path.is_file():
         return None, None
     return path, weights.load(path)
@@ -161,11 +161,11 @@ def _scores(weights: Path | None, run: Run) -> Results | None:
     if weights is None or not weights.with_suffix(".json").is_file():
         return None
     try:
-        found = results.read(weights.with_suffix(".json"))
+        scores = results.read(weights.with_suffix(".json"))
     except UserError as error:
         print(f"probes        scores left out: {error}")
         return None
-    return found if found.run.get("created") == run.created else None
+    return scores if scores.run.get("created") == run.created else None
 
 
 def _jobs(config: AnalyzeConfig, against: Run | None, probes: Path | None) -> list[Job]:
@@ -193,13 +193,13 @@ def _missing(jobs: Sequence[Job], out: Path, run: dict[str, Any]) -> list[Job]:
 
     if not out.exists():
         return list(jobs)
-    missing, there = [], results.read(out)
-    others = [name for name, made in there.made.items() if not results.same_run(made.run, run)]
-    if others:
-        print(f"{out} is of another run of this name ({', '.join(others)}): they go")
+    missing, analysis = [], results.read(out)
+    foreign = [name for name, made in analysis.made.items() if not results.same_run(made.run, run)]
+    if foreign:
+        print(f"{out} is of another run of this name ({', '.join(foreign)}): they go")
     for job in jobs:
-        made, version = there.made.get(job.name), results.version_of(job.name)
-        if made is None or job.name in others:
+        made, version = analysis.made.get(job.name), results.version_of(job.name)
+        if made is None or job.name in foreign:
             missing.append(job)
         elif made.version != version:
             words = f"is there in version {made.version}, and this is version {version}"

@@ -144,10 +144,10 @@ def serve(config: DashboardConfig) -> int:
         port = free_port(config.host, config.port)
         if port != config.port:
             print(f"htc-dashboard: port {config.port} is taken; the next free one is {port}", file=sys.stderr)
-        here = replace(config, port=port)
-        print(f"htc-dashboard: {address(here)}  (stop with Ctrl-C)", flush=True)
-        page = address(here) if config.browser and _has_screen() else ""
-        arguments = roots, settings(here), names(here), page
+        started = replace(config, port=port)
+        print(f"htc-dashboard: {address(started)}  (stop with Ctrl-C)", flush=True)
+        page = address(started) if config.browser and _has_screen() else ""
+        arguments = roots, settings(started), names(started), page
         server = multiprocessing.get_context("spawn").Process(target=_serve, args=arguments)
         try:
             server.start()

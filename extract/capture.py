@@ -94,7 +94,7 @@ def fitting_batch_size(model: HTCVLM, *, most: int = 256) -> int:
 
 def search_batch_size(model: HTCVLM, *, most: int) -> int:
     """The search of `fitting_batch_size`, on any device."""
-    found, pace, size = 1, 0.0, 1
+    best, pace, size = 1, 0.0, 1
     while size <= most:
         try:
             seconds = min(_seconds(model, size) for _ in range(2))  # the first may compile and tune
@@ -104,9 +104,9 @@ def search_batch_size(model: HTCVLM, *, most: int) -> int:
             break
         if size / seconds < _WORTH_DOUBLING * pace:
             break
-        found, pace, size = size, size / seconds, 2 * size
+        best, pace, size = size, size / seconds, 2 * size
     torch.cuda.empty_cache()  # what the largest size took is not needed again
-    return found
+    return best
 
 
 @torch.inference_mode()

@@ -53,10 +53,10 @@ def write_shards(
     batch_size = RunSettings.of(job.info, str(shards.folder)).batch_size
     assert batch_size is not None
     indices = [index for number in numbers for index in job.images_of(number)]
-    rest = Rest(plan.source, indices, skip=plan.settings.on_error == "skip")
+    left = Rest(plan.source, indices, skip=plan.settings.on_error == "skip")
     workers = plan.settings.workers
     if workers is None:
-        workers = default_workers(len(rest), plan.settings.device)
+        workers = default_workers(len(left), plan.settings.device)
 
     def halved(size: int) -> None:
         print(f"the GPU's memory ran out: batches of {size} images from here on", file=sys.stderr, flush=True)
@@ -64,7 +64,7 @@ def write_shards(
     # One capture for all: a shard is whole batches, and only the last one of all may end with a smaller one.
     batches = capture(
         model,
-        rest,
+        left,
         batch_size=batch_size,
         stack=job.shape.stack,
         workers=workers,

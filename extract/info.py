@@ -122,8 +122,10 @@ def square_words(config: Mapping[str, Any]) -> str:
     """How the model with this configuration, as a run keeps it, makes its images square, in words."""
     verbs = {"pad": "padded to a square", "crop": "the middle cropped to a square", "stretch": "stretched to a square"}
     side, resize = config.get("vision_config", {}).get("image_size"), config.get("image_resize")
-    of = f" of {resize}" if resize else ""
-    return f"{verbs.get(config['image_fit'], 'made square')}, {side} px{of}, {config.get('image_resample', 'bicubic')}"
+    scaled = f" of {resize}" if resize else ""
+    return (
+        f"{verbs.get(config['image_fit'], 'made square')}, {side} px{scaled}, {config.get('image_resample', 'bicubic')}"
+    )
 
 
 def _what(task: Task) -> str:
@@ -131,8 +133,8 @@ def _what(task: Task) -> str:
         return task.unit
     if task.kind == "circular":
         return f"{task.unit}, period {task.period:g}".removeprefix(", ")
-    some = ", ".join(task.classes[:4])
-    return f"{len(task.classes)} classes: {some}{', ...' if len(task.classes) > 4 else ''}"
+    names = ", ".join(task.classes[:4])
+    return f"{len(task.classes)} classes: {names}{', ...' if len(task.classes) > 4 else ''}"
 
 
 def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -157,21 +159,23 @@ def verify(run: Run) -> Iterator[Check]:
     A chunk whose checksum does not fit is found by reading it; runs of before checksums have none to fit.
     """
     contents = run.contents()
-    without = [at.name for at in contents if not at.checked and at.nbytes and at.dtype != "text"]
+    without = [
+        dataset.name for dataset in contents if not dataset.checked and dataset.nbytes and dataset.dtype != "text"
+    ]
     ids: list[str] = []
-    for at in contents:
-        if not at.shape[0] or 0 in at.shape:
+    for dataset in contents:
+        if not dataset.shape[0] or 0 in dataset.shape:
             continue
         failures: list[str] = []
-        for start, rows in _blocks(run, at, failures):
-            failures += _broken(run, at.name, start, rows)
-            if at.name == "images/id":
+        for start, rows in _blocks(run, dataset, failures):
+            failures += _broken(run, dataset.name, start, rows)
+            if dataset.name == "images/id":
                 ids += map(str, rows)
-        if at.name == "images/id" and not failures:
+        if dataset.name == "images/id" and not failures:
             failures += _repeated(ids)
-        checked = "" if at.name not in without or run.virtual else " (it has no checksums)"
-        law = _LAWS.get(at.name) or _LAWS.get(at.name.split("/")[0], "can be read")
-        yield Check(f"{at.name} {law}{checked}", failures)
+        checked = "" if dataset.name not in without or run.virtual else " (it has no checksums)"
+        law = _LAWS.get(dataset.name) or _LAWS.get(dataset.name.split("/")[0], "can be read")
+        yield Check(f"{dataset.name} {law}{checked}", failures)
 
 
 _LAWS = {
@@ -183,24 +187,24 @@ _LAWS = {
 }
 
 
-def _blocks(run: Run, at: Stored, failures: list[str]) -> Iterator[tuple[int, np.ndarray]]:
+def _blocks(run: Run, dataset: Stored, failures: list[str]) -> Iterator[tuple[int, np.ndarray]]:
     """The dataset in pieces, each with the number of its first row; what cannot be read becomes a failure."""
-    width = 64 if at.dtype == "text" else 8
-    step = max(1, _STEP // (width * math.prod(at.shape[1:])))
-    for start in range(0, at.shape[0], step):
-        stop = min(start + step, at.shape[0])
+    width = 64 if dataset.dtype == "text" else 8
+    step = max(1, _STEP // (width * math.prod(dataset.shape[1:])))
+    for start in range(0, dataset.shape[0], step):
+        stop = min(start + step, dataset.shape[0])
         try:
-            yield start, run.rows(at.name, start, stop)
+            yield start, run.rows(dataset.name, start, stop)
         except UserError as error:
-            failures.append(f"{_first_unreadable(run, at, start, stop)}{error}")
+            failures.append(f"{_first_unreadable(run, dataset, start, stop)}{error}")
 
 
-def _first_unreadable(run: Run, at: Stored, start: int, stop: int) -> str:
+def _first_unreadable(run: Run, dataset: Stored, start: int, stop: int) -> str:
     for row in range(start, stop):
         try:
-            run.rows(at.name, row, row + 1)
+            run.rows(dataset.name, row, row + 1)
         except UserError:
-            return f"from {_image(run, row)} on: " if at.dims[0] == "image" else f"from row {row} on: "
+            return f"from {_image(run, row)} on: " if dataset.dims[0] == "image" else f"from row {row} on: "
     return ""
 
 
@@ -222,14 +226,14 @@ def _broken(run: Run, name: str, start: int, rows: np.ndarray) -> Iterator[str]:
 
     from htc_probe.extract.store import UNKNOWN
 
-    def told(bad_N: np.ndarray, what: str) -> Iterator[str]:
+    def told(bad_N: np.ndarray, failure: str) -> Iterator[str]:
         for row in np.flatnonzero(bad_N)[:_SHOWN]:
-            yield f"{_image(run, start + int(row))}: {what}"
+            yield f"{_image(run, start + int(row))}: {failure}"
 
     def of_images(bad: np.ndarray) -> np.ndarray:
         return np.asarray(bad.reshape(len(bad), -1).any(1))
 
-    group, _, rest = name.partition("/")
+    group, _, task_name = name.partition("/")
     if group in ("latents", "attention"):
         wrong_N = of_images(~np.isfinite(rows))
         yield from told(wrong_N, "a value that is no finite number")
@@ -242,7 +246,7 @@ def _broken(run: Run, name: str, start: int, rows: np.ndarray) -> Iterator[str]:
         if codes is not None:
             yield from told(of_images(rows >= codes), f"a code beyond 0 to {codes - 1}")
     elif group == "labels":
-        task = run.task(rest)
+        task = run.task(task_name)
         words = {
             "classes": f"a class beyond -1 to {len(task.classes) - 1}",
             "multilabel": f"a label other than 0, 1 and {UNKNOWN} (unknown)",

@@ -67,7 +67,7 @@ def read_ahead(
         yield from (_as_error(_prepared(source, index, frame)) for index in range(len(source)))
         return
     step = -(-ahead // workers)
-    parts = [range(at, min(at + step, len(source))) for at in range(0, len(source), step)]
+    parts = [range(start, min(start + step, len(source))) for start in range(0, len(source), step)]
     # The thread receives, so that unpacking one part goes on while the model runs on another.
     with ThreadPoolExecutor(1) as thread, _readers(source, frame, parts, workers) as receive:
         waiting: deque[Future[list[_Found]]] = deque()
@@ -163,7 +163,7 @@ def _prepared(source: Source, index: int, frame: Frame) -> _Found:
         return error.path, error.reason
     resize = None if frame.resize is None else round(frame.resize * THUMBNAIL / frame.size)  # the same square, smaller
     pixels, small = (
-        thumbnail(item.image, **each._asdict()) for each in (frame, frame._replace(size=THUMBNAIL, resize=resize))
+        thumbnail(item.image, **size._asdict()) for size in (frame, frame._replace(size=THUMBNAIL, resize=resize))
     )
     return Prepared(item.id, item.path, item.group, item.labels, pixels, small)
 
@@ -187,18 +187,18 @@ def _readers(
     ends: list[Connection] = []
 
     def receive(number: int) -> list[_Found]:
-        at = number % workers
+        reader = number % workers
         try:
-            return ends[at].recv()
+            return ends[reader].recv()
         except (EOFError, OSError):
-            raise _complaint(processes[at], workers) from None
+            raise _complaint(processes[reader], workers) from None
 
     try:
         for number in range(workers):
             end, far_end = context.Pipe(duplex=False)
             with far_end:
-                given = far_end, os.getcwd(), source, frame, parts[number::workers]
-                processes.append(context.Process(target=_read, args=given, daemon=True))
+                arguments = far_end, os.getcwd(), source, frame, parts[number::workers]
+                processes.append(context.Process(target=_read, args=arguments, daemon=True))
                 ends.append(end)
                 processes[-1].start()
         yield receive

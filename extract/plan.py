@@ -124,14 +124,14 @@ def make_plan(config: ExtractConfig, device: str, device_words: str) -> Plan:
 
 def make_job(plan: Plan) -> Job:
     """What the shards of the run have in common; the batch size is settled."""
-    given, batch_size = plan.settings.shard_images, plan.settings.batch_size
+    wanted, batch_size = plan.settings.shard_images, plan.settings.batch_size
     assert batch_size is not None
     tasks = tuple(plan.source.tasks)
     store_dtype: Any = plan.settings.store_dtype
-    if given is None:
+    if wanted is None:
         images = shard_images(plan.shape, tasks, store_dtype, batch_size)
     else:
-        images = -(-given // batch_size) * batch_size
+        images = -(-wanted // batch_size) * batch_size
     return Job(plan.info, plan.shape, tasks, store_dtype, images)
 
 

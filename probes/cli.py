@@ -131,25 +131,25 @@ def probe(config: ProbeConfig) -> None:
         print(f"{path}: {len(run)} images of {run.info.dataset} {run.info.split}{learned}, {len(plan.tasks)} tasks")
         keep = out.with_suffix(".partial")
         place = results.predictions_path(out)
-        said = stack.enter_context(
+        writer = stack.enter_context(
             predictions.Writer(place, keep, suite.identity(plan), suite.asked(plan), plan.representations)
         )
         with command.progress("fitting", "folds", total=plan.cells) as bar:
-            found = suite.probe(
+            findings = suite.probe(
                 plan,
                 keep=keep,
                 config={name: _plain(value) for name, value in asdict(config).items()},
                 on_cell=bar.advance,
-                on_predictions=said.add,
+                on_predictions=writer.add,
             )
-        Console().print(table.render(found))
-        written = [*results.write(found, out), said.finish()]
+        Console().print(table.render(findings))
+        written = [*results.write(findings, out), writer.finish()]
         if config.match_dim is None:
-            written.append(weights.save(suite.refit(plan, found), results.weights_path(out)))
+            written.append(weights.save(suite.refit(plan, findings), results.weights_path(out)))
         if config.report is not None:
             from htc_probe.probes.show import report  # plotly, which nothing else here needs
 
-            written.append(report.write(found, config.report))
+            written.append(report.write(findings, config.report))
         shutil.rmtree(keep, ignore_errors=True)
     print(f"Wrote {', '.join(map(str, written))}. Look at the run with: htc-dashboard {path}")
 

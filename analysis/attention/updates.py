@@ -45,11 +45,11 @@ def analyse(
     roles, rows, cols = model.config.keys_of_voco()
     present = [role for role in ROLES if role in roles]
     of_role = np.array([[role == name for name in present] for role in roles], dtype=np.float64)  # (S, R)
-    found: dict[str, list[np.ndarray]] = {}
+    collected: dict[str, list[np.ndarray]] = {}
     sums = [np.zeros((run.shape.layers, run.shape.heads, len(roles))) for _ in range(2)]
 
     def keep(name: str, value: Tensor) -> None:
-        found.setdefault(name, []).append(value.float().cpu().numpy())
+        collected.setdefault(name, []).append(value.float().cpu().numpy())
 
     with torch.inference_mode():
         for images in batches(model, len(taken.ids)):
@@ -68,7 +68,7 @@ def analyse(
                 keep("answers", answers)
             if on_images is not None:
                 on_images(int(images[-1]) + 1)
-    arrays = {name: np.concatenate(values) for name, values in found.items()}
+    arrays = {name: np.concatenate(values) for name, values in collected.items()}
     section: dict[str, Any] = {
         "images": taken.ids,
         "groups": taken.groups,
@@ -108,9 +108,9 @@ def _logits(model: HTCVLM, shared: Shared, texts: Texts, images: np.ndarray) -> 
         if has.any():
             at = int(first[has, question][0]) - 1  # a question is of the same length in all images
             answers[:, question] = answer_directions(model, shared, ids[:, question], at, tokens[:, question])
-    found = [
+    paths = [
         torch.stack([along(model, shared, layer, direction).sum(-2) for layer, direction in enumerate(directions)], 2)
         for directions in ([lens] * len(layers), [answers[:, :, layer + 1] for layer in layers])
     ]
-    lensed, answering = (values.masked_fill(~answered[..., None, None], torch.nan) for values in found)
+    lensed, answering = (values.masked_fill(~answered[..., None, None], torch.nan) for values in paths)
     return lensed, answering

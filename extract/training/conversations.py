@@ -77,8 +77,10 @@ def scene_conversations(split: str = "train", count: int = _SCENES) -> list[Conv
     rows = []
     for i in range(count):
         answers = scenes.scene(split, i).answers
-        asked = str(np.random.default_rng(i).choice(sorted(answers)))
-        rows.append(Conversation(f"scenes {split} {i}", f"{split}/{i}", ((scenes.QUESTIONS[asked], answers[asked]),)))
+        question = str(np.random.default_rng(i).choice(sorted(answers)))
+        rows.append(
+            Conversation(f"scenes {split} {i}", f"{split}/{i}", ((scenes.QUESTIONS[question], answers[question]),))
+        )
     return rows
 
 
@@ -128,13 +130,13 @@ def _asked(question: str, *, first: bool) -> str:
 def _conversation(row: Any, name: str) -> Conversation:
     if not isinstance(row, dict):
         raise UserError(f"{name} is no object but {str(row)[:60]!r}; expected `conversations` and perhaps an `image`")
-    said, image = row.get("conversations"), row.get("image")
-    if not isinstance(said, list) or not said:
+    dialogue, image = row.get("conversations"), row.get("image")
+    if not isinstance(dialogue, list) or not dialogue:
         raise UserError(f"{name} has no list `conversations` with turns in it")
     if image is not None and not isinstance(image, str):
         raise UserError(f"{name} has the image {str(image)[:60]!r}; expected a file name, or no `image` for text alone")
     turns = []
-    for turn in said:
+    for turn in dialogue:
         if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
             raise UserError(f"{name} has the turn {str(turn)[:60]!r}; expected `from` and `value`, both text")
         if turn.get("from") not in ("human", "gpt"):

@@ -134,14 +134,16 @@ def merged(state: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
 
 def _architecture(config: FinetuneConfig, own: HTCConfig) -> HTCConfig | None:
     """That of the model to build from a LLaVA whose configuration is `own`; None where `own` stays."""
-    asked = {"topology": config.topology, "anchors": config.anchors, "anchor-place": config.anchor_place}
+    wanted = {"topology": config.topology, "anchors": config.anchors, "anchor-place": config.anchor_place}
     if own.topology != "uncompressed":
         has = {"topology": own.topology, "anchors": own.anchors if own.num_anchors else "none"}
         if own.num_anchors:
             has["anchor-place"] = own.anchor_place
-        other = [f"--{name} {value}" for name, value in has.items() if asked[name] != value]
-        if other:
-            raise UserError(f"{config.init_from} has a <voco> of another architecture, which stays: {' '.join(other)}")
+        refused = [f"--{name} {value}" for name, value in has.items() if wanted[name] != value]
+        if refused:
+            raise UserError(
+                f"{config.init_from} has a <voco> of another architecture, which stays: {' '.join(refused)}"
+            )
         if config.mgvq is not None and own.mgvq is not None:
             raise UserError(f"{config.init_from} has an MGVQ of its own; leave out mgvq {config.mgvq}")
         return None

@@ -107,14 +107,14 @@ def with_images(rows: Sequence[Conversation], folder: Path, *, skip: bool, repor
     if not missing:
         return list(rows)
     kept = [row for row in rows if row.image not in missing]
-    what = f"{len(missing)} of {len(names)} images are missing in {folder}: {', '.join(sorted(missing)[:3])}"
-    what += ", ..." if len(missing) > 3 else ""
+    words = f"{len(missing)} of {len(names)} images are missing in {folder}: {', '.join(sorted(missing)[:3])}"
+    words += ", ..." if len(missing) > 3 else ""
     if not skip:
-        raise UserError(f"{what}; give their folder with --images, or leave their rows out with --on-error skip")
+        raise UserError(f"{words}; give their folder with --images, or leave their rows out with --on-error skip")
     if report is not None:
         report.parent.mkdir(parents=True, exist_ok=True)
         report.write_text("".join(f"{name}\n" for name in sorted(missing)))
-        print(f"htc-train: {what}; {len(rows) - len(kept)} of {len(rows)} rows are left out, see {report}")
+        print(f"htc-train: {words}; {len(rows) - len(kept)} of {len(rows)} rows are left out, see {report}")
     return kept
 
 

@@ -114,9 +114,10 @@ def claim(path: Path, settings: dict[str, Any], flag: str) -> None:
     """
     if path.exists():
         begun = json.loads(path.read_text())
-        other = [f"{k} {begun.get(k)} instead of {v}" for k, v in settings.items() if begun.get(k) != v]
-        if other:
-            raise UserError(f"{path.parent} was begun with other settings ({'; '.join(other)}); give another {flag}")
+        differences = [f"{k} {begun.get(k)} instead of {v}" for k, v in settings.items() if begun.get(k) != v]
+        if differences:
+            words = "; ".join(differences)
+            raise UserError(f"{path.parent} was begun with other settings ({words}); give another {flag}")
     with replaced(path) as partial:
         partial.write_text(json.dumps(settings, indent=1))
 

@@ -145,10 +145,10 @@ def truths_of(split: str, count: int, bank: list[str]) -> Truths:
     regions = torch.zeros(count, 1 + len(scenes.COUNTS), len(bank), dtype=torch.bool)
     owners = torch.zeros(count, grid**2, dtype=torch.uint8)
     for i in track(range(count), f"captions of {count} scenes ({split})"):
-        what = scenes.scene(split, i)
-        for region, sentences in zip(regions[i], what.region_captions, strict=False):
+        scene = scenes.scene(split, i)
+        for region, sentences in zip(regions[i], scene.region_captions, strict=False):
             region[[column[s] for s in sentences]] = True
-        owners[i] = torch.from_numpy(scenes.owners(what, grid).ravel() + 1)
+        owners[i] = torch.from_numpy(scenes.owners(scene, grid).ravel() + 1)
     return Truths(regions.any(1), regions, owners)
 
 
@@ -199,14 +199,14 @@ def train_clip(
 def zero_shot(prediction: EvalPrediction, bank: list[str]) -> dict[str, float]:
     """By question, how often CLIP ranks the true sentence first among that question's sentences."""
     logits, truths = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-    found = {}
+    accuracy = {}
     for question, statement in scenes.STATEMENTS.items():
         columns = [i for i, s in enumerate(bank) if s.startswith(statement.split("{}")[0]) and _fits(s, question)]
-        asked = truths[:, columns].sum(1) == 1
-        if question != "present" and asked.any():
-            right = logits[asked][:, columns].argmax(1) == truths[asked][:, columns].argmax(1)
-            found[question] = float(right.mean())
-    return found
+        is_asked = truths[:, columns].sum(1) == 1
+        if question != "present" and is_asked.any():
+            right = logits[is_asked][:, columns].argmax(1) == truths[is_asked][:, columns].argmax(1)
+            accuracy[question] = float(right.mean())
+    return accuracy
 
 
 def _fits(sentence: str, question: str) -> bool:
@@ -358,10 +358,10 @@ def answer_accuracy(model: HTCVLM, split: str, features: Features) -> dict[str, 
         for question, words in scenes.QUESTIONS.items():
             prompt = tokenizer(words, return_tensors="pt").input_ids.expand(len(hybrid.patches), -1)
             answers = model.generate(compressed=compressed, input_ids=prompt, max_new_tokens=scene_words.MAX_ANSWER + 1)
-            found = tokenizer.batch_decode(answers, skip_special_tokens=True)
+            texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
             right[question] += [
                 answer.strip() == true[question]
-                for answer, true in zip(found, truth[rows], strict=True)
+                for answer, true in zip(texts, truth[rows], strict=True)
                 if question in true
             ]
     return {question: float(np.mean(hits)) for question, hits in right.items()}

@@ -17,11 +17,11 @@ def read_settings(path: Path, kind: type) -> dict[str, Any]:
     Raises UserError for a file that is no TOML, an unknown key and a value that is not of the field's type.
     """
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as TOML: {error}; htc-train --help shows what it can hold") from error
     types, settings = get_type_hints(kind), {}
-    for key, value in found.items():
+    for key, value in table.items():
         name = key.replace("-", "_")
         if name not in types:
             raise UserError(f"{path} has an unknown key {key!r}; known: {', '.join(f.name for f in fields(kind))}")

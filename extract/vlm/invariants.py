@@ -114,11 +114,11 @@ def text_reads_voco_only(
         "logits of the text": (model.read(compressed, text_ids), model.language_model.lm_head(reference.text)),
     }
     tolerance, largest = PATH_TOLERANCE[text.dtype], 0.0
-    for what, (captured, wanted) in expected.items():
+    for name, (captured, wanted) in expected.items():
         difference = ((captured.float() - wanted.float()).norm() / wanted.float().norm()).item()
         if not difference <= tolerance:
             raise InvariantError(
-                f"(b) the {what} must equal the masked model's ({topology}): they differ by "
+                f"(b) the {name} must equal the masked model's ({topology}): they differ by "
                 f"{difference:.3g} of their norm (tolerance {tolerance:g} in {text.dtype})"
             )
         largest = max(largest, difference)

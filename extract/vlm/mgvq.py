@@ -357,13 +357,13 @@ class _OfficialTensor(NamedTuple):
 
 def _official_name(name: str) -> str:
     block = re.match(r"(encoder|decoder)\.(?:down|up)_blocks\.(\d+)\.(\d+)\.", name)
-    start, rest, renamed = "", name, _EDGES
+    start, end, renamed = "", name, _EDGES
     if block:
         side, stage, index = block.groups()
-        start, rest, renamed = f"{side}.stages.{stage}.op_list.{index}.", name[block.end() :], _IN_STAGE
+        start, end, renamed = f"{side}.stages.{stage}.op_list.{index}.", name[block.end() :], _IN_STAGE
     for ours, theirs in renamed.items():
-        if rest.startswith(ours):
-            return start + theirs + rest.removeprefix(ours)
+        if end.startswith(ours):
+            return start + theirs + end.removeprefix(ours)
     return name  # quant_conv, post_quant_conv
 
 

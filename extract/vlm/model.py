@@ -330,16 +330,16 @@ class HTCVLM(PreTrainedModel):
     def _check_search(self, kwargs: dict[str, Any]) -> None:
         """Raises ValueError unless these arguments of transformers' `generate` make one answer an image."""
         own: Any = self.language_model.generation_config
-        given = copy.deepcopy(kwargs.get("generation_config", own))
-        given.update(**(kwargs if "generation_config" in kwargs else _GREEDY | kwargs))
-        mode = given.get_generation_mode(kwargs.get("assistant_model")).value
-        if mode not in ("greedy_search", "sample") or (given.num_return_sequences or 1) > 1:
+        settings = copy.deepcopy(kwargs.get("generation_config", own))
+        settings.update(**(kwargs if "generation_config" in kwargs else _GREEDY | kwargs))
+        mode = settings.get_generation_mode(kwargs.get("assistant_model")).value
+        if mode not in ("greedy_search", "sample") or (settings.num_return_sequences or 1) > 1:
             raise ValueError(
-                f"generate was asked for {mode.replace('_', ' ')} with {given.num_return_sequences or 1} answers an "
+                f"generate was asked for {mode.replace('_', ' ')} with {settings.num_return_sequences or 1} answers an "
                 "image; it can do greedy search and sampling with one: leave out num_beams, num_return_sequences and "
                 "the like, and call it again for more answers"
             )
-        if given.return_dict_in_generate:
+        if settings.return_dict_in_generate:
             raise ValueError("generate gives token ids alone; leave out return_dict_in_generate")
 
     def _hybrid_of(self, pixel_values: Tensor | None, vision_features: Tensor | None, q: Tensor | None) -> Hybrid:

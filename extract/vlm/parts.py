@@ -113,7 +113,7 @@ def answer_directions(model: HTCVLM, shared: Shared, ids: Tensor, at: int, token
     finally:
         hook.remove()
     end = _unembed(model, token[:, None])[:, 0] * _scale(llama.norm, streams[0][:, 0, 0])[:, None]
-    found = [torch.zeros_like(end)]
+    directions = [torch.zeros_like(end)]
     for number in range(len(llama.layers) - 1, -1, -1):
         layer = cast(Any, llama.layers[number])
         attn = layer.self_attn
@@ -123,8 +123,8 @@ def answer_directions(model: HTCVLM, shared: Shared, ids: Tensor, at: int, token
         back = back @ attn.v_proj.weight.float()
         z = shared.base.hidden[:, 0, number]
         back = back * layer.input_layernorm.weight.float() * _scale(layer.input_layernorm, z)[:, None]
-        found.append(found[-1] + back)
-    return torch.stack(found[::-1], 1)
+        directions.append(directions[-1] + back)
+    return torch.stack(directions[::-1], 1)
 
 
 def _pieces(model: HTCVLM, shared: Shared, layer: int) -> _Heads:

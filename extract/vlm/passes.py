@@ -97,9 +97,9 @@ def base_pass(model: HTCVLM, before: Keys, images: int, shifts: Sequence[Tensor]
     log g, a key has g times its weight.
     """
     llama, voco = model.language_model.model, model.voco.expand(images, 1, -1)
-    at = before.keys[0].shape[2]
-    cos, sin = _rotation(llama, voco, torch.tensor([at], device=voco.device))
-    nothing = torch.zeros(1, 1, at, dtype=torch.bool, device=voco.device)
+    position = before.keys[0].shape[2]
+    cos, sin = _rotation(llama, voco, torch.tensor([position], device=voco.device))
+    nothing = torch.zeros(1, 1, position, dtype=torch.bool, device=voco.device)
     embedded = Shared(before, Passes(voco[:, :, None], [], [], []), cos, sin)
     return embedded._replace(base=run(model, embedded, nothing, stop=0, rows=True, shifts=shifts))
 
@@ -110,20 +110,20 @@ def tokens_alone(model: HTCVLM, x: Tensor, *, first: int) -> tuple[Keys, list[Te
     """
     llama = model.language_model.model
     cos, sin = _rotation(llama, x, torch.arange(first, first + x.shape[1], device=x.device))
-    found, states = Keys([], []), []
+    cached, states = Keys([], []), []
     for number, layer in enumerate(_layers(llama)):
         attn, xn = layer.self_attn, layer.input_layernorm(x)
         states.append(x)
         value = attn.v_proj(xn)
-        found.keys.append(_rotate(_heads(attn.k_proj(xn), attn.head_dim), cos, sin))
-        found.values.append(_heads(value, attn.head_dim))
+        cached.keys.append(_rotate(_heads(attn.k_proj(xn), attn.head_dim), cos, sin))
+        cached.values.append(_heads(value, attn.head_dim))
         if number < len(llama.layers) - 1:
             groups = attn.num_key_value_groups
             if groups > 1:
-                value = found.values[-1].repeat_interleave(groups, 1).transpose(1, 2).flatten(2)
+                value = cached.values[-1].repeat_interleave(groups, 1).transpose(1, 2).flatten(2)
             x = x + attn.o_proj(value)
             x = x + layer.mlp(layer.post_attention_layernorm(x))
-    return found, states
+    return cached, states
 
 
 def run(
@@ -148,7 +148,7 @@ def run(
     # and grows by broadcasting.
     z = shared.base.hidden[:, :, start]
     hidden = [shared.base.hidden[:, :, layer] for layer in range(start + 1)]
-    found = Passes(z, shared.base.keys[:start], shared.base.values[:start], shared.base.rows[:start] if rows else [])
+    passes = Passes(z, shared.base.keys[:start], shared.base.values[:start], shared.base.rows[:start] if rows else [])
     for number, layer in enumerate(_layers(llama)[start:], start):
         attn, zn = layer.self_attn, layer.input_layernorm(z)
         q = _rotate(_heads(attn.q_proj(zn), attn.head_dim), shared.cos, shared.sin)  # (B, H, V, D)
@@ -158,14 +158,14 @@ def run(
         now = closed[:, None, None] if number < stop else None  # (B, 1, 1, V, X)
         scores = _over(q, shared.before.keys[number].transpose(2, 3))
         if now is not None:
-            other = -torch.inf if instead is None else _over(q, instead.keys[number].transpose(2, 3))
-            scores = torch.where(now, other, scores)
+            stand_in = -torch.inf if instead is None else _over(q, instead.keys[number].transpose(2, 3))
+            scores = torch.where(now, stand_in, scores)
         own = (q * key[:, :, None]).sum(-1, keepdim=True).expand(*scores.shape[:-1], 1)
         if shifts:
             scores = scores + shifts[number][:, None, None, None] / attn.scaling
         weights = (torch.cat([scores, own], -1) * attn.scaling).softmax(-1, dtype=torch.float32)
         if rows:
-            found.rows.append(weights.flatten(1, 2).transpose(1, 2))
+            passes.rows.append(weights.flatten(1, 2).transpose(1, 2))
         weights = weights.to(z.dtype)
         looked = weights[..., :-1]
         if now is None or instead is None:
@@ -177,11 +177,11 @@ def run(
         z = z + attn.o_proj(seen.flatten(1, 2).transpose(1, 2).flatten(2))
         z = z + layer.mlp(layer.post_attention_layernorm(z))
         hidden.append(z)
-        found.keys.append(key.transpose(1, 2))
-        found.values.append(value.transpose(1, 2))
+        passes.keys.append(key.transpose(1, 2))
+        passes.values.append(value.transpose(1, 2))
     hidden[-1] = llama.norm(z)
     variants = max(z.shape[1], closed.shape[1])
-    return found._replace(hidden=torch.stack([h.expand(-1, variants, -1) for h in hidden], 2))
+    return passes._replace(hidden=torch.stack([h.expand(-1, variants, -1) for h in hidden], 2))
 
 
 def log_probabilities(model: HTCVLM, passes: Passes, ids: Tensor, labels: Tensor, *, position: int) -> Tensor:

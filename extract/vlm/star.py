@@ -54,7 +54,7 @@ def direct_products(llama: LlamaModel) -> list[Direct]:
     They take d x d numbers a layer, and are those of the weights as they are now. Raises ValueError where the
     projections are more than matrices (LoRA that is not merged).
     """
-    found = []
+    products = []
     for layer in llama.layers:
         attn = cast(LlamaAttention, layer.self_attn)
         v, o = attn.v_proj, attn.o_proj
@@ -64,8 +64,8 @@ def direct_products(llama: LlamaModel) -> list[Direct]:
         def per_head(t: Tensor, attn: LlamaAttention = attn) -> Tensor:
             return t.unflatten(0, (-1, attn.head_dim)).repeat_interleave(attn.num_key_value_groups, 0).flatten(0, 1)
 
-        found.append(Direct(o.weight @ per_head(v.weight), o.bias if v.bias is None else o(per_head(v.bias))))
-    return found
+        products.append(Direct(o.weight @ per_head(v.weight), o.bias if v.bias is None else o(per_head(v.bias))))
+    return products
 
 
 def compress(

@@ -8,24 +8,31 @@ taking away, P players, K rows of a chart; a last axis of 3 is estimate, lower a
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from htc_probe.dashboards.figures.base import BELOW_ABOVE, ROLE_COLOURS, ROLE_NAMES, VEIL, png
-from htc_probe.dashboards.figures.old import Figure, layer_axis, titled
-from htc_probe.probes.show.style import NEUTRAL, SERIES, escape
+from htc_probe.dashboards.figures.base import (
+    BELOW_ABOVE,
+    ROLE_COLOURS,
+    ROLE_NAMES,
+    VEIL,
+    colour_bar,
+    heads,
+    laid,
+    layer_axis,
+    panels,
+    png,
+    whiskers,
+)
+from htc_probe.probes.show.style import NEUTRAL, SERIES, across, escape, titled
 
-OWN = "#D55E00"
-"""The image that is looked at, among the means."""
-_MODES = ("#CC79A7", "#56B4E9", "#999933")
-"""Of ways of taking away, colours that no role has here."""
+_OWN = "#D55E00"  # the image that is looked at, among the means
+_MODES = ("#CC79A7", "#56B4E9", "#999933")  # of ways of taking away, colours that no role has here
 _BELOW, _ABOVE = (125, 80, 215), (230, 97, 1)
 # As VEIL, for signs: nothing lies over the picture where the value is 0.
-_SIGNED_VEIL = [[at / 8, f"rgba{(*(_BELOW if at < 4 else _ABOVE), 0.9 * abs(at / 4 - 1))}"] for at in range(9)]
-_OWN_MARK = {"symbol": "diamond-open", "size": 10, "color": OWN, "line": {"width": 2}}
-_BARS = {"thickness": 1.5, "width": 4}
+_SIGNED_VEIL = [[step / 8, f"rgba{(*(_BELOW if step < 4 else _ABOVE), 0.9 * abs(step / 4 - 1))}"] for step in range(9)]
 
 
 def token_map(
@@ -54,54 +61,51 @@ def token_map(
     raw = (patch_RC, anchors_A) if raw is None else raw
     row_of, col_of = np.meshgrid(np.arange(1, rows + 1), np.arange(1, cols + 1), indexing="ij")
     more = f"%{{customdata[2]:.3~g}} {escape(unit)}<extra></extra>" if unit else "<extra></extra>"
-    figure = Figure(
+    traces = [
         go.Heatmap(
             z=patch_RC,
             x=np.linspace(0, width, cols + 1),
             y=np.linspace(0, height, rows + 1),
             customdata=np.stack([row_of, col_of, raw[0]], axis=-1),
             hovertemplate="patch row %{customdata[0]}, column %{customdata[1]}<br>%{z:.3g}× uniform<br>" + more,
-            colorbar={"title": {"text": "× uniform", "side": "right"}, "thickness": 12, "outlinewidth": 0},
+            colorbar=colour_bar("× uniform"),
             **scale,
         )
-    )
+    ]
+    layout: dict[str, Any] = {}
     bottom = height
     if len(anchors_A):
         top, bottom = height * 1.05, height * 1.19
         places = np.arange(1, len(anchors_A) + 1)
-        figure.add_heatmap(
-            z=anchors_A[None],
-            x=np.linspace(0, width, len(anchors_A) + 1),
-            y=[top, bottom],
-            xgap=2,
-            customdata=np.stack([places, places, raw[1]], axis=-1)[None],
-            hovertemplate="anchor %{customdata[0]}<br>%{z:.3g}× uniform<br>" + more,
-            showscale=False,
-            **scale,
+        traces.append(
+            go.Heatmap(
+                z=anchors_A[None],
+                x=np.linspace(0, width, len(anchors_A) + 1),
+                y=[top, bottom],
+                xgap=2,
+                customdata=np.stack([places, places, raw[1]], axis=-1)[None],
+                hovertemplate="anchor %{customdata[0]}<br>%{z:.3g}× uniform<br>" + more,
+                showscale=False,
+                **scale,
+            )
         )
         # Grey under it as under the patches, or one value would have two colours.
-        figure.add_shape(
-            type="rect", x0=0, x1=width, y0=top, y1=bottom, line={"width": 0}, fillcolor=NEUTRAL, layer="below"
-        )
-        figure.add_annotation(
-            text="anchors", x=0, y=bottom, xanchor="left", yanchor="top", showarrow=False, font={"size": 12}
-        )
+        edges = {"x0": 0, "x1": width, "y0": top, "y1": bottom, "line": {"width": 0}}
+        layout["shapes"] = [{"type": "rect", "fillcolor": NEUTRAL, "layer": "below", **edges}]
+        name = {"text": "anchors", "x": 0, "y": bottom, "xanchor": "left", "yanchor": "top", "showarrow": False}
+        layout["annotations"] = [name | {"font": {"size": 12}}]
         bottom = height * 1.28
-    figure.add_layout_image(
-        source=png(image, grey=True),
-        xref="x",
-        yref="y",
-        x=0,
-        y=0,
-        sizex=width,
-        sizey=height,
-        sizing="stretch",
-        layer="below",
+    return titled(
+        traces,
+        escape(title),
+        "<br>".join(map(escape, lines)),
+        480,
+        images=[laid(png(image, grey=True), 0, 0, width, height)],
+        xaxis={"visible": False, "range": [0, width], "constrain": "domain"},
+        yaxis={"visible": False, "range": [bottom, 0], "scaleanchor": "x", "constrain": "domain"},
+        margin={"l": 10, "r": 10, "b": 10, "t": 120},
+        **layout,
     )
-    figure.update_xaxes(visible=False, range=[0, width], constrain="domain")
-    figure.update_yaxes(visible=False, range=[bottom, 0], scaleanchor="x", constrain="domain")
-    titled(figure, escape(title), "<br>".join(map(escape, lines)), height=480)
-    return figure.update_layout(margin={"l": 10, "r": 10, "b": 10, "t": 120})
 
 
 def rank_dots(
@@ -113,32 +117,26 @@ def rank_dots(
     looked at. effect: on what, in words.
     """
     names = [escape(name) for name in predictors]
-    figure = Figure()
-    figure.add_scatter(
+    means = go.Scatter(
         x=rank_K3[:, 0],
         y=names,
         mode="markers",
         name=f"mean of {n:,} images, 95 % interval",
         marker={"color": SERIES[0], "size": 10},
-        error_x=_error(rank_K3) | {"color": SERIES[0]},
+        error_x=_error(rank_K3, SERIES[0]),
         customdata=rank_K3[:, 1:],
         hovertemplate="%{y}: %{x:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra></extra>",
     )
-    if own_K is not None:
-        figure.add_scatter(
-            x=own_K,
-            y=names,
-            mode="markers",
-            name="this image",
-            marker=_OWN_MARK,
-            hovertemplate="this image, %{y}: %{x:.3f}<extra></extra>",
-        )
-    figure.add_vline(x=0, line={"color": NEUTRAL, "width": 1, "dash": "dash"})
-    figure.update_layout(showlegend=True)
-    figure.update_xaxes(title="rank correlation with the effect", range=[-1.05, 1.05], zeroline=False)
-    figure.update_yaxes(autorange="reversed", automargin=True, showgrid=False)
-    subtitle = f"over the tokens of an image, with the size of the effect on {escape(effect)} · {n:,} images"
-    return titled(figure, "What tells the effect of a knock-out", subtitle, height=210 + 44 * len(names))
+    return titled(
+        [means, *_own(own_K, names, "%{y}: %{x:.3f}")],
+        "What tells the effect of a knock-out",
+        f"over the tokens of an image, with the size of the effect on {escape(effect)} · {n:,} images",
+        210 + 44 * len(names),
+        shapes=[across(x=0, line={"color": NEUTRAL, "width": 1, "dash": "dash"})],
+        showlegend=True,
+        xaxis={"title": "rank correlation with the effect", "range": [-1.05, 1.05], "zeroline": False},
+        yaxis=_DOWN,
+    )
 
 
 def group_bars(
@@ -157,49 +155,45 @@ def group_bars(
     is looked at. unit: of the effect. what: the effect in words. n: images.
     """
     names = ["<br>".join(escape(name).rsplit(" ", 1)) for name in groups]
-    widths = [max(1, len(names) - 1), 1.0]
-    figure = make_subplots(1, 2, figure=Figure(), column_widths=widths, horizontal_spacing=0.1)
-    for panel, (first, last) in enumerate(((0, len(names) - 1), (len(names) - 1, len(names))), 1):
-        for at, (mode, colour) in enumerate(zip(modes, _MODES, strict=False)):
-            values = effect_MG3[at, first:last]
+    traces = []
+    for panel, some in (("", slice(len(names) - 1)), ("2", slice(len(names) - 1, None))):
+        axes = {"xaxis": f"x{panel}", "yaxis": f"y{panel}"}
+        for number, (mode, colour) in enumerate(zip(modes, _MODES, strict=False)):
+            values = effect_MG3[number, some]
             if not np.isfinite(values[:, 0]).any():
                 continue
-            figure.add_bar(
-                x=names[first:last],
+            bars = go.Bar(
+                x=names[some],
                 y=values[:, 0],
                 name=escape(mode),
                 legendgroup=mode,
-                showlegend=panel == 1,
+                showlegend=not panel,
                 marker={"color": colour},
-                error_y=_error(values) | {"color": NEUTRAL},
+                error_y=_error(values),
                 offsetgroup=mode,
                 customdata=values[:, 1:],
-                row=1,
-                col=panel,
-                hovertemplate=f"%{{x}}, {escape(mode)}: %{{y:.4~g}} "
-                "[%{customdata[0]:.4~g}, %{customdata[1]:.4~g}]<extra></extra>",
+                hovertemplate=f"%{{x}}, {escape(mode)}: {_Y_WITH_ENDS}",
+                **axes,
             )
-            if own_MG is not None:
-                figure.add_scatter(
-                    x=names[first:last],
-                    y=own_MG[at, first:last],
-                    mode="markers",
-                    name="this image",
-                    legendgroup="own",
-                    showlegend=panel == 1 and at == 0,
-                    legendrank=2000,
-                    offsetgroup=mode,
-                    marker=_OWN_MARK,
-                    row=1,
-                    col=panel,
-                    hovertemplate=f"this image, %{{x}}, {escape(mode)}: %{{y:.4~g}}<extra></extra>",
-                )
-    figure.update_layout(barmode="group", scattermode="group", bargap=0.25)
-    figure.update_yaxes(title=escape(unit), zeroline=True, zerolinecolor=NEUTRAL, col=1)
-    figure.update_yaxes(zeroline=True, zerolinecolor=NEUTRAL, col=2)
-    figure.update_xaxes(showgrid=False, tickangle=0)
-    subtitle = f"effect on {escape(what)} · mean of {n:,} images, 95 % intervals"
-    return titled(figure, "Groups of tokens, taken away together", subtitle, height=430)
+            own_G = None if own_MG is None else own_MG[number, some]
+            first = not panel and number == 0
+            look = {"offsetgroup": mode, "legendgroup": "own", "legendrank": 2000, "showlegend": first, **axes}
+            traces += [bars, *_own(names[some], own_G, f"%{{x}}, {escape(mode)}: %{{y:.4~g}}", **look)]
+    own_share = 0.9 / max(2, len(names))  # of the width, of a group; between the panels is a tenth
+    x, y = {"showgrid": False, "tickangle": 0}, {"zeroline": True, "zerolinecolor": NEUTRAL, "domain": [0.0, 1.0]}
+    return titled(
+        traces,
+        "Groups of tokens, taken away together",
+        f"effect on {escape(what)} · mean of {n:,} images, 95 % intervals",
+        430,
+        barmode="group",
+        scattermode="group",
+        bargap=0.25,
+        xaxis={**x, "anchor": "y", "domain": [0.0, 0.9 - own_share]},
+        xaxis2={**x, "anchor": "y2", "domain": [1.0 - own_share, 1.0]},
+        yaxis={**y, "anchor": "x", "title": escape(unit)},
+        yaxis2={**y, "anchor": "x2"},
+    )
 
 
 def window_lines(
@@ -211,42 +205,33 @@ def window_lines(
     is looked at.
     """
     layers = np.arange(1, len(next(iter(effect_by.values()))) + 1)
-    figure = make_subplots(len(effect_by), 1, figure=Figure(), shared_xaxes=True, vertical_spacing=0.08)
-    for at, (role, values) in enumerate(effect_by.items()):
-        name = f"all {ROLE_NAMES[role]}"
-        figure.add_scatter(
+    traces, axes = [], {}
+    last, gap = len(effect_by) - 1, 0.08
+    height = (1 - gap * last) / len(effect_by)
+    for number, (role, values) in enumerate(effect_by.items()):
+        name, panel = f"all {ROLE_NAMES[role]}", f"{number + 1}" if number else ""
+        place = {"xaxis": f"x{panel}", "yaxis": f"y{panel}"}
+        line = go.Scatter(
             x=layers,
             y=values[:, 0],
             mode="lines+markers",
             name=name,
             line={"color": ROLE_COLOURS[role], "width": 2.5},
-            error_y=_error(values) | {"color": ROLE_COLOURS[role]},
+            error_y=_error(values, ROLE_COLOURS[role]),
             customdata=values[:, 1:],
-            row=at + 1,
-            col=1,
-            hovertemplate=f"layer %{{x}}, {name}: %{{y:.4~g}} "
-            "[%{customdata[0]:.4~g}, %{customdata[1]:.4~g}]<extra></extra>",
+            hovertemplate=f"layer %{{x}}, {name}: {_Y_WITH_ENDS}",
+            **place,
         )
-        if own_by is not None:
-            figure.add_scatter(
-                x=layers,
-                y=own_by[role],
-                mode="markers",
-                name="this image",
-                showlegend=at == 0,
-                legendgroup="own",
-                legendrank=2000,
-                marker=_OWN_MARK,
-                row=at + 1,
-                col=1,
-                hovertemplate="this image, layer %{x}: %{y:.4~g}<extra></extra>",
-            )
-    layer_axis(figure, len(layers))
-    if len(effect_by) > 1:
-        figure.update_xaxes(title="", row=1)
-    figure.update_yaxes(zeroline=True, zerolinecolor=NEUTRAL, rangemode="tozero")
+        own_L = None if own_by is None else own_by[role]
+        look = {"legendgroup": "own", "legendrank": 2000, "showlegend": number == 0, **place}
+        traces += [line, *_own(layers, own_L, "layer %{x}: %{y:.4~g}", **look)]
+        low = (last - number) * (height + gap)
+        shared = {} if number == last else {"matches": f"x{last + 1}", "showticklabels": False, "title": ""}
+        axes[f"xaxis{panel}"] = {**layer_axis(len(layers)), "anchor": f"y{panel}", "domain": [0.0, 1.0], **shared}
+        zero = {"zeroline": True, "zerolinecolor": NEUTRAL, "rangemode": "tozero"}
+        axes[f"yaxis{panel}"] = {**zero, "anchor": f"x{panel}", "domain": [low, low + height]}
     subtitle = f"effect on {escape(what)}, {escape(unit)} · an axis each<br>mean of {n:,} images, 95 % intervals"
-    return titled(figure, "Taken away in one layer only", subtitle, height=430)
+    return titled(traces, "Taken away in one layer only", subtitle, 430, **axes)
 
 
 def shapley_bars(
@@ -259,32 +244,25 @@ def shapley_bars(
     """
     names = [escape(name) for name in players]
     colours = [ROLE_COLOURS["anchor" if name.startswith("anchor") else "patch"] for name in players]
-    figure = Figure(
-        go.Bar(
-            x=value_P3[:, 0],
-            y=names,
-            orientation="h",
-            marker={"color": colours},
-            name="mean",
-            showlegend=False,
-            error_x=_error(value_P3) | {"color": NEUTRAL},
-            customdata=value_P3[:, 1:],
-            hovertemplate="%{y}: %{x:.4~g} [%{customdata[0]:.4~g}, %{customdata[1]:.4~g}]<extra></extra>",
-        )
+    bars = go.Bar(
+        x=value_P3[:, 0],
+        y=names,
+        orientation="h",
+        marker={"color": colours},
+        name="mean",
+        showlegend=False,
+        error_x=_error(value_P3),
+        customdata=value_P3[:, 1:],
+        hovertemplate="%{y}: %{x:.4~g} [%{customdata[0]:.4~g}, %{customdata[1]:.4~g}]<extra></extra>",
     )
-    if own_P is not None:
-        figure.add_scatter(
-            x=own_P,
-            y=names,
-            mode="markers",
-            name="this image",
-            marker=_OWN_MARK,
-            hovertemplate="this image, %{y}: %{x:.4~g}<extra></extra>",
-        )
-    figure.update_xaxes(title=escape(unit), zeroline=True, zerolinecolor=NEUTRAL)
-    figure.update_yaxes(autorange="reversed", automargin=True, showgrid=False)
-    subtitle = f"Shapley values: part in {escape(what)} · mean of {n:,} images, 95 % intervals"
-    return titled(figure, "Who adds what", subtitle, height=210 + 30 * len(names))
+    return titled(
+        [bars, *_own(own_P, names, "%{y}: %{x:.4~g}")],
+        "Who adds what",
+        f"Shapley values: part in {escape(what)} · mean of {n:,} images, 95 % intervals",
+        210 + 30 * len(names),
+        xaxis={"title": escape(unit), "zeroline": True, "zerolinecolor": NEUTRAL},
+        yaxis=_DOWN,
+    )
 
 
 def two_by_two(
@@ -326,44 +304,34 @@ def two_by_two(
             line("B", own_3) + rest(own_3).replace("neither", "not B"),
         ],
     ]
-    figure = Figure(
-        go.Heatmap(
-            z=z,
-            x=["patches of A", "patches of B"],
-            y=["anchors of A", "anchors of B"],
-            zmin=-1,
-            zmax=1,
-            xgap=3,
-            ygap=3,
-            colorscale=BELOW_ABOVE,
-            hoverinfo="skip",
-            colorbar={
-                "title": {"text": "A less B", "side": "right"},
-                "thickness": 12,
-                "outlinewidth": 0,
-                "tickvals": [-1, 0, 1],
-                "ticktext": ["B", "0", "A"],
-            },
-        )
+    cells = go.Heatmap(
+        z=z,
+        x=["patches of A", "patches of B"],
+        y=["anchors of A", "anchors of B"],
+        zmin=-1,
+        zmax=1,
+        xgap=3,
+        ygap=3,
+        colorscale=BELOW_ABOVE,
+        hoverinfo="skip",
+        colorbar=colour_bar("A less B", tickvals=[-1, 0, 1], ticktext=["B", "0", "A"]),
     )
-    for row in range(2):
-        for col in range(2):
-            dark = z[row, col] < -0.4 or z[row, col] > 0.65
-            figure.add_annotation(
-                x=col,
-                y=row,
-                text=text[row][col],
-                showarrow=False,
-                font={"size": 13, "color": "#f5f5f5" if dark else "#202020"},
-            )
-    figure.update_xaxes(showgrid=False)
-    figure.update_yaxes(autorange="reversed", showgrid=False, automargin=True)
+    labels = []
+    for row, col in np.ndindex(2, 2):
+        dark = z[row, col] < -0.4 or z[row, col] > 0.65
+        font = {"size": 13, "color": "#f5f5f5" if dark else "#202020"}
+        labels.append({"x": col, "y": row, "text": text[row][col], "showarrow": False, "font": font})
     whose = "label that is read" if measure == "reads" else "weight of each donor's value in what is read"
-    subtitle = (
-        f"{whose} · {escape(what)}<br>{cases:,} cases of {couples:,} couples, 95 % intervals · chance {chance:.2f}"
+    return titled(
+        [cells],
+        escape(readout),
+        f"{whose} · {escape(what)}<br>{cases:,} cases of {couples:,} couples, 95 % intervals · chance {chance:.2f}",
+        390,
+        annotations=labels,
+        xaxis={"showgrid": False},
+        yaxis=_DOWN,
+        margin={"t": 115, "b": 40},
     )
-    titled(figure, escape(readout), subtitle, height=390)
-    return figure.update_layout(margin={"t": 115, "b": 40})
 
 
 def follow_dots(
@@ -376,58 +344,69 @@ def follow_dots(
     every point is the number of its task. n: mixed images.
     """
     names = [escape(name) for name in tasks]
-    number = np.arange(len(names))
-    figure = make_subplots(
-        1,
-        len(share_by),
-        figure=Figure(),
-        shared_yaxes=True,
-        subplot_titles=[escape(name) for name in share_by],
-        horizontal_spacing=0.04,
-    )
-    for col, (readout, share_K23) in enumerate(share_by.items(), 1):
-        figure.add_scatter(
-            x=chance_by[readout],
-            y=number,
-            mode="markers",
-            name="chance",
-            legendgroup="chance",
-            showlegend=col == 1,
-            marker={"symbol": "line-ns-open", "size": 14, "color": NEUTRAL, "line": {"width": 2}},
-            customdata=number,
-            hovertemplate="chance: %{x:.2f}<extra></extra>",
-            row=1,
-            col=col,
+    traces: list[go.Scatter] = []
+    for number, (readout, share_K23) in enumerate(share_by.items()):
+        panel = str(number + 1) if number else ""
+        chance = {"symbol": "line-ns-open", "size": 14, "color": NEUTRAL, "line": {"width": 2}}
+        common = {
+            "y": np.arange(len(names)),
+            "mode": "markers",
+            "customdata": np.arange(len(names)),
+            "showlegend": not panel,
+            "xaxis": f"x{panel}",
+            "yaxis": f"y{panel}",
+        }
+        hover = "chance: %{x:.2f}<extra></extra>"
+        traces.append(
+            go.Scatter(
+                x=chance_by[readout], name="chance", legendgroup="chance", marker=chance, hovertemplate=hover, **common
+            )
         )
-        for at, role in enumerate(("anchor", "patch")):
-            values, whose = share_K23[:, at], ("anchors' image", "patches' image")[at]
-            figure.add_scatter(
+        for side, (role, symbol) in enumerate((("anchor", "diamond"), ("patch", "circle"))):
+            values, whose = share_K23[:, side], f"{('anchors', 'patches')[side]}' image"
+            dots = go.Scatter(
                 x=values[:, 0],
-                y=number,
-                mode="markers",
                 name=f"follows the {whose}",
                 legendgroup=role,
-                showlegend=col == 1,
-                customdata=number,
-                error_x=_error(values) | {"color": ROLE_COLOURS[role]},
-                marker={"color": ROLE_COLOURS[role], "size": 9, "symbol": ("diamond", "circle")[at]},
+                error_x=_error(values, ROLE_COLOURS[role]),
+                marker={"color": ROLE_COLOURS[role], "size": 9, "symbol": symbol},
                 text=[f"{name}: {v[0]:.2f} [{v[1]:.2f}, {v[2]:.2f}]" for name, v in zip(names, values, strict=True)],
                 hovertemplate=f"%{{text}}<br>{whose}<extra></extra>",
-                row=1,
-                col=col,
                 selected={"marker": {"opacity": 1}},
                 unselected={"marker": {"opacity": 1}},
+                **common,
             )
-    figure.update_xaxes(title="share (numbers: weight)", range=[-0.08, 1.08], zeroline=False)
-    figure.update_yaxes(
-        tickvals=number, ticktext=names, range=[len(names) - 0.4, -0.6], automargin=True, zeroline=False
+            traces.append(dots)
+    count, gap = len(share_by), 0.04
+    x = {"title": "share (numbers: weight)", "range": [-0.08, 1.08], "zeroline": False}
+    ticks = {"tickvals": np.arange(len(names)), "ticktext": names, "range": [len(names) - 0.4, -0.6]}
+    y = {**ticks, "automargin": True, "zeroline": False}
+    return titled(
+        traces,
+        "Whose image is read",
+        f"anchors of one image, patches of another · {n:,} mixed images, 95 % intervals over couples",
+        230 + 24 * len(names),
+        annotations=heads(count, gap, [escape(name) for name in share_by]),
+        margin={"t": 120},
+        legend={"y": -90 / (60 + 24 * len(names))},
+        **panels(count, gap, x, [y, *[{**y, "matches": "y", "showticklabels": False}] * (count - 1)]),
     )
-    subtitle = f"anchors of one image, patches of another · {n:,} mixed images, 95 % intervals over couples"
-    titled(figure, "Whose image is read", subtitle, height=230 + 24 * len(names))
-    return figure.update_layout(margin={"t": 120}, legend={"y": -90 / (60 + 24 * len(names))})
 
 
-def _error(values_K3: np.ndarray) -> dict[str, object]:
+_DOWN = {"autorange": "reversed", "automargin": True, "showgrid": False}
+"""A y axis of names, the first on top."""
+_Y_WITH_ENDS = "%{y:.4~g} [%{customdata[0]:.4~g}, %{customdata[1]:.4~g}]<extra></extra>"
+
+
+def _own(x: Any, y: Any, hover: str, **look: Any) -> list[go.Scatter]:
+    """Diamonds of the image that is looked at; none where it has no values."""
+    if x is None or y is None:
+        return []
+    marker = {"symbol": "diamond-open", "size": 10, "color": _OWN, "line": {"width": 2}}
+    hover = f"this image, {hover}<extra></extra>"
+    return [go.Scatter(x=x, y=y, mode="markers", name="this image", marker=marker, hovertemplate=hover, **look)]
+
+
+def _error(values_K3: np.ndarray, colour: str = NEUTRAL) -> dict[str, Any]:
     """Bars from the lower to the upper end of intervals (K, 3)."""
-    estimate, lower, upper = np.moveaxis(values_K3, -1, 0)
-    return {"type": "data", "symmetric": False, "array": upper - estimate, "arrayminus": estimate - lower} | _BARS
+    return whiskers(*np.moveaxis(values_K3, -1, 0), thickness=1.5, width=4, color=colour)

@@ -54,6 +54,50 @@ def whole(model: Path) -> Path:
     return out
 
 
+# ---- checkpoints and instructions
+
+
+@pytest.fixture(scope="session")
+def pieces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer.model like LLaMA's."""
+    from made.checkpoints import train_pieces
+
+    return train_pieces(tmp_path_factory.mktemp("pieces"))
+
+
+@pytest.fixture(scope="session")
+def llava() -> Any:
+    """LLaVA-1.5 as transformers has it, of random weights."""
+    from made.checkpoints import random_llava
+
+    return random_llava()
+
+
+@pytest.fixture(scope="session")
+def llavas(llava: Any, pieces: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same in a folder of each layout."""
+    from made.checkpoints import LAYOUTS, write_llava
+
+    folder = tmp_path_factory.mktemp("llava")
+    return {layout: write_llava(folder / layout, layout, llava, pieces) for layout in LAYOUTS}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    """That of the rendered scenes."""
+    from htc_probe.extract.data import scene_words
+
+    return scene_words.build_tokenizer()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A LLaVA instruction file with images, text-only rows and several turns."""
+    from made.instructions import write_photos
+
+    return write_photos(tmp_path / "photos")
+
+
 # ---- dashboard
 
 

@@ -10,6 +10,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, Value
 from datasets import Image as ImageFeature
 from PIL import Image, ImageColor, ImageDraw
 
+from htc_probe.extract.data.source import Source
+from htc_probe.extract.store import Task
+
 COLOURS = ("blue", "brown", "cyan", "gray", "green", "purple", "red", "yellow")
 
 
@@ -270,3 +273,23 @@ def write_datasets(root: Path, n: int = 60) -> Path:
     DatasetDict({"val": saved(val), "train": saved(rows(3, seed=1))}).save_to_disk(root)
     (root / "tasks.toml").write_text(TOML)
     return root
+
+
+def task(source: Source, name: str) -> Task:
+    return next(task for task in source.tasks if task.name == name)
+
+
+def label(source: Source, index: int, name: str) -> str | float | None:
+    """A class by its name, a number as it is; None where unknown."""
+    value, what = source[index].labels[name], task(source, name)
+    assert not isinstance(value, np.ndarray)
+    if what.kind in ("number", "circular"):
+        return None if np.isnan(value) else float(value)
+    return None if value == -1 else what.classes[int(value)]
+
+
+def shown(source: Source, index: int, name: str) -> set[str]:
+    """The labels of a multi-label task that hold."""
+    row, classes = source[index].labels[name], task(source, name).classes
+    assert isinstance(row, np.ndarray) and len(row) == len(classes)
+    return {label for label, mark in zip(classes, row, strict=True) if mark == 1}

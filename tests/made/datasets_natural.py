@@ -1,10 +1,14 @@
 """CUB, DTD, COCO and PACO-LVIS in their official formats, a few known images each. Knows the formats."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
+
+from htc_probe.extract.data.source import Item, Source
+from htc_probe.extract.store import Task
 
 RED, GREEN, BLUE, GREY = (200, 0, 0), (0, 200, 0), (0, 0, 200), (90, 90, 90)
 
@@ -234,3 +238,30 @@ def make_paco(folder: Path) -> Path:
     }
     write(root / "annotations" / "paco_lvis_v1_val.json", [json.dumps(data)])
     return root
+
+
+class Format(NamedTuple):
+    make: Callable[[Path], Path]
+    split: str
+
+
+FORMATS = {
+    "cub": Format(make_cub, "test"),
+    "dtd": Format(make_dtd, "test"),
+    "coco": Format(make_coco, "val"),
+    "paco": Format(make_paco, "val"),
+}
+
+
+def items(source: Source) -> dict[str, Item]:
+    return {item.id: item for item in (source[i] for i in range(len(source)))}
+
+
+def task(source: Source, name: str) -> Task:
+    return next(one for one in source.tasks if one.name == name)
+
+
+def edit_json(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))

@@ -25,7 +25,7 @@ from htc_probe.extract.models.layouts import BEFORE_IMAGE
 from htc_probe.extract.vlm.config import CLIP_MEAN, CLIP_STD, HTCConfig
 from htc_probe.extract.vlm.model import HTCVLM
 
-GOLDEN = Path(__file__).parent / "golden" / "voco_llama_tiny.safetensors"
+GOLDEN = Path(__file__).parents[1] / "golden" / "voco_llama_tiny.safetensors"
 
 
 SIZE, PATCHES, LAYERS = 28, 16, 3

@@ -322,7 +322,6 @@ NOT_YET_PRIVATE: set[str] = {
     "analysis/contents",
     "analysis/results",
     "analysis/sentences",
-    "analysis/stats",
     "dashboards/cli",
     "dashboards/data",
     "dashboards/figures",

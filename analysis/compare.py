@@ -92,7 +92,7 @@ def of_interval(this: np.ndarray, other: np.ndarray, difference: Sequence[Any]) 
 def joined(parts: Sequence[Differences]) -> Differences:
     """Along a new first axis."""
     arrays = zip(*(part[:6] for part in parts), strict=True)
-    return _made((np.stack([np.asarray(values) for values in each]) for each in arrays), parts[0].paired)
+    return _made((np.stack([np.asarray(values) for values in field]) for field in arrays), parts[0].paired)
 
 
 def mean_of(parts: Sequence[np.ndarray]) -> np.ndarray:
@@ -136,22 +136,22 @@ def scored(this: Predicted, other: Predicted, rows: np.ndarray, other_rows: np.n
     if not len(pairs) or not equal or not np.array_equal(labels, other.y[other_chosen], equal_nan=this.kind in NUMERIC):
         return None
     n, scores, bits, wrong = len(rows), [], [], []
-    for said, answers in ((this, chosen), (other, other_chosen)):
-        if said.kind == "number":
-            error = (said.y - said.said)[answers] ** 2 / labels.var()
+    for probe, answers in ((this, chosen), (other, other_chosen)):
+        if probe.kind == "number":
+            error = (probe.y - probe.said)[answers] ** 2 / labels.var()
             good, bad = 1 - error, error > 1
-        elif said.kind == "circular":
-            missed = 1 - circular.cosine(said.said, said.y, said.period)[answers]
-            error = missed / circular.errors_of_others(labels, said.period).mean()
+        elif probe.kind == "circular":
+            missed = 1 - circular.cosine(probe.said, probe.y, probe.period)[answers]
+            error = missed / circular.errors_of_others(labels, probe.period).mean()
             good, bad = 1 - error, error > 1
         else:
-            assert said.right is not None
-            right, known = said.right[answers], labels != UNKNOWN
-            good = (right & known).sum(1) / known.sum(1) if said.kind == "multilabel" else right.astype(float)
+            assert probe.right is not None
+            right, known = probe.right[answers], labels != UNKNOWN
+            good = (right & known).sum(1) / known.sum(1) if probe.kind == "multilabel" else right.astype(float)
             bad = good < 1
         scores.append(_spread(good, pairs, n))
         wrong.append(_spread(bad, pairs, n) == 1)
-        bits.append(_spread(_entropy(said, labels) - _bits(said)[answers], pairs, n))
+        bits.append(_spread(_entropy(probe, labels) - _bits(probe)[answers], pairs, n))
     if this.kind == "classes":
         floor = np.bincount(labels).max() / len(labels)
     elif this.kind in NUMERIC:
@@ -163,25 +163,25 @@ def scored(this: Predicted, other: Predicted, rows: np.ndarray, other_rows: np.n
     return Scored((scores[0], scores[1]), (bits[0], bits[1]), float(floor), asked, (wrong[0], wrong[1]))
 
 
-def _bits(said: Predicted) -> np.ndarray:
+def _bits(probe: Predicted) -> np.ndarray:
     """(n,) that each label costs."""
-    if said.kind == "classes":
-        return -said.logs[:, 1] / np.log(2)
-    assert said.prediction is not None
-    return row_bits(said.kind, said.y, said.prediction)
+    if probe.kind == "classes":
+        return -probe.logs[:, 1] / np.log(2)
+    assert probe.prediction is not None
+    return row_bits(probe.kind, probe.y, probe.prediction)
 
 
-def _entropy(said: Predicted, labels: np.ndarray) -> float:
+def _entropy(probe: Predicted, labels: np.ndarray) -> float:
     """Bits that a label costs someone who knows how often labels occur; of a number, with normal errors, of a circular
     value with von Mises'.
     """
-    if said.kind == "number":
+    if probe.kind == "number":
         return float(np.log2(2 * np.pi * np.e * labels.var()) / 2)
-    if said.kind == "circular":
-        missed = circular.errors_of_others(labels, said.period)
-        turned = np.arccos(np.clip(1 - missed, -1, 1)) * (said.period / (2 * np.pi))
-        return float(circular.bits(turned, circular.concentration(1 - missed.mean()), said.period).mean())
-    if said.kind == "classes":
+    if probe.kind == "circular":
+        missed = circular.errors_of_others(labels, probe.period)
+        turned = np.arccos(np.clip(1 - missed, -1, 1)) * (probe.period / (2 * np.pi))
+        return float(circular.bits(turned, circular.concentration(1 - missed.mean()), probe.period).mean())
+    if probe.kind == "classes":
         share = np.bincount(labels) / len(labels)
     else:
         positive = np.nanmean(np.where(labels == UNKNOWN, np.nan, labels), 0)

@@ -130,7 +130,7 @@ def main(settings: Settings) -> None:
                 seconds = time.perf_counter() - began
                 name = f"logistic, {strength:g} (gap {fit.gap.max():.0e})"
                 parts.append(Part(name, path.passes - passes, seconds, features.seconds_a_row()))
-    table = Table(title=f"{settings.width} features, {len(path._place)} columns, {survey.plan}")
+    table = Table(title=f"{settings.width} features, {fit.weights.shape[1]} columns, {survey.plan}")
     for column in ("", "passes", f"{settings.rows:,} rows, s", "us a row", "MB/s read", f"{settings.full:,} rows, s"):
         table.add_column(column)
     for part in parts:

@@ -9,14 +9,18 @@ import contextlib
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from htc_probe.extract import command
 from htc_probe.extract.errors import UserError
+
+if TYPE_CHECKING:
+    from htc_probe.extract.store import Run
+    from htc_probe.probes.study.protocol import Settings
 
 
 @dataclass(frozen=True)
@@ -107,51 +111,45 @@ def probe(config: ProbeConfig) -> None:
         )
         from htc_probe.probes.files import predictions, weights
         from htc_probe.probes.show import table
-        from htc_probe.probes.study import suite
+        from htc_probe.probes.study import findings
+        from htc_probe.probes.study.plan import make_plan
 
-        settings = suite.Settings(
-            names=tuple({task.name: None for task in run.tasks}) if config.all else config.suites,
-            layers=config.layers,
-            representations=config.representations,
-            folds=config.folds,
-            seed=config.seed,
-            match_dim=config.match_dim,
-            guided=config.mode == "guided",
-            curve=config.curve,
-            controls=config.controls,
-            types=config.types,
-            device=config.device,
-            jobs=config.jobs,
-            memory=config.memory,
-            margin=config.margin,
-            ceiling=config.ceiling,
-        )
-        plan = suite.plan(run, settings, train=train, random=random)
+        plan = make_plan(run, _settings(config, run), train=train, random=random)
         learned = "" if train is None else f", learned from {train.path}"
         print(f"{path}: {len(run)} images of {run.info.dataset} {run.info.split}{learned}, {len(plan.tasks)} tasks")
         keep = out.with_suffix(".partial")
         place = results.predictions_path(out)
-        writer = stack.enter_context(
-            predictions.Writer(place, keep, suite.identity(plan), suite.asked(plan), plan.representations)
-        )
-        with command.progress("fitting", "folds", total=plan.cells) as bar:
-            findings = suite.probe(
+        writer = stack.enter_context(predictions.Writer(place, keep, plan.identity, plan.asked(), plan.representations))
+        with command.progress("fitting", "folds", total=len(plan.cells)) as bar:
+            outcome = findings.probe(
                 plan,
                 keep=keep,
                 config={name: _plain(value) for name, value in asdict(config).items()},
                 on_cell=bar.advance,
                 on_predictions=writer.add,
             )
-        Console().print(table.render(findings))
-        written = [*results.write(findings, out), writer.finish()]
+        Console().print(table.render(outcome))
+        written = [*results.write(outcome, out), writer.finish()]
         if config.match_dim is None:
-            written.append(weights.save(suite.refit(plan, findings), results.weights_path(out)))
+            written.append(weights.save(findings.refit(plan, outcome), results.weights_path(out)))
         if config.report is not None:
             from htc_probe.probes.show import report  # plotly, which nothing else here needs
 
-            written.append(report.write(findings, config.report))
+            written.append(report.write(outcome, config.report))
         shutil.rmtree(keep, ignore_errors=True)
     print(f"Wrote {', '.join(map(str, written))}. Look at the run with: htc-dashboard {path}")
+
+
+def _settings(config: ProbeConfig, run: Run) -> Settings:
+    """The flags as the study takes them, under the same names but two."""
+    from htc_probe.probes.study.protocol import Settings
+
+    alike = [item.name for item in fields(Settings) if item.name not in ("names", "guided")]
+    return Settings(
+        names=tuple({task.name: None for task in run.tasks}) if config.all else config.suites,
+        guided=config.mode == "guided",
+        **{name: getattr(config, name) for name in alike},
+    )
 
 
 def _check(config: ProbeConfig) -> None:

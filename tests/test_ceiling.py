@@ -7,11 +7,12 @@ import pytest
 
 from htc_probe.probes.inputs import circular
 from htc_probe.probes.inputs.labels import Labels
+from htc_probe.probes.inputs.representations import Representation
 from htc_probe.probes.scores.metrics import UNKNOWN, Gaussian, Prediction, VonMises, evaluate
 from htc_probe.probes.study import ceiling, protocol
 from htc_probe.probes.study.ceiling import Reader
-from htc_probe.probes.study.cells import Ceiling
 from htc_probe.probes.study.protocol import Settings
+from htc_probe.probes.study.work import Ceiling
 
 N, D = 1000, 12
 RNG = np.random.default_rng(0)
@@ -23,8 +24,8 @@ TEST = GROUPS % 4 == 0
 
 def read(task: Labels, seed: int = 0) -> tuple[Prediction, Prediction, Reader]:
     """(linear, with the layer, the reader)."""
-    (linear,) = protocol.hold_out(X, [task], GROUPS, ~TEST, TEST, Settings(seed))
-    (found,) = ceiling.hold_out(X, [task], GROUPS, ~TEST, TEST, [linear.strength], Settings(seed))
+    (linear,) = protocol.hold_out(X, [task], GROUPS, ~TEST, TEST, Settings(seed=seed))
+    (found,) = ceiling.hold_out(X, [task], GROUPS, ~TEST, TEST, [linear.strength], Settings(seed=seed))
     return linear.prediction, linear.prediction if found.prediction is None else found.prediction, found
 
 
@@ -107,7 +108,7 @@ def test_a_cell_is_kept_as_it_was() -> None:
         Labels("classes", np.zeros(N, int), 2),
         Labels("circular", np.degrees(np.arctan2(Z[:, 0] * Z[:, 1], Z[:, 2])) % 360, 0, 360.0),
     ]
-    cell = Ceiling(~TEST, TEST, np.ones(4))
+    cell = Ceiling(Representation("z_voco", 4), 0, ~TEST, TEST, np.ones(4))
     found = cell.compute(X, tasks, GROUPS, Settings())
     again = cell.unpack(cell.pack(found), tasks)
     assert [one[1:] for one in found] == [one[1:] for one in again]

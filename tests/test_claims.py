@@ -9,7 +9,7 @@ from scipy import stats
 from htc_probe.extract.store import Kind, Task
 from htc_probe.probes.files.results import GAINED, KEPT, LOST, NOTHING, UNDECIDED, ClassScore
 from htc_probe.probes.inputs.labels import Labels
-from htc_probe.probes.inputs.representations import Representation
+from htc_probe.probes.inputs.representations import WHOLE, Representation
 from htc_probe.probes.inputs.tasks import ProbeTask
 from htc_probe.probes.scores import intervals, metrics
 from htc_probe.probes.scores.intervals import (
@@ -28,7 +28,7 @@ G = 200
 DRAWS = resample_groups(G, 0, 400).astype(float)
 RNG = np.random.default_rng(0)
 ZERO = Sampled(0.0, np.zeros(len(DRAWS)))
-TOKEN, WHOLE = Representation("z_voco", 4), claims.WHOLE
+TOKEN = Representation("z_voco", 4)
 
 
 def sampled(values_G: np.ndarray) -> Sampled:
@@ -91,15 +91,15 @@ def test_a_share_has_the_draws_of_its_ratio_where_the_whole_is_large_and_none_wh
 def test_a_compressor_that_loses_details_alone_is_told() -> None:
     tasks = [task("category", "semantic"), task("size", "detail")]
     noise = 0.1 * RNG.standard_normal((3, G))
-    whole = [scores(0.8 + noise[0]), scores(0.8 + noise[0])]
-    found = {TOKEN: [scores(0.79 + noise[1]), scores(0.4 + noise[2])], WHOLE: whole}
+    whole = {name: scores(0.8 + noise[0]) for name in ("category", "size")}
+    found = {TOKEN: {"category": scores(0.79 + noise[1]), "size": scores(0.4 + noise[2])}, WHOLE: whole}
     (gap,) = claims.suite_gaps(tasks, found)
     assert (gap.first, gap.second) == ("semantic", "detail") and gap.p_holm is not None and gap.p_holm < 1e-6
     assert gap.difference.estimate == pytest.approx((0.79 - 0.4) / 0.8, abs=0.05)
     # Nothing to compare: one suite alone, no whole, a whole at its floor.
-    assert claims.suite_gaps(tasks[:1], {TOKEN: found[TOKEN][:1], WHOLE: whole[:1]}) == []
+    assert claims.suite_gaps(tasks[:1], found) == []
     assert claims.suite_gaps(tasks, {TOKEN: found[TOKEN]}) == []
-    (gap,) = claims.suite_gaps(tasks, {TOKEN: found[TOKEN], WHOLE: [whole[0], scores(noise[0] - noise[0].mean())]})
+    (gap,) = claims.suite_gaps(tasks, found | {WHOLE: whole | {"size": scores(noise[0] - noise[0].mean())}})
     assert gap.difference == (None, None, None) and gap.p is None and gap.p_holm is None
 
 
@@ -155,7 +155,7 @@ def test_where_no_image_differs_few_images_decide_nothing() -> None:
 def test_a_verdict_says_what_the_images_can_tell(score: float, whole: float, spread: float, verdict: str) -> None:
     noise = RNG.standard_normal((2, G))
     values = [value + spread * (one - one.mean()) for value, one in zip((score, whole), noise, strict=True)]
-    found = {TOKEN: [scores(values[0])], WHOLE: [scores(values[1])]}
+    found = {TOKEN: {"size": scores(values[0])}, WHOLE: {"size": scores(values[1])}}
     of_task, of_mean = claims.kept([task("size", "detail")], found, 0.02)
     assert of_task.verdict == of_mean.verdict == verdict
     assert (of_task.within is None) == (whole < 0.02)
@@ -165,15 +165,16 @@ def test_verdicts_are_corrected_for_their_number_and_nothing_to_keep_is_no_hypot
     noise = RNG.standard_normal((2, G))
     a, b = (0.5 + 0.095 * (one - one.mean()) for one in noise)
     one = [task("size", "detail")]
-    (alone, _) = claims.kept(one, {TOKEN: [scores(a)], WHOLE: [scores(b)]}, 0.02)
+    pair = {TOKEN: {"size": scores(a)}, WHOLE: {"size": scores(b)}}
+    (alone, _) = claims.kept(one, pair, 0.02)
     assert alone.within is not None and alone.verdict == KEPT and 0.005 < alone.within < 0.05
-    many = {TOKEN: [scores(a)], WHOLE: [scores(b)]} | {Representation(f"v{i}", None): [scores(a)] for i in range(9)}
+    many = pair | {Representation(f"v{i}", None): pair[TOKEN] for i in range(9)}
     told = [each for each in claims.kept(one, many, 0.02) if each.task is not None]
     assert {each.verdict for each in told} == {UNDECIDED}
     assert told[0].within_holm == pytest.approx(min(1, 10 * alone.within))
-    nothing = [scores(np.zeros(G))] * 9
+    nothing = {f"t{i}": scores(np.zeros(G)) for i in range(9)}
     tasks = [*one, *(task(f"t{i}", "detail") for i in range(9))]
-    with_nothing = claims.kept(tasks, {TOKEN: [scores(a), *nothing], WHOLE: [scores(b), *nothing]}, 0.02)
+    with_nothing = claims.kept(tasks, {rep: both | nothing for rep, both in pair.items()}, 0.02)
     assert with_nothing[0].within_holm == pytest.approx(alone.within)
 
 
@@ -217,7 +218,7 @@ def of_classes(
     draws_RG = resample_groups(int(groups.max()) + 1, 0, 300)
     scored = metrics.score(kind, y, said, floor, fold, groups, draws_RG)
     one = task("it", "semantic", kind, names)
-    return list(claims.by_class([one], {TOKEN: [scored]}))
+    return list(claims.by_class([one], {TOKEN: {"it": scored}}))
 
 
 def test_recalls_are_those_of_counting_and_few_images_have_wide_intervals() -> None:
@@ -252,5 +253,5 @@ def test_labels_have_the_average_precisions_that_their_mean_is_of() -> None:
 
 
 def test_numbers_have_no_classes() -> None:
-    assert list(claims.by_class([task("size", "detail")], {TOKEN: [scores(RNG.standard_normal(G))]})) == []
+    assert list(claims.by_class([task("size", "detail")], {TOKEN: {"size": scores(RNG.standard_normal(G))}})) == []
     assert intervals.CLEAR > 1

@@ -14,8 +14,9 @@ from sklearn.preprocessing import OneHotEncoder
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import Run, open_run
 from htc_probe.probes.inputs import representations
-from htc_probe.probes.inputs.representations import Representation
-from htc_probe.probes.study import suite
+from htc_probe.probes.inputs.representations import READ, Representation
+from htc_probe.probes.study.findings import probe
+from htc_probe.probes.study.plan import make_plan
 from made.planted import COIN, SIZE, WIDTH, N, make_run, quick
 
 
@@ -36,8 +37,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
 
 def loaded(run: Run, name: str) -> np.ndarray:
-    (found,) = representations.representations(run, [name], (4,))
-    return representations.load(run, found)
+    (found,) = representations.select(run, [name], (4,))
+    return found.load(run)
 
 
 # ---- names
@@ -55,23 +56,23 @@ def test_layers_are_named_by_number_or_all(run: Run) -> None:
 
 
 def test_without_names_there_are_the_default_ones(run: Run, tmp_path: Path) -> None:
-    found = representations.representations(run, (), (0, 4))
+    found = representations.select(run, (), (0, 4))
     assert found == (Representation("z_voco", 0), Representation("z_voco", 4)) + tuple(
         Representation(name, None) for name in ("v_d", "v_pooled", "v_d+z_voco", "v_pooled+z_voco", "pixels")
     )
     bare = make_run(tmp_path / "bare.h5", np.ones((4, 2, 3)), {}, v_d=np.ones((4, 0, 3)))
     with open_run(bare) as other:
-        names = [at.name for at in representations.representations(other, (), (1,))]
+        names = [at.name for at in representations.select(other, (), (1,))]
         assert names == ["z_voco", "v_pooled", "v_pooled+z_voco", "pixels"]
         for name in ("v_d", "v_d.0", "z_voco+v_d"):
             with pytest.raises(UserError, match="has no anchors"):
-                representations.representations(other, [name], (1,))
+                representations.select(other, [name], (1,))
         with pytest.raises(UserError, match="has no codes"):
-            representations.representations(other, ["code_bag"], (1,))
+            representations.select(other, ["code_bag"], (1,))
 
 
 def test_a_name_asked_for_twice_is_there_once(run: Run) -> None:
-    assert len(representations.representations(run, ["v_d", "z_voco", "v_d"], (4,))) == 2
+    assert len(representations.select(run, ["v_d", "z_voco", "v_d"], (4,))) == 2
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,7 @@ def test_a_name_asked_for_twice_is_there_once(run: Run) -> None:
 )
 def test_names_that_are_none_are_refused_before_anything_is_read(run: Run, name: str) -> None:
     with pytest.raises(UserError) as refused:
-        representations.representations(run, [name], (4,))
+        representations.select(run, [name], (4,))
     assert "\n" not in str(refused.value)
     assert "no file at" in str(refused.value) or ("is unknown; there are z_voco" in str(refused.value))
 
@@ -88,7 +89,7 @@ def test_names_that_are_none_are_refused_before_anything_is_read(run: Run, name:
 
 
 def test_representations_are_the_runs_own_numbers(run: Run) -> None:
-    np.testing.assert_array_equal(representations.load(run, Representation("z_voco", 2)), run.z_voco(2))
+    np.testing.assert_array_equal(Representation("z_voco", 2).load(run), run.z_voco(2))
     np.testing.assert_array_equal(loaded(run, "v_pooled"), run.v_pooled())
     np.testing.assert_array_equal(loaded(run, "v_d"), run.v_d().reshape(N, -1))
     np.testing.assert_array_equal(loaded(run, "v_d.1"), run.v_d()[:, 1])
@@ -180,7 +181,7 @@ def test_a_file_in_another_order_gives_the_same_features(run: Run, tmp_path: Pat
 def test_files_of_the_runs_features_score_as_the_run_does(run: Run, tmp_path: Path) -> None:
     paths = [in_another_order(tmp_path, run, run.z_voco(4), suffix) for suffix in (".npy", ".npz", ".safetensors")]
     names = ("z_voco", *map(str, paths))
-    found = suite.probe(suite.plan(run, quick("size", "coin", representations=names, folds=2)))
+    found = probe(make_plan(run, quick("size", "coin", representations=names, folds=2)))
     assert len(found.rows) == 8
     for task in ("size", "coin"):
         rows = [row for row in found.rows if row.task == task]
@@ -260,10 +261,10 @@ def test_voco_read_is_the_states_that_keys_and_values_are_made_of(tmp_path: Path
         assert representations.read_states(run) == (0, 1, 2)
         expected = z_voco[:, :3].reshape(N, -1)
         np.testing.assert_array_equal(loaded(run, "voco_read"), expected)
-        rows = representations.Rows(run, Representation("voco_read", None))
+        rows = Representation("voco_read", None).rows(run)
         assert rows.shape == expected.shape
         np.testing.assert_array_equal(rows[5:9], expected[5:9])
-        found = suite.probe(suite.plan(run, quick("detail", representations=("voco_read", "z_voco"))))
+        found = probe(make_plan(run, quick("detail", representations=("voco_read", "z_voco"))))
     rows_of = {(row.task, row.representation): row for row in found.rows}
     assert rows_of["coin", "z_voco"].estimate > 0.9 and rows_of["coin", "voco_read"].lower <= 0.55
     assert rows_of["size", "voco_read"].estimate > 0.9 and rows_of["size", "z_voco"].estimate < 0.1
@@ -275,14 +276,14 @@ def test_voco_read_needs_every_state_that_text_reads(tmp_path: Path, stack: tupl
     path = make_run(tmp_path / "run.h5", z_voco, {COIN: np.arange(N) % 2}, stack=stack)
     with open_run(path) as run:
         there = {1, 2} <= set(stack)
-        names = [one.name for one in representations.representations(run, [], (3,))]
+        names = [one.name for one in representations.select(run, [], (3,))]
         assert ("voco_read" in names) == there
         if there:
             assert loaded(run, "voco_read").shape == (N, WIDTH * len(set(stack) - {3}))
             return
         with pytest.raises(UserError, match="text reads .* too; extract again with all layers"):
-            representations.representations(run, ["voco_read"], (3,))
-        plan = suite.plan(run, quick("detail", representations=()))
+            representations.select(run, ["voco_read"], (3,))
+        plan = make_plan(run, quick("detail", representations=()))
         assert any("does not store all states that text reads" in warning for warning in plan.warnings)
 
 
@@ -291,8 +292,8 @@ def test_voco_read_is_left_out_where_it_would_have_everything_streamed(tmp_path:
     path = make_run(tmp_path / "run.h5", z_voco, {COIN: np.arange(N) % 2})
     with open_run(path) as run:
         memory = 24 * WIDTH * 8 * N / 1e9
-        plan = suite.plan(run, quick("detail", memory=memory, representations=()))
-        assert suite.READ not in plan.representations and len(set(plan.fold)) > 1
+        plan = make_plan(run, quick("detail", memory=memory, representations=()))
+        assert READ not in plan.representations and len(set(plan.fold)) > 1
         assert any("voco_read takes more than --memory" in warning for warning in plan.warnings)
-        named = suite.plan(run, quick("detail", memory=memory, representations=("voco_read",)))
-        assert suite.READ in named.representations and any("is streamed" in warning for warning in named.warnings)
+        named = make_plan(run, quick("detail", memory=memory, representations=("voco_read",)))
+        assert READ in named.representations and any("is streamed" in warning for warning in named.warnings)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from htc_probe.extract.store import open_run
-from htc_probe.probes.inputs import oddities, representations
+from htc_probe.probes.inputs import oddities
 from htc_probe.probes.inputs.representations import Representation
-from htc_probe.probes.study import suite
+from htc_probe.probes.study.findings import probe
+from htc_probe.probes.study.plan import make_plan
 from made.planted import SIZE, N, make_run, planted_run, quick
 
 ROWS, WIDTH = 600, 64
@@ -137,18 +138,16 @@ def test_a_run_is_told_of_once_for_each_representation_in_its_results(tmp_path: 
     path = make_run(tmp_path / "odd.h5", z, {SIZE: z[:, 1, 0]}, v_d=v_d)
     names = ("z_voco", "v_d", "v_d+z_voco")
     with open_run(path) as run:
-        found = suite.probe(suite.plan(run, quick("size", representations=names, layers="all")))
+        found = probe(make_plan(run, quick("size", representations=names, layers="all")))
         first, second = (one for one in found.warnings if " rows are " in one)
         assert first.startswith("z_voco@1: 3 of 240 rows are outliers") and "image 9" in first
         assert second.startswith("v_d: 2 of 240 rows are equal to a row of another group (such as image 50 and ")
         for at, whole in ((Representation("z_voco", 1), first), (Representation("v_d", None), second)):
-            (said,) = oddities.told(representations.Rows(run, at), np.ones(N, bool), np.arange(N), run.ids())
+            (said,) = oddities.told(at.rows(run), np.ones(N, bool), np.arange(N), run.ids())
             assert whole.endswith(said)
-        alone = suite.probe(suite.plan(run, quick("size", representations=("v_d+v_pooled",))))
+        alone = probe(make_plan(run, quick("size", representations=("v_d+v_pooled",))))
         assert not any(" rows are " in one for one in alone.warnings)  # as v_pooled tells them apart
-        np.testing.assert_array_equal(
-            representations.load(run, Representation("z_voco", 1)), z[:, 1].astype(np.float32)
-        )
+        np.testing.assert_array_equal(Representation("z_voco", 1).load(run), z[:, 1].astype(np.float32))
     other = make_run(
         tmp_path / "train.h5",
         rng.standard_normal((N, 2, WIDTH)),
@@ -157,11 +156,11 @@ def test_a_run_is_told_of_once_for_each_representation_in_its_results(tmp_path: 
         groups=[f"train {i}" for i in range(N)],
     )
     with open_run(path) as run, open_run(other) as train:
-        found = suite.probe(suite.plan(run, quick("size", representations=("v_d",)), train=train))
+        found = probe(make_plan(run, quick("size", representations=("v_d",)), train=train))
     assert any("v_d: 4 of 480 rows are equal to a row of another group" in one for one in found.warnings)
 
 
 def test_of_a_planted_run_nothing_is_told(tmp_path: Path) -> None:
     with open_run(planted_run(tmp_path / "planted.h5")) as run:
-        found = suite.probe(suite.plan(run, quick("size", representations=("z_voco", "v_d", "pixels"), layers="all")))
+        found = probe(make_plan(run, quick("size", representations=("z_voco", "v_d", "pixels"), layers="all")))
     assert not [one for one in found.warnings if " of " in one and "hold" in one or " rows are " in one]

@@ -18,7 +18,7 @@ from htc_probe.probes.files.predictions import Asked, Writer, load
 from htc_probe.probes.files.results import Results
 from htc_probe.probes.scores import metrics
 from htc_probe.probes.scores.metrics import Gaussian
-from htc_probe.probes.study import suite
+from htc_probe.probes.study import findings
 from made.planted import TASKS, N, make_run, planted_run
 
 
@@ -125,7 +125,7 @@ def test_an_interrupted_command_leaves_no_predictions_and_the_next_writes_the_sa
     argv += ["--representations", "z_voco", "v_d"]
     assert cli.main([*argv, "--out", str(tmp_path / "whole.json")]) == 0
     whole = (tmp_path / "whole.predictions.safetensors").read_bytes()
-    probe = suite.probe
+    probe = findings.probe
 
     def until(*given, on_predictions, **rest):
         seen = []
@@ -140,7 +140,7 @@ def test_an_interrupted_command_leaves_no_predictions_and_the_next_writes_the_sa
 
     out = tmp_path / "r.json"
     with monkeypatch.context() as patch:
-        patch.setattr(suite, "probe", until)
+        patch.setattr(findings, "probe", until)
         assert cli.main([*argv, "--out", str(out)]) == 130
     assert not results.predictions_path(out).exists() and not out.exists()
     assert not list((tmp_path / "r.partial").glob("predictions*")) and list((tmp_path / "r.partial").glob("*.npz"))

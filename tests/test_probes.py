@@ -21,12 +21,14 @@ from htc_probe.probes.files import results
 from htc_probe.probes.files.results import Results, Row
 from htc_probe.probes.inputs import tasks
 from htc_probe.probes.inputs.labels import Labels
+from htc_probe.probes.inputs.representations import Representation
 from htc_probe.probes.scores import intervals, metrics
 from htc_probe.probes.scores.metrics import Gaussian
-from htc_probe.probes.study import suite
-from htc_probe.probes.study.cells import Code, Fold, Kept
 from htc_probe.probes.study.codelength import Codelength
+from htc_probe.probes.study.findings import probe
+from htc_probe.probes.study.plan import Plan, make_plan
 from htc_probe.probes.study.protocol import HeldOut
+from htc_probe.probes.study.work import Code, Fold, Kept
 from made.planted import COIN, PRESENT, SHAPE, SIZE, TASKS, WIDTH, N, make_run, planted_run, quick
 
 
@@ -103,7 +105,7 @@ def test_a_number_that_differs_in_one_group_alone_is_skipped(tmp_path: Path) -> 
         groups=[str(i // 2) for i in range(N)],
     )
     with open_run(path) as run:
-        found = suite.probe(suite.plan(run, quick("detail")))
+        found = probe(make_plan(run, quick("detail")))
     results.write(found, tmp_path / "r.json")  # which takes finite numbers only
     assert {row.task for row in found.rows} == {"coin"}
     assert any("size is skipped" in warning for warning in found.warnings)
@@ -275,7 +277,7 @@ def test_result_files_that_cannot_be_read_say_so(found: Results, tmp_path: Path)
 # ---- what is kept between commands
 
 
-def probe_until(plan: suite.Plan, keep: Path, cells: int | None = None) -> Results | None:
+def probe_until(plan: Plan, keep: Path, cells: int | None = None) -> Results | None:
     """Interrupted after so many cells, as Ctrl-C does; None: to the end."""
     done = 0
 
@@ -286,9 +288,9 @@ def probe_until(plan: suite.Plan, keep: Path, cells: int | None = None) -> Resul
             raise KeyboardInterrupt
 
     if cells is None:
-        return suite.probe(plan, keep=keep, on_cell=on_cell)
+        return probe(plan, keep=keep, on_cell=on_cell)
     with pytest.raises(KeyboardInterrupt):
-        suite.probe(plan, keep=keep, on_cell=on_cell)
+        probe(plan, keep=keep, on_cell=on_cell)
     return None
 
 
@@ -298,12 +300,12 @@ def stamps(keep: Path) -> dict[str, int]:
 
 def test_an_interrupted_probing_goes_on_where_it_was(folder: Path, tmp_path: Path) -> None:
     with open_run(folder / "planted-val.h5") as run:
-        plan = suite.plan(run, quick("coin", "size", representations=("z_voco", "v_d"), types="coin", controls=True))
-        whole = suite.probe(plan)
+        plan = make_plan(run, quick("coin", "size", representations=("z_voco", "v_d"), types="coin", controls=True))
+        whole = probe(plan)
         keep = tmp_path / "kept"
         probe_until(plan, keep, cells=5)  # of the folds and the code of two representations
         before = stamps(keep)
-        assert plan.cells == 8 and 5 <= len(before) < 8
+        assert len(plan.cells) == 8 and 5 <= len(before) < 8
         assert probe_until(plan, keep) == whole
         after = stamps(keep)
         assert len(after) == 8 and before.items() <= after.items()
@@ -314,9 +316,9 @@ def test_an_interrupted_probing_goes_on_where_it_was(folder: Path, tmp_path: Pat
 def test_with_another_representation_only_its_cells_are_computed(folder: Path, tmp_path: Path) -> None:
     keep = tmp_path / "kept"
     with open_run(folder / "planted-val.h5") as run:
-        probe_until(suite.plan(run, quick("size")), keep)
+        probe_until(make_plan(run, quick("size")), keep)
         first = stamps(keep)
-        plan = suite.plan(run, quick("size", representations=("z_voco", "v_pooled")))
+        plan = make_plan(run, quick("size", representations=("z_voco", "v_pooled")))
         probe_until(plan, keep)
         both = stamps(keep)
         assert (len(first), len(both)) == (4, 8) and first.items() <= both.items()
@@ -325,7 +327,7 @@ def test_with_another_representation_only_its_cells_are_computed(folder: Path, t
             replace(plan.settings, match_dim=3),
             replace(plan.settings, guided=True),
         ]:
-            probe_until(suite.plan(run, other), keep)
+            probe_until(make_plan(run, other), keep)
         assert first.items() <= stamps(keep).items() and len(stamps(keep)) >= 8 * 4 - 2
 
 
@@ -335,18 +337,18 @@ def test_a_file_that_changed_is_read_anew(folder: Path, tmp_path: Path) -> None:
     with open_run(folder / "planted-val.h5") as run:
         y = run.labels("size")
         np.save(path, y[:, None] + 0.1 * rng.standard_normal((N, 3)))
-        plan = suite.plan(run, quick("size", representations=(str(path),)))
-        assert suite.probe(plan, keep=keep).rows[0].estimate > 0.9
+        plan = make_plan(run, quick("size", representations=(str(path),)))
+        assert probe(plan, keep=keep).rows[0].estimate > 0.9
         np.save(path, rng.standard_normal((N, 3)))
         os.utime(path, ns=(1, 1))
-        assert suite.probe(plan, keep=keep).rows[0].estimate < 0.1
+        assert probe(plan, keep=keep).rows[0].estimate < 0.1
 
 
 def test_damaged_kept_cells_are_computed_anew(folder: Path, tmp_path: Path) -> None:
     keep = tmp_path / "kept"
     with open_run(folder / "planted-val.h5") as run:
-        plan = suite.plan(run, quick("coin", "size"))
-        whole = suite.probe(plan, keep=keep)
+        plan = make_plan(run, quick("coin", "size"))
+        whole = probe(plan, keep=keep)
         cut, emptied, flipped, replaced = sorted(keep.iterdir())
         cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
         emptied.write_bytes(b"")
@@ -355,7 +357,7 @@ def test_damaged_kept_cells_are_computed_anew(folder: Path, tmp_path: Path) -> N
         flipped.write_bytes(content)
         replaced.write_bytes(b"PK\x03\x04 and no more")
         before = stamps(keep)
-        assert suite.probe(plan, keep=keep) == whole
+        assert probe(plan, keep=keep) == whole
         assert all(stamps(keep)[name] > before[name] for name in before)
 
 
@@ -363,7 +365,8 @@ def test_no_flipped_bit_of_a_kept_cell_changes_what_it_says(tmp_path: Path) -> N
     labels = [Labels("classes", np.arange(8) % 2, 2), Labels("number", np.arange(8.0))]
     half = np.arange(8) < 4
     log_p = np.log(np.full((4, 2), 0.5, np.float32))
-    fold, code = Fold(half, ~half), Code(half | True)
+    read = Representation("z_voco", 2)
+    fold, code = Fold(read, 0, half, ~half), Code(read, half | True)
     number, eight = Gaussian(np.arange(4.0), np.ones(4)), np.arange(8.0)
     cells = [
         (fold, [HeldOut(log_p, log_p / 2, 0.1, 1.0, True, 1e-8), HeldOut(number, number, 1.0, 1.0, False, None)]),
@@ -388,10 +391,10 @@ def test_no_flipped_bit_of_a_kept_cell_changes_what_it_says(tmp_path: Path) -> N
 def test_processes_do_not_change_the_result(folder: Path) -> None:
     steps: list[int] = []
     with open_run(folder / "planted-val.h5") as run:
-        plan = suite.plan(run, quick("size", "shape", representations=("v_d",)))
-        one = suite.probe(plan, on_cell=lambda: steps.append(1))
-        two = suite.probe(suite.plan(run, replace(plan.settings, jobs=2)))
-        assert len(steps) == plan.cells == 3 + 1
+        plan = make_plan(run, quick("size", "shape", representations=("v_d",)))
+        one = probe(plan, on_cell=lambda: steps.append(1))
+        two = probe(make_plan(run, replace(plan.settings, jobs=2)))
+        assert len(steps) == len(plan.cells) == 3 + 1
     assert one.rows == two.rows and one.comparisons == two.comparisons and one.suite_means == two.suite_means
 
 
@@ -407,8 +410,8 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_probes_of_one_run_are_scored_on_another(folder: Path, other: Path) -> None:
     with open_run(folder / "planted-val.h5") as run, open_run(other) as train:
         settings = quick("shape", "size", representations=("z_voco", "v_d"))
-        found = suite.probe(suite.plan(run, settings, train=train))
-        alone = suite.probe(suite.plan(run, settings))
+        found = probe(make_plan(run, settings, train=train))
+        alone = probe(make_plan(run, settings))
     rows = by_name(found)
     assert rows["shape", "z_voco", 2].n == N - 4 and rows["size", "z_voco", 2].n == N  # of the scored run alone
     assert rows["shape", "z_voco", 2].lower > rows["shape", "z_voco", 2].floor + 0.2
@@ -443,9 +446,9 @@ def test_images_to_learn_from_in_groups_that_are_scored_are_left_out(folder: Pat
                 stack=(0,),
             )
             with open_run(small) as target:
-                plan = suite.plan(target, quick("size"), train=train)
+                plan = make_plan(target, quick("size"), train=train)
                 assert any(f"{N // 2} images of {name}.h5 are left out" in warning for warning in plan.warnings)
-                found.append(suite.probe(plan))
+                found.append(probe(plan))
     assert found[0].rows == found[1].rows
     assert found[0].rows[0].estimate > 0.9
 
@@ -469,7 +472,7 @@ def test_classes_of_two_runs_are_matched_by_name(tmp_path: Path) -> None:
         ),
     ]
     with open_run(paths[0]) as run, open_run(paths[1]) as train:
-        found = suite.probe(suite.plan(run, quick("semantic", "detail"), train=train))
+        found = probe(make_plan(run, quick("semantic", "detail"), train=train))
     rows = {row.task: row for row in found.rows}
     assert rows["shape"].estimate > 0.9 and rows["shape"].classes == here.classes
     assert rows["present"].estimate > 0.95 and rows["present"].classes == many_here.classes
@@ -480,7 +483,7 @@ def test_classes_that_one_run_alone_has_are_told(tmp_path: Path) -> None:
     x = rng.standard_normal((N, 1, 4))
     y, many = x[:, 0, :3].argmax(1), (x[:, 0, :2] > 0).astype(np.uint8)
 
-    def plan(ours: Sequence[str], theirs: Sequence[str], kind: Kind = "classes") -> suite.Plan:
+    def plan(ours: Sequence[str], theirs: Sequence[str], kind: Kind = "classes") -> Plan:
         """How they are asked for, with the other run's numbered the other way round."""
         paths = []
         for name, classes in (("val", ours), ("train", theirs)):
@@ -489,7 +492,7 @@ def test_classes_that_one_run_alone_has_are_told(tmp_path: Path) -> None:
             groups = [f"{name} {i}" for i in range(N)]
             paths.append(make_run(tmp_path / f"{name}.h5", x, {task: labels}, groups=groups))
         with open_run(paths[0]) as run, open_run(paths[1]) as train:
-            return suite.plan(run, quick("month"), train=train)
+            return make_plan(run, quick("month"), train=train)
 
     for ours, theirs, kind, said in [
         ("012", ("0.0", "1.0", "2.0"), "classes", "val.h5 alone has '0', '1', '2' and train.h5 alone has '0.0', '1.0'"),
@@ -516,15 +519,15 @@ def test_tasks_that_the_other_run_cannot_teach_are_refused(folder: Path, other: 
     with open_run(folder / "planted-val.h5") as run:
         for labels, asked, said in [(kinds, "shape", "number"), (kinds, "size", "no such task"), (units, "size", "cm")]:
             with open_run(make_run(tmp_path / "train.h5", x, labels)) as train, pytest.raises(UserError) as refused:
-                suite.plan(run, quick(asked), train=train)
+                make_plan(run, quick(asked), train=train)
             assert said in str(refused.value) and "\n" not in str(refused.value)
         narrow = make_run(
             tmp_path / "narrow.h5", x[:, :, :5], {SIZE: x[:, 0, 0]}, groups=[f"train {i}" for i in range(N)]
         )
         with open_run(narrow) as train, pytest.raises(UserError, match="must come from the same model"):
-            suite.probe(suite.plan(run, quick("size"), train=train))
+            probe(make_plan(run, quick("size"), train=train))
         with open_run(folder / "planted-val.h5") as same, pytest.raises(UserError, match="no task"):
-            suite.plan(run, quick("size"), train=same)  # every group is scored
+            make_plan(run, quick("size"), train=same)  # every group is scored
 
 
 def test_a_task_that_the_scored_images_cannot_score_is_skipped(other: Path, tmp_path: Path) -> None:
@@ -533,7 +536,7 @@ def test_a_task_that_the_scored_images_cannot_score_is_skipped(other: Path, tmp_
     labels = {SHAPE: np.full(N, -1), PRESENT: np.zeros((N, 3), np.uint8), SIZE: np.full(N, 2.0), COIN: np.arange(N) % 2}
     path = make_run(tmp_path / "bare.h5", x, labels)
     with open_run(path) as run, open_run(other) as train:
-        found = suite.probe(suite.plan(run, quick("semantic", "detail"), train=train))
+        found = probe(make_plan(run, quick("semantic", "detail"), train=train))
     results.write(found, tmp_path / "r.json")
     assert {row.task for row in found.rows} == {"coin"}
     for task in ("shape", "present", "size"):
@@ -546,19 +549,19 @@ def test_random_weights_are_one_more_column(folder: Path, tmp_path: Path) -> Non
         noise = np.random.default_rng(5).standard_normal((N, 3, WIDTH))
         ids, groups = run.ids(), run.groups()
         random = make_run(tmp_path / "random.h5", noise, {}, ids=ids, groups=groups)
-        plain = suite.plan(run, quick("shape", "size"))
+        plain = make_plan(run, quick("shape", "size"))
         with open_run(random) as floor:
-            plan = suite.plan(run, plain.settings, random=floor)
-            found = suite.probe(plan)
+            plan = make_plan(run, plain.settings, random=floor)
+            found = probe(plan)
         rows = by_name(found)
         for task in ("shape", "size"):
             row = rows[task, "z_voco (random weights)", None]
             assert row.lower < row.floor + 0.05 < rows[task, "z_voco", 2].lower
-        assert by_name(suite.probe(plain)).items() <= rows.items()  # the floor beside them changes nothing
+        assert by_name(probe(plain)).items() <= rows.items()  # the floor beside them changes nothing
         for wrong in [ids[::-1], [f"x{i}" for i in range(N)]]:
             path = make_run(tmp_path / "wrong.h5", noise, {}, ids=wrong, groups=groups)
             with open_run(path) as floor, pytest.raises(UserError, match="does not hold the images of"):
-                suite.plan(run, plain.settings, random=floor)
+                make_plan(run, plain.settings, random=floor)
 
 
 def test_random_weights_beside_a_run_to_learn_from_are_refused_before_anything_is_fitted(
@@ -569,7 +572,7 @@ def test_random_weights_beside_a_run_to_learn_from_are_refused_before_anything_i
         open_run(other) as train,
         pytest.raises(UserError, match="leave it out with --train-run"),
     ):
-        suite.plan(run, quick("shape"), train=train, random=run)
+        make_plan(run, quick("shape"), train=train, random=run)
 
 
 # ---- labels that are hard on a fold
@@ -594,8 +597,8 @@ def test_a_class_that_a_training_part_lacks_costs_finitely_many_bits(tmp_path: P
     path = make_run(tmp_path / "run.h5", x, labels)
     with open_run(path) as run:
         for guided in (False, True):
-            plan = suite.plan(run, quick("semantic", "detail", curve=True, guided=guided, controls=guided, folds=2))
-            found = suite.probe(plan)
+            plan = make_plan(run, quick("semantic", "detail", curve=True, guided=guided, controls=guided, folds=2))
+            found = probe(plan)
             assert {row.task for row in found.rows} == {task.name for task in labels}
             assert all(np.isfinite([row.bits, row.metrics["cross-entropy"].estimate]).all() for row in found.rows)
             results.write(found, tmp_path / "r.json")
@@ -731,7 +734,7 @@ def test_a_run_without_labels_is_refused_before_anything_is_fitted(
 
 def test_a_run_without_its_last_layer_is_probed_at_the_highest_stored(tmp_path: Path) -> None:
     with open_run(planted_run(tmp_path / "run.h5", stack=(0, 1))) as run:
-        plan = suite.plan(run, quick("shape"))
+        plan = make_plan(run, quick("shape"))
         assert plan.warnings[-1] == "z_voco is read at layer 1: the run does not store the last one"
         assert [at.layer for at in plan.representations] == [1]
 
@@ -762,7 +765,7 @@ def test_a_group_that_decides_is_warned_of(tmp_path: Path) -> None:
         ("pairs", [str(i // 2) for i in range(N)], None),
     ]:
         with open_run(make_run(tmp_path / f"{name}.h5", z_voco, labels, groups=groups)) as run:
-            plan = suite.plan(run, quick("detail"))
+            plan = make_plan(run, quick("detail"))
             found = [warning for warning in plan.warnings if "largest of" in warning]
             assert found == [] if told is None else told in found[0] and "like 4.0 groups" in found[0]
 

@@ -266,13 +266,7 @@ NOT_YET: dict[Callable[[Sources], set[str]], set[str]] = {
     modules_in_circles: set(),
     rooms_in_circles: {"probes.inputs", "probes.scores"},
     borrowed_privates: set(),
-    long_files: {
-        "analysis/sentences.py",
-        "benchmarks/extraction.py",
-        "probes/show/figures.py",
-        "probes/show/table.py",
-        "probes/study/suite.py",
-    },
+    long_files: {"analysis/sentences.py", "benchmarks/extraction.py", "probes/show/figures.py", "probes/show/table.py"},
     long_functions: {"analysis/causes/interchange.py: analyse", "probes/show/report.py: _statistics"},
 }
 

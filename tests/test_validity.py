@@ -17,7 +17,9 @@ from htc_probe.probes.inputs.labels import Labels
 from htc_probe.probes.scores import controls, intervals, metrics
 from htc_probe.probes.scores.intervals import Sampled
 from htc_probe.probes.scores.metrics import Gaussian, Prediction, Scores, VonMises
-from htc_probe.probes.study import protocol, suite
+from htc_probe.probes.study import protocol
+from htc_probe.probes.study.findings import probe
+from htc_probe.probes.study.plan import make_plan
 from htc_probe.probes.study.protocol import HeldOut, Settings, smoothed
 from made.planted import make_run, quick
 
@@ -210,7 +212,7 @@ def test_a_leak_between_copies_is_closed_by_their_group() -> None:
         assert closed.of["V-information"].estimate < 0.05 < 0.5 < open_.of["V-information"].estimate
 
 
-@pytest.mark.parametrize("settings", [Settings(), Settings(guided=True), Settings(dims=5)])
+@pytest.mark.parametrize("settings", [Settings(), Settings(guided=True), Settings(match_dim=5)])
 def test_no_label_and_no_image_of_a_held_out_group_matters_to_a_prediction(settings: Settings) -> None:
     tasks = [planted(kind)[1] for kind in KINDS]
     x, _ = planted("classes")
@@ -259,7 +261,7 @@ def test_probes_are_scikit_learns_on_principal_directions_of_standardised_featur
     x = planted("classes", noise=1.0)[0] * np.geomspace(1, 100, D) + 5
     tasks = [planted(kind)[1] for kind in KINDS] + [Labels("classes", planted("classes")[1].y % 2, 2)]
     test = np.arange(N) % 4 == 0
-    found = protocol.hold_out(x, tasks, np.arange(N), ~test, test, Settings(dims=dims))
+    found = protocol.hold_out(x, tasks, np.arange(N), ~test, test, Settings(match_dim=dims))
     scaler = StandardScaler().fit(x[~test])
     axes = PCA(dims or D).fit(scaler.transform(x[~test]))
     train, new = (axes.transform(scaler.transform(x[rows])) for rows in (~test, test))
@@ -288,7 +290,7 @@ def test_more_dimensions_than_there_are_change_nothing() -> None:
     x = planted("classes")[0][:, [*range(6), 0, 1, 2]]  # rank 6
     test = np.arange(N) % 4 == 0
     plain, same, many, fewer = (
-        protocol.hold_out(x, tasks, np.arange(N), ~test, test, Settings(dims=dims)) for dims in (None, 6, 500, 2)
+        protocol.hold_out(x, tasks, np.arange(N), ~test, test, Settings(match_dim=dims)) for dims in (None, 6, 500, 2)
     )
     for a, b, c, d in zip(plain, same, many, fewer, strict=True):
         first, *rest = (
@@ -345,8 +347,8 @@ def test_a_lookup_table_has_no_selectivity(tmp_path: Path) -> None:
     table = tmp_path / "types.npy"
     np.save(table, np.eye(12)[category])
     with open_run(path) as run:
-        plan = suite.plan(run, quick("detail", "category", representations=("z_voco", str(table)), controls=True))
-        found = suite.probe(plan)
+        plan = make_plan(run, quick("detail", "category", representations=("z_voco", str(table)), controls=True))
+        found = probe(plan)
     rows = {(row.task, row.representation): row for row in found.rows}
     for task in ("animal", "length"):
         lookup, reader = rows[task, str(table)], rows[task, "z_voco"]
@@ -377,9 +379,7 @@ def test_bits_beyond_a_part_are_there_only_where_the_other_part_knows_more(tmp_p
         v_d=knows_little[:, None],
     )
     with open_run(path) as run:
-        found = suite.probe(
-            suite.plan(run, quick("semantic", "detail", representations=("z_voco", "v_d", "v_d+z_voco")))
-        )
+        found = probe(make_plan(run, quick("semantic", "detail", representations=("z_voco", "v_d", "v_d+z_voco"))))
     bits = {(one.task, one.b): one for one in found.comparisons if one.metric == "bits"}
     for task in ("animal", "length"):
         assert bits[task, "v_d"].difference.lower > 0.4 and bits[task, "v_d"].p_holm < 1e-6
@@ -397,9 +397,9 @@ def test_curves_rise_with_images_to_the_score_itself(tmp_path: Path) -> None:
     length = x[:, 0] @ rng.standard_normal(24) + rng.standard_normal(n)
     path = make_run(tmp_path / "run.h5", x, {three: y, LENGTH: length})
     with open_run(path) as run:
-        plan = suite.plan(run, quick("three", "length", curve=True))
-        assert plan.cells == 3 * 5 + 1
-        found = suite.probe(plan)
+        plan = make_plan(run, quick("three", "length", curve=True))
+        assert len(plan.cells) == 3 * 5 + 1
+        found = probe(plan)
     for task in ("three", "length"):
         points = [one for one in found.curves if one.task == task]
         images = [one.images for one in points]

@@ -29,9 +29,39 @@ _CELLS, _HUES = 8, 16
 
 class Representation(NamedTuple):
     name: str
-    """As it was asked for, without the layer."""
-    layer: int | None
+    """As it was asked for, without the layer; with + between the parts of a join."""
+    layer: int | None = None
     """Of z_voco: 0 is the embedding, L the last; None for the others."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What it joins, or itself; of random weights the state that is read of them."""
+        return ("z_voco",) if self == RANDOM_WEIGHTS else tuple(self.name.split("+"))
+
+    @property
+    def is_floor(self) -> bool:
+        """What a trained model should beat: pixels, random weights, and <voco>'s embedding, which never changes."""
+        return self.name == "pixels" or self == RANDOM_WEIGHTS or self.layer == 0
+
+    def load(self, run: Run) -> np.ndarray:
+        """(N, D) float32. Raises UserError where the run has none, or a file does not hold one row an image."""
+        return np.concatenate([source.read(slice(None)) for source in self._sources(run)], 1)
+
+    def rows(self, run: Run) -> Rows:
+        """The same, read as rows are asked for."""
+        return Rows(len(run), self._sources(run))
+
+    def streams(self, run: Run) -> bool:
+        """Whether it is made of latents of the run alone, which may be larger than memory and are read by rows."""
+        return all(source.is_latent for source in self._sources(run))
+
+    def _sources(self, run: Run) -> list[_Source]:
+        return [_source(run, part, self.layer) for part in self.parts]
+
+
+READ, WHOLE = Representation("voco_read"), Representation("v_pooled")
+RANDOM_WEIGHTS = Representation("z_voco (random weights)")
+"""Of a run of the same images through random weights."""
 
 
 def parse_layers(run: Run, layers: str) -> tuple[int, ...]:
@@ -51,27 +81,19 @@ def parse_layers(run: Run, layers: str) -> tuple[int, ...]:
     return tuple(sorted({*chosen, stored[-1]}))
 
 
-def representations(run: Run, names: Sequence[str], layers: Sequence[int]) -> tuple[Representation, ...]:
+def select(run: Run, names: Sequence[str], layers: Sequence[int]) -> tuple[Representation, ...]:
     """`names`, z_voco once for each of `layers`; joins take its last stored layer. Without names the default ones that
     the run has. Raises UserError for a name that is none, before anything is read.
     """
     found: dict[Representation, None] = {}
-    for name in names or [one for one in DEFAULT if _has(run, one)]:
+    for name in names or [name for name in DEFAULT if _has(run, name)]:
         if name == "z_voco":
             found |= dict.fromkeys(Representation(name, layer) for layer in layers)
             continue
         for part in name.split("+"):
-            _check(run, part)
-        found[Representation(name, None)] = None
+            _source(run, part)
+        found[Representation(name)] = None
     return tuple(found)
-
-
-def load(run: Run, representation: Representation) -> np.ndarray:
-    """(N, D) float32. Raises UserError for a file that does not hold one row an image."""
-    name, layer = representation
-    if layer is not None:
-        return run.z_voco(layer)
-    return np.concatenate([_load(run, part) for part in name.split("+")], 1)
 
 
 def read_states(run: Run) -> tuple[int, ...]:
@@ -100,19 +122,16 @@ def _has(run: Run, name: str) -> bool:
 
 
 class Rows:
-    """The same, read as rows are asked for: `rows[a:b]` is (b - a, D) float32. What is no latent of the run is held
-    whole; only latents are too large for that.
+    """`rows[a:b]` is (b - a, D) float32. What is no latent of the run is held whole; only latents are too large for
+    that.
     """
 
-    def __init__(self, run: Run, representation: Representation):
-        name, layer = representation
-        self._run = run
-        self._parts = [_slices(run, part, layer) for part in name.split("+")]
-        first = [read(slice(0, 1)) for read in self._parts]
-        self.shape = len(run), sum(part.shape[1] for part in first)
+    def __init__(self, count: int, sources: Sequence[_Source]):
+        self._reads = [source.read if source.is_latent else source.read(slice(None)).__getitem__ for source in sources]
+        self.shape = count, self[0:1].shape[1]
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        return np.concatenate([read(rows) for read in self._parts], 1)
+        return np.concatenate([read(rows) for read in self._reads], 1)
 
 
 class After:
@@ -131,70 +150,51 @@ class After:
         return np.concatenate(found) if found else np.zeros((0, self.shape[1]), np.float32)
 
 
-def _slices(run: Run, name: str, layer: int | None) -> Callable[[slice], np.ndarray]:
+class _Source(NamedTuple):
+    """Where one part of a representation comes from."""
+
+    read: Callable[[slice], np.ndarray]
+    """(n, D) float32 of the images of a slice."""
+    is_latent: bool = False
+    """Read from the run by rows; others are made whole, each time."""
+
+
+def _source(run: Run, name: str, layer: int | None = None) -> _Source:
+    """Reads nothing yet. Raises UserError for a name that is none and for what the run does not have."""
     if name == "z_voco":
-        return partial(run.z_voco, run.shape.stack[-1] if layer is None else layer)
+        return _Source(partial(run.z_voco, run.shape.stack[-1] if layer is None else layer), True)
     if name == "voco_read":
-        return lambda rows: np.concatenate([run.z_voco(state, rows) for state in read_states(run)], 1)
+        if states := read_states(run):
+            return _Source(lambda images: np.concatenate([run.z_voco(state, images) for state in states], 1), True)
+        raise UserError(f"{run.path.name} has no voco_read: text reads all tokens of an {run.info.topology} image")
     if name == "v_pooled":
-        return run.v_pooled
-    if name == "v_d":
-        return lambda rows: (part := run.v_d(rows)).reshape(len(part), -1)
-    if name.startswith("v_d."):
-        return lambda rows: run.v_d(rows)[:, int(name[4:])]
-    whole = _load(run, name)
-    return lambda rows: whole[rows]
-
-
-def _check(run: Run, name: str) -> None:
-    if name in ("z_voco", "v_pooled", "pixels"):
-        return
-    if name == "voco_read":
-        if not read_states(run):
-            raise UserError(f"{run.path.name} has no voco_read: text reads all tokens of an {run.info.topology} image")
-        return
+        return _Source(run.v_pooled, True)
+    if name == "pixels":
+        return _Source(lambda images: np.stack([pixels(run.thumbnail(image)) for image in range(len(run))[images]]))
     if name.endswith(_FILES):
         if not Path(name).exists():
             raise UserError(f"no file at {name}")
-        return
+        return _Source(lambda images: _from_file(run, Path(name))[images])
     if name == "v_d" or name.startswith("v_d."):
         number = name[4:]
         if not run.shape.anchors:
             raise UserError(f"{run.path.name} has no anchors, so no {name}; its topology is {run.info.topology}")
-        if name == "v_d" or (number.isdecimal() and int(number) < run.shape.anchors):
-            return
+        if name == "v_d":
+            return _Source(lambda images: (v_NAD := run.v_d(images)).reshape(len(v_NAD), -1), True)
+        if number.isdecimal() and int(number) < run.shape.anchors:
+            return _Source(lambda images: run.v_d(images)[:, int(number)], True)
     if name in ("codes", "code_bag"):
-        if run.shape.codes is not None:
-            return
-        raise UserError(f"{run.path.name} has no codes, so no {name}: its anchors do not come from MGVQ")
-    datasets = {at.name: at.shape for at in run.contents() if at.dtype != "text"}
-    if name in datasets and 2 <= len(datasets[name]) <= 3 and datasets[name][0] == len(run):
-        return
-    of_run = ", ".join(at for at, shape in datasets.items() if 2 <= len(shape) <= 3 and shape[0] == len(run))
+        if run.shape.codes is None:
+            raise UserError(f"{run.path.name} has no codes, so no {name}: its anchors do not come from MGVQ")
+        return _Source(lambda images: _one_hot(run.codes(), together=name == "code_bag")[images])
+    shapes = {stored.name: stored.shape for stored in run.contents() if stored.dtype != "text"}
+    by_image = [stored for stored, shape in shapes.items() if 2 <= len(shape) <= 3 and shape[0] == len(run)]
+    if name in by_image:
+        return _Source(lambda images: run.rows(name, 0, len(run)).astype(np.float32).reshape(len(run), -1)[images])
     raise UserError(
         f"representation {name!r} is unknown; there are {_KNOWN}, files ({', '.join(_FILES)}), datasets of the run "
-        f"({of_run}), and joins with +"
+        f"({', '.join(by_image)}), and joins with +"
     )
-
-
-def _load(run: Run, name: str) -> np.ndarray:
-    if name == "z_voco":
-        return run.z_voco(run.shape.stack[-1])
-    if name == "voco_read":
-        return np.concatenate([run.z_voco(state) for state in read_states(run)], 1)
-    if name == "v_pooled":
-        return run.v_pooled()
-    if name == "v_d":
-        return run.v_d().reshape(len(run), -1)
-    if name.startswith("v_d."):
-        return run.v_d()[:, int(name[4:])]
-    if name == "pixels":
-        return np.stack([pixels(run.thumbnail(image)) for image in range(len(run))])
-    if name in ("codes", "code_bag"):
-        return _one_hot(run.codes(), together=name == "code_bag")
-    if name.endswith(_FILES):
-        return _from_file(run, Path(name))
-    return run.rows(name, 0, len(run)).astype(np.float32).reshape(len(run), -1)
 
 
 def pixels(thumbnail: np.ndarray) -> np.ndarray:

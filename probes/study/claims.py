@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,155 +26,150 @@ from htc_probe.probes.files.results import (
     SuiteGap,
     finite,
 )
-from htc_probe.probes.inputs.representations import Representation
+from htc_probe.probes.inputs.representations import WHOLE, Representation
 from htc_probe.probes.inputs.tasks import SUITES, ProbeTask
 from htc_probe.probes.scores import intervals
 from htc_probe.probes.scores.intervals import Sampled, effective_groups
 from htc_probe.probes.scores.metrics import METRIC, Scores
 
-WHOLE = Representation("v_pooled", None)
 _LEVEL = 1 - intervals.COVERAGE
 _OF_CLASS = {"classes": "recall", "multilabel": "average precision"}
 
-Found = Mapping[Representation, Sequence[Scores]]
-"""Of each representation that is compared, its scores by task."""
+TaskScores = Mapping[str, Scores]
+"""By the task's name."""
+AllScores = Mapping[Representation, TaskScores]
+"""Of each representation that is compared."""
 
 
-def mean(tasks: Sequence[ProbeTask], scores: Sequence[Scores], of: Sequence[int], *, floor: bool = False) -> Sampled:
-    """The mean of the own metrics of the tasks numbered `of`, or that of their floors."""
-    return intervals.mean([(scores[t].floor if floor else scores[t].of)[METRIC[tasks[t].task.kind]] for t in of])
+class Subject(NamedTuple):
+    """What is claimed something of: a task, or the mean of a suite's."""
+
+    suite: str
+    task: str | None
+    """None: the mean."""
+    metric: str
+    """The task's own, or `mean`."""
+    tasks: tuple[ProbeTask, ...]
+
+    def score(self, scores: TaskScores, metric: str | None = None) -> Sampled:
+        """The mean of the tasks' own metrics, or of one that all have."""
+        return intervals.mean([scores[task.task.name].of[metric or METRIC[task.task.kind]] for task in self.tasks])
+
+    def floor(self, scores: TaskScores) -> Sampled:
+        return intervals.mean([scores[task.task.name].floor[METRIC[task.task.kind]] for task in self.tasks])
+
+    def groups(self, scores: TaskScores) -> float:
+        """That it stands on."""
+        return max(scores[task.task.name].effective_groups for task in self.tasks)
 
 
-def kept(tasks: Sequence[ProbeTask], found: Found, margin: float) -> list[Kept]:
+def single_tasks(tasks: Sequence[ProbeTask]) -> list[Subject]:
+    return [Subject(task.task.suite, task.task.name, METRIC[task.task.kind], (task,)) for task in tasks]
+
+
+def suite_means(tasks: Sequence[ProbeTask]) -> list[Subject]:
+    """In the order of their first tasks."""
+    suites = dict.fromkeys(task.task.suite for task in tasks)
+    return [Subject(suite, None, "mean", tuple(task for task in tasks if task.task.suite == suite)) for suite in suites]
+
+
+def kept(tasks: Sequence[ProbeTask], scores_of: AllScores, margin: float) -> list[Kept]:
     """Whether each representation scores as v_pooled does, within `margin` of the metric: by task, and by suite. These
     are two families for Holm's correction.
     """
-    whole = found.get(WHOLE)
+    whole = scores_of.get(WHOLE)
     if whole is None:
         return []
-    by_task, by_suite = [], []
-    for at, scores in found.items():
-        if at == WHOLE:
-            continue
-        for t, one in enumerate(tasks):
-            metric = METRIC[one.task.kind]
-            of = scores[t].of[metric], whole[t].of[metric], whole[t].floor[metric]
-            by_task.append(_kept(one.task.suite, one.task.name, at, metric, margin, *of, _groups(scores, [t])))
-        for suite, these in _suites(tasks).items():
-            of = mean(tasks, scores, these), mean(tasks, whole, these), mean(tasks, whole, these, floor=True)
-            by_suite.append(_kept(suite, None, at, "mean", margin, *of, _groups(scores, these)))
-    return [*_decided(by_task), *_decided(by_suite)]
+    decided: list[Kept] = []
+    for family in (single_tasks(tasks), suite_means(tasks)):
+        decided += _decided(
+            [
+                _kept(subject, representation, scores, whole, margin)
+                for representation, scores in scores_of.items()
+                if representation != WHOLE
+                for subject in family
+            ]
+        )
+    return decided
 
 
-def suite_gaps(tasks: Sequence[ProbeTask], found: Found) -> list[SuiteGap]:
+def suite_gaps(tasks: Sequence[ProbeTask], scores_of: AllScores) -> list[SuiteGap]:
     """Of each representation beside v_pooled: the semantic suite's retention minus that of details."""
-    whole, suites = found.get(WHOLE), _suites(tasks)
-    if whole is None or not suites.keys() >= set(SUITES):
+    whole, means = scores_of.get(WHOLE), {subject.suite: subject for subject in suite_means(tasks)}
+    if whole is None or not means.keys() >= set(SUITES):
         return []
-    made = []
-    for at, scores in found.items():
-        if at == WHOLE:
+    gaps = []
+    for representation, scores in scores_of.items():
+        if representation == WHOLE:
             continue
-        groups = _groups(scores, range(len(tasks)))
-        shares = [
-            intervals.kept(mean(tasks, scores, of), mean(tasks, whole, of), mean(tasks, whole, of, floor=True), groups)
-            for of in (suites[name] for name in SUITES)
-        ]
+        groups = max(subject.groups(scores) for subject in means.values())
+        first, second = (
+            intervals.kept(means[suite].score(scores), means[suite].score(whole), means[suite].floor(whole), groups)
+            for suite in SUITES
+        )
         told, p = Interval(None, None, None), None
-        if shares[0] is not None and shares[1] is not None:
-            *ends, p = intervals.difference(shares[0], shares[1], groups)
-            told = Interval(*finite(ends))
-        made.append(SuiteGap(*at, *SUITES, told, p, p))
-    adjusted = _holm([one.p for one in made])
-    return [replace(one, p_holm=p) for one, p in zip(made, adjusted, strict=True)]
+        if first is not None and second is not None:
+            told, p = difference_of(first, second, groups)
+        gaps.append(SuiteGap(*representation, *SUITES, told, p, p))
+    adjusted = _holm([gap.p for gap in gaps])
+    return [replace(gap, p_holm=p) for gap, p in zip(gaps, adjusted, strict=True)]
 
 
-def by_class(tasks: Sequence[ProbeTask], found: Found) -> Iterator[ClassScore]:
+def by_class(tasks: Sequence[ProbeTask], scores_of: AllScores) -> Iterator[ClassScore]:
     """The recall of every class and the average precision of every label, most frequent first."""
-    for t, one in enumerate(tasks):
-        for at, scores in found.items():
-            given = scores[t].by_class
-            if given is None:
+    for task in tasks:
+        for representation, scores in scores_of.items():
+            classes = scores[task.task.name].by_class
+            if classes is None:
                 continue
-            for c in np.argsort(-given.images, kind="stable"):
-                sizes = given.groups_KG[[c]].data
-                score = given.of[c]
+            for c in np.argsort(-classes.images, kind="stable"):
+                sizes = classes.groups_KG[[c]].data
+                score = classes.of[c]
                 told = score.estimate, *intervals.share_interval(score, effective_groups(sizes))
-                (floor,) = finite([given.floor[c]])
+                (floor,) = finite([classes.floor[c]])
                 yield ClassScore(
-                    one.task.suite,
-                    one.task.name,
-                    *at,
-                    one.classes[c],
-                    _OF_CLASS[one.task.kind],
+                    task.task.suite,
+                    task.task.name,
+                    *representation,
+                    task.classes[c],
+                    _OF_CLASS[task.task.kind],
                     Interval(*finite(told)),
                     floor,
-                    int(given.images[c]),
+                    int(classes.images[c]),
                     len(sizes),
                 )
 
 
 def ceilings(
-    tasks: Sequence[ProbeTask], linear: Found, found: Found, folds: Mapping[Representation, Sequence[int]]
+    tasks: Sequence[ProbeTask], linear: AllScores, readers: AllScores, folds: Mapping[Representation, Mapping[str, int]]
 ) -> list[Ceiling]:
     """Scores of readers with a hidden layer beside those of the linear probes; `folds` by task, see `Ceiling.folds`."""
     made = []
-    for at, scores in found.items():
-        for t, one in enumerate(tasks):
-            metric = METRIC[one.task.kind]
-            score, groups = scores[t].of[metric], _groups(scores, [t])
-            ends = intervals.interval(score.draws, groups)
-            *told, p = intervals.difference(score, linear[at][t].of[metric], groups)
-            made.append(
-                Ceiling(
-                    one.task.suite,
-                    one.task.name,
-                    *at,
-                    metric,
-                    Interval(*finite([score.estimate, *ends])),
-                    Interval(*finite(told)),
-                    p,
-                    p,
-                    folds[at][t],
-                )
-            )
-    adjusted = _holm([one.p for one in made])
+    for representation, scores in readers.items():
+        for suite, name, metric, _ in single_tasks(tasks):
+            assert name is not None
+            score, groups = scores[name].of[metric], scores[name].effective_groups
+            told, p = difference_of(score, linear[representation][name].of[metric], groups)
+            used = folds[representation][name]
+            made.append(Ceiling(suite, name, *representation, metric, interval_of(score, groups), told, p, p, used))
+    adjusted = _holm([ceiling.p for ceiling in made])
     return [replace(one, p_holm=math.nan if p is None else p) for one, p in zip(made, adjusted, strict=True)]
 
 
-def _groups(scores: Sequence[Scores], of: Sequence[int]) -> float:
-    """That a quantity of the tasks numbered `of` stands on."""
-    return max(scores[t].effective_groups for t in of)
-
-
-def _suites(tasks: Sequence[ProbeTask]) -> dict[str, list[int]]:
-    of: dict[str, list[int]] = {}
-    for t, one in enumerate(tasks):
-        of.setdefault(one.task.suite, []).append(t)
-    return of
-
-
 def _kept(
-    suite: str,
-    task: str | None,
-    at: Representation,
-    metric: str,
-    margin: float,
-    score: Sampled,
-    whole: Sampled,
-    floor: Sampled,
-    groups: float,
+    subject: Subject, representation: Representation, scores: TaskScores, whole: TaskScores, margin: float
 ) -> Kept:
-    found = intervals.equivalence(score, whole, groups, margin)
-    to_keep = intervals.difference(whole, floor, groups).lower > margin
-    within = found.within if to_keep else None
-    told = Interval(*finite(found.difference[:3]))
-    return Kept(suite, task, *at, metric, margin, told, within, within, found.beyond, found.beyond, "")
+    groups, reference = subject.groups(scores), subject.score(whole)
+    equivalence = intervals.equivalence(subject.score(scores), reference, groups, margin)
+    to_keep = intervals.difference(reference, subject.floor(whole), groups).lower > margin
+    within, beyond = equivalence.within if to_keep else None, equivalence.beyond
+    told = Interval(*finite(equivalence.difference[:3]))
+    return Kept(*subject[:2], *representation, subject.metric, margin, told, within, within, beyond, beyond, "")
 
 
 def _decided(family: Sequence[Kept]) -> list[Kept]:
     within, beyond = _holm([one.within for one in family]), _holm([one.beyond for one in family])
-    made = []
+    decided = []
     for one, near, far in zip(family, within, beyond, strict=True):
         assert far is not None
         more = (one.difference.estimate or 0) > 0
@@ -184,11 +180,24 @@ def _decided(family: Sequence[Kept]) -> list[Kept]:
             verdict = NOTHING
         elif near < _LEVEL:
             verdict = KEPT
-        made.append(replace(one, within_holm=near, beyond_holm=far, verdict=verdict))
-    return made
+        decided.append(replace(one, within_holm=near, beyond_holm=far, verdict=verdict))
+    return decided
 
 
 def _holm(p: Sequence[float | None]) -> list[float | None]:
     """None ones are no hypotheses and stay so."""
     adjusted = intervals.holm(np.array([math.nan if one is None else one for one in p]))
     return list(finite(adjusted.tolist()))
+
+
+# ---- numbers as they are told
+
+
+def interval_of(quantity: Sampled, groups: float) -> Interval:
+    return Interval(*finite([quantity.estimate, *intervals.interval(quantity.draws, groups)]))
+
+
+def difference_of(a: Sampled, b: Sampled, groups: float) -> tuple[Interval, float]:
+    """a - b, and its p."""
+    *ends, p = intervals.difference(a, b, groups)
+    return Interval(*finite(ends)), p

@@ -39,14 +39,38 @@ _SEARCHED = 1e-5
 
 @dataclass(frozen=True)
 class Settings:
+    """What is computed; the command's flags, without files."""
+
+    names: tuple[str, ...] = ("semantic", "detail")
+    """Suites or single tasks."""
+    layers: str = ""
+    representations: tuple[str, ...] = ()
+    folds: int = 5
     seed: int = 0
-    dims: int | None = None
-    """Probe the first `dims` principal directions of the training fold, not whitened."""
+    match_dim: int | None = None
+    """Probe the first so many principal directions of the training fold, not whitened."""
     guided: bool = False
     """Begin the search of logistic strengths with those around the one that leave-one-out ridge points at alone."""
+    curve: bool = False
+    controls: bool = True
+    types: str | None = None
     device: str = "cpu"
-    budget: int = 8 * 2**30
-    """Bytes of memory that a representation may take while it is probed."""
+    jobs: int = 0
+    memory: float = 8.0
+    """GB that a representation may take while it is probed; larger ones are streamed, and all are held out once."""
+    margin: float = 0.02
+    """Of the metric: a representation that is known to score so near to v_pooled keeps what that has."""
+    ceiling: bool = False
+
+    @property
+    def budget(self) -> int:
+        """`memory` in bytes."""
+        return int(self.memory * 1e9)
+
+    @property
+    def of_fits(self) -> tuple[object, ...]:
+        """What a fit depends on."""
+        return self.seed, self.match_dim, self.guided, self.device, self.budget
 
 
 class HeldOut(NamedTuple):
@@ -284,11 +308,11 @@ def smoothed(task: Labels, values: np.ndarray, n: int) -> np.ndarray:
 
 
 def basis_of(x_nD: np.ndarray, settings: Settings, dtype: torch.dtype) -> Basis:
-    """Of training rows, with no more directions than `settings` has."""
+    """Of training rows, with no more directions than `match_dim` says."""
     basis = Basis.fit(x_nD, device=settings.device, dtype=dtype)
-    if settings.dims is None or settings.dims >= len(basis.eigenvalues):
+    if settings.match_dim is None or settings.match_dim >= len(basis.eigenvalues):
         return basis
-    first = slice(settings.dims)  # of the largest eigenvalues
+    first = slice(settings.match_dim)  # of the largest eigenvalues
     return replace(
         basis,
         rotation=basis.rotation[:, first].contiguous(),

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from htc_probe.extract.store import Batch, RunInfo, RunShape, RunWriter, Task
-from htc_probe.probes.study.suite import Settings
+from htc_probe.probes.study.protocol import Settings
 
 N, WIDTH = 240, 12
 

@@ -1,0 +1,263 @@
+"""The work of a probing, cut into cells that can be computed anywhere and kept: one representation in one fold, a
+reader that is not linear there, or its online code. Knows arrays and a folder; not runs, scores or tables.
+
+A finished cell is kept under a digest of all that it was computed from, so an interrupted command, or the same one
+with another task or representation, computes only what is missing. Legend: N rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import joblib
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from htc_probe.extract.files import replaced
+from htc_probe.extract.store import NUMERIC
+from htc_probe.probes.inputs.labels import Labels
+from htc_probe.probes.inputs.representations import Representation
+from htc_probe.probes.scores.metrics import Gaussian, Prediction, VonMises
+from htc_probe.probes.solvers import survey
+from htc_probe.probes.study import ceiling, codelength, protocol, streamed
+from htc_probe.probes.study.ceiling import Reader
+from htc_probe.probes.study.codelength import Codelength
+from htc_probe.probes.study.protocol import HeldOut, Settings
+
+_VERSION = 2  # of what a cell computes and of its file
+
+
+# Cells are one where what they are of is one: their arrays follow from that, and are not compared.
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Probes of all tasks, trained on `train` and used on `test`."""
+
+    representation: Representation
+    number: int
+    """Of the fold that is held out."""
+    train: np.ndarray = field(compare=False, repr=False)
+    """(N,) bool"""
+    test: np.ndarray = field(compare=False, repr=False)
+    """(N,) bool"""
+    share: float = 1.0
+    """Of the images to be learned from that are."""
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """What it is computed from, beside features and labels."""
+        return self.train, self.test
+
+    def compute(
+        self, x_ND: np.ndarray, tasks: Sequence[Labels], groups: np.ndarray, settings: Settings
+    ) -> list[HeldOut]:
+        return protocol.hold_out(x_ND, tasks, groups, self.train, self.test, settings)
+
+    def pack(self, answers: Sequence[HeldOut]) -> dict[str, np.ndarray]:
+        arrays: dict[str, np.ndarray] = {}
+        for number, answer in enumerate(answers):
+            arrays[f"p{number}"] = _stacked(answer.prediction)
+            if not isinstance(answer.prediction, tuple):  # of numbers and angles both are one
+                arrays[f"q{number}"] = np.asarray(answer.coded)
+            gap = np.nan if answer.gap is None else answer.gap
+            arrays[f"c{number}"] = np.array([answer.strength, answer.coded_strength, answer.at_edge, gap])
+        return arrays
+
+    def unpack(self, arrays: dict[str, np.ndarray], tasks: Sequence[Labels]) -> list[HeldOut]:
+        answers = []
+        for number, task in enumerate(tasks):
+            strength, coded_strength, at_edge, gap = arrays[f"c{number}"].tolist()
+            prediction = _prediction(task, arrays[f"p{number}"])
+            coded = prediction if task.kind in NUMERIC else arrays[f"q{number}"]
+            gap = None if np.isnan(gap) else gap
+            answers.append(HeldOut(prediction, coded, strength, coded_strength, bool(at_edge), gap))
+        return answers
+
+
+@dataclass(frozen=True)
+class StreamedFold(Fold):
+    """The same for features that are read as they are needed, within a budget in bytes."""
+
+    def compute(  # type: ignore[override]
+        self, features: survey.Features, tasks: Sequence[Labels], groups: np.ndarray, settings: Settings
+    ) -> list[HeldOut]:
+        return streamed.hold_out(features, tasks, groups, self.train, self.test, settings, settings.budget)
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """Readers with a hidden layer, on top of the linear probes of a fold: `train` and `test` are its rows."""
+
+    representation: Representation
+    number: int
+    train: np.ndarray = field(compare=False, repr=False)
+    test: np.ndarray = field(compare=False, repr=False)
+    strengths: np.ndarray = field(compare=False, repr=False, default_factory=lambda: np.zeros(0))
+    """Of the linear probes, by task: known when these are fitted."""
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        return self.train, self.test, self.strengths
+
+    def compute(
+        self, x_ND: np.ndarray, tasks: Sequence[Labels], groups: np.ndarray, settings: Settings
+    ) -> list[Reader]:
+        return ceiling.hold_out(x_ND, tasks, groups, self.train, self.test, self.strengths.tolist(), settings)
+
+    def pack(self, answers: Sequence[Reader]) -> dict[str, np.ndarray]:
+        arrays: dict[str, np.ndarray] = {}
+        for number, answer in enumerate(answers):
+            arrays[f"c{number}"] = np.array([answer.epochs, answer.decay])
+            if answer.prediction is not None:
+                arrays[f"p{number}"] = _stacked(answer.prediction)
+        return arrays
+
+    def unpack(self, arrays: dict[str, np.ndarray], tasks: Sequence[Labels]) -> list[Reader]:
+        answers = []
+        for number, task in enumerate(tasks):
+            epochs, decay = arrays[f"c{number}"].tolist()
+            prediction = _prediction(task, arrays[f"p{number}"]) if epochs else None
+            answers.append(Reader(prediction, int(epochs), decay))
+        return answers
+
+
+@dataclass(frozen=True)
+class Code:
+    """The online code of all tasks over the rows `used`."""
+
+    representation: Representation
+    used: np.ndarray = field(compare=False, repr=False)
+    """(N,) bool"""
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        return (self.used,)
+
+    def compute(
+        self, x_ND: np.ndarray, tasks: Sequence[Labels], groups: np.ndarray, settings: Settings
+    ) -> list[Codelength]:
+        x_nD, groups_n = x_ND[self.used], groups[self.used]
+        labels = [task.among(self.used) for task in tasks]
+        predict = codelength.probes_of(x_nD, labels, groups_n, device=settings.device)
+        return codelength.online(labels, groups_n, predict, settings.seed)
+
+    def pack(self, answers: Sequence[Codelength]) -> dict[str, np.ndarray]:
+        arrays: dict[str, np.ndarray] = {}
+        for number, code in enumerate(answers):
+            arrays |= {f"r{number}": code.row_bits, f"u{number}": code.row_uniform}
+            arrays |= {
+                f"t{number}": np.array([code.bits, code.uniform]),
+                f"c{number}": np.array(code.choices, dtype=int),
+            }
+        return arrays
+
+    def unpack(self, arrays: dict[str, np.ndarray], tasks: Sequence[Labels]) -> list[Codelength]:
+        answers = []
+        for number in range(len(tasks)):
+            bits, uniform = arrays[f"t{number}"].tolist()
+            choices = tuple(arrays[f"c{number}"].tolist())
+            answers.append(Codelength(bits, uniform, arrays[f"r{number}"], arrays[f"u{number}"], choices))
+        return answers
+
+
+Cell = Fold | Ceiling | Code
+
+
+def _stacked(prediction: Prediction) -> np.ndarray:
+    return np.stack(prediction[:2]) if isinstance(prediction, tuple) else prediction
+
+
+def _prediction(task: Labels, values: np.ndarray) -> Prediction:
+    if task.kind == "number":
+        return Gaussian(*values)
+    return VonMises(values[0], values[1], task.period) if task.kind == "circular" else values
+
+
+class Kept:
+    """A folder of finished cells."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def path(self, cell: Cell, features: str, tasks: Sequence[Labels], groups: np.ndarray, settings: Settings) -> Path:
+        """Where the cell is kept; `features` says where its array comes from, which is cheaper than its digest."""
+        digest = hashlib.blake2b(digest_size=16)
+        about = (_VERSION, type(cell).__name__, features, settings.of_fits, [task[:1] + task[2:] for task in tasks])
+        digest.update(repr(about).encode())
+        for array in (*cell.arrays, groups, *(task.y for task in tasks)):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return self.folder / f"{digest.hexdigest()}.npz"
+
+    def read(self, path: Path, cell: Cell, tasks: Sequence[Labels]) -> list[Any] | None:
+        """None where the cell is not kept, or its file is damaged."""
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return cell.unpack(dict(arrays), tasks)
+        except Exception:  # damage has many names: numpy's, those of zip archives, of missing arrays
+            return None
+
+    def write(self, path: Path, arrays: dict[str, np.ndarray]) -> None:
+        """A cell that cannot be kept costs time when the command is interrupted, and nothing else."""
+        with contextlib.suppress(OSError), replaced(path) as partial, partial.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+
+
+# ---- computed here or in other processes
+
+
+class Job(NamedTuple):
+    """A cell, and the labels that it is asked for."""
+
+    cell: Cell
+    labels: Sequence[Labels]
+
+
+class Bench(NamedTuple):
+    """What the cells of one representation share."""
+
+    x_ND: Any
+    """Features as an array, or as rows to be read."""
+    groups: np.ndarray
+    """(N,)"""
+    settings: Settings
+    kept: Kept | None
+    features: str
+    """Where they come from."""
+
+    def answers(self, jobs: Sequence[Job], processes: int) -> Iterator[list[Any]]:
+        """Of every job in order: one by one with all threads for 0 processes; else side by side, each with one thread,
+        so that sums do not depend on the cores.
+        """
+        if processes == 0:
+            yield from map(self._answer, jobs)
+            return
+        parallel = joblib.Parallel(n_jobs=processes, return_as="generator")
+        yield from parallel(joblib.delayed(self._with_one_thread)(job) for job in jobs)
+
+    def _answer(self, job: Job) -> list[Any]:
+        cell, labels = job
+        if self.kept is None:
+            return cell.compute(self.x_ND, labels, self.groups, self.settings)
+        path = self.kept.path(cell, self.features, labels, self.groups, self.settings)
+        answers: Any = self.kept.read(path, cell, labels)
+        if answers is None:
+            answers = cell.compute(self.x_ND, labels, self.groups, self.settings)
+            self.kept.write(path, cell.pack(answers))
+        return list(answers)
+
+    def _with_one_thread(self, job: Job) -> list[Any]:
+        import torch
+
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with threadpool_limits(1):
+                return self._answer(job)
+        finally:
+            torch.set_num_threads(before)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from htc_probe.analysis.stats import draws
-from htc_probe.extract.store import NUMERIC
+from htc_probe.extract.store import NUMERIC, known
 from htc_probe.probes.inputs import circular
 from htc_probe.probes.scores.intervals import COVERAGE, resample_groups
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 Readout = Literal["answer", "probe"]
 WHOM = ("anchors' image", "patches' image", "neither")
-UNKNOWN = 255  # of a label in a row of labels
 
 
 class Measure(NamedTuple):
@@ -124,11 +123,11 @@ def dealt(mix: Mix, said: np.ndarray, true: np.ndarray, kind: str, counts_mC: np
 def follows_whom(mix: Mix, said: np.ndarray, true: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
     """(m, C, 3) bool, the anchors' donor, the patches' or neither is followed; (m, C) whether the case counts."""
     cells, labels = _cells(said), _cells(true)
-    known = _cells(is_known(true, kind))
+    told = _cells(known(kind, true))
     counts, followed = np.ones(cells.shape, dtype=bool), np.zeros((*cells.shape, 3), dtype=bool)
     for side, half in enumerate((mix.anchors, mix.patches)):
         if half.of is not None:
-            counts &= known[half.of]
+            counts &= told[half.of]
             followed[..., side] = cells == labels[half.of]
     if mix.name == "swapped":
         assert mix.anchors.of is not None and mix.patches.of is not None
@@ -159,13 +158,6 @@ def follows(
         else:
             followed = np.select([swapped_N == true_N, swapped_N == other_N], [0, 1], 2)
     return np.where(counts, followed, -1)
-
-
-def is_known(labels: np.ndarray, kind: str) -> np.ndarray:
-    """Which labels of a run say something."""
-    if kind in NUMERIC:
-        return np.isfinite(labels)
-    return labels != UNKNOWN if kind == "multilabel" else labels >= 0
 
 
 def _cells(values: np.ndarray) -> np.ndarray:

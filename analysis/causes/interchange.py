@@ -20,14 +20,14 @@ import numpy as np
 import torch
 
 from htc_probe.analysis.causes import effects, following, mixing, scene_questions
-from htc_probe.analysis.causes.following import UNKNOWN, Measure, Values
+from htc_probe.analysis.causes.following import Measure, Values
 from htc_probe.analysis.causes.mixing import BATCH, Design, Mix
 from htc_probe.analysis.sections import Interchange, NumberRows, Readouts
 from htc_probe.extract import again
 from htc_probe.extract.data import scene_words
 from htc_probe.extract.data.source import Source
 from htc_probe.extract.errors import UserError
-from htc_probe.extract.store import NUMERIC, Run, Task
+from htc_probe.extract.store import NUMERIC, UNKNOWN, Run, Task, known
 from htc_probe.extract.vlm.model import HTCVLM
 from htc_probe.extract.vlm.star import Compressed, Direct
 from htc_probe.probes.files.weights import Key, Probe
@@ -45,8 +45,7 @@ def analyse(
     seed: int = 0,
     progress: Callable[[int, int], object] | None = None,
 ) -> Interchange:
-    """Whom readouts follow, for `pairs` mixed images of each kind (of single factors half as
-    many).
+    """Whom readouts follow, for `pairs` mixed images of each kind (of single factors half as many).
 
     `model` is that of the run, `source` its data; opened again where it is None. `probes`: from `probes.weights.load`;
     those of z_voco at the last layer are read. They were fitted on the run's own, unmixed images. The built-in scenes'
@@ -55,13 +54,7 @@ def analyse(
 
     Raises UserError: a model without anchors, a run without labels, data that is no longer the run's, nothing to read.
     """
-    if pairs < 4:
-        raise UserError(f"{pairs} pairs are too few for an interval; use 4 or more")
-    again.check_model(run, model.config)
-    if model.config.num_anchors == 0:
-        raise UserError(f"the model of {run.path.name} has no anchors: there is nothing to interchange")
-    if not run.tasks:
-        raise UserError(f"{run.path.name} has no labels, so nothing can be followed; extract data that has some")
+    _check(model, run, pairs)
     readable, why_no_probes = _readable(run, probes)
     asks, why_no_answers = _asks(model, run)
     if not readable and not asks:
@@ -79,9 +72,7 @@ def analyse(
     else:
         single = list(mixing.matched(run, source, most, rng))
     designs = [whole, *(design for design in single if _true_values(run.tasks, design, readable))]
-    class_task = _class_task(run.tasks)
-    alike = np.full(len(chosen), -1) if class_task is None else mixing.couples_alike(whole.labels[class_task.name])
-
+    alike = _alike(run.tasks, whole)
     each: Readouts | None = None
     shares, numbers = following.Table(), following.Table()
     total = sum(len(design.partner) + int((design.partner >= 0).sum()) for design in designs)
@@ -120,10 +111,23 @@ def analyse(
     )
 
 
-def _class_task(tasks: Sequence[Task]) -> Task | None:
-    """`category`, or the first task with classes, a semantic one if there is."""
+def _check(model: HTCVLM, run: Run, pairs: int) -> None:
+    if pairs < 4:
+        raise UserError(f"{pairs} pairs are too few for an interval; use 4 or more")
+    again.check_model(run, model.config)
+    if model.config.num_anchors == 0:
+        raise UserError(f"the model of {run.path.name} has no anchors: there is nothing to interchange")
+    if not run.tasks:
+        raise UserError(f"{run.path.name} has no labels, so nothing can be followed; extract data that has some")
+
+
+def _alike(tasks: Sequence[Task], design: Design) -> np.ndarray:
+    """(n,) partners of one class (of `category`, or the first task with classes, a semantic one if there is), or -1."""
     having = [task for task in tasks if task.kind == "classes"]
-    return min(having, key=lambda task: (task.name != "category", task.suite != "semantic"), default=None)
+    if not having:
+        return np.full(len(design.partner), -1)
+    task = min(having, key=lambda task: (task.name != "category", task.suite != "semantic"))
+    return mixing.couples_alike(design.labels[task.name])
 
 
 def _readouts(tasks: Sequence[Task], true: Values, unmixed: Values, swapped: Values, partner: np.ndarray) -> Readouts:
@@ -138,11 +142,11 @@ def _readouts(tasks: Sequence[Task], true: Values, unmixed: Values, swapped: Val
             columns += [(m, name, "") for name in names]
         else:
             columns.append((m, "", json.dumps(names) if m.kind == "classes" else ""))
-        known = np.where(following.is_known(labels, m.kind), labels, np.nan)
-        mixed = np.full(known.shape, np.nan)
+        told = np.where(known(m.kind, labels), labels, np.nan)
+        mixed = np.full(told.shape, np.nan)
         mixed[partner >= 0] = swapped[m]
         blocks.append(
-            tuple(values.reshape(len(partner), -1).astype(np.float32) for values in (known, unmixed[m], mixed))
+            tuple(values.reshape(len(partner), -1).astype(np.float32) for values in (told, unmixed[m], mixed))
         )
     of_true, of_unmixed, of_swapped = (np.concatenate(parts, 1) for parts in zip(*blocks, strict=True))
     return Readouts(
@@ -207,8 +211,8 @@ def _true_values(tasks: Sequence[Task], design: Design, probes: Mapping[str, Pro
         if task.name in probes and wanted(task.name):
             labels, classes = design.labels[task.name], probes[task.name].classes
             if task.kind == "classes":  # a class that the probe does not know cannot be followed
-                known = [number for number, name in enumerate(task.classes) if name in classes]
-                labels = np.where(np.isin(labels, known), labels, -1)
+                told = [number for number, name in enumerate(task.classes) if name in classes]
+                labels = np.where(np.isin(labels, told), labels, -1)
             elif task.kind == "multilabel":
                 labels = np.where([name in classes for name in task.classes], labels, UNKNOWN)
             true[Measure("probe", task.name, task.suite, task.kind, task.period)] = labels

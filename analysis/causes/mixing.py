@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from htc_probe.analysis.causes import scene_questions
-from htc_probe.analysis.causes.following import is_known
 from htc_probe.extract import again
 from htc_probe.extract.data.source import Source
 from htc_probe.extract.store import Run, Task
@@ -86,7 +85,7 @@ def differing(tasks: Sequence[Task], labels: Mapping[str, np.ndarray]) -> np.nda
     count = np.zeros((n, n), dtype=int)
     for task in tasks:
         cells = labels[task.name].reshape(n, -1)
-        told = is_known(cells, task.kind)
+        told = task.known(cells)
         for one in range(n):
             count[one] += ((cells != cells[one]) & told & told[one]).any(1)
     return count
@@ -151,9 +150,9 @@ def matched(run: Run, source: Source, most: int, rng: np.random.Generator) -> It
         rest = np.concatenate(
             [labels[t.name].reshape(len(rows), -1).astype(np.float64) for t in run.tasks if t.name != task.name], 1
         )
-        told = is_known(own, task.kind).all(1)
+        told = task.known(own).all(1)
         for other in run.tasks:
-            told &= is_known(labels[other.name].reshape(len(rows), -1), other.kind).all(1)
+            told &= other.known(labels[other.name].reshape(len(rows), -1)).all(1)
         _, same = np.unique(rest, axis=0, return_inverse=True)
         waiting: dict[int, list[int]] = {}
         pairs: list[tuple[int, int]] = []

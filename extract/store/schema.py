@@ -29,7 +29,7 @@ THUMBNAIL = 96  # pixels a side
 CHUNK_BYTES = 256 * 1024  # of one chunk: small enough to pick out a layer, large enough to stream
 
 
-def known(kind: Kind, labels: np.ndarray) -> np.ndarray:
+def known(kind: str, labels: np.ndarray) -> np.ndarray:
     """Which labels, (n,) or (n, C) as a run stores them, say something: bool of their shape."""
     if kind in NUMERIC:
         return np.isfinite(labels)

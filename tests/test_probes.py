@@ -370,7 +370,7 @@ def test_no_flipped_bit_of_a_kept_cell_changes_what_it_says(tmp_path: Path) -> N
     number, eight = Gaussian(np.arange(4.0), np.ones(4)), np.arange(8.0)
     cells = [
         (fold, [HeldOut(log_p, log_p / 2, 0.1, 1.0, True, 1e-8), HeldOut(number, number, 1.0, 1.0, False, None)]),
-        (code, [Codelength(8.0, 9.0, eight, eight, (0, 3)), Codelength(5.0, 6.0, np.ones(8), eight, ())]),
+        (code, [Codelength(eight, eight, (0, 3)), Codelength(np.ones(8), eight, ())]),
     ]
     kept = Kept(tmp_path)
     for number, (cell, answers) in enumerate(cells):

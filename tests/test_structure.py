@@ -332,7 +332,6 @@ NOT_YET_PRIVATE: set[str] = {
     "extract/vlm",
     "probes/files",
     "probes/inputs",
-    "probes/scores",
     "probes/show",
     "probes/study",
 }

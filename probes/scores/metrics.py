@@ -111,8 +111,8 @@ class Scores(NamedTuple):
     """Of classes and labels."""
 
 
-Metrics = dict[str, np.ndarray]  # (R,) each; of `_BY_CLASS` (K, R)
-Measure = Callable[[np.ndarray], Metrics]  # of weights (G, R)
+_Metrics = dict[str, np.ndarray]  # (R,) each; of `_BY_CLASS` (K, R)
+_Measure = Callable[[np.ndarray], _Metrics]  # of weights (G, R)
 
 
 def score(
@@ -170,7 +170,7 @@ def evaluate(
     """The metrics of `score`, every row counted once; those that need no floor where it is not given."""
     rows = labelled(kind, y)
 
-    def metrics(predicted: Prediction) -> Metrics:
+    def metrics(predicted: Prediction) -> _Metrics:
         measure = _measure(kind, y[rows], take(predicted, rows), fold[rows], np.arange(len(rows)), len(rows))
         return measure(np.ones((len(rows), 1)))
 
@@ -180,7 +180,7 @@ def evaluate(
     return {name: float(value[0]) for name, value in told.items() if name != _BY_CLASS}
 
 
-def _related(told: Metrics, floor: Metrics) -> Metrics:
+def _related(told: _Metrics, floor: _Metrics) -> _Metrics:
     """With what is measured against the floor."""
     related = told | {"V-information": floor["cross-entropy"] - told["cross-entropy"]}
     if "mean cosine" in told:
@@ -214,7 +214,7 @@ def _measure(
     groups: np.ndarray,
     n_groups: int,
     ranks: bool = True,
-) -> Measure:
+) -> _Measure:
     """Everything that does not depend on the resample is done here, once."""
     membership = sparse.csr_array((np.ones(len(y)), (groups, np.arange(len(y)))), shape=(n_groups, len(y)))
     if kind == "classes":
@@ -227,7 +227,7 @@ def _measure(
     return _measure_number(y, prediction, fold, groups, membership, ranks)
 
 
-def _measure_classes(y: np.ndarray, log_p_nK: np.ndarray, membership: sparse.csr_array) -> Measure:
+def _measure_classes(y: np.ndarray, log_p_nK: np.ndarray, membership: sparse.csr_array) -> _Measure:
     right = log_p_nK.argmax(1) == y
     sums_SG = (membership @ np.stack([np.ones(len(y)), right, row_bits("classes", y, log_p_nK)], 1)).T
 
@@ -237,7 +237,7 @@ def _measure_classes(y: np.ndarray, log_p_nK: np.ndarray, membership: sparse.csr
 
     seen_KG, found_KG = by_class(np.ones(len(y))), by_class(right.astype(np.float64))
 
-    def measure(weights_GR: np.ndarray) -> Metrics:
+    def measure(weights_GR: np.ndarray) -> _Metrics:
         n, hits, bits = sums_SG @ weights_GR
         recall_KR = _ratio(found_KG @ weights_GR, seen_KG @ weights_GR)
         return {
@@ -257,7 +257,7 @@ def _measure_multilabel(
     groups: np.ndarray,
     membership: sparse.csr_array,
     ranks: bool,
-) -> Measure:
+) -> _Measure:
     bits_nC, known_nC = _label_bits(y, logits_nC)
     asked = known_nC.any(0)
     bits_CG, known_CG = ((membership @ v[:, asked].astype(np.float64)).T for v in (bits_nC, known_nC))
@@ -272,7 +272,7 @@ def _measure_multilabel(
 
     sizes_G = membership.sum(1)
 
-    def measure(weights_GR: np.ndarray) -> Metrics:
+    def measure(weights_GR: np.ndarray) -> _Metrics:
         bits = {"cross-entropy": _ratio(bits_CG @ weights_GR, known_CG @ weights_GR).sum(0)}
         if not ranks:
             return bits
@@ -291,7 +291,7 @@ def _measure_multilabel(
 
 def _measure_number(
     y: np.ndarray, prediction: Gaussian, fold: np.ndarray, groups: np.ndarray, membership: sparse.csr_array, ranks: bool
-) -> Measure:
+) -> _Measure:
     error, centred = y - prediction.mean, y - y.mean()
     bits = row_bits("number", y, prediction)
     columns = [np.ones(len(y)), centred, centred**2, error**2, np.abs(error), bits]
@@ -299,7 +299,7 @@ def _measure_number(
     whole = _rows_by(fold) if ranks else []
     folds = [(groups[rows], _Ties.of(y[rows]), _Ties.of(prediction.mean[rows])) for rows in whole]
 
-    def measure(weights_GR: np.ndarray) -> Metrics:
+    def measure(weights_GR: np.ndarray) -> _Metrics:
         n, total, squares, left, absolute, code = sums_SG @ weights_GR
         unexplained = _ratio(left, squares - _ratio(total**2, n))
         of_sums = {"R2": 1 - unexplained, "MAE": _ratio(absolute, n), "cross-entropy": _ratio(code, n)}
@@ -309,12 +309,12 @@ def _measure_number(
     return measure
 
 
-def _measure_circular(y: np.ndarray, prediction: VonMises, membership: sparse.csr_array) -> Measure:
+def _measure_circular(y: np.ndarray, prediction: VonMises, membership: sparse.csr_array) -> _Measure:
     error = circular.difference(prediction.mean, y, prediction.period)
     cosine, bits = circular.cosine(prediction.mean, y, prediction.period), row_bits("circular", y, prediction)
     sums_SG = (membership @ np.stack([np.ones(len(y)), cosine, np.abs(error), bits], 1)).T
 
-    def measure(weights_GR: np.ndarray) -> Metrics:
+    def measure(weights_GR: np.ndarray) -> _Metrics:
         n, *sums = sums_SG @ weights_GR
         return {
             name: _ratio(sum_R, n) for name, sum_R in zip(("mean cosine", "MAE", "cross-entropy"), sums, strict=True)
@@ -410,7 +410,7 @@ def _rank_correlation(weights_nR: np.ndarray, a: _Ties, b: _Ties) -> np.ndarray:
 # ---- small things
 
 
-def _sampled(metrics: Metrics) -> dict[str, Sampled]:
+def _sampled(metrics: _Metrics) -> dict[str, Sampled]:
     """The first entry is the estimate."""
     sampled = {}
     for name, values in metrics.items():

@@ -52,16 +52,22 @@ _TOLERANCE = 1e-5
 
 
 class Codelength(NamedTuple):
-    bits: float
-    """L, the whole code."""
-    uniform: float
-    """The code to which every label is as likely as any other."""
     row_bits: np.ndarray
     """(n,) what each row costs, 0 where nothing is known: pairs up with another representation's on the same seed."""
     row_uniform: np.ndarray
-    """(n,) what each row costs in the uniform code."""
+    """(n,) what each row costs in the uniform code, to which every label is as likely as any other."""
     choices: tuple[int, ...]
     """The index of the strength chosen for each block after the first."""
+
+    @property
+    def bits(self) -> float:
+        """L, the whole code."""
+        return float(self.row_bits.sum())
+
+    @property
+    def uniform(self) -> float:
+        """The whole uniform code."""
+        return float(self.row_uniform.sum())
 
     @property
     def compression(self) -> float:
@@ -111,7 +117,7 @@ def online(
             before[number] = bits_Sm.sum(1)
         sent = np.concatenate([sent, block])
     return [
-        Codelength(float(bits.sum()), float(sender.uniform.sum()), bits, sender.uniform, tuple(chosen))
+        Codelength(bits, sender.uniform, tuple(chosen))
         for sender, bits, chosen in zip(senders, row_bits, choices, strict=True)
     ]
 

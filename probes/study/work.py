@@ -151,18 +151,14 @@ class Code:
         arrays: dict[str, np.ndarray] = {}
         for number, code in enumerate(answers):
             arrays |= {f"r{number}": code.row_bits, f"u{number}": code.row_uniform}
-            arrays |= {
-                f"t{number}": np.array([code.bits, code.uniform]),
-                f"c{number}": np.array(code.choices, dtype=int),
-            }
+            arrays[f"c{number}"] = np.array(code.choices, dtype=int)
         return arrays
 
     def unpack(self, arrays: dict[str, np.ndarray], tasks: Sequence[Labels]) -> list[Codelength]:
         answers = []
         for number in range(len(tasks)):
-            bits, uniform = arrays[f"t{number}"].tolist()
             choices = tuple(arrays[f"c{number}"].tolist())
-            answers.append(Codelength(bits, uniform, arrays[f"r{number}"], arrays[f"u{number}"], choices))
+            answers.append(Codelength(arrays[f"r{number}"], arrays[f"u{number}"], choices))
         return answers
 
 

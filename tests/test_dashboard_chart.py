@@ -11,9 +11,8 @@ from plotly.subplots import make_subplots
 
 from benchmarks.browser import serving, tab
 from htc_probe.dashboards import server
-from htc_probe.dashboards.figures.base import heads, panels
 from htc_probe.dashboards.parts import chart
-from htc_probe.probes.show.style import across, titled
+from htc_probe.probes.show.style import across, panels, titled
 from made.pages import write_run
 
 N = 12
@@ -29,18 +28,24 @@ def test_a_layout_given_at_once_is_what_plotly_makes_of_its_parts() -> None:
     assert json.loads(titled(traces, "t", "s", 300, **parts, shapes=[line]).to_json()) == json.loads(stepwise.to_json())
 
 
-def test_panels_are_where_plotly_puts_them() -> None:
-    y = [{"title": "left"}, {"title": "middle"}, {"title": "right"}]
-    ours = go.Figure(layout={**panels(3, 0.05, {"showgrid": False}, y), "annotations": heads(3, 0.05, ["a", "b", "c"])})
-    theirs = make_subplots(rows=1, cols=3, horizontal_spacing=0.05, subplot_titles=["a", "b", "c"])
-    theirs.update_xaxes(showgrid=False)
-    for column, axis in enumerate(y, 1):
-        theirs.update_yaxes(title=axis["title"], col=column)
-    for name in ("xaxis", "xaxis2", "xaxis3", "yaxis", "yaxis2", "yaxis3"):
-        mine, plotlys = ours.layout[name].to_plotly_json(), theirs.layout[name].to_plotly_json()
-        assert np.allclose(mine.pop("domain"), plotlys.pop("domain")) and mine == plotlys
-    assert np.allclose([head.x for head in ours.layout.annotations], [head.x for head in theirs.layout.annotations])
-    assert ours.layout.annotations[0].update(x=0) == theirs.layout.annotations[0].update(x=0)
+@pytest.mark.parametrize(("down", "beside", "gap_y"), [(1, 3, 0.0), (3, 2, 0.1)])
+def test_panels_are_where_plotly_puts_them(down: int, beside: int, gap_y: float) -> None:
+    places, titles = panels(down, beside, 0.05, gap_y), [f"panel {number}" for number in range(down * beside)]
+    ours: dict[str, Any] = {"annotations": [panel.head(title) for panel, title in zip(places, titles, strict=True)]}
+    for panel in places:
+        ours |= panel.axes({"showgrid": False}, {"title": f"y of {panel.number}"})
+    gaps = {"horizontal_spacing": 0.05, "vertical_spacing": gap_y}
+    theirs = make_subplots(down, beside, subplot_titles=titles, **gaps).update_xaxes(showgrid=False)
+    for number in range(down * beside):
+        theirs.update_yaxes(title=f"y of {number}", row=number // beside + 1, col=number % beside + 1)
+    layout = go.Figure(layout=ours).layout
+    for panel in places:
+        for name in (f"xaxis{panel.name}", f"yaxis{panel.name}"):
+            mine, plotlys = layout[name].to_plotly_json(), theirs.layout[name].to_plotly_json()
+            assert np.allclose(mine.pop("domain"), plotlys.pop("domain")) and mine == plotlys
+    for mine, plotlys in zip(layout.annotations, theirs.layout.annotations, strict=True):
+        assert np.allclose([mine.x, mine.y], [plotlys.x, plotlys.y])
+        assert mine.update(x=0, y=0) == plotlys.update(x=0, y=0)
 
 
 def test_a_figure_is_made_once_for_the_same_arguments() -> None:

@@ -266,7 +266,7 @@ NOT_YET: dict[Callable[[Sources], set[str]], set[str]] = {
     modules_in_circles: set(),
     rooms_in_circles: {"probes.inputs", "probes.scores"},
     borrowed_privates: set(),
-    long_files: {"analysis/sentences.py", "benchmarks/extraction.py", "probes/show/figures.py", "probes/show/table.py"},
+    long_files: {"analysis/sentences.py", "benchmarks/extraction.py", "probes/show/table.py"},
     long_functions: {"probes/show/report.py: _statistics"},
 }
 

@@ -14,7 +14,7 @@ import numpy as np
 import plotly.graph_objects as go
 from PIL import Image
 
-from htc_probe.probes.show.style import COLOURS, NEUTRAL, escape
+from htc_probe.probes.show.style import COLOURS, NEUTRAL, Panel, escape
 
 ROLE_COLOURS = {"anchor": "#E69F00", "patch": "#0072B2", "voco": "#009E73", "prefix": "#CC79A7", "text": "#56B4E9"}
 ROLE_NAMES = {
@@ -51,26 +51,9 @@ def named(names: Sequence[str]) -> dict[str, Any]:
     return {**ticks, "showgrid": False, "zeroline": False, "automargin": True}
 
 
-def panels(count: int, gap: float, x: dict[str, Any], ys: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Axes of panels side by side, with so much of the width between them: the same x axis, and a y axis each."""
-    axes = {}
-    for number, y in enumerate(ys):
-        panel = str(number + 1) if number else ""
-        axes[f"xaxis{panel}"] = {"anchor": f"y{panel}", "domain": _domain(count, gap, number), **x}
-        axes[f"yaxis{panel}"] = {"anchor": f"x{panel}", "domain": [0.0, 1.0], **y}
-    return axes
-
-
-def heads(count: int, gap: float, titles: Sequence[str]) -> list[dict[str, Any]]:
-    """What is written over the panels."""
-    place = {"xref": "paper", "yref": "paper", "y": 1.0, "xanchor": "center", "yanchor": "bottom", "showarrow": False}
-    middles = [sum(_domain(count, gap, number)) / 2 for number in range(count)]
-    return [{"text": text, "x": x, "font": {"size": 16}, **place} for text, x in zip(titles, middles, strict=True)]
-
-
-def _domain(count: int, gap: float, number: int) -> list[float]:
-    width = (1 - gap * (count - 1)) / count
-    return [number * (width + gap), number * (width + gap) + width]
+def side_by_side(panels: Sequence[Panel], x: dict[str, Any], ys: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Axes of panels: the same x axis, and a y axis each."""
+    return {name: axis for panel, y in zip(panels, ys, strict=True) for name, axis in panel.axes(x, y).items()}
 
 
 def step(count: int) -> int:

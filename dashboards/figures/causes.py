@@ -19,14 +19,13 @@ from htc_probe.dashboards.figures.base import (
     ROLE_NAMES,
     VEIL,
     colour_bar,
-    heads,
     laid,
     layer_axis,
-    panels,
     png,
+    side_by_side,
     whiskers,
 )
-from htc_probe.probes.show.style import NEUTRAL, SERIES, across, escape, titled
+from htc_probe.probes.show.style import NEUTRAL, SERIES, across, escape, panels, titled
 
 _OWN = "#D55E00"  # the image that is looked at, among the means
 _MODES = ("#CC79A7", "#56B4E9", "#999933")  # of ways of taking away, colours that no role has here
@@ -205,12 +204,11 @@ def window_lines(
     is looked at.
     """
     layers = np.arange(1, len(next(iter(effect_by.values()))) + 1)
-    traces, axes = [], {}
-    last, gap = len(effect_by) - 1, 0.08
-    height = (1 - gap * last) / len(effect_by)
-    for number, (role, values) in enumerate(effect_by.items()):
-        name, panel = f"all {ROLE_NAMES[role]}", f"{number + 1}" if number else ""
-        place = {"xaxis": f"x{panel}", "yaxis": f"y{panel}"}
+    traces: list[Any] = []
+    axes: dict[str, Any] = {}
+    places = panels(len(effect_by), 1, 0.0, 0.08)
+    for panel, (role, values) in zip(places, effect_by.items(), strict=True):
+        name = f"all {ROLE_NAMES[role]}"
         line = go.Scatter(
             x=layers,
             y=values[:, 0],
@@ -220,16 +218,14 @@ def window_lines(
             error_y=_error(values, ROLE_COLOURS[role]),
             customdata=values[:, 1:],
             hovertemplate=f"layer %{{x}}, {name}: {_Y_WITH_ENDS}",
-            **place,
+            **panel.trace,
         )
         own_L = None if own_by is None else own_by[role]
-        look = {"legendgroup": "own", "legendrank": 2000, "showlegend": number == 0, **place}
+        look = {"legendgroup": "own", "legendrank": 2000, "showlegend": panel.number == 0, **panel.trace}
         traces += [line, *_own(layers, own_L, "layer %{x}: %{y:.4~g}", **look)]
-        low = (last - number) * (height + gap)
-        shared = {} if number == last else {"matches": f"x{last + 1}", "showticklabels": False, "title": ""}
-        axes[f"xaxis{panel}"] = {**layer_axis(len(layers)), "anchor": f"y{panel}", "domain": [0.0, 1.0], **shared}
-        zero = {"zeroline": True, "zerolinecolor": NEUTRAL, "rangemode": "tozero"}
-        axes[f"yaxis{panel}"] = {**zero, "anchor": f"x{panel}", "domain": [low, low + height]}
+        lowest = {"matches": f"x{places[-1].name}", "showticklabels": False, "title": ""}
+        x = layer_axis(len(layers)) | ({} if panel == places[-1] else lowest)
+        axes |= panel.axes(x, {"zeroline": True, "zerolinecolor": NEUTRAL, "rangemode": "tozero"})
     subtitle = f"effect on {escape(what)}, {escape(unit)} · an axis each<br>mean of {n:,} images, 95 % intervals"
     return titled(traces, "Taken away in one layer only", subtitle, 430, **axes)
 
@@ -377,7 +373,7 @@ def follow_dots(
                 **common,
             )
             traces.append(dots)
-    count, gap = len(share_by), 0.04
+    places = panels(1, len(share_by), 0.04)
     x = {"title": "share (numbers: weight)", "range": [-0.08, 1.08], "zeroline": False}
     ticks = {"tickvals": np.arange(len(names)), "ticktext": names, "range": [len(names) - 0.4, -0.6]}
     y = {**ticks, "automargin": True, "zeroline": False}
@@ -386,10 +382,10 @@ def follow_dots(
         "Whose image is read",
         f"anchors of one image, patches of another · {n:,} mixed images, 95 % intervals over couples",
         230 + 24 * len(names),
-        annotations=heads(count, gap, [escape(name) for name in share_by]),
+        annotations=[panel.head(escape(name)) for panel, name in zip(places, share_by, strict=True)],
         margin={"t": 120},
         legend={"y": -90 / (60 + 24 * len(names))},
-        **panels(count, gap, x, [y, *[{**y, "matches": "y", "showticklabels": False}] * (count - 1)]),
+        **side_by_side(places, x, [y, *[{**y, "matches": "y", "showticklabels": False}] * (len(places) - 1)]),
     )
 
 

@@ -23,10 +23,10 @@ from htc_probe.dashboards.figures.base import (
     dashed,
     layer_axis,
     outlined,
-    panels,
+    side_by_side,
     step,
 )
-from htc_probe.probes.show.style import NEUTRAL, SERIES, across, escape, titled, transparent
+from htc_probe.probes.show.style import NEUTRAL, SERIES, across, escape, panels, titled, transparent
 
 THIS, OTHER, APART = "#0072B2", "#D55E00", "#009E73"
 """Of this run, of the other, and of what lies between them."""
@@ -145,7 +145,9 @@ def difference_curve(
         title,
         f"{subtitle}<br>{minus(names)}",
         420,
-        **panels(2, 0.16, ends, [{"title": unit, "zeroline": False}, {"title": "difference", "zeroline": False}]),
+        **side_by_side(
+            panels(1, 2, 0.16), ends, [{"title": unit, "zeroline": False}, {"title": "difference", "zeroline": False}]
+        ),
         shapes=[across(y=0, panel="2", line=_ZERO)],
         margin={"t": 110},
     )

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from htc_probe.dashboards.figures.base import BELOW_ABOVE, HEAT, VEIL, counted, dashed, heads, laid, panels, png
+from htc_probe.dashboards.figures.base import BELOW_ABOVE, HEAT, VEIL, counted, dashed, laid, png, side_by_side
 from htc_probe.dashboards.figures.compare import OTHER, THIS, Names, dots, limit, minus
-from htc_probe.probes.show.style import escape, titled
+from htc_probe.probes.show.style import escape, panels, titled
 
 # Over a picture: none at the middle, so that it stays visible where nothing differs.
 _SHIFT = [[0.0, "rgba(84,39,143,0.9)"], [0.5, "rgba(242,240,240,0.05)"], [1.0, "rgba(140,63,4,0.9)"]]
-_PANELS = ("", "2", "3")
+_PANELS = panels(1, 3, 0.05)
 
 
 def two_maps(
@@ -45,20 +45,19 @@ def two_maps(
             x=np.arange(columns) + 0.5,
             y=np.arange(rows) + 0.5,
             text=where_RC,
-            coloraxis="coloraxis2" if panel == "3" else "coloraxis",
+            coloraxis="coloraxis2" if panel.number == 2 else "coloraxis",
             xgap=0 if image is not None else 1,
             ygap=0 if image is not None else 1,
-            hovertemplate=f"%{{text}}<br>%{{z:{'+' if panel == '3' else ''}.3g}} {unit}<extra></extra>",
-            xaxis=f"x{panel}",
-            yaxis=f"y{panel}",
+            hovertemplate=f"%{{text}}<br>%{{z:{'+' if panel.number == 2 else ''}.3g}} {unit}<extra></extra>",
+            **panel.trace,
         )
         for panel, values_RC in zip(_PANELS, (this_RC, other_RC, this_RC - other_RC), strict=True)
     ]
     if marked is not None and marked.any():
         row_of, column_of = np.nonzero(marked)
-        traces.append(dots(column_of + 0.5, row_of + 0.5, 5, 1, xaxis="x3", yaxis="y3"))
-    pictures = [] if image is None else [laid(png(image, grey=True), 0, 0, columns, rows, panel) for panel in _PANELS]
-    named = labels is not None
+        traces.append(dots(column_of + 0.5, row_of + 0.5, 5, 1, **_PANELS[2].trace))
+    grey = [] if image is None else [png(image, grey=True)]
+    named, heads = labels is not None, [*map(escape, names), "difference"]
     return titled(
         traces,
         title,
@@ -66,8 +65,8 @@ def two_maps(
         480 + 6 * rows if named else 480,
         **_map_axes(rows, columns, labels, axes),
         **_map_colours(this_RC, other_RC, unit, limit, signed=signed, over=image is not None, named=named),
-        images=pictures,
-        annotations=heads(3, 0.05, [*map(escape, names), "difference"]),
+        images=[laid(source, 0, 0, columns, rows, panel.name) for source in grey for panel in _PANELS],
+        annotations=[panel.head(head) for panel, head in zip(_PANELS, heads, strict=True)],
         margin={"l": 110 if named else 10, "t": 132, "b": 190 if named else 80},
     )
 
@@ -80,13 +79,13 @@ def _map_axes(
     x: dict[str, Any] = {"range": [0, columns], **bare}
     y: dict[str, Any] = {"range": [rows, 0], **bare}
     if labels is None:
-        squares = [y | {"visible": False, "scaleanchor": f"x{panel}"} for panel in _PANELS]
-        return panels(3, 0.05, x | {"visible": False}, squares)
+        squares = [y | {"visible": False, "scaleanchor": f"x{panel.name}"} for panel in _PANELS]
+        return side_by_side(_PANELS, x | {"visible": False}, squares)
     short_R, short_C = ([escape(name if len(name) < 15 else name[:13] + "…") for name in names] for names in labels)
     x |= {"tickvals": np.arange(columns) + 0.5, "ticktext": short_C, "tickangle": -60}
     y |= {"tickvals": np.arange(rows) + 0.5, "ticktext": short_R}
     alike = y | {"matches": "y", "showticklabels": False}
-    made = panels(3, 0.05, x, [y | {"title": axes[0]}, alike, alike])
+    made = side_by_side(_PANELS, x, [y | {"title": axes[0]}, alike, alike])
     return made | {"xaxis2": made["xaxis2"] | {"title": axes[1]}}
 
 

@@ -18,11 +18,11 @@ from htc_probe.dashboards.figures.base import (
     ROLE_NAMES,
     colour_bar,
     named,
-    panels,
+    side_by_side,
     step,
     whiskers,
 )
-from htc_probe.probes.show.style import COLOURS, NEUTRAL, SERIES, across, cut, escape, titled, transparent
+from htc_probe.probes.show.style import COLOURS, NEUTRAL, SERIES, across, cut, escape, panels, titled, transparent
 
 _MOST_WRITTEN = 12
 """Columns of a heat map that leave room for what is in its cells."""
@@ -91,7 +91,7 @@ def lens_agreement(
         "When the last layer's words appear",
         f"each layer against the last one · {n:,} images, 95 % intervals",
         420,
-        **panels(2, 0.2, _layers(layers), axes),
+        **side_by_side(panels(1, 2, 0.2), _layers(layers), axes),
     )
 
 

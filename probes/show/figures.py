@@ -1,36 +1,17 @@
 """Probe results as plotly figures: functions from `Results`, for the report, the dashboard and notebooks; `CAPTIONS`
 say how to read them. Knows `Results` and plotly; not runs, solvers or pages.
-
-Colours are from Okabe and Ito's palette, which most colour-blind people can tell apart. Text, axes and background are
-left to the theme, and lines are of a middle grey, so that the figures read on light and dark pages. Names of classes,
-tasks and files are shown as they are, never read as HTML.
 """
 
 from __future__ import annotations
 
-import html
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from htc_probe.probes.files.results import (
-    NOT_DEFINED,
-    Ceiling,
-    ClassScore,
-    Comparison,
-    Interval,
-    Kept,
-    Results,
-    Row,
-    SuiteGap,
-    SuiteMean,
-    is_defined,
-    label,
-)
-from htc_probe.probes.show import table
+from htc_probe.probes.files.results import NOT_DEFINED, ClassScore, Interval, Results, Row, SuiteMean, is_defined, label
+from htc_probe.probes.show import parts, table
+from htc_probe.probes.show.style import COLOURS, NEUTRAL, SHARES, Panel, across, escape, transparent
 from htc_probe.probes.show.table import Key
 
 CAPTIONS = {
@@ -70,213 +51,279 @@ CAPTIONS = {
     "images, so every row adds up to 1; the number of images is in the hover text.",
 }
 
-_COLOURS = {"voco_read": "#56B4E9", "z_voco": "#009E73", "v_d": "#E69F00", "v_pooled": "#0072B2"}
-_OTHERS = ("#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
-_NEUTRAL = "#8a8a8a"
-_SHARES = [[0.0, "#ffffff"], [0.5, "#6baed6"], [1.0, "#08306b"]]
 _LISTED = 40  # classes of one figure
 _NAMED = 30  # classes of a confusion matrix whose names still fit
+
+
+# ---- bars by task
 
 
 def scores(results: Results, suite: str) -> go.Figure:
     """Every task's score, and the suite's mean, with floors, control labels and the category alone."""
     keys = table.columns(results, suite)
     groups = []
-    for task, of in table.tasks(results, suite).items():
-        first = of[0]
-        base = {one.name: one.score.estimate for one in results.baselines if (one.suite, one.task) == (suite, task)}
+    for task, rows in table.tasks(results, suite).items():
+        first = rows[0]
+        alone = {
+            base.name: base.score.estimate for base in results.baselines if (base.suite, base.task) == (suite, task)
+        }
         groups.append(
-            _Group(
+            parts.Group(
                 _tick(task, f"{first.metric}{_classes(first)}, n {first.n:,}"),
-                {_key(row): Interval(row.estimate, row.lower, row.upper) for row in of},
+                {parts.key_of(row): Interval(row.estimate, row.lower, row.upper) for row in rows},
                 first.floor,
-                base.get("category alone"),
-                {_key(row): row.control for row in of if row.control is not None},
+                alone.get("category alone"),
+                {parts.key_of(row): row.control for row in rows if row.control is not None},
             )
         )
-    means = [mean for mean in results.suite_means if mean.suite == suite]
-    if means:
-        cells = {_key(mean): Interval(mean.estimate, mean.lower, mean.upper) for mean in means}
-        groups.append(_Group(f"<b>mean of {means[0].tasks}</b>", cells, means[0].floor))
-    figure = _bars(results, keys, groups, "score")
+    if means := _means(results, suite):
+        cells = {parts.key_of(mean): Interval(mean.estimate, mean.lower, mean.upper) for mean in means}
+        groups.append(parts.Group(f"<b>mean of {means[0].tasks}</b>", cells, means[0].floor))
     low = min([0.0, *(cell.lower or 0 for group in groups for key, cell in group.cells.items() if key in keys)])
-    figure.update_xaxes(range=[max(low * 1.05, -0.5), 1.02])
-    return _titled(figure, f"{_plain(suite)}: held-out scores", _sample(results, suite))
+    axis = {"title": "score", "range": [max(low * 1.05, -0.5), 1.02]}
+    return parts.bars(results, keys, groups, f"{escape(suite)}: held-out scores", parts.sample(results, suite), axis)
 
 
 def bits(results: Results, suite: str) -> go.Figure:
     """V-information by task and representation, and its mean over the suite."""
-    keys = table.columns(results, suite)
     groups = []
-    for task, of in table.tasks(results, suite).items():
-        base = {one.name: one.bits.estimate for one in results.baselines if (one.suite, one.task) == (suite, task)}
-        cells = {_key(row): row.metrics["V-information"] for row in of if "V-information" in row.metrics}
-        groups.append(_Group(_tick(task, f"n {of[0].n:,}{_classes(of[0])}"), cells, 0.0, base.get("category alone")))
-    means = [mean for mean in results.suite_means if mean.suite == suite]
-    if means:
-        groups.append(_Group(f"<b>mean of {means[0].tasks}</b>", {_key(mean): mean.bits for mean in means}, 0.0))
-    figure = _bars(results, keys, groups, "bits an image")
-    return _titled(figure, f"{_plain(suite)}: V-information", _sample(results, suite))
+    for task, rows in table.tasks(results, suite).items():
+        alone = {
+            base.name: base.bits.estimate for base in results.baselines if (base.suite, base.task) == (suite, task)
+        }
+        cells = {parts.key_of(row): row.metrics["V-information"] for row in rows if "V-information" in row.metrics}
+        name = _tick(task, f"n {rows[0].n:,}{_classes(rows[0])}")
+        groups.append(parts.Group(name, cells, 0.0, alone.get("category alone")))
+    if means := _means(results, suite):
+        groups.append(
+            parts.Group(f"<b>mean of {means[0].tasks}</b>", {parts.key_of(mean): mean.bits for mean in means}, 0.0)
+        )
+    title, axis = f"{escape(suite)}: V-information", {"title": "bits an image"}
+    return parts.bars(results, table.columns(results, suite), groups, title, parts.sample(results, suite), axis)
+
+
+def retention(results: Results, suite: str) -> go.Figure | None:
+    """What share of v_pooled's score over the floor each representation keeps; None without v_pooled."""
+    keys = [key for key in table.columns(results, suite) if key != ("v_pooled", None)]
+    lines: list[tuple[str, str, Sequence[Row | SuiteMean]]] = [
+        (parts.short(task, 24), f"n {rows[0].n:,}", rows) for task, rows in table.tasks(results, suite).items()
+    ]
+    if means := _means(results, suite):
+        lines.append((f"<b>mean of {means[0].tasks}</b>", "", means))
+    lines = [(name, about, [row for row in rows if parts.key_of(row) in keys]) for name, about, rows in lines]
+    if all(row.retention is None for _, _, rows in lines for row in rows):
+        return None
+    groups = [
+        parts.Group(
+            name + parts.below(NOT_DEFINED if table.not_defined(rows) else about),
+            {parts.key_of(row): row.retention for row in rows if is_defined(row.retention)},
+        )
+        for name, about, rows in lines
+    ]
+    ends = [end for group in groups for cell in group.cells.values() for end in cell if end is not None]
+    # A ratio to hardly anything would squeeze all others.
+    span = [max(min([0.0, *ends]), -1) - 0.05, min(max([1.0, *ends]), 2) + 0.05]
+    axis = {"title": "share of v_pooled's score over the floor", "range": span}
+    shapes = [across(x=value, line=parts.MIDDLE) for value in (0, 1)]
+    title = f"{escape(suite)}: retention"
+    return parts.bars(results, keys, groups, title, parts.sample(results, suite), axis, dots=True, shapes=shapes)
+
+
+def by_class(results: Results, task: str) -> go.Figure | None:
+    """The score of every class or label, the most frequent first; None where the task has none."""
+    classes: dict[str, list[ClassScore]] = {}
+    for score in results.by_class:
+        if score.task == task:
+            classes.setdefault(score.name, []).append(score)
+    if not classes:
+        return None
+    first = next(iter(classes.values()))[0]
+    known = {parts.key_of(score) for score in classes[first.name]}
+    groups = [
+        parts.Group(_tick(name, f"n {own[0].n:,}"), {parts.key_of(score): score.score for score in own}, own[0].floor)
+        for name, own in list(classes.items())[:_LISTED]
+    ]
+    more = f", the {_LISTED} most frequent of {len(classes)}" if len(classes) > _LISTED else ""
+    return parts.bars(
+        results,
+        [key for key in table.columns(results, first.suite) if key in known],
+        groups,
+        f"{escape(task)}: {first.metric} by class{more}",
+        parts.sample(results, first.suite),
+        {"title": first.metric, "range": [-0.02, 1.02]},
+        dots=True,
+    )
+
+
+# ---- curves, a panel a task
 
 
 def layer_curves(results: Results, suite: str) -> go.Figure | None:
     """z_voco by layer, a panel a task, beside other representations; None where one layer was probed."""
     if len(table.layers(results, suite)) < 2:
         return None
-    by_task = table.tasks(results, suite)
     others = [key for key in table.columns(results, suite) if key[1] is None]
-    colours = _palette(results)
-    figure, places = _panels([f"{_plain(task)} ({of[0].metric}, n {of[0].n:,})" for task, of in by_task.items()])
-    for at, of in zip(places, by_task.values(), strict=True):
-        curve = sorted((row for row in of if row.layer is not None), key=lambda row: row.layer or 0)
+    colours = parts.palette(results)
+
+    def drawn(panel: Panel, rows: Sequence[Row]) -> list[go.Scatter]:
+        curve = sorted((row for row in rows if row.layer is not None), key=lambda row: row.layer or 0)
         x = [row.layer for row in curve]
-        figure.add_scatter(
+        band = go.Scatter(
             x=[*x, *reversed(x)],
             y=[*(row.upper for row in curve), *(row.lower for row in reversed(curve))],
             mode="lines",
             fill="toself",
-            fillcolor=_clear(_COLOURS["z_voco"]),
+            fillcolor=transparent(COLOURS["z_voco"], 0.2),
             line={"width": 0},
             hoverinfo="skip",
             showlegend=False,
-            **at.trace,
+            **panel.trace,
         )
-        figure.add_scatter(
+        line = go.Scatter(
             x=x,
             y=[row.estimate for row in curve],
             mode="lines+markers",
-            name="z_voco",
-            legendgroup="z_voco",
-            line={"color": _COLOURS["z_voco"], "width": 2},
+            **parts.line("z_voco", panel, COLOURS["z_voco"]),
             marker={"size": 5},
-            showlegend=at.first,
             customdata=[[row.lower, row.upper] for row in curve],
             hovertemplate="layer %{x}: %{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra></extra>",
-            **at.trace,
         )
-        ends = [x[0], x[-1]]
-        lines = {_plain(label(*key)): (row.estimate, colours[key], "dot") for key in others if (row := _of(of, key))}
-        for name, (value, colour, dash) in (lines | {"floor": (of[0].floor, _NEUTRAL, "dash")}).items():
-            figure.add_scatter(
-                x=ends,
-                y=[value, value],
-                mode="lines",
-                name=name,
-                legendgroup=name,
-                showlegend=at.first,
-                line={"color": colour, "width": 1.5, "dash": dash},
-                hovertemplate="%{y:.3f}<extra></extra>",
-                **at.trace,
-            )
-        figure.update_xaxes(title="layer", title_standoff=4, **at.axes)
-    return _titled(figure, f"{_plain(suite)}: layers of z_voco", _sample(results, suite))
+        levels = {label(*key): (row.estimate, colours[key], "dot") for key in others if (row := _row_of(rows, key))}
+        levels["floor"] = (rows[0].floor, NEUTRAL, "dash")
+        return [band, line, *(parts.level(name, [x[0], x[-1]], panel, *look) for name, look in levels.items())]
+
+    title, axis = f"{escape(suite)}: layers of z_voco", {"title": {"text": "layer", "standoff": 4}}
+    by_task = table.tasks(results, suite)
+    traces, layout = parts.panels(_heads(by_task), drawn, list(by_task.values()), lambda rows: (axis, {}))
+    return parts.titled(traces, title, parts.sample(results, suite), **layout)
 
 
 def learning_curves(results: Results, suite: str) -> go.Figure | None:
     """Scores against the number of training images, a panel a task; None where they were not measured."""
     keys = table.columns(results, suite)
-    points = [one for one in results.curves if one.suite == suite and _key(one) in keys]
+    points = [point for point in results.curves if point.suite == suite and parts.key_of(point) in keys]
     if not points:
         return None
-    by_task = table.tasks(results, suite)
-    colours = _palette(results)
-    figure, places = _panels([f"{_plain(task)} ({of[0].metric}, n {of[0].n:,})" for task, of in by_task.items()])
-    for at, (task, of) in zip(places, by_task.items(), strict=True):
-        here = [one for one in points if one.task == task]
+    colours, by_task = parts.palette(results), table.tasks(results, suite)
+
+    def drawn(panel: Panel, rows: Sequence[Row]) -> list[go.Scatter]:
+        own = [point for point in points if point.task == rows[0].task]
+        traces = []
         for key in keys:
-            curve = sorted((one for one in here if _key(one) == key), key=lambda one: one.images)
-            name = _plain(label(*key))
-            figure.add_scatter(
-                x=[one.images for one in curve],
-                y=[one.score.estimate for one in curve],
-                mode="lines+markers",
-                error_y=_whiskers([one.score for one in curve], colours[key]),
-                name=name,
-                legendgroup=name,
-                showlegend=at.first,
-                line={"color": colours[key], "width": 2},
-                marker={"size": 5},
-                hovertemplate="%{x:,} images: %{y:.3f}<extra></extra>",
-                **at.trace,
+            curve = sorted((point for point in own if parts.key_of(point) == key), key=lambda point: point.images)
+            traces.append(
+                go.Scatter(
+                    x=[point.images for point in curve],
+                    y=[point.score.estimate for point in curve],
+                    mode="lines+markers",
+                    error_y=parts.whiskers([point.score for point in curve], colours[key]),
+                    **parts.line(label(*key), panel, colours[key]),
+                    marker={"size": 5},
+                    hovertemplate="%{x:,} images: %{y:.3f}<extra></extra>",
+                )
             )
-        images = [one.images for one in here]
-        if images:
-            figure.add_scatter(
-                x=[min(images), max(images)],
-                y=[of[0].floor] * 2,
-                mode="lines",
-                name="floor",
-                legendgroup="floor",
-                line={"color": _NEUTRAL, "width": 1.5, "dash": "dash"},
-                showlegend=at.first,
-                hovertemplate="floor: %{y:.3f}<extra></extra>",
-                **at.trace,
-            )
-        ticks = sorted(set(images))
-        figure.update_xaxes(type="log", title="training images", title_standoff=4, tickvals=ticks, **at.axes)
-        figure.update_xaxes(ticktext=[f"{one:,}" for one in ticks], minor={"ticks": ""}, **at.axes)
-    return _titled(figure, f"{_plain(suite)}: learning curves", f"scored on {_sample(results, suite)}")
+        images = [point.images for point in own]
+        ends = [min(images), max(images)] if images else []
+        return [
+            *traces,
+            *([parts.level("floor", ends, panel, rows[0].floor, NEUTRAL, "dash", "floor: ")] if ends else []),
+        ]
+
+    def axes(rows: Sequence[Row]) -> tuple[dict[str, Any], dict[str, Any]]:
+        ticks = sorted({point.images for point in points if point.task == rows[0].task})
+        names = {"tickvals": ticks, "ticktext": [f"{images:,}" for images in ticks], "minor": {"ticks": ""}}
+        return {"type": "log", "title": {"text": "training images", "standoff": 4}, **names}, {}
+
+    title = f"{escape(suite)}: learning curves"
+    traces, layout = parts.panels(_heads(by_task), drawn, list(by_task.values()), axes)
+    return parts.titled(traces, title, f"scored on {parts.sample(results, suite)}", **layout)
 
 
-def retention(results: Results, suite: str) -> go.Figure | None:
-    """What share of v_pooled's score over the floor each representation keeps; None without v_pooled."""
-    keys = [key for key in table.columns(results, suite) if key != ("v_pooled", None)]
-    means = [mean for mean in results.suite_means if mean.suite == suite]
-    lines: list[tuple[str, str, Sequence[Row | SuiteMean]]] = [
-        (_cut(task, 24), f"n {of[0].n:,}", of) for task, of in table.tasks(results, suite).items()
-    ]
-    if means:
-        lines.append((f"<b>mean of {means[0].tasks}</b>", "", means))
-    lines = [(name, about, [one for one in of if _key(one) in keys]) for name, about, of in lines]
-    if all(one.retention is None for _, _, of in lines for one in of):
-        return None
-    groups = [
-        _Group(
-            name + _below(NOT_DEFINED if table.not_defined(of) else about),
-            {_key(one): one.retention for one in of if is_defined(one.retention)},
-        )
-        for name, about, of in lines
-    ]
-    figure = _bars(results, keys, groups, "share of v_pooled's score over the floor", dots=True)
-    ends = [end for group in groups for cell in group.cells.values() for end in cell if end is not None]
-    # A ratio to hardly anything would squeeze all others.
-    figure.update_xaxes(range=[max(min([0.0, *ends]), -1) - 0.05, min(max([1.0, *ends]), 2) + 0.05])
-    for value in (0, 1):
-        figure.add_vline(x=value, line={"color": _NEUTRAL, "width": 1})
-    return _titled(figure, f"{_plain(suite)}: retention", _sample(results, suite))
+def confusions(results: Results, task: str) -> go.Figure:
+    """The confusion matrices of one task, one a representation."""
+    (suite,) = {row.suite for row in results.rows if row.task == task} or {""}
+    keys = table.columns(results, suite)
+    matrices = [matrix for matrix in results.confusions if matrix.task == task]
+    matrices = [matrix for matrix in matrices if parts.key_of(matrix) in keys] or matrices
+    names = [escape(name) for name in matrices[0].classes]
+    numbers, few = list(range(len(names))), len(names) <= _NAMED
+
+    def drawn(panel: Panel, matrix: Any) -> list[go.Heatmap]:
+        totals = [sum(line) for line in matrix.counts]
+        return [
+            go.Heatmap(
+                z=[[count / max(all_, 1) for count in line] for line, all_ in zip(matrix.counts, totals, strict=True)],
+                x=numbers,
+                y=numbers,
+                zmin=0,
+                zmax=1,
+                colorscale=SHARES,
+                showscale=panel.number == 0,
+                colorbar={"title": {"text": "share of row", "side": "right"}, "thickness": 12, "tickformat": ".0%"},
+                customdata=[
+                    [[true, said, count] for said, count in zip(names, line, strict=True)]
+                    for true, line in zip(names, matrix.counts, strict=True)
+                ],
+                hovertemplate="%{customdata[0]} called %{customdata[1]}: %{customdata[2]} images, %{z:.1%}"
+                "<extra></extra>",
+                xgap=int(few),
+                ygap=int(few),
+                **panel.trace,
+            )
+        ]
+
+    ticks: dict[str, Any] = {"tickvals": numbers, "ticktext": [parts.short(name) for name in matrices[0].classes]}
+    if not few:
+        ticks = {"showticklabels": False, "tickvals": [], "ticktext": []}
+    x = {"title": {"text": "chosen", "standoff": 4}, "showgrid": False, "zeroline": False, **ticks}
+    y = {"autorange": "reversed", "showgrid": False, "zeroline": False, **ticks}
+
+    def axes(matrix: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        left = matrices.index(matrix) % 2 == 0  # the classes of the other are the same
+        return x, y | ({"title": "true"} if left else {"showticklabels": False})
+
+    heads = [escape(label(matrix.representation, matrix.layer)) for matrix in matrices]
+    traces, layout = parts.panels(heads, drawn, matrices, axes, 380)
+    n = sum(map(sum, matrices[-1].counts))
+    subtitle = f"n = {n:,} images, {len(names)} classes"
+    return parts.titled(traces, f"{escape(task)}: confusions", subtitle, legend=False, **layout)
+
+
+# ---- differences, one a line
 
 
 def differences(results: Results, suite: str) -> go.Figure | None:
     """z_voco's score minus that of every other representation."""
     found = table.against(results, suite)
-    names = [f"{_cut(one.task or 'mean', 24)}: {_plain(one.a)} - {_plain(one.b)}" for one in found.values()]
-    colours = [_palette(results)[key] for _, key in found]
-    return _forest(results, suite, list(found.values()), names, colours, "differences", "difference of scores")
+    names = [f"{parts.short(one.task or 'mean', 24)}: {escape(one.a)} - {escape(one.b)}" for one in found.values()]
+    colours = [parts.palette(results)[key] for _, key in found]
+    return parts.forest(results, suite, list(found.values()), names, colours, "differences", "difference of scores")
 
 
 def compared(results: Results, suite: str, a: Key, b: Key) -> go.Figure | None:
     """a's score minus b's, by task and in the mean; None where they were not compared."""
     found = table.between(results, suite, a, b)
-    names = [_cut(one.task or "mean of the suite", 24) for one in found]
-    colours = [_palette(results)[a]] * len(found)
-    title = f"{_plain(label(*a))} minus {_plain(label(*b))}"
-    return _forest(results, suite, found, names, colours, title, "difference of scores")
+    names = [parts.short(one.task or "mean of the suite", 24) for one in found]
+    colours = [parts.palette(results)[a]] * len(found)
+    title = f"{escape(label(*a))} minus {escape(label(*b))}"
+    return parts.forest(results, suite, found, names, colours, title, "difference of scores")
 
 
 def kept(results: Results, suite: str) -> go.Figure | None:
     """What is kept of v_pooled's scores, with the margin as a band; None without v_pooled."""
     found = table.kept(results, suite)
     names = [
-        f"{_cut(one.task or 'mean', 24)}: {_plain(label(*key))}{_below(one.verdict)}" for (_, key), one in found.items()
+        f"{parts.short(one.task or 'mean', 24)}: {escape(label(*key))}{parts.below(one.verdict)}"
+        for (_, key), one in found.items()
     ]
-    colours = [_palette(results)[key] for _, key in found]
-    title = "what is kept of v_pooled"
-    figure = _forest(results, suite, list(found.values()), names, colours, title, "score minus v_pooled's")
-    if figure is not None:
-        margin = next(iter(found.values())).margin
-        figure.add_vrect(x0=-margin, x1=margin, fillcolor=_NEUTRAL, opacity=0.25, line_width=0, layer="below")
-        figure.update_layout(height=140 + 36 * len(found))
-    return figure
+    colours = [parts.palette(results)[key] for _, key in found]
+    title, axis = "what is kept of v_pooled", "score minus v_pooled's"
+    margin = next((one.margin for one in found.values()), 0.0)
+    band = {"type": "rect", "x0": -margin, "x1": margin, "y0": 0, "y1": 1, "xref": "x", "yref": "y domain"}
+    look = {"fillcolor": NEUTRAL, "opacity": 0.25, "line": {"width": 0}, "layer": "below"}
+    return parts.forest(
+        results, suite, list(found.values()), names, colours, title, axis, apart=36, shapes=[band | look]
+    )
 
 
 def gaps(results: Results) -> go.Figure | None:
@@ -285,320 +332,46 @@ def gaps(results: Results) -> go.Figure | None:
     if not found:
         return None
     first = next(iter(found.values()))
-    colours = [_palette(results)[key] for key in found]
-    names = [_plain(label(*key)) for key in found]
+    colours = [parts.palette(results)[key] for key in found]
+    names = [escape(label(*key)) for key in found]
     title = f"retention minus that of {first.second}"
-    return _forest(results, first.first, list(found.values()), names, colours, title, "difference of retentions")
+    return parts.forest(results, first.first, list(found.values()), names, colours, title, "difference of retentions")
 
 
 def ceilings(results: Results, suite: str) -> go.Figure | None:
     """What a hidden layer adds to the linear probe; None where none was asked for."""
     found = table.ceilings(results, suite)
     names = [
-        f"{_cut(task, 24)}: {_plain(label(*key))}{_below(f'{one.metric} {one.score.estimate or 0:.2f}')}"
+        f"{parts.short(task, 24)}: {escape(label(*key))}{parts.below(f'{one.metric} {one.score.estimate or 0:.2f}')}"
         for (task, key), one in found.items()
     ]
-    colours = [_palette(results)[key] for _, key in found]
-    figure = _forest(results, suite, list(found.values()), names, colours, "ceiling", "ceiling minus linear probe")
-    return figure if figure is None else figure.update_layout(height=140 + 36 * len(found))
-
-
-def by_class(results: Results, task: str) -> go.Figure | None:
-    """The score of every class or label, the most frequent first; None where the task has none."""
-    of: dict[str, list[ClassScore]] = {}
-    for one in results.by_class:
-        if one.task == task:
-            of.setdefault(one.name, []).append(one)
-    if not of:
-        return None
-    first = next(iter(of.values()))[0]
-    keys = [key for key in table.columns(results, first.suite) if any(_key(one) == key for one in of[first.name])]
-    groups = [
-        _Group(_tick(name, f"n {here[0].n:,}"), {_key(one): one.score for one in here}, here[0].floor)
-        for name, here in list(of.items())[:_LISTED]
-    ]
-    figure = _bars(results, keys, groups, first.metric, dots=True)
-    figure.update_xaxes(range=[-0.02, 1.02])
-    more = f", the {_LISTED} most frequent of {len(of)}" if len(of) > _LISTED else ""
-    return _titled(figure, f"{_plain(task)}: {first.metric} by class{more}", _sample(results, first.suite))
+    colours = [parts.palette(results)[key] for _, key in found]
+    axis = "ceiling minus linear probe"
+    return parts.forest(results, suite, list(found.values()), names, colours, "ceiling", axis, apart=36)
 
 
 def bits_added(results: Results, suite: str) -> go.Figure | None:
     """What one representation says of the labels beyond another; None without joins."""
     shown = [one for one in results.comparisons if one.suite == suite and one.metric == "bits"]
-    names = [f"{_cut(one.task or 'mean', 24)}: {' given '.join(map(_plain, table.added(one)))}" for one in shown]
-    return _forest(results, suite, shown, names, [_NEUTRAL] * len(shown), "bits added", "bits an image")
+    names = [f"{parts.short(one.task or 'mean', 24)}: {' given '.join(map(escape, table.added(one)))}" for one in shown]
+    return parts.forest(results, suite, shown, names, [NEUTRAL] * len(shown), "bits added", "bits an image")
 
 
-def confusions(results: Results, task: str) -> go.Figure:
-    """The confusion matrices of one task, one a representation."""
-    (suite,) = {row.suite for row in results.rows if row.task == task} or {""}
-    keys = table.columns(results, suite)
-    of = [one for one in results.confusions if one.task == task]
-    of = [one for one in of if _key(one) in keys] or of
-    figure, places = _panels([_plain(label(one.representation, one.layer)) for one in of], 380)
-    n = 0
-    for at, one in zip(places, of, strict=True):
-        totals = [sum(line) for line in one.counts]
-        n = sum(totals)
-        names = [_plain(name) for name in one.classes]
-        numbers = list(range(len(names)))
-        figure.add_heatmap(
-            z=[[count / max(total, 1) for count in line] for line, total in zip(one.counts, totals, strict=True)],
-            x=numbers,
-            y=numbers,
-            zmin=0,
-            zmax=1,
-            colorscale=_SHARES,
-            showscale=at.first,
-            colorbar={"title": {"text": "share of row", "side": "right"}, "thickness": 12, "tickformat": ".0%"},
-            customdata=[
-                [[a, b, count] for b, count in zip(names, line, strict=True)]
-                for a, line in zip(names, one.counts, strict=True)
-            ],
-            hovertemplate="%{customdata[0]} called %{customdata[1]}: %{customdata[2]} images, %{z:.1%}<extra></extra>",
-            xgap=1 if len(names) <= _NAMED else 0,
-            ygap=1 if len(names) <= _NAMED else 0,
-            **at.trace,
-        )
-        ticks = {"tickvals": numbers, "ticktext": [_cut(name) for name in one.classes]}
-        if len(names) > _NAMED:
-            ticks = {"showticklabels": False, "tickvals": [], "ticktext": []}
-        figure.update_xaxes(title="chosen", title_standoff=4, showgrid=False, zeroline=False, **ticks, **at.axes)
-        figure.update_yaxes(autorange="reversed", showgrid=False, zeroline=False, **ticks, **at.axes)
-        if at.axes["col"] == 1:
-            figure.update_yaxes(title="true", **at.axes)
-        else:  # the same classes
-            figure.update_yaxes(showticklabels=False, **at.axes)
-    subtitle = f"n = {n:,} images, {len(of[0].classes)} classes"
-    return _titled(figure, f"{_plain(task)}: confusions", subtitle, legend=False)
+def _row_of(rows: Sequence[Row], key: Key) -> Row | None:
+    return next((row for row in rows if parts.key_of(row) == key), None)
 
 
-# ---- what figures are made of
-
-
-class _Group(NamedTuple):
-    """Bars that stand together."""
-
-    name: str
-    """Of HTML."""
-    cells: Mapping[Key, Interval]
-    floor: float | None = None
-    alone: float | None = None
-    """What the category alone gives."""
-    control: Mapping[Key, float] = {}
-
-
-class _Place(NamedTuple):
-    """A panel: arguments for its traces and for its axes."""
-
-    trace: dict[str, int]
-    axes: dict[str, int]
-    first: bool
-
-
-def _bars(
-    results: Results, keys: Sequence[Key], groups: Sequence[_Group], axis: str, *, dots: bool = False
-) -> go.Figure:
-    """Horizontal, so that names and whiskers have room on a narrow page too."""
-    figure = go.Figure()
-    height = 0.8 / max(len(keys), 1)
-    colours, seen = _palette(results), set()
-    for number, key in enumerate(keys):
-        offset = (number - (len(keys) - 1) / 2) * height
-        here = [(at + offset, cell) for at, group in enumerate(groups) if (cell := group.cells.get(key)) is not None]
-        y, cells = [at for at, _ in here], [cell for _, cell in here]
-        x = [cell.estimate for cell in cells]
-        look: dict[str, Any] = {
-            "name": _plain(label(*key)),
-            "error_x": _whiskers(cells, colours[key]),
-            "customdata": [_words(cell) for cell in cells],
-            "hovertemplate": "%{x:.3f} %{customdata}<extra>%{fullData.name}</extra>",
-        }
-        if dots:
-            figure.add_scatter(x=x, y=y, mode="markers", marker={"color": colours[key], "size": 9}, **look)
-        else:
-            # A colour that is used twice gets a pattern.
-            again = colours[key] in seen
-            seen.add(colours[key])
-            # Pale, so that whiskers in the colour itself and grey lines are seen on it.
-            marker = {"color": colours[key], "opacity": 0.5, "pattern": {"shape": "/" if again else ""}}
-            figure.add_bar(x=x, y=y, width=height * 0.92, orientation="h", marker=marker, **look)
-        control = [(group.control[key], at + offset) for at, group in enumerate(groups) if key in group.control]
-        if control:
-            figure.add_scatter(
-                x=[value for value, _ in control],
-                y=[at for _, at in control],
-                mode="markers",
-                name="control labels",
-                legendgroup="control",
-                showlegend=number == 0,
-                marker={"symbol": "x-thin", "size": 7, "line": {"color": _NEUTRAL, "width": 1.5}},
-                hovertemplate="control labels: %{x:.3f}<extra></extra>",
-            )
-    if any(group.floor for group in groups):
-        # One line, broken between the groups.
-        figure.add_scatter(
-            x=[x for group in groups for x in (group.floor, group.floor, None)],
-            y=[y for at in range(len(groups)) for y in (at - 0.45, at + 0.45, None)],
-            mode="lines",
-            name="floor",
-            line={"color": _NEUTRAL, "width": 2.5},
-            hovertemplate="floor: %{x:.3f}<extra></extra>",
-        )
-    alone = [(group.alone, at) for at, group in enumerate(groups) if group.alone is not None]
-    if alone:
-        figure.add_scatter(
-            x=[value for value, _ in alone],
-            y=[at for _, at in alone],
-            mode="markers",
-            name="category alone",
-            marker={"symbol": "diamond-open", "size": 9, "color": _NEUTRAL, "line": {"width": 2}},
-            hovertemplate="category alone: %{x:.3f}<extra></extra>",
-        )
-    figure.update_layout(barmode="overlay", height=200 + round(len(groups) * (26 + 15 * len(keys))))
-    figure.update_xaxes(title=axis, zeroline=True, zerolinecolor=_NEUTRAL)
-    names = {"tickvals": list(range(len(groups))), "ticktext": [group.name for group in groups]}
-    figure.update_yaxes(range=[len(groups) - 0.45, -0.55], showgrid=False, zeroline=False, automargin=True, **names)
-    return figure
-
-
-def _forest(
-    results: Results,
-    suite: str,
-    shown: Sequence[Comparison | Kept | SuiteGap | Ceiling],
-    names: Sequence[str],
-    colours: Sequence[str],
-    title: str,
-    axis: str,
-) -> go.Figure | None:
-    """One line a comparison, on an axis with 0 in its middle; filled where it holds."""
-    if not shown:
-        return None
-    cells = [one.difference for one in shown]
-    symbols = ["circle" if table.holds(one) else "circle-open" for one in shown]
-    figure = go.Figure(
-        go.Scatter(
-            x=[cell.estimate for cell in cells],
-            y=list(range(len(shown))),
-            mode="markers",
-            error_x=_whiskers(cells),
-            marker={"size": 9, "color": colours, "symbol": symbols},
-            customdata=[[_words(cell), _p(one)] for cell, one in zip(cells, shown, strict=True)],
-            hovertemplate="%{x:+.3f} %{customdata[0]}, %{customdata[1]}<extra></extra>",
-            showlegend=False,
-        )
-    )
-    reach = max([1e-6, *(abs(value) for cell in cells for value in cell if value is not None)]) * 1.05
-    figure.add_vline(x=0, line={"color": _NEUTRAL, "width": 1})
-    figure.update_xaxes(title=axis, range=[-reach, reach], zeroline=False)
-    ticks = {"tickvals": list(range(len(shown))), "ticktext": list(names)}
-    figure.update_yaxes(range=[len(shown) - 0.5, -0.5], zeroline=False, automargin=True, **ticks)
-    figure.update_layout(height=140 + 24 * len(shown))
-    return _titled(figure, f"{_plain(suite)}: {title}", _sample(results, suite), legend=False)
-
-
-def _p(one: Comparison | Kept | SuiteGap | Ceiling) -> str:
-    if isinstance(one, Kept):
-        return one.verdict
-    return "not tested" if one.p_holm is None else f"p {one.p_holm:.2g} after Holm"
-
-
-def _panels(titles: Sequence[str], height: int = 240) -> tuple[go.Figure, list[_Place]]:
-    """Panels two by two."""
-    across = min(2, len(titles))
-    down = math.ceil(len(titles) / across)
-    gap = {"horizontal_spacing": 0.14, "vertical_spacing": min(0.35, 95 / (height * down)) if down > 1 else 0}
-    figure = make_subplots(down, across, subplot_titles=list(titles), **gap)
-    figure.update_annotations(font_size=13)
-    figure.update_layout(height=190 + height * down)
-    places = []
-    for number in range(len(titles)):
-        at = {"row": number // across + 1, "col": number % across + 1}
-        places.append(_Place(at, at, number == 0))
-    return figure, places
-
-
-def _titled(figure: go.Figure, title: str, subtitle: str, *, legend: bool = True) -> go.Figure:
-    """With room for a legend of some lines below the axes."""
-    return figure.update_layout(
-        title={
-            "text": title,
-            "font": {"size": 16},
-            "subtitle": {"text": subtitle, "font": {"size": 13}},
-            "x": 0,
-            "xanchor": "left",
-            "y": 0.98,
-            "yref": "container",
-            "yanchor": "top",
-        },
-        margin={"l": 60, "r": 20, "t": 95, "b": 120 if legend else 50},
-        legend={"orientation": "h", "x": 0, "xref": "container", "y": 0, "yref": "container", "yanchor": "bottom"},
-        hoverlabel={"namelength": -1},
-    )
-
-
-def _palette(results: Results) -> dict[Key, str]:
-    """Each representation's colour, the same in every figure; floors are grey."""
-    keys = dict.fromkeys(_key(row) for row in results.rows)
-    others = [key for key in keys if key[0] not in _COLOURS and not table.is_floor(key)]
-    given = {key: _OTHERS[number % len(_OTHERS)] for number, key in enumerate(others)}
-    return {key: _NEUTRAL if table.is_floor(key) else given.get(key) or _COLOURS[key[0]] for key in keys}
-
-
-def _whiskers(cells: Sequence[Interval], colour: str = _NEUTRAL) -> dict[str, Any]:
-    def reach(cell: Interval, end: float | None) -> float:
-        return 0.0 if end is None or cell.estimate is None else abs(end - cell.estimate)
-
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [reach(cell, cell.upper) for cell in cells],
-        "arrayminus": [reach(cell, cell.lower) for cell in cells],
-        "color": colour,
-        "thickness": 1.5,
-        "width": 3,
-    }
-
-
-def _words(cell: Interval) -> str:
-    return "no interval" if cell.lower is None or cell.upper is None else f"[{cell.lower:.3f}, {cell.upper:.3f}]"
-
-
-def _key(item: Any) -> Key:
-    return item.representation, item.layer
-
-
-def _of(rows: Sequence[Row], key: Key) -> Row | None:
-    return next((row for row in rows if _key(row) == key), None)
+def _means(results: Results, suite: str) -> list[SuiteMean]:
+    return [mean for mean in results.suite_means if mean.suite == suite]
 
 
 def _classes(row: Row) -> str:
     return f", K {len(row.classes)}" if row.classes else ""
 
 
-def _sample(results: Results, suite: str) -> str:
-    return f"n = {table.sample(results, suite)}"
-
-
-def _plain(text: str) -> str:
-    """`text` so that plotly, which reads some HTML, shows it as it is. A quote would be shown as its entity."""
-    return html.escape(" ".join(text.split()), quote=False)
+def _heads(by_task: Mapping[str, Sequence[Row]]) -> list[str]:
+    return [f"{escape(task)} ({rows[0].metric}, n {rows[0].n:,})" for task, rows in by_task.items()]
 
 
 def _tick(task: str, about: str) -> str:
-    return _cut(task, 24) + _below(about)
-
-
-def _below(about: str) -> str:
-    """A second line of a tick; none for no text."""
-    return f'<br><span style="font-size:11px;color:#8a8a8a">{about}</span>' if about else ""
-
-
-def _cut(name: str, most: int = 14) -> str:
-    return _plain(name if len(name) <= most else name[: most - 1] + "…")
-
-
-def _clear(colour: str) -> str:
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.2)"
+    return parts.short(task, 24) + parts.below(about)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
@@ -22,7 +22,7 @@ SHARES = [[0.0, "#f7fbff"], [0.5, "#6baed6"], [1.0, "#08306b"]]
 """From 0 to 1."""
 
 
-def titled(traces: Iterable[Any], title: str, subtitle: str, height: float, **layout: Any) -> go.Figure:
+def titled(traces: Iterable[Any], title: str, subtitle: str, height: float, /, **layout: Any) -> go.Figure:
     """A figure of these traces with its title, what was measured on how many images under it, and its height in pixels;
     `layout` is joined to that. Plotly cuts lines that are too long for a chart: they are broken to fit one of 480
     pixels, and the chart is as much higher.
@@ -42,6 +42,45 @@ def joined(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """Parts of a layout; of what both say, the new."""
     both = {name: part for name, part in new.items() if isinstance(part, dict) and isinstance(old.get(name), dict)}
     return {**old, **new, **{name: joined(old[name], part) for name, part in both.items()}}
+
+
+class Panel(NamedTuple):
+    """A place for axes of its own, numbered from the top left, row by row."""
+
+    number: int
+    x: list[float]
+    """From where to where, of the whole width."""
+    y: list[float]
+
+    @property
+    def name(self) -> str:
+        """What is added to `x`, `y`, `xaxis` and `yaxis`."""
+        return str(self.number + 1) if self.number else ""
+
+    @property
+    def trace(self) -> dict[str, str]:
+        """What puts a trace there."""
+        return {"xaxis": f"x{self.name}", "yaxis": f"y{self.name}"}
+
+    def axes(self, x: Mapping[str, Any], y: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            f"xaxis{self.name}": {"anchor": f"y{self.name}", "domain": self.x, **x},
+            f"yaxis{self.name}": {"anchor": f"x{self.name}", "domain": self.y, **y},
+        }
+
+    def head(self, text: str, size: int = 16) -> dict[str, Any]:
+        """What is written over it."""
+        place = {"xref": "paper", "x": sum(self.x) / 2, "xanchor": "center", "yref": "paper", "y": self.y[1]}
+        return {"text": text, "font": {"size": size}, **place, "yanchor": "bottom", "showarrow": False}
+
+
+def panels(down: int, beside: int, gap_x: float, gap_y: float = 0.0) -> list[Panel]:
+    """So many rows of so many panels, with shares of the width and of the height between them."""
+    width, height = (1 - gap_x * (beside - 1)) / beside, (1 - gap_y * (down - 1)) / down
+    lefts = [column * (width + gap_x) for column in range(beside)]
+    feet = [row * (height + gap_y) for row in reversed(range(down))]
+    places = [(left, foot) for foot in feet for left in lefts]
+    return [Panel(n, [left, left + width], [foot, foot + height]) for n, (left, foot) in enumerate(places)]
 
 
 def across(*, x: float | None = None, y: float | None = None, panel: str = "", **look: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from htc_probe.extract.errors import UserError
 
 if TYPE_CHECKING:
     from htc_probe.analysis.records import Record
-    from htc_probe.analysis.sections import Attention, Interchange, Knockouts, Map
+    from htc_probe.analysis.sections import Attention, Contributions, Interchange, Knockouts, Map, Reading, Reconstruct
     from htc_probe.extract.models import Place
     from htc_probe.extract.store import Run
     from htc_probe.extract.vlm.model import HTCVLM
@@ -78,7 +78,7 @@ class Job(NamedTuple):
     name: str
     needs_model: bool
     settings: dict[str, Any]
-    compute: Callable[[Inputs, Progress], Record | dict[str, Any]]
+    compute: Callable[[Inputs, Progress], Record]
 
 
 class Inputs:
@@ -190,6 +190,7 @@ def _jobs(config: AnalyzeConfig, against: Run | None, probes: Path | None) -> li
 def _missing(jobs: Sequence[Job], out: Path, run: dict[str, Any]) -> list[Job]:
     """Those that are not in the file as they would be made now; says of the others why."""
     from htc_probe.analysis import results
+    from htc_probe.analysis.sections import KINDS
 
     if not out.exists():
         return list(jobs)
@@ -198,7 +199,7 @@ def _missing(jobs: Sequence[Job], out: Path, run: dict[str, Any]) -> list[Job]:
     if foreign:
         print(f"{out} is of another run of this name ({', '.join(foreign)}): they go")
     for job in jobs:
-        made, version = analysis.made.get(job.name), results.version_of(job.name)
+        made, version = analysis.made.get(job.name), KINDS[job.name].VERSION
         if made is None or job.name in foreign:
             missing.append(job)
         elif made.version != version:
@@ -269,7 +270,7 @@ def _attention(inputs: Inputs, progress: Progress) -> Attention:
     return rows.analyse(inputs.run, inputs.against, seed=inputs.config.seed)
 
 
-def _reconstruct(inputs: Inputs, progress: Progress) -> dict[str, Any]:
+def _reconstruct(inputs: Inputs, progress: Progress) -> Reconstruct:
     from htc_probe.analysis.contents import reconstruction
 
     config, run = inputs.config, inputs.run
@@ -279,7 +280,7 @@ def _reconstruct(inputs: Inputs, progress: Progress) -> dict[str, Any]:
     )
 
 
-def _contributions(inputs: Inputs, progress: Progress) -> dict[str, Any]:
+def _contributions(inputs: Inputs, progress: Progress) -> Contributions:
     from htc_probe.analysis.attention import updates
 
     config, run = inputs.config, inputs.run
@@ -313,7 +314,7 @@ def _interchange(inputs: Inputs, progress: Progress) -> Interchange:
     )
 
 
-def _reading(inputs: Inputs, progress: Progress) -> dict[str, Any]:
+def _reading(inputs: Inputs, progress: Progress) -> Reading:
     from htc_probe.analysis.contents import reading
     from htc_probe.extract import again
 

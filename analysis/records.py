@@ -4,12 +4,13 @@ Knows dataclasses and arrays; not files, nor what a record is of.
 
 A field of a record is one of these, or one of these `| None = None`, which is absent where it is None:
 
-    Annotated[np.ndarray, "L H 2"]    floats; axes of one name have one length in all of a section, a number is a length
+    Annotated[np.ndarray, "L w 2"]    floats; an axis of a capital has one length in all of a section, one of a small
+                                      letter in its record, and a number is a length
     Annotated[np.ndarray, "L H int"]  integers or flags
     Annotated[Intervals, "L H"]       estimates with the ends of their intervals, float32
     Annotated[list[str], "N"]         texts
     int, float, str                   one of them
-    a record                          its fields, of these same axes
+    a record                          its fields
 
 The name of a value is that of its field, `RECORD_FIELD` in a record; `estimate` adds nothing, so that of an interval X
 the names are `X`, `X_lower` and `X_upper`.
@@ -171,25 +172,26 @@ def _build(
             nested[field.name] = _build(typing.cast(Any, field.type), start, forms, load, lengths)
         else:
             for name in of:
-                _check(name, field, forms, lengths)
+                _check(name, field, forms, lengths, prefix)
             pending[field.name] = partial(_load, field, of, load)
     record = lazy(kind, pending)
     record.__dict__.update(nested)
     return record
 
 
-def _check(name: str, field: Field, forms: Mapping[str, Form], lengths: dict[str, int]) -> None:
+def _check(name: str, field: Field, forms: Mapping[str, Form], lengths: dict[str, int], prefix: str) -> None:
     if name not in forms:
         raise ValueError(f"{name} is missing")
     shape, kind = forms[name]
     wanted = _TEXT if field.type in (str, list[str]) else _WHOLE if field.whole else _FLOATS
     if kind not in wanted:
         raise ValueError(f"{name} has values of type {kind!r}, expected one of {wanted!r}")
+    long = {axis: axis if axis.isupper() else f"{prefix} {axis}" for axis in field.axes}
     if len(shape) == len(field.axes):
         sizes = zip(field.axes, shape, strict=True)
-        if all(size == (int(axis) if axis.isdigit() else lengths.setdefault(axis, size)) for axis, size in sizes):
+        if all(size == (int(axis) if axis.isdigit() else lengths.setdefault(long[axis], size)) for axis, size in sizes):
             return
-    expected = ", ".join(f"{axis} = {lengths[axis]}" if axis in lengths else axis for axis in field.axes)
+    expected = ", ".join(f"{axis} = {lengths[key]}" if key in lengths else axis for axis, key in long.items())
     raise ValueError(f"{name} has shape {shape}, expected ({expected})")
 
 

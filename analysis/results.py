@@ -23,7 +23,7 @@ import numpy as np
 
 from htc_probe.analysis import records
 from htc_probe.analysis.records import Form, R, Record, Value
-from htc_probe.analysis.sections import Sections, kind_of
+from htc_probe.analysis.sections import KINDS, Sections
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.files import replaced
 from htc_probe.extract.store import Run, hdf5
@@ -61,12 +61,6 @@ def same_run(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return all(one.get(key) == other.get(key) for key in ("created", "sha256"))
 
 
-def version_of(name: str) -> int:
-    """Of what the analysis of this name finds now."""
-    kind = kind_of(name)
-    return 1 if kind is None else kind.VERSION
-
-
 class Made(NamedTuple):
     """How a section came about."""
 
@@ -102,9 +96,9 @@ class Analysis:
         """
         pending: dict[str, Callable[[], Any]] = {}
         for name, made in self.made.items():
-            if same_run(made.run, run) and made.version == version_of(name):
-                kind = kind_of(name)
-                pending[name] = partial(Loose, self, name) if kind is None else partial(self.record, name, kind)
+            kind = KINDS.get(name)
+            if kind is not None and same_run(made.run, run) and made.version == kind.VERSION:
+                pending[name] = partial(self.record, name, kind)
         return records.lazy(Sections, pending)
 
     def record(self, name: str, kind: type[R]) -> R:
@@ -129,32 +123,6 @@ class Analysis:
         if isinstance(value, np.ndarray):
             value.flags.writeable = False
         return value
-
-
-class Loose(Mapping[str, Any]):
-    """A section that is not declared yet."""
-
-    def __init__(self, analysis: Analysis, name: str) -> None:
-        self._analysis, self._name, self._values = analysis, name, dict[str, Any]()
-
-    def __getitem__(self, key: str) -> Any:
-        if key not in self._analysis._forms[self._name]:
-            raise UserError(
-                f"{self._name} in {self._analysis.path} has no {key!r}: another htc-analyze made it; remove the file "
-                "and run htc-analyze again"
-            )
-        if key not in self._values:
-            self._values[key] = self._analysis._value(self._name, key)
-        return self._values[key]
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._analysis._forms[self._name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._analysis._forms[self._name])
-
-    def __len__(self) -> int:
-        return len(self._analysis._forms[self._name])
 
 
 def read(path: Path | str) -> Analysis:
@@ -193,7 +161,7 @@ def _checked(path: Path, file: h5py.File) -> h5py.File:
 def write(
     path: Path,
     name: str,
-    record: Record | Mapping[str, Value],
+    record: Record,
     *,
     run: Mapping[str, Any],
     settings: Mapping[str, Any],
@@ -207,9 +175,10 @@ def write(
     each other. Raises UserError where the file there is no analysis, or nothing can be written, and ValueError where
     the record is not as it is declared.
     """
-    values = records.flat(record) if isinstance(record, Record) else record
-    version = record.VERSION if isinstance(record, Record) else 1
-    made = Made(dict(run), dict(settings), dict(libraries), version, datetime.now(UTC).isoformat(), float(seconds))
+    values = records.flat(record)
+    made = Made(
+        dict(run), dict(settings), dict(libraries), record.VERSION, datetime.now(UTC).isoformat(), float(seconds)
+    )
     with replaced(path, "free some space, or choose another place with --out") as unfinished:
         unfinished.write_bytes(_content(path, name, values, made))
 
@@ -236,19 +205,9 @@ def _content(path: Path, name: str, values: Mapping[str, Value], made: Made) -> 
 
 
 def _save(group: h5py.Group, key: str, value: Value) -> None:
-    if not key or "/" in key or key == ".":
-        raise ValueError(f"{group.name} has a key {key!r}, which cannot be stored")
-    if isinstance(value, str):
-        group.create_dataset(key, data=value, dtype=hdf5.TEXT)
-        return
-    if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
-        group.create_dataset(key, data=np.array(value, dtype=object), dtype=hdf5.TEXT)
-        return
     array = np.asarray(value)
-    if array.dtype.kind == "U":
+    if array.dtype.kind == "U" or isinstance(value, list):
         group.create_dataset(key, data=array.astype(object), dtype=hdf5.TEXT)
-    elif array.dtype.kind not in "biuf" or isinstance(value, list | tuple):
-        raise TypeError(f"{group.name}/{key} is a {type(value).__name__}, expected an array, text, or a number")
     elif array.ndim and array.size:  # a checksum a chunk makes a flipped bit an error on reading
         group.create_dataset(key, data=array, chunks=True, compression="gzip", shuffle=True, fletcher32=True)
     else:

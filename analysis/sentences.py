@@ -8,7 +8,7 @@ sign open, and says so where it does. Beside it stands what the paper claims (ar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,16 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from htc_probe.analysis.causes.following import rows as rows_of
-from htc_probe.analysis.sections import Attention, Interchange, Knockouts, Sections
+from htc_probe.analysis.sections import (
+    Attention,
+    Codes,
+    Contributions,
+    Interchange,
+    Knockouts,
+    Reading,
+    Reconstruct,
+    Sections,
+)
 from htc_probe.analysis.stats.draws import Interval, interval_of_mean
 from htc_probe.probes.files.results import Results, SuiteMean
 from htc_probe.probes.scores.intervals import mean_known
@@ -27,8 +36,6 @@ _GREY = "bright_black"
 _MOST_LAYERS = 12  # in a table
 _HARDLY = 0.1  # a preference that is surely less than this share of an even look is told as "hardly"
 _SEED = 0  # of the intervals that are taken here, of differences within one section
-
-Section = Mapping[str, Any]
 
 
 class Sentence(NamedTuple):
@@ -101,11 +108,6 @@ def words(interval: Interval, null: float = 0.0) -> str:
         places += 1
     estimate, lower, upper = (f"{value:.{places}f}" for value in interval)
     return f"{estimate} [{lower}, {upper}]"
-
-
-def entry(section: Section, name: str, *at: int) -> Interval:
-    """`name`, `name_lower`, `name_upper` of a section, at an index."""
-    return Interval(*(float(np.asarray(section[name + end])[at].item()) for end in ("", "_lower", "_upper")))
 
 
 def few_draws(draws: float, size: int) -> str:
@@ -340,32 +342,33 @@ def _share(percent: Interval) -> str:
     return f"{estimate} % [{lower}, {upper}]"
 
 
-def _patches(section: Section) -> Sentence | str:
-    if "patch_r2_all" not in section:
+def _patches(section: Reading) -> Sentence | str:
+    found = section.patch
+    if found is None:
         return "What is told of each patch: no model was at hand; htc-analyze reading"
-    z = list(section["representations"]).index("z_voco")
-    r2, more = entry(section, "patch_r2_all", z), entry(section, "patch_r2_all_minus_pooled", 0)
-    places = section["patch_r2"][z]
+    z = section.representations.index("z_voco")
+    r2, more = found.r2_all.at(z), found.r2_all_minus_pooled.only
+    places = found.r2.estimate[z]
     text = (
         f"A linear map from z_voco tells {words(r2)} of the variance of the single patches (R2 over "
-        f"{section['patch_images']:,} images; {places.min():.2f} to {places.max():.2f} by place)"
+        f"{found.images:,} images; {places.min():.2f} to {places.max():.2f} by place)"
     )
     text += {
         1: f", more than one from their mean does ({words(more)})",
         -1: f", less than one from their mean does ({words(more)})",
         0: f", not told apart from what one from their mean does ({words(more)})",
     }[sign(more)]
-    if "code_bits" in section:
-        whole = np.mean(section["code_entropy_read"])
-        text += f", and {words(_code_bits(section, z))} of the {whole:.2f} bits of a code"
+    if section.code is not None:
+        whole = np.mean(section.code.entropy_read)
+        text += f", and {words(_code_bits(section.code, z))} of the {whole:.2f} bits of a code"
     return Sentence(text + ".", "", None)
 
 
-def _code_bits(section: Section, representation: int) -> Interval:
+def _code_bits(codes: Codes, representation: int) -> Interval:
     """The mean over code groups. The ends are the means of the groups' ends: as all are of the same images, that is at
     least as wide as an interval of the mean.
     """
-    groups = [entry(section, "code_bits", representation, at) for at in range(section["code_bits"].shape[1])]
+    groups = [codes.bits.at(representation, group) for group in range(codes.bits.estimate.shape[1])]
     return Interval(*map(float, np.mean(groups, axis=0)))
 
 
@@ -417,20 +420,20 @@ def _attention(section: Attention) -> Iterator[RenderableType]:
     )
 
 
-def _reconstruct(section: Section) -> Iterator[RenderableType]:
-    names = {"psnr": "decoded codes", "psnr_flat": "mean colour alone", "psnr_gain": "difference"}
-    title = f"Pictures from the codes, {len(section['images'])} images: PSNR at 96 x 96, dB"
-    yield _table(title, [*names.values()], [[words(entry(section, name)) for name in names]])
+def _reconstruct(section: Reconstruct) -> Iterator[RenderableType]:
+    found = {"decoded codes": section.psnr, "mean colour alone": section.psnr_flat, "difference": section.psnr_gain}
+    title = f"Pictures from the codes, {len(section.images)} images: PSNR at 96 x 96, dB"
+    yield _table(title, [*found], [[words(ends.only) for ends in found.values()]])
 
 
-def _contributions(section: Section) -> Iterator[RenderableType]:
+def _contributions(section: Contributions) -> Iterator[RenderableType]:
     rows = [
         [f"{layer + 1}" if at == 0 else "", role]
-        + [words(entry(section, f"{name}_by_role", layer, at)) for name in ("attention", "share")]
-        for layer in _some(len(section["share_by_role"]))
-        for at, role in enumerate(section["roles"])
+        + [words(ends.at(layer, at)) for ends in (section.attention_by_role, section.share_by_role)]
+        for layer in _some(section.share.shape[1])
+        for at, role in enumerate(section.roles)
     ]
-    title = f"What <voco> takes at each layer, {len(section['images'])} images"
+    title = f"What <voco> takes at each layer, {len(section.images)} images"
     yield _table(title, ["layer", "from", "attention", "share of the update"], rows)
 
 
@@ -484,26 +487,26 @@ def _interchange(interchange: Interchange) -> Iterator[RenderableType]:
     yield Text(note + "".join(f" No {name}: {why}." for name, why in why_not.items() if why != "yes"), style=_GREY)
 
 
-def _reading(section: Section) -> Iterator[RenderableType]:
-    names = list(section["representations"])
-    each = range(len(names))
+def _reading(section: Reading) -> Iterator[RenderableType]:
+    each = range(len(section.representations))
     rows = []
-    if "patch_r2_all" in section:
-        rows.append(["patches, R2", *(words(entry(section, "patch_r2_all", at)) for at in each), "0.00"])
-    if "code_bits" in section:
-        of = f"bits of a code, of {np.mean(section['code_entropy_read']):.2f}"
-        rows.append([of, *(words(_code_bits(section, at)) for at in each), "0.00"])
-    for task, metric in enumerate(section["neighbours_metric"]):
-        found = (words(entry(section, "neighbours_score", task, at)) for at in each)
-        name, floor = section["neighbours_tasks"][task], section["neighbours_floor"][task]
-        rows.append([f"{name}, {metric}", *found, f"{floor:.2f}"])
-    yield _table(f"What can be read from each, {section['images']} images", ["", *names, "floor"], rows)
+    if section.patch is not None:
+        rows.append(["patches, R2", *(words(section.patch.r2_all.at(at)) for at in each), "0.00"])
+    if section.code is not None:
+        of = f"bits of a code, of {np.mean(section.code.entropy_read):.2f}"
+        rows.append([of, *(words(_code_bits(section.code, at)) for at in each), "0.00"])
+    near = section.neighbours
+    if near.score is not None:
+        for task, (name, metric) in enumerate(zip(near.tasks, near.metric, strict=True)):
+            found = (words(near.score.at(task, at)) for at in each)
+            rows.append([f"{name}, {metric}", *found, f"{near.floor[task]:.2f}"])
+    yield _table(f"What can be read from each, {section.images} images", ["", *section.representations, "floor"], rows)
     yield Text(
         "patches: a linear map to each, held out; bits of a code: a linear readout, held out; tasks: 10 nearest "
         "neighbours",
         style=_GREY,
     )
-    if "code_draws" in section and (doubt := few_draws(section["code_draws"], section["code_size"])):
+    if section.code is not None and (doubt := few_draws(section.code.draws, section.code.size)):
         yield Text(f"! {doubt}", style="yellow")
 
 

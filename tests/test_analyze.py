@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from htc_probe.analysis import cli, records, results, sentences
 from htc_probe.analysis.cli import AnalyzeConfig, main
 from htc_probe.analysis.records import Record
-from htc_probe.analysis.sections import Attention, Interchange, Knockouts, Map, Sections
+from htc_probe.analysis.sections import Attention, Interchange, Knockouts, Map, Reading, Sections
 from htc_probe.analysis.sentences import Sentence
 from htc_probe.analysis.stats.draws import Interval, Intervals
 from htc_probe.extract import again, models
@@ -502,7 +502,7 @@ def test_other_settings_are_made_anew_and_only_they(folder: Path, capsys: Any) -
     after = sections(folder)
     assert after["attention"] == before["attention"] and after["contributions"] != before["contributions"]
     found = found_in(folder).contributions
-    assert found is not None and len(found["images"]) == 5
+    assert found is not None and len(found.images) == 5
 
 
 def test_sections_of_an_older_version_are_made_anew(folder: Path, capsys: Any) -> None:
@@ -973,7 +973,7 @@ def test_an_end_that_is_not_all_does_not_look_like_all() -> None:
     ],
 )
 def test_the_line_on_single_patches(more: float, words: str) -> None:
-    section = {
+    values = {
         "representations": ["v_d", "z_voco"],
         **around("patch_r2_all", [0.1, 0.6]),
         **around("patch_r2_all_minus_pooled", [more]),
@@ -982,12 +982,12 @@ def test_the_line_on_single_patches(more: float, words: str) -> None:
         **around("code_bits", [[0, 0], [1.0, 2.0]]),
         "code_entropy_read": np.array([8.0, 8.0]),
     }
-    found = sentences.patches(Sections(reading=section))
+    found = sentences.patches(Sections(reading=filled(Reading, values)))
     assert isinstance(found, Sentence) and not found.claim, "the paper says nothing of it"
     numbers = ("0.60 [0.50, 0.70]", "R2 over 1,000 images", "0.30 to 0.90", "1.50 [1.40, 1.60] of the 8.00 bits")
     for part in (words, *numbers):
         assert part in found.text, found.text
-    assert "no model was at hand" in str(sentences.patches(Sections(reading={"representations": ["z_voco"]})))
+    assert "no model was at hand" in str(sentences.patches(Sections(reading=filled(Reading, {}))))
 
 
 def test_what_is_missing_is_said_with_the_way_to_it() -> None:

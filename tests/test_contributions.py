@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from htc_probe.analysis import records
 from htc_probe.analysis.attention import updates
 from htc_probe.extract.cli import main as extract_main
 from htc_probe.extract.store import open_run
@@ -125,14 +126,15 @@ def test_the_section(tmp_path: Path) -> None:
     with open_run(out) as run:
         found = updates.analyse(model, run)
         rows = np.stack([run.attention(image) for image in range(3)])
-    assert model.config.text.vocab_size == WORDS and len(found["questions"]) == 10
-    assert found["roles"] == ["anchor", "patch", "voco"] and len(found["role"]) == found["norm"].shape[-1] == 21
-    np.testing.assert_allclose(found["share"].sum(-1) + found["bias_share"], 1, atol=1e-5)
-    np.testing.assert_allclose(found["share_mean"].sum((1, 2)), 1 - found["bias_share"].mean(0), atol=1e-5)
-    np.testing.assert_allclose(found["attention_by_role"].sum(-1), 1, atol=1e-5)
-    np.testing.assert_allclose(found["attention_by_role"][:, 0], rows[..., :4].sum(-1).mean((0, 2)), atol=2e-3)
-    np.testing.assert_allclose(found["share_by_role"][:, 1], found["share"][..., 4:20].sum(-1).mean(0), atol=1e-5)
-    assert found["answers"].shape == found["lens"].shape == (3, LAYERS, 21)
-    assert (found["answers"][:, -1] == 0).all() and np.abs(found["answers"][:, :-1]).max() > 0
-    assert found["answers_by_role"].shape == (10, 3)
-    assert (found["share_by_role_lower"] <= found["share_by_role_upper"]).all()
+    assert model.config.text.vocab_size == WORDS and len(found.questions) == 10
+    assert found.roles == ["anchor", "patch", "voco"] and found.norm.shape == found.share.shape == (3, LAYERS, 21)
+    attention, share = found.attention_by_role.estimate, found.share_by_role
+    np.testing.assert_allclose(attention.sum(-1), 1, atol=1e-5)
+    np.testing.assert_allclose(attention[:, 0], rows[..., :4].sum(-1).mean((0, 2)), atol=2e-3)
+    np.testing.assert_allclose(share.estimate[:, 1], found.share[..., 4:20].sum(-1).mean(0), atol=1e-5)
+    assert (share.lower <= share.upper).all()
+    assert found.answers is not None and found.lens is not None and found.answers_by_role is not None
+    assert found.answers.shape == found.lens.shape == (3, LAYERS, 21)
+    assert (found.answers[:, -1] == 0).all() and np.abs(found.answers[:, :-1]).max() > 0
+    assert found.answers_by_role.estimate.shape == (10, 3)
+    assert records.flat(found).keys() >= {"norm", "answers_by_role_lower", "lens"}

@@ -11,13 +11,10 @@ from benchmarks.browser import serving, tab
 from htc_probe.analysis import results
 from htc_probe.analysis.causes.effects import times_even
 from htc_probe.analysis.causes.following import follows
-from htc_probe.analysis.sections import kind_of
 from htc_probe.analysis.stats.draws import intervals_of_means
 from htc_probe.dashboards import data, figures
 from htc_probe.dashboards.parts.effects import nearest
-from htc_probe.extract.store import open_run
-from made.filled import filled
-from made.pages import COLS, ROLES, ROWS, A, G, L, charts, press, random_rows, write_run
+from made.pages import COLS, ROLES, ROWS, A, G, L, add_section, charts, press, random_rows, write_run
 
 PAGE = "What causes what"
 GROUPS, INTERCHANGE = "Groups of tokens", "Anchors and patches interchanged"
@@ -231,12 +228,8 @@ def interchange(ids: list[str]) -> dict[str, Any]:
 
 
 def write_analysis(run: Path, **sections: dict[str, Any]) -> None:
-    with open_run(run) as opened:
-        of = results.identity(opened)
     for name, section in sections.items():
-        given: dict[str, Any] = {"run": of, "settings": {"seed": 0}, "libraries": {}, "seconds": 1}
-        kind = kind_of(name)
-        results.write(results.default_path(run), name, section if kind is None else filled(kind, section), **given)
+        add_section(run, name, section)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from htc_probe.probes.files import results
 from htc_probe.probes.files.predictions import Asked, Predicted, Writer
 from htc_probe.probes.scores import metrics
 from htc_probe.probes.scores.metrics import Gaussian
-from made.pages import COLS, ROLES, ROWS, TASKS, A, H, L, S, charts, press, tables
+from made.pages import COLS, ROLES, ROWS, TASKS, A, H, L, S, add_section, charts, press, tables
 
 N = 40
 PAGE = "Compare"
@@ -471,10 +471,7 @@ def test_one_image_of_both_runs(folder: Path, open_app: Any) -> None:
     for path, share in ((folder / "more.h5", 0.02), (folder / "less.h5", -0.01)):
         with open_run(path) as run:
             section = {"images": [run.ids()[2]], "share": np.full((1, L, S), share, np.float32)}
-            of = analysed.identity(run)
-        analysed.write(
-            analysed.default_path(path), "contributions", section, run=of, settings={}, libraries={}, seconds=0.0
-        )
+        add_section(path, "contributions", section)
     app = show(open_app, folder, "One image", run="more", image="3")
     drawn = charts(app)
     always = {"compare_overlay", "compare_anchors", "compare_image_heatmap", "compare_histogram"}

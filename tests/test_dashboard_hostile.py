@@ -18,7 +18,7 @@ from streamlit.testing.v1 import AppTest
 from benchmarks.browser import serving, tab
 from htc_probe.analysis import results as analysis_results
 from htc_probe.analysis.contents import reading
-from htc_probe.analysis.sections import Sections, kind_of
+from htc_probe.analysis.sections import Sections
 from htc_probe.dashboards import data
 from htc_probe.dashboards.app import PAGES
 from htc_probe.dashboards.parts import controls
@@ -271,9 +271,7 @@ def sparse(path: Path) -> None:
 def analysis(path: Path, values: dict[str, Any], run: Path, name: str = "attention") -> None:
     with open_run(run) as opened:
         of = analysis_results.identity(opened)
-    kind = kind_of(name)
-    section = values if kind is None else filled(kind, {})
-    analysis_results.write(path, name, section, run=of, settings={}, libraries={}, seconds=0.0)
+    analysis_results.write(path, name, filled(KINDS[name], {}), run=of, settings={}, libraries={}, seconds=0.0)
     misshape(path, name, values)
 
 

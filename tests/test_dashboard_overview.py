@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import htc_probe.analysis.attention.rows
+from htc_probe.analysis import records
 from htc_probe.extract.store import open_run
 from htc_probe.probes.files import results
 from made.pages import L, add_section, tables, write_probes, write_run
@@ -35,10 +36,10 @@ def test_commands_can_be_pasted_whatever_the_folder_is_called(tmp_path: Path, op
 def test_a_sentence_stands_with_its_sample_and_the_claim(tmp_path: Path, open_app: Any) -> None:
     path = write_run(tmp_path / "run.h5", 6)
     with open_run(path) as run:
-        section = htc_probe.analysis.attention.rows.analyse(run)
+        section = records.flat(htc_probe.analysis.attention.rows.analyse(run))
     for lift, verdict in ((2.0, "agrees"), (0.5, "disagrees")):
         for end, by in (("", 0), ("_lower", -0.1), ("_upper", 0.1)):
-            section[f"anchor_lift_overall{end}"][:] = lift + by
+            section[f"anchor_lift_overall{end}"] = np.full(1, lift + by)
         add_section(path, "attention", section)
         app = open_app(path)
         assert not app.exception

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.browser import serving, tab
+from htc_probe.analysis import records
 from htc_probe.analysis.contents import reading
 from htc_probe.dashboards import figures
 from htc_probe.extract.store import open_run
@@ -72,7 +73,7 @@ def analysed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with all that the page shows."""
     path = write_run(tmp_path_factory.mktemp("analysed") / "run.h5", N)
     with open_run(path) as run:
-        add_section(path, "reading", reading.analyse(run) | lens() | angles())
+        add_section(path, "reading", records.flat(reading.analyse(run)) | lens() | angles())
     add_section(path, "contributions", contributions())
     return path
 
@@ -170,7 +171,7 @@ def test_a_run_without_analyses_says_how_to_make_them(tmp_path: Path, open_app: 
 def test_without_model_probes_and_questions_the_rest_is_shown(tmp_path: Path, open_app: Any) -> None:
     path = write_run(tmp_path / "run.h5", N)
     with open_run(path) as run:
-        add_section(path, "reading", reading.analyse(run))
+        add_section(path, "reading", records.flat(reading.analyse(run)))
     add_section(path, "contributions", contributions(questions=False))
     app = open_app(path, page=PAGE)
     assert not app.exception and not app.error and set(charts(app)) == ALIKE
@@ -182,7 +183,7 @@ def test_without_a_tokenizer_words_are_numbers(tmp_path: Path, open_app: Any) ->
     path = write_run(tmp_path / "run.h5", N)
     one_suite = {"angle_semantic": ["object"], "angle_detail": []}
     with open_run(path) as run:
-        add_section(path, "reading", reading.analyse(run) | lens(words=False) | one_suite)
+        add_section(path, "reading", records.flat(reading.analyse(run)) | lens(words=False) | one_suite)
     app = open_app(path, page=PAGE)
     assert not app.exception and not app.error and set(charts(app)) == WORDS | ALIKE
     assert charts(app)["lens_words"]["data"][0]["text"][1][0] == "token 1"

@@ -34,10 +34,10 @@ def test_stored_codes_give_the_pictures_of_the_images_themselves(run: Run, model
     told: list[int] = []
     found = reconstruction.analyse(model, run, limit=18, seed=0, on_images=told.append)
     rows = again.sample(run, 18, 0)
-    assert found["images"] == [run.ids()[row] for row in rows] and told == [16, 18]
-    assert found["pictures"].shape == (18, 96, 96, 3) and found["pictures"].dtype == np.uint8
+    assert found.images == [run.ids()[row] for row in rows] and told == [16, 18]
+    assert found.pictures.shape == (18, 96, 96, 3) and found.pictures.dtype == np.uint8
     with torch.inference_mode():
-        for picture, image in zip(found["pictures"], again.images(run, model, rows), strict=True):
+        for picture, image in zip(found.pictures, again.images(run, model, rows), strict=True):
             pixels = torch.from_numpy(image.pixels).permute(2, 0, 1)[None].float() / 255
             assert model.mgvq is not None
             decoded = model.mgvq.decode(model.mgvq.encode(2 * pixels - 1).quant)[0].clamp(-1, 1)
@@ -48,12 +48,13 @@ def test_stored_codes_give_the_pictures_of_the_images_themselves(run: Run, model
 
 def test_nearness_is_beside_its_floor_with_intervals(run: Run, model: HTCVLM) -> None:
     found = reconstruction.analyse(model, run, limit=20, seed=0)
-    errors = [((found["pictures"][at].astype(float) - run.thumbnail(at)) ** 2).mean() for at in range(20)]
-    np.testing.assert_allclose(found["psnr_of"], 10 * np.log10(255**2 / np.array(errors)), rtol=1e-5)
-    assert found["psnr"] == pytest.approx(found["psnr_of"].mean(), rel=1e-5)
-    assert found["psnr_lower"] < found["psnr"] < found["psnr_upper"]
-    assert found["psnr_gain"] == pytest.approx(found["psnr"] - found["psnr_flat"], abs=1e-4)
-    assert found["psnr_gain_lower"] > 3, "the codes hold more than one colour"
+    errors = [((found.pictures[at].astype(float) - run.thumbnail(at)) ** 2).mean() for at in range(20)]
+    np.testing.assert_allclose(found.psnr_of, 10 * np.log10(255**2 / np.array(errors)), rtol=1e-5)
+    psnr, flat, gain = (ends.only for ends in (found.psnr, found.psnr_flat, found.psnr_gain))
+    assert psnr.estimate == pytest.approx(found.psnr_of.mean(), rel=1e-5)
+    assert psnr.lower < psnr.estimate < psnr.upper
+    assert gain.estimate == pytest.approx(psnr.estimate - flat.estimate, abs=1e-4)
+    assert gain.lower > 3, "the codes hold more than one colour"
 
 
 def test_psnr_of_known_errors() -> None:

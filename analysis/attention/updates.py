@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from htc_probe.analysis.stats.draws import intervals_of_means
+from htc_probe.analysis.sections import Contributions
+from htc_probe.analysis.stats.draws import Intervals, intervals_of_means
 from htc_probe.extract.again import Texts, take
 from htc_probe.extract.store import Run
 from htc_probe.extract.vlm.model import HTCVLM
@@ -30,23 +31,13 @@ ROLES = ("prefix", "anchor", "patch", "text", "voco")
 
 def analyse(
     model: HTCVLM, run: Run, *, limit: int = 200, seed: int = 0, on_images: Callable[[int], object] | None = None
-) -> dict[str, Any]:
-    """The section `contributions`, over `limit` images of the run; `on_images` is told how many are done.
-
-    images, groups: lists of N. role, row, col: of the S keys, as in the run. questions: list of Q, empty without.
-    norm_mean, share_mean (L, H, S): means over images. norm, share (N, L, S): per image, the length of the sum over
-    heads, and the share summed over heads. bias_share (N, L). roles: list of R roles among the keys.
-    share_by_role, attention_by_role (L, R) with _lower, _upper: means over images and their 95 % intervals.
-    lens (N, L, S), answers (N, L, S): parts in the logit of the answer's first token, mean over questions, summed over
-    heads. answers_by_role, lens_by_role (Q, R) with _lower, _upper: summed over layers, means over images. Missing
-    where the data ask nothing.
-    """
+) -> Contributions:
+    """What tokens hand over on `limit` images of the run; `on_images` is told how many are done."""
     taken = take(model, run, limit, seed)
-    roles, rows, cols = model.config.keys_of_voco()
+    roles, _, _ = model.config.keys_of_voco()
     present = [role for role in ROLES if role in roles]
     of_role = np.array([[role == name for name in present] for role in roles], dtype=np.float64)  # (S, R)
     collected: dict[str, list[np.ndarray]] = {}
-    sums = [np.zeros((run.shape.layers, run.shape.heads, len(roles))) for _ in range(2)]
 
     def keep(name: str, value: Tensor) -> None:
         collected.setdefault(name, []).append(value.float().cpu().numpy())
@@ -56,11 +47,8 @@ def analyse(
             hybrid = taken.hybrid[images].to(model.device)
             shared = share(model, hybrid, taken.prefix.to(model.device).expand(len(hybrid), -1, -1))
             parts = [decompose(model, shared, layer) for layer in range(run.shape.layers)]
-            for total, name in zip(sums, ("norms", "shares"), strict=True):
-                total += torch.stack([getattr(part, name) for part in parts], 1).double().sum(0).cpu().numpy()
             keep("norm", torch.stack([part.token_norms for part in parts], 1))
             keep("share", torch.stack([part.shares.sum(1) for part in parts], 1))
-            keep("bias_share", torch.stack([part.bias_share for part in parts], 1))
             keep("attention", torch.stack([row[:, 0].mean(1) for row in shared.base.rows], 1))
             if taken.texts is not None:
                 lens, answers = _logits(model, shared, taken.texts, images)
@@ -69,27 +57,25 @@ def analyse(
             if on_images is not None:
                 on_images(int(images[-1]) + 1)
     arrays = {name: np.concatenate(values) for name, values in collected.items()}
-    section: dict[str, Any] = {
-        "images": taken.ids,
-        "groups": taken.groups,
-        "role": list(roles),
-        "row": np.array(rows, dtype=np.int32),
-        "col": np.array(cols, dtype=np.int32),
-        "roles": present,
-        "questions": [] if taken.texts is None else list(taken.texts.names),
-        "norm_mean": (sums[0] / len(taken.ids)).astype(np.float32),
-        "share_mean": (sums[1] / len(taken.ids)).astype(np.float32),
-        "norm": arrays["norm"],
-        "share": arrays["share"],
-        "bias_share": arrays["bias_share"],
-    }
-    for name, key in (("share", "share_by_role"), ("attention", "attention_by_role")):
-        section |= intervals_of_means(arrays[name] @ of_role, taken.groups, seed).section(key)
+
+    def by_role(values: np.ndarray) -> Intervals:
+        return intervals_of_means(values @ of_role, taken.groups, seed)
+
+    of_answers: dict[str, Any] = {}
     for name in ("lens", "answers"):
         if name in arrays:  # (N, Q, L, S)
-            section[name] = np.nanmean(arrays[name], 1)
-            section |= intervals_of_means(arrays[name].sum(2) @ of_role, taken.groups, seed).section(f"{name}_by_role")
-    return section
+            of_answers[name] = np.nanmean(arrays[name], 1)
+            of_answers[f"{name}_by_role"] = by_role(arrays[name].sum(2))
+    return Contributions(
+        images=taken.ids,
+        roles=present,
+        questions=[] if taken.texts is None else list(taken.texts.names),
+        norm=arrays["norm"],
+        share=arrays["share"],
+        share_by_role=by_role(arrays["share"]),
+        attention_by_role=by_role(arrays["attention"]),
+        **of_answers,
+    )
 
 
 def _logits(model: HTCVLM, shared: Shared, texts: Texts, images: np.ndarray) -> tuple[Tensor, Tensor]:

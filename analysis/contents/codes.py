@@ -41,11 +41,6 @@ class Usage(NamedTuple):
     """Of a group's codes: effective groups of images, times places. With fewer than there are codes, entropy and
     perplexity are too low: the correction knows nothing of codes that were not seen."""
 
-    @property
-    def perplexity(self) -> stats.Intervals:
-        """As many codes, used evenly, would have this entropy."""
-        return stats.Intervals(*(np.exp2(part) for part in self.entropy))
-
 
 class Read(NamedTuple):
     """What a representation says of all codes, on held-out images; each (N, places, groups)."""
@@ -54,8 +49,6 @@ class Read(NamedTuple):
     """Saved by the readout."""
     floor: np.ndarray
     """Code length by the frequencies alone."""
-    errors: ridge.Errors
-    """Of the codes' vectors, (N, places * groups)."""
 
 
 class Information(NamedTuple):
@@ -199,7 +192,6 @@ def readable_vectors(
     K, c = codebook_GKc.shape[1:]
     vectors = codebook_GKc[np.arange(G), codes_NPG].reshape(N, P * G, c).astype(np.float64)
     bits, floor = np.empty((N, P, G), np.float32), np.empty((N, P, G), np.float32)
-    left, whole = np.empty((N, P * G)), np.empty((N, P * G))
     for train, test in ridge.folds(groups_N, seed):
         mean = vectors[train].mean(0)
         off = vectors[train] - mean
@@ -208,8 +200,6 @@ def readable_vectors(
         white = np.einsum("nva,vab->nvb", vectors - mean, axes) / scales
         found = ridge.fit(features_ND[train], white[train])
         said = found.predict(features_ND[test])
-        off = np.einsum("nvb,vab->nva", (said - white[test]) * scales, axes)
-        left[test], whole[test] = (off**2).sum(2), ((vectors[test] - mean) ** 2).sum(2)
         counts = np.stack(
             [[np.bincount(codes_NPG[train, at, group], minlength=K) for group in range(G)] for at in range(P)]
         )
@@ -228,7 +218,7 @@ def readable_vectors(
             true = codes_NPG[test, place, group]
             floor[test, place, group] = -log_share[place, group, true] / np.log(2)
             bits[test, place, group] = (logits[np.arange(len(test)), true] - total) / np.log(2)
-    return Read(bits + floor, floor, ridge.Errors(left, whole))
+    return Read(bits + floor, floor)
 
 
 def cells(codebook_GKc: np.ndarray, count: int, seed: int) -> np.ndarray:

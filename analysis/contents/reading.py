@@ -7,24 +7,24 @@ Legend: N images, L layers, D width, P patches, G code groups, V words of the vo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from htc_probe.analysis.contents import codes, geometry
+from htc_probe.analysis.sections import CodeLabels, Codes, Dimension, Lens, Neighbours, Overlaps, Patches, Reading
 from htc_probe.analysis.stats import draws, ridge
 from htc_probe.extract import again
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import NUMERIC, Run, Task
 from htc_probe.probes.files.weights import Key, Probe
+from htc_probe.probes.scores.intervals import Groups
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from htc_probe.extract.vlm.model import HTCVLM
-
-Section = dict[str, Any]
 
 LEAST_GROUPS = 10
 IMAGES = 2000  # of what compares images with each other
@@ -36,7 +36,7 @@ PLACES = 64  # of the code grid
 WORDS = 10
 
 
-class Lens(NamedTuple):
+class LayerWords(NamedTuple):
     """What a layer says in words, on each of N images."""
 
     surprise: np.ndarray
@@ -58,35 +58,10 @@ def analyse(
     tokenizer: PreTrainedTokenizerBase | None = None,
     images: int = PATCH_IMAGES,
     seed: int = 0,
-) -> Section:
-    """All of this module as one section: what needs no model, and what `model` and `probes` allow.
+) -> Reading:
+    """What needs no model, and what `model` and `probes` allow.
 
     `images`: how many go through the model again, for the map of patches. At most 2,000 are compared with each other.
-
-    `NAME_lower` and `NAME_upper` are the ends of 95 % intervals over groups of images. Representations are those of
-    `representations` (z_voco of the last stored layer, v_d, v_pooled) or of `likeness_of` (z_voco by layer as well).
-
-    * neighbours (10, cosine of standardised features, never of an image's own group): `neighbours_score`
-      (tasks, representations) of `neighbours_tasks`, `neighbours_metric`, `neighbours_floor` (tasks,);
-      `neighbours_minus_pooled` (tasks,): z_voco minus pooled V; `neighbours_shared` (representations,
-      representations), by chance `neighbours_shared_chance`;
-    * `cka` (R, R) and `dimension_two_nn`, `dimension_participation` (R,) of `likeness_of`, standardised features;
-    * codes: `code_entropy`, `code_perplexity`, `code_used` (G,) of `code_size`, too low where `code_draws` are fewer
-      (see `codes.Usage`); `code_label_bits` (tasks, G) mean
-      mutual information of one code with `code_tasks`, less chance, by place `code_label_map` (tasks, places), of
-      `code_label_entropy` (tasks,) bits; codes count in at most 16 values (cells of similar vectors with the model,
-      else the most frequent and the rest), numbers in 8 ranges, labels of a multilabel task one by one;
-    * `code_bits` (representations, G) that can be read of a code's `code_entropy_read` (G,), by place `code_bits_map`
-      (representations, places); of whole codes where `code_values` is `all` (with the model), else of which frequent
-      one it is; `code_r2` (representations, G) of the codes' vectors (with the model); `code_rows`, `code_cols`;
-    * with the model: `patch_r2` (representations, P) and `patch_r2_all` (representations,), held out, of
-      `patch_variance_kept` of the patches' variance; `patch_r2_minus_pooled`; `patch_rows`, `patch_cols`;
-      `lens_surprise`, `lens_entropy`, `lens_same_word` by `lens_layers`, `lens_tokens` (layers, 10) with
-      `lens_probability`, and with the tokenizer `lens_words`, `lens_accuracy` (tasks, layers) of `lens_tasks` whose
-      classes are single words, `lens_floor`;
-    * with probes: `angle_overlap` (semantic, detail) of `angle_semantic` and `angle_detail`, chance
-      `angle_overlap_chance`, `angle_overlap_chance_upper`; `angle_cosines` between all semantic and all detail
-      directions, chance `angle_cosines_chance_lower`, `_upper`; the same as `read_out_...` for what they read.
 
     Raises UserError where the run has less than 10 groups of images.
     """
@@ -99,17 +74,19 @@ def analyse(
     rows = again.sample(run, IMAGES, seed)
     features = representations(run, rows)
     some = [groups[row] for row in rows]
-    section: Section = {"images": len(rows), "representations": list(features)}
-    section |= _neighbours(run, rows, features, some, seed)
-    section |= _likeness(run, rows, features, some, seed)
-    if run.shape.codes is not None:
-        section |= _codes(run, rows, features, some, model, seed)
-    if model is not None:
-        section |= _patches(run, model, images, seed)
-        section |= _lens(run, model, tokenizer, seed)
-    if probes is not None:
-        section |= _angles(run, probes, rows, features["z_voco"], seed)
-    return section
+    names, cka, dimension = _likeness(run, rows, features, some, seed)
+    return Reading(
+        images=len(rows),
+        representations=list(features),
+        neighbours=_neighbours(run, rows, features, some, seed),
+        likeness_of=names,
+        cka=cka,
+        dimension=dimension,
+        code=None if run.shape.codes is None else _codes(run, rows, features, some, model, seed),
+        patch=None if model is None else _patches(run, model, images, seed),
+        lens=None if model is None else _lens(run, model, tokenizer, seed),
+        **({} if probes is None else _angles(run, probes, rows, features["z_voco"], seed)),
+    )
 
 
 def representations(run: Run, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -123,7 +100,7 @@ def representations(run: Run, rows: np.ndarray) -> dict[str, np.ndarray]:
 # ---- patches
 
 
-def patch_map(z_ND: np.ndarray, patches_NPd: np.ndarray, groups_N: draws.Groups, seed: int) -> draws.Draws:
+def patch_map(z_ND: np.ndarray, patches_NPd: np.ndarray, groups_N: Groups, seed: int) -> draws.Draws:
     """(P + 1,) R2 of a linear map from z (N, D) to each patch of (N, P, d), and to all of them together.
 
     Ridge, tested on 5 folds of whole groups; the strength of each patch by leave-one-out within the training images. R2
@@ -186,7 +163,7 @@ def lens(
     unembed_VD: np.ndarray,
     norm: tuple[np.ndarray, float] | None,
     words: Sequence[int] = (),
-) -> Lens:
+) -> LayerWords:
     """The logit lens (nostalgebraist 2020) on a layer's states, against the last layer's, which are after the norm.
 
     <voco> is never trained to say the next word itself: its words show which directions of the vocabulary it uses.
@@ -207,44 +184,36 @@ def lens(
             )
         )
     surprise, entropy, same, chosen = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return Lens(np.maximum(surprise, 0), entropy, same, mean / len(hidden_ND), chosen)
+    return LayerWords(np.maximum(surprise, 0), entropy, same, mean / len(hidden_ND), chosen)
 
 
 # ---- the parts of the section
 
 
 def _neighbours(
-    run: Run, rows: np.ndarray, features: Mapping[str, np.ndarray], groups: draws.Groups, seed: int
-) -> Section:
-    near = {name: geometry.neighbours(geometry.standardised(values), groups) for name, values in features.items()}
+    run: Run, rows: np.ndarray, features: Mapping[str, np.ndarray], groups: Groups, seed: int
+) -> Neighbours:
+    near = [geometry.neighbours(geometry.standardised(values), groups) for values in features.values()]
     tasks = [task for task in run.tasks if not _empty(run, task, rows)]
     scores: list[draws.Draws] = []
-    differences, floors = [], []
+    floors = []
     for task in tasks:
         labels = run.labels(task.name)[rows]
-        found = {name: _score(*geometry.vote(at, labels, task), groups, seed) for name, at in near.items()}
-        scores += found.values()
-        z, pooled = found["z_voco"], found["v_pooled"]
-        differences.append(draws.Draws(z.estimate - pooled.estimate, z.draws - pooled.draws, z.n_groups))
+        scores += [_score(*geometry.vote(places, labels, task), groups, seed) for places in near]
         floors.append(geometry.floor(labels, task))
-    section: Section = {}
-    if tasks:
-        section |= _table(scores, (len(tasks), len(near))).section("neighbours_score")
-        section |= _table(differences, (len(tasks),)).section("neighbours_minus_pooled")
     metric = {"classes": "accuracy", "number": "R2", "circular": "circular R2", "multilabel": "mean accuracy"}
-    section |= {
-        "neighbours_tasks": [task.name for task in tasks],
-        "neighbours_metric": [metric[task.kind] for task in tasks],
-        "neighbours_floor": np.array(floors),
-        "neighbours_shared_chance": geometry.NEIGHBOURS / max(len(rows) - 1, 1),
-    }
-    common = np.stack([[geometry.shared(one, other) for other in near.values()] for one in near.values()])
-    return section | draws.intervals_of_means(np.moveaxis(common, 2, 0), groups, seed).section("neighbours_shared")
+    return Neighbours(
+        tasks=[task.name for task in tasks],
+        metric=[metric[task.kind] for task in tasks],
+        floor=np.array(floors),
+        score=_table(scores, (len(tasks), len(near))) if tasks else None,
+    )
 
 
 def _likeness(
-    run: Run, rows: np.ndarray, features: Mapping[str, np.ndarray], groups: draws.Groups, seed: int
-) -> Section:
+    run: Run, rows: np.ndarray, features: Mapping[str, np.ndarray], groups: Groups, seed: int
+) -> tuple[list[str], draws.Intervals, Dimension]:
+    """The names of what is compared, its CKA, and its dimension."""
     block = draws.blocks(groups, seed)
     layers = [layer for layer in run.shape.stack if layer > 0]  # the embedding is the same for all images
     names = [*(f"z_voco {layer}" for layer in layers), *(name for name in features if name != "z_voco")]
@@ -254,19 +223,13 @@ def _likeness(
         standard = geometry.standardised(values)
         grams.append(geometry.gram(standard, block))
         dimensions.append(geometry.two_nn(standard, groups, seed))
-    section: Section = {"likeness_of": names} | geometry.cka(grams).section("cka")
-    section |= _joined(dimensions).section("dimension_two_nn")
-    return section | _joined([geometry.participation_ratio(one) for one in grams]).section("dimension_participation")
+    ratios = [geometry.participation_ratio(one) for one in grams]
+    return names, geometry.cka(grams), Dimension(two_nn=_joined(dimensions), participation=_joined(ratios))
 
 
 def _codes(
-    run: Run,
-    rows: np.ndarray,
-    features: Mapping[str, np.ndarray],
-    groups: draws.Groups,
-    model: HTCVLM | None,
-    seed: int,
-) -> Section:
+    run: Run, rows: np.ndarray, features: Mapping[str, np.ndarray], groups: Groups, model: HTCVLM | None, seed: int
+) -> Codes:
     all_NhwG = run.codes()
     N, h, w, G = all_NhwG.shape
     codebook = None if model is None or model.mgvq is None else _codebook(model)
@@ -275,11 +238,7 @@ def _codes(
     if codebook is None and config.get("mgvq"):
         size = config["mgvq"]["codebook_size"] // config["mgvq"]["groups"]
     used = codes.usage(all_NhwG.reshape(N, h * w, G), size, run.groups(), seed)
-    section: Section = {"code_size": size, "code_used": used.used, "code_draws": used.draws}
-    section |= used.entropy.section("code_entropy") | used.perplexity.section("code_perplexity")
-
     chosen = np.unique(np.linspace(0, h * w - 1, min(h * w, PLACES)).round().astype(int))
-    section["code_rows"], section["code_cols"] = chosen // w, chosen % w
     some = all_NhwG.reshape(N, h * w, G)[np.ix_(rows, chosen)].astype(int)
     n, P, _ = some.shape
     together = np.tile(np.arange(G), P)
@@ -302,61 +261,61 @@ def _codes(
         maps.append(np.mean([one.bits for one in found], 0).reshape(P, G).mean(1))
         entropies.append(np.mean([one.entropy for one in found]))
         tasks.append(task.name)
-    section["code_tasks"] = tasks
-    if tasks:
-        section |= _table(bits, (len(tasks), G)).section("code_label_bits")
-        section["code_label_map"], section["code_label_entropy"] = np.array(maps, np.float32), np.array(entropies)
 
-    saved, r2 = [], []
+    saved = []
+    entropy_read_G = np.zeros(G)
     for feature in features.values():
         if codebook is None:
             saved.append(codes.readable(feature, values, groups, together, seed).reshape(n, P, G))
             continue
         read = codes.readable_vectors(feature, some, codebook, groups, seed)
         saved.append(read.bits)
-        left, whole = (part.reshape(n, P, G).sum(1) for part in read.errors)
-        r2.append(ridge.Errors(left, whole).r2(groups, seed))
-        section["code_entropy_read"] = read.floor.mean((0, 1))
-    section |= _table([draws.draws_of_means(one.mean(1), groups, seed) for one in saved], (len(saved), G)).section(
-        "code_bits"
-    )
-    section["code_bits_map"] = np.stack([one.mean((0, 2)) for one in saved])
-    section["code_values"] = "all" if r2 else "most frequent"
-    if r2:
-        section |= {name: value[:, :-1] for name, value in _table(r2, (len(r2), G + 1)).section("code_r2").items()}
-    else:
+        entropy_read_G = read.floor.mean((0, 1))
+    if codebook is None:
         shares = (values.reshape(n, P, G, 1) == np.arange(values.max() + 1)).mean(0)
         logs = np.log2(shares, out=np.zeros_like(shares), where=shares > 0)
-        section["code_entropy_read"] = -(shares * logs).sum(2).mean(0)
-    return section
+        entropy_read_G = -(shares * logs).sum(2).mean(0)
+    label = None
+    if tasks:
+        bits_CG = _table(bits, (len(tasks), G))
+        label = CodeLabels(bits=bits_CG, map=np.array(maps, np.float32), entropy=np.array(entropies))
+    return Codes(
+        size=size,
+        used=used.used,
+        draws=used.draws,
+        entropy=used.entropy,
+        rows=chosen // w,
+        cols=chosen % w,
+        tasks=tasks,
+        label=label,
+        bits=_table([draws.draws_of_means(one.mean(1), groups, seed) for one in saved], (len(saved), G)),
+        entropy_read=entropy_read_G,
+    )
 
 
-def _patches(run: Run, model: HTCVLM, images: int, seed: int) -> Section:
+def _patches(run: Run, model: HTCVLM, images: int, seed: int) -> Patches:
     rows, all_groups = again.sample(run, images, seed), run.groups()
     groups = [all_groups[row] for row in rows]
     hybrids = again.encode(model, again.images(run, model, rows))
     patches, kept = patch_components(hybrid.patches.float().cpu().numpy() for hybrid in hybrids)
     features = representations(run, rows)
     found = {name: patch_map(values, patches, groups, seed) for name, values in features.items()}
-    P = patches.shape[1]
-    place = [at for at, role in enumerate(run.shape.roles) if role == "patch"]
-    ends = _table(list(found.values()), (len(found), P + 1))
+    ends = _table(list(found.values()), (len(found), patches.shape[1] + 1))
     z, pooled = found["z_voco"], found["v_pooled"]
-    difference = draws.Draws(z.estimate - pooled.estimate, z.draws - pooled.draws, z.n_groups).intervals()
-    return (
-        draws.Intervals(*(part[:, :-1] for part in ends)).section("patch_r2")
-        | draws.Intervals(*(part[:, -1] for part in ends)).section("patch_r2_all")
-        | draws.Intervals(*(part[:-1] for part in difference)).section("patch_r2_minus_pooled")
-        | draws.Intervals(*(part[-1:] for part in difference)).section("patch_r2_all_minus_pooled")
-        | {"patch_images": len(rows), "patch_components": patches.shape[2], "patch_variance_kept": kept}
-        | {"patch_rows": np.array(run.shape.rows)[place], "patch_cols": np.array(run.shape.cols)[place]}
+    more = draws.Draws(z.estimate[-1:] - pooled.estimate[-1:], z.draws[:, -1:] - pooled.draws[:, -1:], z.n_groups)
+    return Patches(
+        images=len(rows),
+        r2=draws.Intervals(*(part[:, :-1] for part in ends)),
+        r2_all=draws.Intervals(*(part[:, -1] for part in ends)),
+        r2_all_minus_pooled=more.intervals(),
+        variance_kept=kept,
     )
 
 
-def _lens(run: Run, model: HTCVLM, tokenizer: PreTrainedTokenizerBase | None, seed: int) -> Section:
+def _lens(run: Run, model: HTCVLM, tokenizer: PreTrainedTokenizerBase | None, seed: int) -> Lens | None:
     last = run.shape.layers
     if last not in run.shape.stack:
-        return {}
+        return None
     rows, all_groups = again.sample(run, LENS_IMAGES, seed), run.groups()
     groups = [all_groups[row] for row in rows]
     llama: Any = model.language_model
@@ -378,21 +337,27 @@ def _lens(run: Run, model: HTCVLM, tokenizer: PreTrainedTokenizerBase | None, se
             labels = run.labels(task)[rows]
             said = found.chosen[:, [words.index(word) for word in ids]].argmax(1)
             right.append(np.where(labels >= 0, said == labels, np.nan))
-    section: Section = {"lens_layers": np.array(run.shape.stack), "lens_images": len(rows)}
-    for name, by_layer in values.items():
-        section |= draws.intervals_of_means(np.stack(by_layer, 1), groups, seed).section(f"lens_{name}")
-    section["lens_tokens"], section["lens_probability"] = np.array(tokens), np.array(probability, np.float32)
+    named: dict[str, Any] = {
+        name: draws.intervals_of_means(np.stack(by_layer, 1), groups, seed) for name, by_layer in values.items()
+    }
     if tokenizer is not None:
-        section["lens_words"] = [" | ".join(str(tokenizer.decode([int(one)])) for one in best) for best in tokens]
-        section["lens_tasks"] = list(tasks)
+        named["words"] = [" | ".join(str(tokenizer.decode([int(one)])) for one in best) for best in tokens]
+        named["tasks"] = list(tasks)
     if tasks:
         accuracy = np.stack(right, 1).reshape(len(rows), len(run.shape.stack), len(tasks)).swapaxes(1, 2)
-        section |= draws.intervals_of_means(accuracy, groups, seed).section("lens_accuracy")
-        section["lens_floor"] = np.array([geometry.floor(run.labels(name)[rows], run.task(name)) for name in tasks])
-    return section
+        named["accuracy"] = draws.intervals_of_means(accuracy, groups, seed)
+        named["floor"] = np.array([geometry.floor(run.labels(name)[rows], run.task(name)) for name in tasks])
+    return Lens(
+        layers=np.array(run.shape.stack),
+        images=len(rows),
+        tokens=np.array(tokens),
+        probability=np.array(probability, np.float32),
+        **named,
+    )
 
 
-def _angles(run: Run, probes: Mapping[Key, Probe], rows: np.ndarray, features: np.ndarray, seed: int) -> Section:
+def _angles(run: Run, probes: Mapping[Key, Probe], rows: np.ndarray, features: np.ndarray, seed: int) -> dict[str, Any]:
+    """The fields of `Reading` that are about angles."""
     layer = run.shape.stack[-1]
     axes: dict[str, dict[str, np.ndarray]] = {"semantic": {}, "detail": {}}
     for task in run.tasks:
@@ -407,34 +372,32 @@ def _angles(run: Run, probes: Mapping[Key, Probe], rows: np.ndarray, features: n
         directions = probe.directions()
         if directions.shape[1]:
             axes[task.suite][task.name] = directions
-    section: Section = {"angle_semantic": list(axes["semantic"]), "angle_detail": list(axes["detail"])}
-    if not axes["semantic"] or not axes["detail"]:
-        return section
+    found: dict[str, Any] = {"angle_semantic": list(axes["semantic"]), "angle_detail": list(axes["detail"])}
+    if axes["semantic"] and axes["detail"]:
+        found["angle"] = _overlaps(axes, lambda one, other: geometry.angles(one, other, seed))
+        found["read_out"] = _overlaps(axes, lambda one, other: geometry.read_out_angles(one, other, features, seed))
+    return found
 
-    def measured(one: np.ndarray, other: np.ndarray, name: str) -> geometry.Angles:
-        if name == "angle":
-            return geometry.angles(one, other, seed)
-        return geometry.read_out_angles(one, other, features, seed)
 
-    for name in ("angle", "read_out"):
-        pairs = [[measured(one, other, name) for other in axes["detail"].values()] for one in axes["semantic"].values()]
-        semantic, detail = (np.concatenate(list(one.values()), 1) for one in axes.values())
-        whole = measured(semantic, detail, name)
-        lower, upper = np.quantile(whole.null, [0.025, 0.975], axis=0)
-        section |= {
-            f"{name}_overlap": np.array([[pair.overlap for pair in row] for row in pairs]),
-            f"{name}_overlap_chance": np.array([[pair.null_overlaps.mean() for pair in row] for row in pairs]),
-            f"{name}_overlap_chance_upper": np.array(
-                [[np.quantile(pair.null_overlaps, 0.975) for pair in row] for row in pairs]
-            ),
-            f"{name}_cosines": whole.cosines,
-            f"{name}_cosines_chance_lower": lower,
-            f"{name}_cosines_chance_upper": upper,
-            f"{name}_overlap_all": whole.overlap,
-            f"{name}_overlap_all_chance": float(whole.null_overlaps.mean()),
-            f"{name}_overlap_all_chance_upper": float(np.quantile(whole.null_overlaps, 0.975)),
-        }
-    return section
+def _overlaps(
+    axes: Mapping[str, Mapping[str, np.ndarray]], measured: Callable[[np.ndarray, np.ndarray], geometry.Angles]
+) -> Overlaps:
+    """Of the directions (D, k) of each task of the two suites, and of all of a suite together."""
+    pairs = [[measured(one, other) for other in axes["detail"].values()] for one in axes["semantic"].values()]
+    semantic, detail = (np.concatenate(list(axes[suite].values()), 1) for suite in ("semantic", "detail"))
+    whole = measured(semantic, detail)
+    lower, upper = np.quantile(whole.null, [0.025, 0.975], axis=0)
+    return Overlaps(
+        overlap=np.array([[pair.overlap for pair in row] for row in pairs]),
+        overlap_chance=np.array([[pair.null_overlaps.mean() for pair in row] for row in pairs]),
+        overlap_chance_upper=np.array([[np.quantile(pair.null_overlaps, 0.975) for pair in row] for row in pairs]),
+        cosines=whole.cosines,
+        cosines_chance_lower=lower,
+        cosines_chance_upper=upper,
+        overlap_all=whole.overlap,
+        overlap_all_chance=float(whole.null_overlaps.mean()),
+        overlap_all_chance_upper=float(np.quantile(whole.null_overlaps, 0.975)),
+    )
 
 
 def _codebook(model: HTCVLM) -> np.ndarray:
@@ -479,7 +442,7 @@ def _empty(run: Run, task: Task, rows: np.ndarray) -> bool:
     return len(np.unique(labels[np.isfinite(labels) if task.kind in NUMERIC else labels >= 0])) < 2
 
 
-def _score(errors: np.ndarray, whole: np.ndarray, groups: draws.Groups, seed: int) -> draws.Draws:
+def _score(errors: np.ndarray, whole: np.ndarray, groups: Groups, seed: int) -> draws.Draws:
     found = draws.draws_of_ratios(errors, whole, groups, seed)
     return draws.Draws(1 - found.estimate, 1 - found.draws, found.n_groups)
 

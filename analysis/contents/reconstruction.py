@@ -9,13 +9,13 @@ Legend: n images of the sample, h w rows and columns of the code grid, G code gr
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from htc_probe.analysis.sections import Reconstruct
 from htc_probe.analysis.stats import draws
 from htc_probe.extract import again
 from htc_probe.extract.errors import UserError
@@ -30,17 +30,9 @@ _LEAST_ERROR = 1 / 6
 
 def analyse(
     model: HTCVLM, run: Run, *, limit: int, seed: int, on_images: Callable[[int], object] = lambda done: None
-) -> dict[str, Any]:
-    """Pictures that MGVQ's decoder makes of the codes of `limit` images of the run, drawn at random, at the size of
-    its thumbnails (96 x 96), and their distance from these. `on_images` is told after each batch how many are done.
-
-      images                       ids of the sampled images
-      pictures                     (n, 96, 96, 3) uint8
-      psnr_of                      (n,) float32, dB at 96 x 96: -10 log10 of the mean squared error, in units of the
-                                   whole range of a pixel; at most 55.9, what rounding to 8 bits leaves
-      psnr, psnr_flat, psnr_gain   the mean over images; that of a picture in the image's mean colour alone, the floor;
-                                   their difference, paired. Each with the ends of its 95 % interval over groups of
-                                   images, `_lower` and `_upper`
+) -> Reconstruct:
+    """Pictures of the codes of `limit` images of the run, drawn at random, at the size of its thumbnails (96 x 96), and
+    their distance from these. `on_images` is told after each batch how many are done.
 
     Raises UserError where the run has no codes, or the model cannot decode them.
     """
@@ -60,15 +52,16 @@ def analyse(
         on_images(len(pictures))
     groups = [all_groups[row] for row in rows]
     psnr_N, flat_N = np.array(psnr), np.array(flat)
-    return (
-        {"images": [ids[row] for row in rows], "pictures": np.stack(pictures), "psnr_of": psnr_N.astype(np.float32)}
-        | draws.intervals_of_means(psnr_N, groups, seed).section("psnr")
-        | draws.intervals_of_means(flat_N, groups, seed).section("psnr_flat")
-        | draws.intervals_of_means(psnr_N - flat_N, groups, seed).section("psnr_gain")
+    return Reconstruct(
+        images=[ids[row] for row in rows],
+        pictures=np.stack(pictures),
+        psnr_of=psnr_N.astype(np.float32),
+        psnr=draws.intervals_of_means(psnr_N, groups, seed),
+        psnr_flat=draws.intervals_of_means(flat_N, groups, seed),
+        psnr_gain=draws.intervals_of_means(psnr_N - flat_N, groups, seed),
     )
 
 
-@torch.inference_mode()
 def decode(mgvq: MGVQ, codes_BhwG: np.ndarray) -> np.ndarray:
     """(B, 96, 96, 3) uint8 of codes (B, h, w, G). Raises UserError for codes that MGVQ does not have."""
     groups, size = mgvq.config.groups, mgvq.config.codes_per_group

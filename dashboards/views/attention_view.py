@@ -300,7 +300,7 @@ def _weighted(view: View) -> np.ndarray | None:
         fill("What each token hands over was not measured.", "htc-analyze contributions", view.path)
         return None
     rows_of = data.row_of(view.key)
-    measured = np.array([rows_of.get(name, -1) for name in section["images"]])
+    measured = np.array([rows_of.get(name, -1) for name in section.images])
     layer, image = view.selection.layer, view.selection.image
     at = np.flatnonzero(measured == image)
     if not len(at):
@@ -312,7 +312,7 @@ def _weighted(view: View) -> np.ndarray | None:
         )
         st.button(f"Go to image {following + 1:,}, which is one", on_click=go_to_image, args=(following,))
         return None
-    share_LS = section["share"][at[0]]
+    share_LS = section.share[at[0]]
     return share_LS.mean(axis=0) if layer is None else share_LS[layer]
 
 

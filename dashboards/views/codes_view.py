@@ -3,14 +3,14 @@
 Lays out; reads through data, computes in `dashboards.codes`, draws by figures.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import streamlit as st
 
 from htc_probe.analysis import sentences
 from htc_probe.analysis.contents import associations
+from htc_probe.analysis.sections import Reading, Reconstruct
 from htc_probe.dashboards import data, figures
 from htc_probe.dashboards.figures.base import escape
 from htc_probe.dashboards.parts import controls
@@ -103,7 +103,7 @@ def _take(key: str, **where: int) -> Callable[[], None]:
 # ---- the image
 
 
-def _picture(view: View, section: Mapping[str, Any] | None) -> None:
+def _picture(view: View, section: Reconstruct | None) -> None:
     image, name = view.selection.image, view.header.ids[view.selection.image]
     thumbnail = data.thumbnail(view.key, image)
     if section is None:
@@ -111,8 +111,8 @@ def _picture(view: View, section: Mapping[str, Any] | None) -> None:
         fill("What MGVQ's decoder makes of the codes is not stored.", "htc-analyze reconstruct", view.path)
         return
     row_of = data.row_of(view.key)
-    rows = np.array(sorted(row_of[name] for name in section["images"] if name in row_of), dtype=int)
-    if name not in section["images"]:
+    rows = np.array(sorted(row_of[name] for name in section.images if name in row_of), dtype=int)
+    if name not in section.images:
         st.image(thumbnail, width=330, alt=f"thumbnail of image {name}")
         st.caption(
             f"The picture from the codes is stored for {len(rows):,} of {len(view.header.ids):,} images, and not for "
@@ -122,12 +122,12 @@ def _picture(view: View, section: Mapping[str, Any] | None) -> None:
             following = [*rows[rows > image], rows[0]]
             st.button("The next that has one", on_click=controls.go_to_image, args=(int(following[0]),))
         return
-    at = section["images"].index(name)
-    figure = made(figures.code_pictures, thumbnail, section["pictures"][at], psnr=float(section["psnr_of"][at]))
+    at = section.images.index(name)
+    figure = made(figures.code_pictures, thumbnail, section.pictures[at], psnr=float(section.psnr_of[at]))
     draw(figure, "codes_pictures")
     if view.header.info.config.get("random_weights"):
         st.caption("The weights of this model were drawn at random, and so its pictures are noise.")
-    mean, flat = (_interval(section, name) for name in ("psnr", "psnr_flat"))
+    mean, flat = ("{:.1f} [{:.1f}, {:.1f}]".format(*ends.only) for ends in (section.psnr, section.psnr_flat))
     how_to_read(
         "What is lost between the two pictures, the discrete channel does not hold; what is kept, the anchors may "
         f"still lose. Mean of {len(rows):,} images: {mean} dB; of a picture in the image's mean colour alone, "
@@ -135,21 +135,18 @@ def _picture(view: View, section: Mapping[str, Any] | None) -> None:
     )
 
 
-def _interval(section: Mapping[str, Any], name: str) -> str:
-    return f"{section[name]:.1f} [{section[name + '_lower']:.1f}, {section[name + '_upper']:.1f}]"
-
-
 # ---- usage
 
 
-def _usage(view: View, read: data.Codes, section: Mapping[str, Any] | None, group: int, code: int | None) -> None:
+def _usage(view: View, read: data.Codes, section: Reading | None, group: int, code: int | None) -> None:
     st.subheader("How codes are used")
     left, right = side_by_side(2, "codes_usage_row", least=380)
     with left:
-        if section is not None and "code_entropy" in section:
-            ends = section["code_entropy_lower"], section["code_entropy_upper"]
-            entropy, used = section["code_entropy"], section["code_used"]
-            size, n = section["code_size"], len(view.header.ids)
+        ends: tuple[np.ndarray, np.ndarray] | None
+        if section is not None and section.code is not None:
+            entropy, lower, upper = section.code.entropy
+            ends = lower, upper
+            used, size, n = section.code.used, section.code.size, len(view.header.ids)
         else:
             entropy, used = np.array([associations.entropy(one) for one in read.shares]), (read.shares > 0).sum(1)
             ends, size, n = None, read.size, len(read.rows)
@@ -175,7 +172,7 @@ def _usage(view: View, read: data.Codes, section: Mapping[str, Any] | None, grou
 
 
 def _labels(
-    view: View, read: data.Codes, section: Mapping[str, Any] | None, group: int, code: int | None
+    view: View, read: data.Codes, section: Reading | None, group: int, code: int | None
 ) -> tuple[str, int] | None:
     """Gives the task and the number of the answer that is looked at; None without labels."""
     st.subheader("Which codes go with which label")
@@ -235,33 +232,32 @@ def _labels(
     return task.name, at
 
 
-def _most_told(names: list[str], section: Mapping[str, Any] | None) -> str:
+def _most_told(names: list[str], section: Reading | None) -> str:
     """The label of which a code says most, as a share of what can be said; the first where that was not measured."""
-    if section is None or not section.get("code_tasks"):
+    found = None if section is None else section.code
+    if found is None or found.label is None:
         return names[0]
-    share_T = section["code_label_bits"].max(1) / np.maximum(section["code_label_entropy"], 1e-9)
-    best = section["code_tasks"][int(share_T.argmax())]
+    share_T = found.label.bits.estimate.max(1) / np.maximum(found.label.entropy, 1e-9)
+    best = found.tasks[int(share_T.argmax())]
     return best if best in names else names[0]
 
 
-def _bits(view: View, section: Mapping[str, Any] | None, group: int, task: str) -> None:
+def _bits(view: View, section: Reading | None, group: int, task: str) -> None:
     if section is None:
         fill("How much codes tell of each label, and where, was not measured.", "htc-analyze reading", view.path)
         return
-    tasks = list(section["code_tasks"]) if "code_tasks" in section else []
-    if not tasks or view.header.shape.codes is None:
+    found = section.code
+    if found is None or found.label is None or view.header.shape.codes is None:
         st.info("No label of this run has two answers, so codes cannot tell of any.")
         return
-    n = min(int(section["images"]), view.header.shape.images)
+    tasks, n = found.tasks, min(section.images, view.header.shape.images)
     left, right = side_by_side([7, 5], "codes_told", least=380)
     with left:
         at = tasks.index(task) if task in tasks else None
         figure = made(
             figures.code_label_bits,
-            section["code_label_bits"],
-            section["code_label_bits_lower"],
-            section["code_label_bits_upper"],
-            section["code_label_entropy"],
+            *found.label.bits,
+            found.label.entropy,
             tasks,
             n=n,
             mark=None if at is None else (at, group),
@@ -284,9 +280,9 @@ def _bits(view: View, section: Mapping[str, Any] | None, group: int, task: str) 
             return
         figure = made(
             figures.code_label_map,
-            section["code_label_map"][at],
-            section["code_rows"],
-            section["code_cols"],
+            found.label.map[at],
+            found.rows.tolist(),
+            found.cols.tolist(),
             view.header.shape.codes[:2],
             task=task,
             n=n,

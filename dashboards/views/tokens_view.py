@@ -4,7 +4,7 @@ well these tell the effects. Lays out; draws by figures.
 Letters in names: N images, L layers, S keys, T hybrid tokens (anchors and patches), Q questions, P predictors.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from htc_probe.analysis import sentences
 from htc_probe.analysis.attention import rows as att
 from htc_probe.analysis.attention.rows import mean_of_read_layers
 from htc_probe.analysis.causes.effects import times_even
-from htc_probe.analysis.sections import Knockouts
+from htc_probe.analysis.sections import Contributions, Knockouts
 from htc_probe.analysis.stats.draws import Interval, Intervals
 from htc_probe.dashboards import data, figures
 from htc_probe.dashboards.parts.chart import draw, made
@@ -81,13 +81,13 @@ class _Map(NamedTuple):
 
 
 @fragment
-def show(view: View, knockouts: Knockouts, contributions: Mapping[str, Any] | None, here: int | None) -> None:
+def show(view: View, knockouts: Knockouts, contributions: Contributions | None, here: int | None) -> None:
     """`here`: the number in the sample of the image that is looked at."""
     effect = _choose_effect(view, knockouts)
     if here is not None:
         if np.isfinite(effect.values_NT[here]).all():
             maps = _maps_of(view, knockouts, contributions, effect, here)
-            unmeasured = 0 if contributions is None or len(maps) > 2 else len(contributions["images"])
+            unmeasured = 0 if contributions is None or len(maps) > 2 else len(contributions.images)
             _maps(view, knockouts, effect, maps, unmeasured)
         else:
             st.info(f"Of this image nothing is known of {plain(effect.words)}: it has no such answer.")
@@ -161,7 +161,7 @@ def _ranks(rank_NP: np.ndarray | None, mean_P: Intervals | None, *place: int) ->
 
 
 def _maps_of(
-    view: View, knockouts: Knockouts, contributions: Mapping[str, Any] | None, effect: _Effect, here: int
+    view: View, knockouts: Knockouts, contributions: Contributions | None, effect: _Effect, here: int
 ) -> list[_Map]:
     """The knock-outs of this image, its attention, and what its tokens hand over; of the latter two, how they rank the
     effects, in words.
@@ -180,8 +180,8 @@ def _maps_of(
         _Map("attention", "Attention", effect.of_layers(row_LS)[keys], "of all attention", (layers, *ranks[0])),
     ]
     image = knockouts.images[here]
-    if contributions is not None and image in contributions["images"]:
-        norm_LS, unit = contributions["norm"][contributions["images"].index(image)], "length of what is handed over"
+    if contributions is not None and image in contributions.images:
+        norm_LS, unit = contributions.norm[contributions.images.index(image)], "length of what is handed over"
         norm_T = effect.of_layers(norm_LS)[keys]
         maps.append(_Map("norm", "Value-weighted attention", norm_T, unit, (layers, *ranks[1])))
     return maps

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from htc_probe.analysis import results as analysis_results
-from htc_probe.analysis.sections import kind_of
+from htc_probe.analysis.sections import KINDS
 from htc_probe.dashboards import cli
 from htc_probe.extract.store import Batch, RunInfo, RunShape, RunWriter, Task, open_run
 from htc_probe.probes.files import results
@@ -151,7 +151,7 @@ def add_section(path: Path, name: str, section: Any) -> None:
     """A record, or the values of one that matter, see `filled`."""
     with open_run(path) as run:
         of = analysis_results.identity(run)
-    kind = kind_of(name)
-    record = section if kind is None or isinstance(section, kind) else filled(kind, section)
+    kind = KINDS[name]
+    record = section if isinstance(section, kind) else filled(kind, section)
     out = analysis_results.default_path(path)
     analysis_results.write(out, name, record, run=of, settings={}, libraries={}, seconds=0.0)

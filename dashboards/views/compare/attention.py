@@ -461,8 +461,8 @@ def _handed_over(two: Two, thumbnail: np.ndarray) -> None:
     maps = []
     for path, header in zip(two.paths, two.headers, strict=True):
         section = data.sections(path, header).contributions
-        if section is not None and name in section["images"]:
-            share_LS = section["share"][section["images"].index(name)]
+        if section is not None and name in section.images:
+            share_LS = section.share[section.images.index(name)]
             maps.append(_map((share_LS.mean(0) if layer is None else share_LS[layer]) * 100, header))
     if len(maps) < 2 or maps[0] is None or maps[1] is None:
         st.caption(

@@ -18,7 +18,7 @@ from streamlit.testing.v1 import AppTest
 from benchmarks.browser import serving, tab
 from htc_probe.analysis import results as analysis_results
 from htc_probe.analysis.contents import reading
-from htc_probe.analysis.sections import Sections
+from htc_probe.analysis.sections import KINDS, Sections
 from htc_probe.dashboards import data
 from htc_probe.dashboards.app import PAGES
 from htc_probe.dashboards.parts import controls
@@ -336,6 +336,7 @@ MISSHAPEN = {
     "Attention": ("attention", {"images": 4} | {f"anchor_mass{end}": np.ones(3) for end in ("", "_lower", "_upper")}),
     "What causes what": ("knockouts", {"images": 7}),
     "Map": ("map", {"rows": np.ones((2, 2)), "map_of": 3}),
+    "Reading the token": ("reading", {"likeness_of": 3}),
     "Codes": ("reading", {"code_size": 9} | {name: np.ones((2, 3, 4)) for name in CODE_KEYS}),
 }
 """Page -> an analysis of the right run that is not as htc-analyze writes it."""

@@ -1,0 +1,123 @@
+"""What `<voco>` looks at and what it takes.
+
+Legend: N images, L layers, H heads, S keys of `<voco>`, A anchors, R roles, Q questions.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+
+from htc_probe.analysis.records import Record
+from htc_probe.analysis.stats.draws import Intervals
+
+
+class Levels(Record):
+    """A mean over images by head, and of its mean over heads and over layers, with 95 % intervals over groups."""
+
+    estimate: Annotated[np.ndarray, "L H"]
+    lower: Annotated[np.ndarray, "L H"]
+    upper: Annotated[np.ndarray, "L H"]
+    by_layer: Annotated[Intervals, "L"]
+    overall: Annotated[Intervals, "1"]
+
+    @property
+    def by_head(self) -> Intervals:
+        return Intervals(self.estimate, self.lower, self.upper)
+
+
+class LevelsEach(Record):
+    """The same of each anchor."""
+
+    estimate: Annotated[np.ndarray, "L H A"]
+    lower: Annotated[np.ndarray, "L H A"]
+    upper: Annotated[np.ndarray, "L H A"]
+    by_layer: Annotated[Intervals, "L A"]
+    overall: Annotated[Intervals, "A"]
+
+
+class Difference(Record):
+    """This run minus a second one, paired on the images of both."""
+
+    overall: Annotated[Intervals, "1"]
+    by_layer: Annotated[Intervals, "L"] | None = None
+    """None where the second has another number of layers."""
+
+
+class Differences(Record):
+    """Of the quantities of `Attention` that both runs have."""
+
+    patch_mass: Difference | None = None
+    voco_mass: Difference | None = None
+    text_mass: Difference | None = None
+    anchor_mass: Difference | None = None
+    anchor_share: Difference | None = None
+    anchor_lift: Difference | None = None
+    top_patches_mass: Difference | None = None
+    anchor_minus_top: Difference | None = None
+    anchor_above_patch: Difference | None = None
+    first_lift: Difference | None = None
+    entropy_bits: Difference | None = None
+    effective_keys: Difference | None = None
+    top_10: Difference | None = None
+    patch_gini: Difference | None = None
+
+
+class Attention(Record):
+    """Where `<voco>` looks: quantities of `attention.rows.measure`; those of text or anchors where a model has some."""
+
+    VERSION = 1
+
+    images: int
+    patch_mass: Levels
+    voco_mass: Levels
+    text_mass: Levels | None = None
+    anchor_mass: Levels | None = None
+    anchor_mass_each: LevelsEach | None = None
+    anchor_share: Levels | None = None
+    anchor_lift: Levels | None = None
+    top_patches_mass: Levels | None = None
+    anchor_minus_top: Levels | None = None
+    anchor_above_patch: Levels | None = None
+    first_lift: Levels
+    entropy_bits: Levels
+    effective_keys: Levels
+    top_10: Levels
+    patch_gini: Levels
+    anchor_head: Annotated[np.ndarray, "L H int"] | None = None
+    """1 where the anchors' lift is above 1 (max-T over all heads at 5 %)."""
+    anchor_heads: int | None = None
+    """Their number."""
+    mean_attention: Annotated[np.ndarray, "L H S"]
+    paired_images: int | None = None
+    """Images that a second run has as well; None without one."""
+    difference: Differences | None = None
+
+
+class Contributions(Record):
+    """What every token hands over to `<voco>` on N images, see `attention.updates`."""
+
+    VERSION = 1
+
+    images: Annotated[list[str], "N"]
+    """Their ids."""
+    roles: Annotated[list[str], "R"]
+    """Among the keys."""
+    questions: Annotated[list[str], "Q"]
+    """None where the data ask nothing."""
+    norm: Annotated[np.ndarray, "N L S"]
+    """Length of the sum over heads of what a key hands over."""
+    share: Annotated[np.ndarray, "N L S"]
+    """Of the update, summed over heads; signed."""
+    share_by_role: Annotated[Intervals, "L R"]
+    """Means over images."""
+    attention_by_role: Annotated[Intervals, "L R"]
+    lens: Annotated[np.ndarray, "N L S"] | None = None
+    """Parts in the logit of the answer's first token by the lens, mean over questions, summed over heads; as what
+    follows, None where the data ask nothing."""
+    lens_by_role: Annotated[Intervals, "Q R"] | None = None
+    """Summed over layers."""
+    answers: Annotated[np.ndarray, "N L S"] | None = None
+    """The same on the path that answers take."""
+    answers_by_role: Annotated[Intervals, "Q R"] | None = None

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from htc_probe.extract.store import NUMERIC
+from htc_probe.extract.store import NUMERIC, UNKNOWN
 from htc_probe.probes.files.predictions import Predicted
 from htc_probe.probes.inputs import circular
 from htc_probe.probes.scores.intervals import COVERAGE, holm, mean_known, p_of_reach, reach_of_shares, student
-from htc_probe.probes.scores.metrics import UNKNOWN, row_bits
+from htc_probe.probes.scores.metrics import row_bits
 
 ProbeKey = tuple[str, str, int | None]
 """Task, representation, layer of z_voco."""

@@ -14,7 +14,7 @@ from htc_probe.analysis.causes import effects, following, mixing
 from htc_probe.analysis.contents import associations, geometry
 from htc_probe.dashboards import data
 from htc_probe.extract.errors import UserError
-from htc_probe.extract.store import Task, open_run
+from htc_probe.extract.store import Task, is_labelled, open_run
 from htc_probe.probes import cli
 from htc_probe.probes.files import results
 from htc_probe.probes.files.predictions import load
@@ -313,7 +313,7 @@ def test_pages_show_angles(run: Path) -> None:
     assert np.mean(both.bits[0]) == pytest.approx(bits, abs=0.05)
     assert data.label_text(ANGLE, 359.5) == "359.5 degrees" and data.label_text(ANGLE, np.nan) == "unknown"
     y = turned()[1]
-    assert associations.known(y, "circular").all()
+    assert is_labelled("circular", y).all()
     parts = np.stack([associations.answering(y, "circular", at) for at in range(4)])
     assert parts.sum(0).tolist() == [1] * N and len(associations.answers(y, "circular", (), "degrees")) == 4
 

@@ -10,7 +10,7 @@ from scipy.stats import fisher_exact
 from benchmarks.browser import serving, tab
 from htc_probe.analysis.contents import associations, reading
 from htc_probe.dashboards import data, figures
-from htc_probe.extract.store import Batch, RunInfo, RunShape, RunWriter, Task, open_run
+from htc_probe.extract.store import Batch, RunInfo, RunShape, RunWriter, Task, is_labelled, open_run
 from made.pages import COLS, ROLES, ROWS, A, H, L, add_section, charts, random_rows, write_run
 
 PAGE = "Codes"
@@ -141,11 +141,11 @@ def test_usage_of_known_codes() -> None:
 def test_answers_of_every_kind() -> None:
     classes, several, number = TASKS
     labels = np.array([0, 2, -1])
-    assert associations.known(labels, "classes").tolist() == [True, True, False]
+    assert is_labelled("classes", labels).tolist() == [True, True, False]
     assert associations.answers(labels, classes.kind, classes.classes, "") == ["sea", "room", "wood"]
     assert associations.answering(labels, "classes", 2).tolist() == [False, True, False]
     flags = np.array([[1, 0], [0, 1], [255, 255]], np.uint8)
-    assert associations.known(flags, "multilabel").tolist() == [True, True, False]
+    assert is_labelled("multilabel", flags).tolist() == [True, True, False]
     assert associations.answering(flags, "multilabel", 0).tolist() == [True, False, False]
     sizes = np.array([1.0, 2, 3, 4, 5, np.nan])
     assert associations.answers(sizes, number.kind, (), "px") == [

@@ -8,7 +8,7 @@ Legend: N images, B images of a block, L layers, H heads, S keys of `<voco>`, A 
 rows and C columns of the patch grid.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -307,20 +307,13 @@ def _stream(run: Run) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """What all images' rows are like (N, L, H), and mean_LHS, block by block."""
     parts: dict[str, list[np.ndarray]] = {}
     total_LHS = np.zeros((run.shape.layers, run.shape.heads, run.shape.keys))
-    for rows in _blocks(run):
+    for rows in run.attention_blocks(most=_BLOCK):
         for name, value in (measure(rows, run.shape.roles) | measure_order(rows, run.shape.roles)).items():
             parts.setdefault(name, []).append(value)
         total_LHS += rows.sum(0, dtype=np.float64)
     values = {name: np.concatenate(found) for name, found in parts.items()}
     values["effective_keys"] = np.exp2(values["entropy_bits"])
     return values, (total_LHS / len(run)).astype(np.float32)
-
-
-def _blocks(run: Run) -> Iterator[np.ndarray]:
-    """(B, L, H, S) as stored, all images in order."""
-    step = max(1, _BLOCK // (run.shape.layers * run.shape.heads * run.shape.keys))
-    for start in range(0, len(run), step):
-        yield run.rows("attention/voco", start, min(start + step, len(run)))
 
 
 def _levels(value_NLH: np.ndarray, groups: Groups, seed: int) -> Levels | LevelsEach:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from htc_probe.analysis.stats import draws
-from htc_probe.extract.store import NUMERIC, known
+from htc_probe.extract.store import NUMERIC, is_known
 from htc_probe.probes.inputs import circular
 from htc_probe.probes.scores.intervals import COVERAGE, resample_groups
 
@@ -123,7 +123,7 @@ def dealt(mix: Mix, said: np.ndarray, true: np.ndarray, kind: str, counts_mC: np
 def follows_whom(mix: Mix, said: np.ndarray, true: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
     """(m, C, 3) bool, the anchors' donor, the patches' or neither is followed; (m, C) whether the case counts."""
     cells, labels = _cells(said), _cells(true)
-    told = _cells(known(kind, true))
+    told = _cells(is_known(kind, true))
     counts, followed = np.ones(cells.shape, dtype=bool), np.zeros((*cells.shape, 3), dtype=bool)
     for side, half in enumerate((mix.anchors, mix.patches)):
         if half.of is not None:

@@ -27,7 +27,7 @@ from htc_probe.extract import again
 from htc_probe.extract.data import scene_words
 from htc_probe.extract.data.source import Source
 from htc_probe.extract.errors import UserError
-from htc_probe.extract.store import NUMERIC, UNKNOWN, Run, Task, known
+from htc_probe.extract.store import NUMERIC, UNKNOWN, Run, Task, is_known
 from htc_probe.extract.vlm.model import HTCVLM
 from htc_probe.extract.vlm.star import Compressed, Direct
 from htc_probe.probes.files.weights import Key, Probe
@@ -142,7 +142,7 @@ def _readouts(tasks: Sequence[Task], true: Values, unmixed: Values, swapped: Val
             columns += [(m, name, "") for name in names]
         else:
             columns.append((m, "", json.dumps(names) if m.kind == "classes" else ""))
-        told = np.where(known(m.kind, labels), labels, np.nan)
+        told = np.where(is_known(m.kind, labels), labels, np.nan)
         mixed = np.full(told.shape, np.nan)
         mixed[partner >= 0] = swapped[m]
         blocks.append(

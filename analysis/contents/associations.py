@@ -107,13 +107,6 @@ def one_of_each(groups: Sequence[str], known_N: np.ndarray) -> np.ndarray:
     return chosen
 
 
-def known(labels: np.ndarray, kind: Kind) -> np.ndarray:
-    """(N,) bool: which images have a label. labels: (N,) or (N, classes), as a run stores them."""
-    if kind == "multilabel":
-        return (labels != 255).all(1)
-    return np.isfinite(labels) if kind in NUMERIC else labels >= 0
-
-
 def answers(labels: np.ndarray, kind: Kind, classes: Sequence[str], unit: str) -> list[str]:
     """Names of what a label can be: its classes, or four equally frequent ranges of a number."""
     if kind not in NUMERIC:

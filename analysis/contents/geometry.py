@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from htc_probe.analysis.stats import draws
-from htc_probe.extract.store import NUMERIC, Task
+from htc_probe.extract.store import NUMERIC, Task, is_labelled
 from htc_probe.probes.inputs import circular
 
 NEIGHBOURS = 10
@@ -102,9 +102,11 @@ def vote(near_NK: np.ndarray, labels: np.ndarray, task: Task) -> tuple[np.ndarra
     circular values it is the same with 1 - cosine of the error, and what is said is the direction of their mean point.
     The second array is 1 or 0 in the first two cases: whether the image counts. Neighbours without a label do not vote.
     """
-    around = np.where((near_NK >= 0).reshape(near_NK.shape + (1,) * (labels.ndim - 1)), labels[near_NK], _unknown(task))
-    known_NK = _known(around, task)
-    known = _known(labels, task) & known_NK.any(1)
+    around = np.where(
+        (near_NK >= 0).reshape(near_NK.shape + (1,) * (labels.ndim - 1)), labels[near_NK], task.unknown(1)[0]
+    )
+    known_NK = is_labelled(task.kind, around)
+    known = is_labelled(task.kind, labels) & known_NK.any(1)
     if task.kind == "circular":
         points = np.where(known_NK[..., None], circular.vectors(around, task.period), 0).sum(1)
         missed = 1 - circular.cosine(circular.values_of(points, task.period), labels, task.period)
@@ -126,7 +128,7 @@ def vote(near_NK: np.ndarray, labels: np.ndarray, task: Task) -> tuple[np.ndarra
 
 def floor(labels: np.ndarray, task: Task) -> float:
     """The score of `vote` that needs no features: the majority's, or 0 for numbers and circular values."""
-    known = labels[_known(labels, task)]
+    known = labels[is_labelled(task.kind, labels)]
     if task.kind in NUMERIC or not len(known):
         return 0.0
     if task.kind == "classes":
@@ -241,16 +243,6 @@ def by_likeness(likeness: Callable[[int, int], np.ndarray], groups_N: draws.Grou
         best, score = np.take_along_axis(best, order, 1), np.take_along_axis(score, order, 1)
         found[start:stop, :some] = np.where(np.isfinite(score), best, -1)
     return found
-
-
-def _unknown(task: Task) -> float:
-    return np.nan if task.kind in NUMERIC else -1 if task.kind == "classes" else 255
-
-
-def _known(labels: np.ndarray, task: Task) -> np.ndarray:
-    if task.kind in NUMERIC:
-        return np.isfinite(labels)
-    return labels >= 0 if task.kind == "classes" else (labels != 255).all(-1)
 
 
 def _indicator(block_N: np.ndarray) -> np.ndarray:

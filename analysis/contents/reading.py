@@ -17,7 +17,7 @@ from htc_probe.analysis.sections import CodeLabels, Codes, Dimension, Lens, Neig
 from htc_probe.analysis.stats import draws, ridge
 from htc_probe.extract import again
 from htc_probe.extract.errors import UserError
-from htc_probe.extract.store import NUMERIC, Run, Task
+from htc_probe.extract.store import Run, Task, is_labelled
 from htc_probe.probes.files.weights import Key, Probe
 from htc_probe.probes.scores.intervals import Groups
 
@@ -234,9 +234,8 @@ def _codes(
     N, h, w, G = all_NhwG.shape
     codebook = None if model is None or model.mgvq is None else _codebook(model)
     size = int(all_NhwG.max()) + 1 if codebook is None else codebook.shape[1]
-    config = run.info.model.get("config") or {}
-    if codebook is None and config.get("mgvq"):
-        size = config["mgvq"]["codebook_size"] // config["mgvq"]["groups"]
+    if codebook is None and run.info.codes_per_group:
+        size = run.info.codes_per_group
     used = codes.usage(all_NhwG.reshape(N, h * w, G), size, run.groups(), seed)
     chosen = np.unique(np.linspace(0, h * w - 1, min(h * w, PLACES)).round().astype(int))
     some = all_NhwG.reshape(N, h * w, G)[np.ix_(rows, chosen)].astype(int)
@@ -431,15 +430,13 @@ def _as_classes(labels: np.ndarray, task: Task) -> list[np.ndarray]:
         return [codes.binned(labels)]
     if task.kind == "circular":
         return [codes.binned(labels % task.period)]
-    return [np.where(one == 255, -1, one).astype(int) for one in labels.T]
+    return [np.where(task.known(one), one.astype(int), -1) for one in labels.T]
 
 
 def _empty(run: Run, task: Task, rows: np.ndarray) -> bool:
     """Whether all of these images have the same label, or none."""
     labels = run.labels(task.name)[rows]
-    if task.kind == "multilabel":
-        return len(np.unique(labels[(labels != 255).all(1)], axis=0)) < 2
-    return len(np.unique(labels[np.isfinite(labels) if task.kind in NUMERIC else labels >= 0])) < 2
+    return len(np.unique(labels[is_labelled(task.kind, labels)], axis=0)) < 2
 
 
 def _score(errors: np.ndarray, whole: np.ndarray, groups: Groups, seed: int) -> draws.Draws:

@@ -43,7 +43,7 @@ def analyse(
     pictures, psnr, flat = [], [], []
     for start in range(0, len(rows), BATCH):
         some = rows[start : start + BATCH]
-        codes_BhwG = np.stack([run.rows("codes", row, row + 1)[0] for row in some])
+        codes_BhwG = run.codes(some)
         for row, picture in zip(some, decode(model.mgvq, codes_BhwG), strict=True):
             seen = run.thumbnail(int(row))
             pictures.append(picture)

@@ -81,11 +81,4 @@ def _first_tokens(key: RunKey, image: int, count: int) -> np.ndarray:
 
 def attention_blocks(key: RunKey, rows: np.ndarray) -> Iterator[np.ndarray]:
     """(B, L, H, S) of some images, some 8 MB at a time."""
-    run = opened(key)
-    step = max(1, 2**21 // (run.shape.layers * run.shape.heads * run.shape.keys))
-    for start in range(0, len(rows), step):
-        block = rows[start : start + step]
-        if (np.diff(block) == 1).all():
-            yield run.rows("attention/voco", int(block[0]), int(block[-1]) + 1).astype(np.float32)
-        else:
-            yield np.stack([run.attention(int(row)) for row in block])
+    return (block.astype(np.float32) for block in opened(key).attention_blocks(rows))

@@ -7,6 +7,7 @@ import numpy as np
 from htc_probe.analysis.contents import associations as of_codes
 from htc_probe.dashboards.data.kept import RunKey, kept
 from htc_probe.dashboards.data.run import Header, header, labels, opened
+from htc_probe.extract.store import is_labelled
 
 CODES_BYTES = 256 * 2**20
 """Codes read of a run, at most; of a longer one, evenly spaced images."""
@@ -41,7 +42,7 @@ def all_codes(key: RunKey, most_bytes: int = CODES_BYTES) -> Codes:
     codes_GnP = np.empty((G, len(rows), h * w), dtype=np.uint16)
     done = 0
     for block in blocks:
-        codes_BhwG = run.rows("codes", int(block[0]), int(block[-1]) + 1)
+        codes_BhwG = run.codes(block)
         codes_GnP[:, done : done + len(block)] = np.moveaxis(codes_BhwG, -1, 0).reshape(G, len(block), h * w)
         done += len(block)
     size = _code_size(header(key), int(codes_GnP.max()) + 1)
@@ -50,20 +51,15 @@ def all_codes(key: RunKey, most_bytes: int = CODES_BYTES) -> Codes:
 
 def _code_size(header: Header, least: int) -> int:
     """Codes of a group, as the model's configuration says where that can be."""
-    config = header.info.model.get("config")
-    mgvq = config.get("mgvq") if isinstance(config, dict) else None
-    if isinstance(mgvq, dict):
-        total, groups = mgvq.get("codebook_size"), mgvq.get("groups")
-        if isinstance(total, int) and isinstance(groups, int) and groups > 0 and least <= total // groups <= 2**16:
-            return total // groups
-    return least
+    size = header.info.codes_per_group
+    return size if size is not None and least <= size <= 2**16 else least
 
 
 @kept(16)
 def codes_of_image(key: RunKey, image: int) -> np.ndarray:
     """(rows, columns, groups) uint16 of one image."""
     run = opened(key)
-    return run.rows("codes", image, image + 1)[0]
+    return run.codes([image])[0]
 
 
 @kept(4)
@@ -81,7 +77,7 @@ def codes_of_answer(key: RunKey, group: int, name: str, answer: int) -> of_codes
     task = next(task for task in header(key).tasks if task.name == name)
     values = labels(key)[name][read.rows]
     groups = header(key).groups
-    counted = of_codes.one_of_each([groups[row] for row in read.rows], of_codes.known(values, task.kind))
+    counted = of_codes.one_of_each([groups[row] for row in read.rows], is_labelled(task.kind, values))
     tests = int((read.shares > 0).sum()) * len(of_codes.answers(values, task.kind, task.classes, task.unit))
     inside = of_codes.answering(values, task.kind, answer)
     return of_codes.associations(codes_held(key, group), inside, counted, read.size, tests)

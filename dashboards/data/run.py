@@ -117,7 +117,7 @@ def label_text(task: Task, value: np.ndarray | float) -> str:
     """One label in words; `unknown` where the data had none."""
     if task.kind == "multilabel":
         flags = np.asarray(value)
-        if (flags == 255).all():
+        if not task.known(flags).any():
             return "unknown"
         return ", ".join(name for name, flag in zip(task.classes, flags, strict=True) if flag == 1) or "none"
     if task.kind in NUMERIC:

@@ -120,7 +120,7 @@ def _coloured(view: View, rows: np.ndarray, chosen: str, task: Task | None, one:
     place = task.classes.index(one)
     if task.kind == "multilabel":
         flags = labels[:, place]
-        colour = figures.Classes((one, f"no {one}"), np.where(flags == 255, -1, 1 - flags.astype(int)), 0)
+        colour = figures.Classes((one, f"no {one}"), np.where(task.known(flags), 1 - flags.astype(int), -1), 0)
     else:
         colour = figures.Classes((one, f"not {one}"), np.where(labels < 0, -1, (labels != place).astype(int)), 0)
     return Coloured(f"{task.name}: {one}", colour, task)
@@ -161,7 +161,7 @@ def _surely(
     elif one in said.classes and said.sure is not None:
         at = said.classes.index(one)
         sure, true = said.sure[:, at], said.y[:, at]
-        values[said.rows] = np.where(true == 255, np.nan, np.where(true == 1, sure, 1 - sure))
+        values[said.rows] = np.where(task.known(true), np.where(true == 1, sure, 1 - sure), np.nan)
     words = f"how sure {of} is of the true {task.name}" + ("" if said.kind == "classes" else f": {one}")
     return Coloured(words, figures.Amounts(values[rows], "probability of what is true", ".0%"), task)
 

@@ -117,7 +117,7 @@ def label_of(task: Task, cell: Any, where: str) -> Label:
             raise UserError(f"{where}: {cell!r} is no finite number; leave the cell empty where it is unknown")
         return number % task.period % task.period if task.kind == "circular" else number  # twice: -1e-20 % 360 is 360
     if _unknown(task.kind, cell, task.classes):
-        return -1 if task.kind == "classes" else np.full(len(task.classes), 255, np.uint8)
+        return cast(Label, task.unknown(1)[0])
     index = _index(task.classes)
     chosen = _words(task.kind, cell, where)
     for label in chosen:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from htc_probe.extract.store import Kind, Suite, Task
+from htc_probe.extract.store import UNKNOWN, Kind, Suite, Task, is_labelled
 
 _RARE = 10  # images; below it, five folds cannot all have two of the class
 _SHOWN = 8  # classes of a `summary`
@@ -56,7 +56,7 @@ def multi_labels(
     if not classes:
         return None
     index = {value: i for i, value in enumerate(classes)}
-    array = np.full((len(present), len(classes)), 0 if absent is None else 255, np.uint8)
+    array = np.full((len(present), len(classes)), 0 if absent is None else UNKNOWN, np.uint8)
     for mark, rows in ((0, absent or ()), (1, present)):
         for i, row in enumerate(rows):
             array[i, [index[value] for value in row if value in index]] = mark
@@ -100,7 +100,7 @@ def summary(task: Task, values: np.ndarray) -> str:
     if task.kind in ("classes", "multilabel"):
         rows = values == np.arange(len(task.classes))[:, None] if task.kind == "classes" else values.T == 1
         counts = sorted(zip(rows.sum(1).tolist(), task.classes, strict=True))
-        unknown = np.sum(values == -1) if task.kind == "classes" else np.sum((values == 255).any(1))
+        unknown = np.sum(~is_labelled(task.kind, values))
         shown = counts if len(counts) <= _SHOWN + 2 else counts[:_SHOWN]
         words = ", ".join(f"{name} {count}" for count, name in shown)
         if len(shown) < len(counts):

@@ -16,7 +16,8 @@ from htc_probe.extract.store.schema import (
     Suite,
     Task,
     estimate_bytes,
-    known,
+    is_known,
+    is_labelled,
 )
 from htc_probe.extract.store.write import RunWriter
 
@@ -37,7 +38,8 @@ __all__ = [
     "UNKNOWN",
     "assemble",
     "estimate_bytes",
-    "known",
+    "is_known",
+    "is_labelled",
     "list_runs",
     "newest_run",
     "open_run",

@@ -29,11 +29,17 @@ THUMBNAIL = 96  # pixels a side
 CHUNK_BYTES = 256 * 1024  # of one chunk: small enough to pick out a layer, large enough to stream
 
 
-def known(kind: str, labels: np.ndarray) -> np.ndarray:
+def is_known(kind: str, labels: np.ndarray) -> np.ndarray:
     """Which labels, (n,) or (n, C) as a run stores them, say something: bool of their shape."""
     if kind in NUMERIC:
         return np.isfinite(labels)
     return labels >= 0 if kind == "classes" else labels != UNKNOWN
+
+
+def is_labelled(kind: str, labels: np.ndarray) -> np.ndarray:
+    """Which images (...) have a label, all of it where it is a row (..., C)."""
+    known = is_known(kind, labels)
+    return np.asarray(known.all(-1)) if kind == "multilabel" else known
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class Task:
 
     def known(self, labels: np.ndarray) -> np.ndarray:
         """Which labels say something: bool of their shape."""
-        return known(self.kind, labels)
+        return is_known(self.kind, labels)
 
     def unknown(self, n: int) -> np.ndarray:
         """n labels that are not known."""
@@ -99,7 +105,7 @@ class RunInfo:
         mgvq = config.get("mgvq") if isinstance(config, dict) else None
         try:
             return int(mgvq["codebook_size"]) // int(mgvq["groups"])  # type: ignore[index]
-        except (TypeError, KeyError, ValueError, ZeroDivisionError):
+        except (TypeError, KeyError, ValueError, ArithmeticError):
             return None
 
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from htc_probe.extract.store import UNKNOWN
 from htc_probe.probes.inputs.labels import Labels
-from htc_probe.probes.scores.metrics import UNKNOWN
 
 _BINS = 5  # of a number, by its quantiles; values that are a quantile are bins of their own
 

@@ -14,7 +14,6 @@ import numpy as np
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import NUMERIC, Run, Task
 from htc_probe.probes.inputs.labels import Labels
-from htc_probe.probes.scores.metrics import UNKNOWN
 
 SUITES = ("semantic", "detail")
 
@@ -125,7 +124,9 @@ def prepare_one(
     classes = tuple(task.classes[c] for c in kept)
     if task.kind == "multilabel":
         y = labels[:, kept]
-        return ProbeTask(task, Labels("multilabel", y), classes), notes + _left_out(task, (y == UNKNOWN).all(1))
+        return ProbeTask(task, Labels("multilabel", y), classes), notes + _left_out(
+            task, np.asarray(~task.known(y).any(1))
+        )
     y = np.full(len(labels), -1)
     used = np.isin(labels, kept)
     y[used] = np.searchsorted(kept, labels[used])
@@ -217,8 +218,10 @@ def together(train: Run, test: Run, tasks: Sequence[Task]) -> Together:
             theirs = codes[theirs]
         elif task.kind == "multilabel":
             columns = {name: number for number, name in enumerate(other.classes)}
-            unknown = np.full(len(theirs), UNKNOWN, np.uint8)
-            theirs = np.stack([theirs[:, columns[name]] if name in columns else unknown for name in task.classes], 1)
+            unknown = task.unknown(len(theirs))
+            theirs = np.stack(
+                [theirs[:, columns[name]] if name in columns else unknown[:, 0] for name in task.classes], 1
+            )
         found.append(np.concatenate([theirs, ours]))
     return Together(found, tuple(warnings))
 

@@ -15,9 +15,9 @@ Legend: n rows, K classes, C labels of a multi-label task, T types.
 
 import numpy as np
 
-from htc_probe.extract.store import Kind
+from htc_probe.extract.store import UNKNOWN, Kind, is_known
 from htc_probe.probes.inputs import circular
-from htc_probe.probes.scores.metrics import UNKNOWN, Gaussian, Prediction, VonMises
+from htc_probe.probes.scores.metrics import Gaussian, Prediction, VonMises
 
 
 def type_labels(kind: Kind, y: np.ndarray, types: np.ndarray, seed: int) -> np.ndarray:
@@ -29,10 +29,10 @@ def type_labels(kind: Kind, y: np.ndarray, types: np.ndarray, seed: int) -> np.n
     multi-label task is drawn by itself, as labels are known on different rows.
     """
     rng = np.random.default_rng(seed)
+    known = is_known(kind, y)
     if kind == "multilabel":
-        columns = [_one_for_each(column, column != UNKNOWN, types, rng) for column in y.T]
-        return np.stack(columns, 1)
-    return _one_for_each(y, y >= 0 if kind == "classes" else np.isfinite(y), types, rng)
+        return np.stack([_one_for_each(y[:, label], known[:, label], types, rng) for label in range(y.shape[1])], 1)
+    return _one_for_each(y, known, types, rng)
 
 
 def _one_for_each(y: np.ndarray, known: np.ndarray, types: np.ndarray, rng: np.random.Generator) -> np.ndarray:

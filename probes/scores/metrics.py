@@ -37,7 +37,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import sparse
 
-from htc_probe.extract.store import NUMERIC, Kind
+from htc_probe.extract.store import UNKNOWN, Kind, is_known
 from htc_probe.probes.inputs import circular
 from htc_probe.probes.scores.intervals import Sampled, effective_groups, mean_known
 
@@ -55,7 +55,6 @@ RANGE: dict[str, tuple[float, float]] = {
     "MAE": (0.0, np.inf),
 }
 """What a number can be at all, where that is bounded."""
-UNKNOWN = 255  # of a multi-label entry
 _BY_CLASS = "by class"
 _BIASED = ("balanced accuracy", "mAP", "R2", "Spearman", "circular R2")  # their draws are moved
 
@@ -424,9 +423,8 @@ def _sampled(metrics: _Metrics) -> dict[str, Sampled]:
 
 def labelled(kind: Kind, y: np.ndarray) -> np.ndarray:
     """The rows that have a label."""
-    if kind == "classes":
-        return np.flatnonzero(y >= 0)
-    return np.flatnonzero(np.isfinite(y) if kind in NUMERIC else (y != UNKNOWN).any(1))
+    known = is_known(kind, y)
+    return np.flatnonzero(known.any(1) if known.ndim > 1 else known)
 
 
 def take(prediction: Prediction, rows: np.ndarray) -> Prediction:

@@ -7,11 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from htc_probe.extract.store import NUMERIC
+from htc_probe.extract.store import NUMERIC, UNKNOWN
 from htc_probe.probes.files.predictions import Predicted
 from htc_probe.probes.inputs import circular
-
-UNKNOWN = 255
 
 
 class Answers(NamedTuple):

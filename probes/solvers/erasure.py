@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from htc_probe.extract.errors import UserError
-from htc_probe.probes.scores.metrics import UNKNOWN
+from htc_probe.extract.store import UNKNOWN
 
 _LEAST = 1e-9  # of a column's length: what is predicted of it below this is rounding
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from htc_probe.extract.store import UNKNOWN
 from htc_probe.probes.solvers.problems import (
-    UNKNOWN,
     Block,
     Fit,
     Layout,

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-UNKNOWN = 255  # of a label of a multi-label task
+from htc_probe.extract.store import UNKNOWN
 
 
 class Target(NamedTuple):

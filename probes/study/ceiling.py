@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
-from htc_probe.extract.store import NUMERIC, Kind
+from htc_probe.extract.store import NUMERIC, UNKNOWN, Kind
 from htc_probe.probes.inputs import circular, folds
 from htc_probe.probes.inputs.labels import Labels
-from htc_probe.probes.scores.metrics import METRIC, UNKNOWN, Gaussian, Prediction, VonMises, labelled
+from htc_probe.probes.scores.metrics import METRIC, Gaussian, Prediction, VonMises, labelled
 from htc_probe.probes.solvers import angles, ridge
 from htc_probe.probes.solvers.basis import Basis
 from htc_probe.probes.solvers.newton import Path

@@ -30,10 +30,10 @@ import numpy as np
 import torch
 from scipy import special
 
-from htc_probe.extract.store import NUMERIC
+from htc_probe.extract.store import NUMERIC, is_known
 from htc_probe.probes.inputs import circular
 from htc_probe.probes.inputs.labels import Labels
-from htc_probe.probes.scores.metrics import UNKNOWN, Gaussian, Prediction, VonMises
+from htc_probe.probes.scores.metrics import Gaussian, Prediction, VonMises
 from htc_probe.probes.solvers import angles, ridge
 from htc_probe.probes.solvers.basis import Basis
 from htc_probe.probes.solvers.newton import Path
@@ -129,13 +129,12 @@ class _Sender:
     """
 
     def __init__(self, task: Labels):
-        self.kind, self.y = task.kind, task.y
+        self.kind, self.y, self.known = task.kind, task.y, is_known(task.kind, task.y)
         if task.kind == "multilabel":
-            self.known, self.options = task.y != UNKNOWN, 2
+            self.options = 2
         elif task.kind == "classes":
-            self.known, self.options = task.y >= 0, task.n_classes
+            self.options = task.n_classes
         else:
-            self.known = np.isfinite(task.y)
             values = np.unique(task.y[self.known])
             few = len(values) <= LEVELS
             if task.kind == "circular":

@@ -19,10 +19,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from htc_probe.extract.store import NUMERIC, Kind
+from htc_probe.extract.store import NUMERIC, UNKNOWN, Kind
 from htc_probe.probes.inputs import folds
 from htc_probe.probes.inputs.labels import Labels
-from htc_probe.probes.scores.metrics import METRIC, UNKNOWN, Gaussian, Prediction, VonMises, row_bits
+from htc_probe.probes.scores.metrics import METRIC, Gaussian, Prediction, VonMises, row_bits
 from htc_probe.probes.solvers import angles, ridge
 from htc_probe.probes.solvers.basis import Basis
 from htc_probe.probes.solvers.newton import Path

@@ -32,6 +32,7 @@ from htc_probe.extract.data.files import FileSource, Picture, refuse_split, requ
 from htc_probe.extract.data.labels import Labels, class_labels, number_labels, table_labels
 from htc_probe.extract.data.tables import read_rows, refuse_repeated
 from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import UNKNOWN
 
 NAME = "CUB-200-2011"
 _SPLITS = ("train", "test")
@@ -101,7 +102,7 @@ def _attributes(root: Path, known: list[int], numbers: list[int]) -> Iterator[La
     row_of, column_of = np.full(max(known) + 1, -1), np.zeros(max(ids) + 1, int)
     row_of[numbers], column_of[ids] = np.arange(len(numbers)), np.arange(len(ids))
     inside = row_of[image] >= 0
-    values = np.full((len(numbers), len(ids)), 255, np.uint8)
+    values = np.full((len(numbers), len(ids)), UNKNOWN, np.uint8)
     values[row_of[image[inside]], column_of[attribute[inside]]] = present[inside]
     for group in dict.fromkeys(group for _, (group, _) in names):
         columns = [i for i, (_, (of, _)) in enumerate(names) if of == group]

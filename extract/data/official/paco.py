@@ -29,6 +29,7 @@ from htc_probe.extract.data.labels import Labels, class_labels, table_labels
 from htc_probe.extract.data.official.coco import corners, image_group, image_records
 from htc_probe.extract.data.tables import read_json, records, refuse_repeated
 from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import UNKNOWN
 
 NAME = "PACO-LVIS"
 _SPLITS = ("train", "val", "test")
@@ -80,7 +81,7 @@ def _attributes(path: Path, data: dict[str, Any], rows: list[dict[str, Any]]) ->
         if not isinstance(ids, list) or not all(isinstance(number, int) and number in names for number in ids):
             raise UserError(f"{path}: attr_type_to_attr_idxs lists no {kind!r}; expected the official file")
         classes = {number: names[number] for number in ids if not names[number].startswith("other(")}
-        values = np.full((len(rows), len(classes)), 255, np.uint8)
+        values = np.full((len(rows), len(classes)), UNKNOWN, np.uint8)
         for i, (row, has) in enumerate(zip(rows, listed, strict=True)):
             if has and not _unknown(path, row, kind):
                 values[i] = [number in has for number in classes]

@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.extraction import eager_twin, pictures, time_rounds, timed
+from benchmarks.extraction import eager_twin, pictures
+from benchmarks.rounds import time_rounds, timed
 from htc_probe.analysis.causes.knockouts import answers_of, knock_out
 from htc_probe.extract import models
 from htc_probe.extract.again import Texts

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from htc_probe.probes.files.weights import Key, Probe
 
 Name = Literal["attention", "reconstruct", "contributions", "knockouts", "interchange", "reading", "map"]
-Progress = Callable[[int, int], object]
+_Progress = Callable[[int, int], object]
 """Is told how much is done, and of how much."""
 
 
@@ -72,16 +72,16 @@ class AnalyzeConfig:
     """Result file (.h5); NAME.analysis.h5 beside the run when left out."""
 
 
-class Job(NamedTuple):
+class _Job(NamedTuple):
     """One analysis, with what its result depends on."""
 
     name: str
     needs_model: bool
     settings: dict[str, Any]
-    compute: Callable[[Inputs, Progress], Record]
+    compute: Callable[[_Inputs, _Progress], Record]
 
 
-class Inputs:
+class _Inputs:
     """What analyses work on; the model is loaded once, for the first that needs it."""
 
     def __init__(self, config: AnalyzeConfig, run: Run, against: Run | None, probes: dict[Key, Probe] | None) -> None:
@@ -121,7 +121,7 @@ def analyze(config: AnalyzeConfig) -> None:
             jobs = [job for job in jobs if job.name in config.analyses]
         print(f"{path}: {len(run)} images of {run.info.dataset} {run.info.split}, {run.info.model.get('name')}")
         todo = _missing(jobs, out, results.identity(run))
-        inputs = Inputs(config, run, against, probes)
+        inputs = _Inputs(config, run, against, probes)
         _find_model(inputs, todo, probes_path)
         for job in todo:
             try:
@@ -168,7 +168,7 @@ def _scores(weights: Path | None, run: Run) -> Results | None:
     return scores if scores.run.get("created") == run.created else None
 
 
-def _jobs(config: AnalyzeConfig, against: Run | None, probes: Path | None) -> list[Job]:
+def _jobs(config: AnalyzeConfig, against: Run | None, probes: Path | None) -> list[_Job]:
     """All analyses, in the order in which they are made: first those that answer soon."""
     from htc_probe.analysis import results
 
@@ -177,17 +177,17 @@ def _jobs(config: AnalyzeConfig, against: Run | None, probes: Path | None) -> li
     fitted = {"probes": None if probes is None else hashlib.sha256(probes.read_bytes()).hexdigest()}
     beside = None if against is None else results.identity(against)
     return [
-        Job("attention", False, seed | {"against": beside}, _attention),
-        Job("reconstruct", True, seed | images, _reconstruct),
-        Job("contributions", True, seed | images, _contributions),
-        Job("knockouts", True, seed | images | fitted, _knockouts),
-        Job("interchange", True, seed | {"pairs": config.pairs} | fitted, _interchange),
-        Job("reading", True, seed | {"reading_images": config.reading_images} | fitted, _reading),
-        Job("map", False, seed, _map),
+        _Job("attention", False, seed | {"against": beside}, _attention),
+        _Job("reconstruct", True, seed | images, _reconstruct),
+        _Job("contributions", True, seed | images, _contributions),
+        _Job("knockouts", True, seed | images | fitted, _knockouts),
+        _Job("interchange", True, seed | {"pairs": config.pairs} | fitted, _interchange),
+        _Job("reading", True, seed | {"reading_images": config.reading_images} | fitted, _reading),
+        _Job("map", False, seed, _map),
     ]
 
 
-def _missing(jobs: Sequence[Job], out: Path, run: dict[str, Any]) -> list[Job]:
+def _missing(jobs: Sequence[_Job], out: Path, run: dict[str, Any]) -> list[_Job]:
     """Those that are not in the file as they would be made now; says of the others why."""
     from htc_probe.analysis import results
     from htc_probe.analysis.sections import KINDS
@@ -216,7 +216,7 @@ def _missing(jobs: Sequence[Job], out: Path, run: dict[str, Any]) -> list[Job]:
     return missing
 
 
-def _find_model(inputs: Inputs, todo: Sequence[Job], probes: Path | None) -> None:
+def _find_model(inputs: _Inputs, todo: Sequence[_Job], probes: Path | None) -> None:
     """Where the model is, where one is needed; before the first analysis, so that a mistake is told at once."""
     from htc_probe.extract import again
 
@@ -237,7 +237,7 @@ def _find_model(inputs: Inputs, todo: Sequence[Job], probes: Path | None) -> Non
         print(f"probes        {words}", flush=True)
 
 
-def _make(job: Job, inputs: Inputs, out: Path) -> None:
+def _make(job: _Job, inputs: _Inputs, out: Path) -> None:
     from htc_probe.analysis import results
 
     started = time.monotonic()
@@ -264,13 +264,13 @@ def _libraries() -> dict[str, str]:
 # ---- the analyses
 
 
-def _attention(inputs: Inputs, progress: Progress) -> Attention:
+def _attention(inputs: _Inputs, progress: _Progress) -> Attention:
     from htc_probe.analysis.attention import rows
 
     return rows.analyse(inputs.run, inputs.against, seed=inputs.config.seed)
 
 
-def _reconstruct(inputs: Inputs, progress: Progress) -> Reconstruct:
+def _reconstruct(inputs: _Inputs, progress: _Progress) -> Reconstruct:
     from htc_probe.analysis.contents import reconstruction
 
     config, run = inputs.config, inputs.run
@@ -280,7 +280,7 @@ def _reconstruct(inputs: Inputs, progress: Progress) -> Reconstruct:
     )
 
 
-def _contributions(inputs: Inputs, progress: Progress) -> Contributions:
+def _contributions(inputs: _Inputs, progress: _Progress) -> Contributions:
     from htc_probe.analysis.attention import updates
 
     config, run = inputs.config, inputs.run
@@ -290,7 +290,7 @@ def _contributions(inputs: Inputs, progress: Progress) -> Contributions:
     )
 
 
-def _knockouts(inputs: Inputs, progress: Progress) -> Knockouts:
+def _knockouts(inputs: _Inputs, progress: _Progress) -> Knockouts:
     from htc_probe.analysis.causes import knockouts
 
     config, run = inputs.config, inputs.run
@@ -305,7 +305,7 @@ def _knockouts(inputs: Inputs, progress: Progress) -> Knockouts:
     )
 
 
-def _interchange(inputs: Inputs, progress: Progress) -> Interchange:
+def _interchange(inputs: _Inputs, progress: _Progress) -> Interchange:
     from htc_probe.analysis.causes import interchange
 
     config = inputs.config
@@ -314,7 +314,7 @@ def _interchange(inputs: Inputs, progress: Progress) -> Interchange:
     )
 
 
-def _reading(inputs: Inputs, progress: Progress) -> Reading:
+def _reading(inputs: _Inputs, progress: _Progress) -> Reading:
     from htc_probe.analysis.contents import reading
     from htc_probe.extract import again
 
@@ -325,7 +325,7 @@ def _reading(inputs: Inputs, progress: Progress) -> Reading:
     )
 
 
-def _map(inputs: Inputs, progress: Progress) -> Map:
+def _map(inputs: _Inputs, progress: _Progress) -> Map:
     from htc_probe.analysis.contents import maps
 
     return maps.analyse(inputs.run, seed=inputs.config.seed)

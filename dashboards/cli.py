@@ -21,7 +21,7 @@ import tyro
 from htc_probe.extract import command
 from htc_probe.extract.errors import UserError
 
-HOST = "127.0.0.1"
+_HOST = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class DashboardConfig:
     """Folders of runs, or single run files (.h5). Links that lead out of a folder are not followed."""
     port: int = 8501
     """Port, 1 to 65535; where it is taken, the next free one."""
-    host: str = HOST
+    host: str = _HOST
     """Address to listen on. Beyond this machine, whoever can reach it sees the runs: there is no password."""
     public_name: str = ""
     """Name in the address bar where a proxy passes requests on, such as lab.example. Without --host or this, only
@@ -64,7 +64,7 @@ def show(config: DashboardConfig) -> int:
     from htc_probe.dashboards.runs import check_roots
 
     check_roots(config.runs)
-    return serve(config)
+    return _serve_until_stopped(config)
 
 
 def checked_path(path: str) -> str:
@@ -86,7 +86,7 @@ def free_port(host: str, port: int) -> int:
     try:
         _, _, _, _, (address, _, *rest) = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
-        raise UserError(f"--host {host} is no address of this machine; leave it out to listen on {HOST}") from error
+        raise UserError(f"--host {host} is no address of this machine; leave it out to listen on {_HOST}") from error
     for candidate in range(port, 65536):
         with socket.socket(family) as probe:
             # As servers do: a port whose last connections are still closing counts as free.
@@ -97,7 +97,7 @@ def free_port(host: str, port: int) -> int:
             except OSError as error:
                 if error.errno == errno.EADDRNOTAVAIL:
                     raise UserError(
-                        f"--host {host} is no address of this machine; leave it out to listen on {HOST}"
+                        f"--host {host} is no address of this machine; leave it out to listen on {_HOST}"
                     ) from error
                 if error.errno != errno.EADDRINUSE:
                     raise UserError(
@@ -132,7 +132,7 @@ def names(config: DashboardConfig) -> list[str] | None:
     return [] if is_loopback(config.host) else None
 
 
-def serve(config: DashboardConfig) -> int:
+def _serve_until_stopped(config: DashboardConfig) -> int:
     """Serves until Ctrl-C or SIGTERM, and says where; returns the exit code. Raises UserError where no port is free.
 
     In a process of its own that is then killed, since Streamlit takes 11 seconds to stop while a page is

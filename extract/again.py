@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
-def settings_of(run: Run) -> RunSettings:
+def _settings_of(run: Run) -> RunSettings:
     """What the run was made with. Raises UserError where it does not say."""
     return RunSettings.of(run.info, run.path.name)
 
@@ -46,7 +46,7 @@ def find_model(run: Run, *, model: str | None = None, device: str | None = None)
     Its weights are compared with those of the run by their digest, and so is how it makes images square. Raises
     UserError where they are others, or nowhere.
     """
-    settings, wanted = settings_of(run), run.info.model
+    settings, wanted = _settings_of(run), run.info.model
     try:
         place = models.Place(
             models.find(settings.model if model is None else model),
@@ -103,7 +103,7 @@ def open_images(run: Run, resolution: int) -> Source:
     """The data of the run, scenes drawn with `resolution` pixels a side. Raises UserError where they are not there any
     more, or more or fewer than they were.
     """
-    settings = settings_of(run)
+    settings = _settings_of(run)
     source = open_source(settings.data, run.info.split, limit=settings.limit, resolution=resolution)
     if len(source) != len(run) + len(run.skipped):
         raise UserError(
@@ -185,7 +185,7 @@ def encode(model: HTCVLM, images: Iterator[Prepared], batch_size: int = 32) -> I
 
 def is_scenes(run: Run) -> bool:
     """Whether it is of the built-in scenes; a folder of that name is stored with its whole path."""
-    return settings_of(run).data == "scenes"
+    return _settings_of(run).data == "scenes"
 
 
 def scenes_of(run: Run, rows: Sequence[int] | np.ndarray) -> list[scenes.Scene]:

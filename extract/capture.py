@@ -23,7 +23,7 @@ from htc_probe.extract.vlm.mgvq import MGVQEncoding
 from htc_probe.extract.vlm.model import HTCVLM, Hybrid
 from htc_probe.extract.vlm.star import Compressed, Direct
 
-CPU_BATCH_SIZE = 32
+_CPU_BATCH_SIZE = 32
 _WORTH_DOUBLING = 1.1  # times the pace; less than that does not pay for the memory
 
 
@@ -89,7 +89,7 @@ def fitting_batch_size(model: HTCVLM, *, most: int = 256) -> int:
     On a CPU, and up to `most`. It is measured, so the next call may find another: what it gives belongs in the
     settings of a run. Raises OutOfMemoryError where not even one image fits.
     """
-    return CPU_BATCH_SIZE if model.device.type == "cpu" else search_batch_size(model, most=most)
+    return _CPU_BATCH_SIZE if model.device.type == "cpu" else search_batch_size(model, most=most)
 
 
 def search_batch_size(model: HTCVLM, *, most: int) -> int:

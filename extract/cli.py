@@ -62,14 +62,14 @@ def _extract(config: ExtractConfig, share: Share, asked: threading.Event) -> Non
     plan = make_plan(config, *_device(config))
     if _is_there(plan):
         return
-    batch_size, model = settle_batch_size(plan, config.engine)
+    batch_size, model = _settle_batch_size(plan, config.engine)
     plan = plan.with_batch_size(batch_size)
     job = make_job(plan)
     with open_shards(plan.out, job, share) as shards:
         if _is_there(plan):  # another process finished it before this one had the lock
             return
         refuse_other_shards(shards, plan, job)
-        announce(plan, shards, virtual=config.virtual)
+        _announce(plan, shards, virtual=config.virtual)
         started, before = time.monotonic(), len(shards.missing())
         try:
             computed = _write(plan, shards, config.engine, model, asked)
@@ -132,7 +132,7 @@ def _device(config: ExtractConfig) -> tuple[str, str]:
     return str(device), torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
-def settle_batch_size(plan: Plan, engine: str) -> tuple[int, HTCVLM | None]:
+def _settle_batch_size(plan: Plan, engine: str) -> tuple[int, HTCVLM | None]:
     """`auto` resolved: what finished shards were made with, or what fits; and the model where it had to be loaded."""
     from htc_probe.extract.store.shards import unfinished
 
@@ -199,7 +199,7 @@ def _is_there(plan: Plan) -> bool:
     return True
 
 
-def announce(plan: Plan, shards: Shards, *, virtual: bool) -> None:
+def _announce(plan: Plan, shards: Shards, *, virtual: bool) -> None:
     """Prints what will be done and how large it will be. Raises UserError when the disk has less room."""
     from rich.filesize import decimal
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Config = TypeVar("Config")
 
 
-class Terminated(KeyboardInterrupt):
+class _Terminated(KeyboardInterrupt):
     """SIGTERM, as a batch system sends it before it kills; answered like Ctrl-C."""
 
 
@@ -50,19 +50,20 @@ def main(
         return 2
     except KeyboardInterrupt as stop:
         print(f"{prog}: interrupted; {stop.args[0] if stop.args else interrupted}", file=sys.stderr)
-        return 143 if isinstance(stop, Terminated) else 130
+        return 143 if isinstance(stop, _Terminated) else 130
 
 
 @contextlib.contextmanager
 def terminable() -> Iterator[threading.Event]:
-    """SIGTERM raises Terminated in the body. Gives what is set from then on: Python drops what a signal raises while a
-    destructor or a callback runs, and prints a traceback; there is none of this one, and `Bar.advance` asks again.
+    """SIGTERM raises a KeyboardInterrupt in the body. Gives what is set from then on: Python drops what a signal raises
+    while a destructor or a callback runs, and prints a traceback; there is none of this one, and `Bar.advance` asks
+    again.
     """
     asked = threading.Event()
 
     def stop(*_: object) -> None:
         asked.set()
-        raise Terminated
+        raise _Terminated
 
     try:
         before = signal.signal(signal.SIGTERM, stop)
@@ -70,7 +71,7 @@ def terminable() -> Iterator[threading.Event]:
         yield asked
         return
     dropped = sys.unraisablehook
-    sys.unraisablehook = lambda hook: None if isinstance(hook.exc_value, Terminated) else dropped(hook)
+    sys.unraisablehook = lambda hook: None if isinstance(hook.exc_value, _Terminated) else dropped(hook)
     try:
         yield asked
     finally:
@@ -86,9 +87,9 @@ class Bar:
         self._started, self._advanced = time.monotonic(), 0
 
     def advance(self, count: int = 1) -> None:
-        """`count` more are done. Raises Terminated once that was asked for."""
+        """`count` more are done. Raises KeyboardInterrupt once SIGTERM came."""
         if self._asked is not None and self._asked.is_set():
-            raise Terminated
+            raise _Terminated
         self._advanced += count
         rate = self._advanced / (time.monotonic() - self._started)
         self._bar.update(self._task, advance=count, rate=rate)

@@ -3,13 +3,13 @@
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-PACKAGES = ("htc-probe", "torch", "transformers", "diffusers", "numpy", "h5py", "pillow")
+_PACKAGES = ("htc-probe", "torch", "transformers", "diffusers", "numpy", "h5py", "pillow")
 
 
 def environment(device: str) -> dict[str, str]:
     """Versions by package, of Python and the platform, and the `device` in words."""
     return {
-        **{package: _version(package) for package in PACKAGES},
+        **{package: _version(package) for package in _PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": device,

@@ -32,7 +32,7 @@ try:
 except ImportError as error:  # pragma: no cover - the extra is installed wherever the tests run
     raise UserError(f"--engine ray needs Ray ({error}); install it with: pip install 'htc-probe[ray]'") from error
 
-MOST_DEATHS = 3  # of workers on one shard, or of one worker in a row, before it is given up
+_MOST_DEATHS = 3  # of workers on one shard, or of one worker in a row, before it is given up
 _PATIENCE = 60  # seconds without any worker before that is said
 
 
@@ -78,7 +78,7 @@ def write_on_ray(shards: Shards, plan: Plan, *, on_images: Callable[[int], objec
     """Writes the missing shards; `on_images` is told how many images a finished shard had.
 
     A worker that dies is started again, and its shard goes to whichever worker is free. Raises UserError for what a
-    worker raises, for a shard that `MOST_DEATHS` workers died of, and when no worker is left.
+    worker raises, for a shard that `_MOST_DEATHS` workers died of, and when no worker is left.
     """
     waiting = deque(shards.missing())
     order = ray.put((shards.out, shards.job, os.getcwd(), plan))
@@ -102,7 +102,7 @@ def write_on_ray(shards: Shards, plan: Plan, *, on_images: Callable[[int], objec
                 busy[worker.write.remote(number)] = slot, worker, number
             if not busy:
                 raise UserError(
-                    f"every Ray worker died {MOST_DEATHS} times in a row, as they do when memory runs out; Ray's logs "
+                    f"every Ray worker died {_MOST_DEATHS} times in a row, as they do when memory runs out; Ray's logs "
                     "say why (/tmp/ray/session_latest/logs)"
                 )
             answers, _ = ray.wait(list(busy), timeout=_PATIENCE)
@@ -122,12 +122,12 @@ def write_on_ray(shards: Shards, plan: Plan, *, on_images: Callable[[int], objec
                     if shard is not None:
                         deaths[shard] += 1
                         waiting.appendleft(shard)
-                        if deaths[shard] == MOST_DEATHS:
+                        if deaths[shard] == _MOST_DEATHS:
                             raise UserError(
-                                f"{MOST_DEATHS} Ray workers died while they worked on shard {shard}, as they do when "
+                                f"{_MOST_DEATHS} Ray workers died while they worked on shard {shard}, as they do when "
                                 "memory runs out; use a smaller --batch-size, or fewer --workers"
                             ) from None
-                    if deaths[slot] < MOST_DEATHS:
+                    if deaths[slot] < _MOST_DEATHS:
                         start(slot)
                     continue
                 if shard is not None:

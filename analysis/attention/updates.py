@@ -26,7 +26,7 @@ from htc_probe.extract.vlm.model import HTCVLM
 from htc_probe.extract.vlm.parts import along, answer_directions, decompose, lens_direction
 from htc_probe.extract.vlm.passes import Shared, batches, share
 
-ROLES = ("prefix", "anchor", "patch", "text", "voco")
+_ROLES = ("prefix", "anchor", "patch", "text", "voco")
 
 
 def analyse(
@@ -35,7 +35,7 @@ def analyse(
     """What tokens hand over on `limit` images of the run; `on_images` is told how many are done."""
     taken = take(model, run, limit, seed)
     roles, _, _ = model.config.keys_of_voco()
-    present = [role for role in ROLES if role in roles]
+    present = [role for role in _ROLES if role in roles]
     of_role = np.array([[role == name for name in present] for role in roles], dtype=np.float64)  # (S, R)
     collected: dict[str, list[np.ndarray]] = {}
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 
-PATCH_WEIGHT = 3.0  # of the patches' loss beside the images'
-POSITION_SCALE = 0.3  # about the size of the embedded pixels
+_PATCH_WEIGHT = 3.0  # of the patches' loss beside the images'
+_POSITION_SCALE = 0.3  # about the size of the embedded pixels
 
 
 class CaptionCLIP(nn.Module):
@@ -52,7 +52,7 @@ class CaptionCLIP(nn.Module):
         with torch.no_grad():
             embeddings = self.clip.vision_model.embeddings
             grid = round((embeddings.num_positions - 1) ** 0.5)
-            embeddings.position_embedding.weight[1:] = grid_positions(grid, embeddings.embed_dim)
+            embeddings.position_embedding.weight[1:] = _grid_positions(grid, embeddings.embed_dim)
             self.clip.text_projection.weight.copy_(_right_angles(self.clip.text_model(ids, mask).pooler_output))
             text = F.normalize(self.clip.get_text_features(ids, mask).pooler_output, dim=-1)
         self.register_buffer("text", text, persistent=False)
@@ -71,14 +71,14 @@ class CaptionCLIP(nn.Module):
         patches = self.clip.visual_projection(states[self.layer][:, 1:])
         logits = self._match(patches.mean(1))
         shown = regions[torch.arange(len(owners), device=owners.device)[:, None], owners.long()]
-        loss = _sigmoid_loss(logits, truths) + PATCH_WEIGHT * _sigmoid_loss(self._match(patches), shown)
+        loss = _sigmoid_loss(logits, truths) + _PATCH_WEIGHT * _sigmoid_loss(self._match(patches), shown)
         return {"loss": loss, "logits": logits}
 
     def _match(self, images: Tensor) -> Tensor:
         return F.normalize(images.float(), dim=-1) @ self.text.T * self.clip.logit_scale.exp() + self.bias
 
 
-def grid_positions(grid: int, width: int) -> Tensor:
+def _grid_positions(grid: int, width: int) -> Tensor:
     """(grid * grid, width) sines and cosines of each patch's row and column, the start of its position embedding.
 
     CLIP's own start, random numbers of 0.02, is small beside the pixels' part of the embedding.
@@ -86,7 +86,7 @@ def grid_positions(grid: int, width: int) -> Tensor:
     row, col = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
     frequency = 10 ** (-1.5 * torch.arange(width // 4) / (width / 4))
     angles = [at.flatten()[:, None] * frequency for at in (row, col)]
-    return POSITION_SCALE * torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], 1)
+    return _POSITION_SCALE * torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], 1)
 
 
 def _right_angles(pooled: Tensor) -> Tensor:

@@ -36,8 +36,8 @@ from htc_probe.extract.vlm.config import HTCConfig
 from htc_probe.extract.vlm.mgvq import MGVQ, PRESETS
 from htc_probe.extract.vlm.model import HTCVLM
 
-ANCHORS = 4
-RECORD = "training.json"
+_ANCHORS = 4
+_RECORD = "training.json"
 _LORA_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # Settings that change where or how fast a run goes, not what it computes. Which rows are left out is another matter:
 # their number is kept, and an image that turns out damaged late must not cost the run.
@@ -56,7 +56,7 @@ def finetune(config: FinetuneConfig) -> Path:
     if first:
         settings = {name: value for name, value in _settings(config).items() if name not in _FREE}
         claim(config.out / "settings.json", settings | {"rows": len(rows)}, "--out")
-    if (config.out / RECORD).exists():
+    if (config.out / _RECORD).exists():
         return config.out
     model, tokenizer = build(config)
     data = _instructions(config, rows, model.config, tokenizer, talk=first)
@@ -161,7 +161,7 @@ def _architecture(config: FinetuneConfig, own: HTCConfig) -> HTCConfig | None:
             image_resize=own.image_resize,
             image_resample=own.image_resample,
             mgvq=PRESETS[config.mgvq_preset].to_dict(),
-            num_anchors=0 if config.anchors == "none" else ANCHORS,
+            num_anchors=0 if config.anchors == "none" else _ANCHORS,
             anchors="mgvq" if config.anchors == "none" else config.anchors,
             anchor_place=config.anchor_place,
             topology=config.topology,
@@ -354,6 +354,6 @@ def _save(
         empty = HTCVLM(architecture)
     empty.save_pretrained(config.out, state_dict=state)
     tokenizer.save_pretrained(config.out)
-    with replaced(config.out / RECORD) as partial:  # last: its presence says that the run is finished
+    with replaced(config.out / _RECORD) as partial:  # last: its presence says that the run is finished
         partial.write_text(json.dumps({"config": _settings(config), "log": log}, indent=1))
     shutil.rmtree(config.out / "checkpoints")

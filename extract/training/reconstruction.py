@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from htc_probe.extract.vlm.mgvq import MGVQ, MGVQConfig
 
-RESEED_EVERY = 100  # steps; a code that no patch chose in that time starts anew from an encoder output
-COMMITMENT = 0.25  # van den Oord et al. 2017
+_RESEED_EVERY = 100  # steps; a code that no patch chose in that time starts anew from an encoder output
+_COMMITMENT = 0.25  # van den Oord et al. 2017
 
 
 class Reconstruction(nn.Module):
@@ -25,7 +25,7 @@ class Reconstruction(nn.Module):
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
         """pixel_values (B, 3, R, R) in [0, 1]. Returns the loss and the reconstruction term alone ("error")."""
         pixels = 2 * pixel_values - 1
-        if self.training and self.step % RESEED_EVERY == RESEED_EVERY - 1:
+        if self.training and self.step % _RESEED_EVERY == _RESEED_EVERY - 1:
             with torch.no_grad():  # before the losses: their gradients need the codebook as they saw it
                 self.mgvq.reseed_dead_codes(self.mgvq.encode(pixels).latent, self.used, self.generator)
             self.used.zero_()
@@ -34,6 +34,6 @@ class Reconstruction(nn.Module):
             self.used[torch.arange(len(self.used)), losses.codes.flatten(0, 2)] = True
             self.step += 1
         return {
-            "loss": losses.reconstruction + losses.codebook + COMMITMENT * losses.commitment,
+            "loss": losses.reconstruction + losses.codebook + _COMMITMENT * losses.commitment,
             "error": losses.reconstruction.detach(),
         }

@@ -20,7 +20,7 @@ from htc_probe.extract.errors import UserError
 from htc_probe.extract.files import replaced
 from htc_probe.extract.training.config import Schedule
 
-WEIGHTS, LOG = "model.safetensors", "log.json"
+_WEIGHTS, _LOG = "model.safetensors", "log.json"
 
 
 class Batches(Dataset):
@@ -59,9 +59,9 @@ def train_stage(
     """
     from safetensors.torch import load_model, save_model
 
-    if (folder / WEIGHTS).exists():
-        load_model(module, folder / WEIGHTS)
-        return json.loads((folder / LOG).read_text())
+    if (folder / _WEIGHTS).exists():
+        load_model(module, folder / _WEIGHTS)
+        return json.loads((folder / _LOG).read_text())
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=schedule.steps,
@@ -95,8 +95,8 @@ def train_stage(
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if validation is not None:
         trainer.evaluate()
-    (folder / LOG).write_text(json.dumps(trainer.state.log_history, indent=1))
-    with replaced(folder / WEIGHTS) as partial:  # last: its presence says that the stage is finished
+    (folder / _LOG).write_text(json.dumps(trainer.state.log_history, indent=1))
+    with replaced(folder / _WEIGHTS) as partial:  # last: its presence says that the stage is finished
         save_model(trainer.accelerator.unwrap_model(trainer.model), str(partial))
     return trainer.state.log_history
 

@@ -31,10 +31,10 @@ from htc_probe.extract.vlm.config import CLIP_MEAN, CLIP_STD, HTCConfig
 from htc_probe.extract.vlm.mgvq import MGVQConfig
 from htc_probe.extract.vlm.model import HTCVLM
 
-RESOLUTION, PATCH, WIDTH, HEADS = 64, 8, 128, 4
-VISION_LAYER = -1
+RESOLUTION, _PATCH, WIDTH, _HEADS = 64, 8, 128, 4
+_VISION_LAYER = -1
 Log = list[dict[str, Any]]
-MGVQ_SMALL = MGVQConfig(
+_MGVQ_SMALL = MGVQConfig(
     widths=(16, 32, 64, 64, 128), depths=(0, 1, 1, 1, 1), groups=8, codebook_size=2048, latent_channels=32
 )
 
@@ -49,11 +49,11 @@ def train_tiny(config: TinyConfig) -> Path:
     pictures = config.work / "pictures"
     train = rendered("train", config.images, pictures)
     val = rendered("val", config.val_images, pictures)
-    clip, clip_log = train_clip(train, val, config.clip, config.work / "clip", seed=config.seed)
-    mgvq, mgvq_log = train_mgvq(train, val, config.mgvq, config.work / "mgvq", seed=config.seed)
+    clip, clip_log = _train_clip(train, val, config.clip, config.work / "clip", seed=config.seed)
+    mgvq, mgvq_log = _train_mgvq(train, val, config.mgvq, config.work / "mgvq", seed=config.seed)
 
     torch.manual_seed(config.seed)
-    model = with_towers(empty_model(), clip, mgvq)
+    model = _with_towers(empty_model(), clip, mgvq)
     features = config.work / "features"
     train_features = cached_features(model, train, features, "train")
     val_features = cached_features(model, val, features, "val")
@@ -101,13 +101,13 @@ def as_pixel_values(images: np.ndarray) -> Tensor:
 _CLIP_SIDES: dict[str, Any] = {
     "hidden_size": WIDTH,
     "intermediate_size": 4 * WIDTH,
-    "num_attention_heads": HEADS,
+    "num_attention_heads": _HEADS,
     "hidden_act": "gelu",
 }
 
 
 def _vision_config() -> CLIPVisionConfig:
-    return CLIPVisionConfig(image_size=RESOLUTION, patch_size=PATCH, num_hidden_layers=4, **_CLIP_SIDES)
+    return CLIPVisionConfig(image_size=RESOLUTION, patch_size=_PATCH, num_hidden_layers=4, **_CLIP_SIDES)
 
 
 def sentence_bank() -> list[str]:
@@ -141,7 +141,7 @@ class Truths(NamedTuple):
 def truths_of(split: str, count: int, bank: list[str]) -> Truths:
     """The truths of the first `count` scenes of a split."""
     column = {sentence: i for i, sentence in enumerate(bank)}
-    grid = RESOLUTION // PATCH
+    grid = RESOLUTION // _PATCH
     regions = torch.zeros(count, 1 + len(scenes.COUNTS), len(bank), dtype=torch.bool)
     owners = torch.zeros(count, grid**2, dtype=torch.uint8)
     for i in track(range(count), f"captions of {count} scenes ({split})"):
@@ -152,7 +152,7 @@ def truths_of(split: str, count: int, bank: list[str]) -> Truths:
     return Truths(regions.any(1), regions, owners)
 
 
-def train_clip(
+def _train_clip(
     train: np.ndarray, val: np.ndarray, schedule: Schedule, folder: Path, *, seed: int
 ) -> tuple[CaptionCLIP, Log]:
     """Stage 1. `train` and `val` are rendered scenes (n, R, R, 3)."""
@@ -168,7 +168,7 @@ def train_clip(
     )
     config = CLIPConfig(vision_config=_vision_config().to_dict(), text_config=text.to_dict(), projection_dim=WIDTH)
     module = CaptionCLIP(
-        config, torch.from_numpy(ids), torch.from_numpy(mask), layer=VISION_LAYER, mean=CLIP_MEAN, deviation=CLIP_STD
+        config, torch.from_numpy(ids), torch.from_numpy(mask), layer=_VISION_LAYER, mean=CLIP_MEAN, deviation=CLIP_STD
     )
 
     def batches(split: str, images: np.ndarray) -> Batches:
@@ -219,12 +219,12 @@ def _fits(sentence: str, question: str) -> bool:
 # ---- stage 2: MGVQ
 
 
-def train_mgvq(
+def _train_mgvq(
     train: np.ndarray, val: np.ndarray, schedule: Schedule, folder: Path, *, seed: int
 ) -> tuple[Reconstruction, Log]:
     """Stage 2. `train` and `val` are rendered scenes (n, R, R, 3)."""
     torch.manual_seed(seed)
-    module = Reconstruction(MGVQ_SMALL, seed=seed)
+    module = Reconstruction(_MGVQ_SMALL, seed=seed)
 
     def batches(images: np.ndarray) -> Batches:
         return Batches(len(images), lambda rows: {"pixel_values": as_pixel_values(images[rows])})
@@ -242,7 +242,7 @@ class Features(NamedTuple):
     """What the frozen towers say of n images; 16-bit, since that is enough to train on."""
 
     patches: np.ndarray
-    """(n, P, d_clip) f2, CLIP's patches at VISION_LAYER."""
+    """(n, P, d_clip) f2, CLIP's patches at _VISION_LAYER."""
     q: np.ndarray
     """(n, nq) f2, the flattened quantized latent."""
 
@@ -258,22 +258,22 @@ def empty_model() -> HTCVLM:
                 hidden_size=WIDTH,
                 intermediate_size=2 * WIDTH,
                 num_hidden_layers=4,
-                num_attention_heads=HEADS,
-                num_key_value_heads=HEADS,
+                num_attention_heads=_HEADS,
+                num_key_value_heads=_HEADS,
                 max_position_embeddings=256,
                 tie_word_embeddings=True,
                 pad_token_id=words.pad_token_id,
                 bos_token_id=words.bos_token_id,
                 eos_token_id=words.eos_token_id,
             ),
-            mgvq=MGVQ_SMALL.to_dict(),
-            vision_layer=VISION_LAYER,
+            mgvq=_MGVQ_SMALL.to_dict(),
+            vision_layer=_VISION_LAYER,
             projector="mlp2x_gelu",
         )
     )
 
 
-def with_towers(model: HTCVLM, clip: CaptionCLIP, mgvq: Reconstruction) -> HTCVLM:
+def _with_towers(model: HTCVLM, clip: CaptionCLIP, mgvq: Reconstruction) -> HTCVLM:
     """Put the trained, from now on frozen, towers into the model."""
     model.vision_tower.load_state_dict(clip.clip.vision_model.state_dict())
     assert model.mgvq is not None
@@ -302,7 +302,7 @@ def cached_features(model: HTCVLM, images: np.ndarray, folder: Path, name: str) 
     return Features(*(np.load(paths[key], mmap_mode="r") for key in Features._fields))
 
 
-def question_batches(split: str, features: Features) -> Batches:
+def _question_batches(split: str, features: Features) -> Batches:
     """Features with all question-answer pairs of their scenes; scene i of the split is row i."""
     tokenizer = scene_words.build_tokenizer()
     pairs = [scene_words.encode_answers(tokenizer, scenes.scene(split, i)) for i in range(len(features.q))]
@@ -327,11 +327,11 @@ def train_bottleneck(
     model.language_model.set_attn_implementation("eager")
     log = train_stage(
         model,
-        question_batches("train", train),
+        _question_batches("train", train),
         schedule,
         folder,
         seed=seed,
-        validation=question_batches("val", val),
+        validation=_question_batches("val", val),
         labels="labels",
     )
     model.language_model.set_attn_implementation("sdpa")

@@ -15,10 +15,10 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, apply_ro
 from htc_probe.extract.vlm import star
 from htc_probe.extract.vlm.model import HTCVLM
 
-ROW_SUM_TOLERANCE = 1e-5
+_ROW_SUM_TOLERANCE = 1e-5
 """Rows are float32 whatever the model computes in."""
 
-PATH_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+_PATH_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Norm of the difference over the norm, between the captured and the reference pass in the same precision."""
 
 
@@ -62,26 +62,26 @@ def check_invariants(
         compressed = model.compress(anchors, patches, prefix)
     first = star.Compressed(compressed.hidden[:1], compressed.attention[:1], _first(compressed.cache))
     prefix = None if prefix is None else prefix[:1]
-    row_sum_error = rows_sum_to_one(compressed.attention)
-    weight, difference = text_reads_voco_only(model, anchors[:1], patches[:1], first, text_ids[None], prefix)
+    row_sum_error = _rows_sum_to_one(compressed.attention)
+    weight, difference = _text_reads_voco_only(model, anchors[:1], patches[:1], first, text_ids[None], prefix)
     change = 0.0
     if model.config.topology != "uncompressed":
         change = patches_act_through_voco(model, anchors[:1], patches[:1], first, text_ids[None], prefix)
     return Measured(row_sum_error, weight, difference, change)
 
 
-def rows_sum_to_one(attention: Tensor) -> float:
+def _rows_sum_to_one(attention: Tensor) -> float:
     """Law (a) of rows (..., S): returns the largest |sum - 1|."""
     error = (attention.double().sum(-1) - 1).abs().max().item()
-    if not error <= ROW_SUM_TOLERANCE or attention.min() < 0:  # written so that NaN is caught
+    if not error <= _ROW_SUM_TOLERANCE or attention.min() < 0:  # written so that NaN is caught
         raise InvariantError(
             f"(a) attention rows of <voco> must sum to 1: they are off by up to {error:.3g} (tolerance "
-            f"{ROW_SUM_TOLERANCE:g}), smallest weight {attention.min().item():.3g}"
+            f"{_ROW_SUM_TOLERANCE:g}), smallest weight {attention.min().item():.3g}"
         )
     return error
 
 
-def text_reads_voco_only(
+def _text_reads_voco_only(
     model: HTCVLM,
     anchors: Tensor,
     patches: Tensor,
@@ -113,7 +113,7 @@ def text_reads_voco_only(
         "attention rows of <voco>": (compressed.attention, reference.attention),
         "logits of the text": (model.read(compressed, text_ids), model.language_model.lm_head(reference.text)),
     }
-    tolerance, largest = PATH_TOLERANCE[text.dtype], 0.0
+    tolerance, largest = _PATH_TOLERANCE[text.dtype], 0.0
     for name, (captured, wanted) in expected.items():
         difference = ((captured.float() - wanted.float()).norm() / wanted.float().norm()).item()
         if not difference <= tolerance:

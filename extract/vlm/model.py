@@ -24,7 +24,7 @@ from htc_probe.extract.vlm.config import HTCConfig
 from htc_probe.extract.vlm.mgvq import MGVQ, MGVQEncoding
 from htc_probe.extract.vlm.picks import pick_anchors
 
-IGNORED_LABEL = -100
+_IGNORED_LABEL = -100
 _GREEDY = {"do_sample": False, "max_new_tokens": 64}
 
 
@@ -279,13 +279,13 @@ class HTCVLM(PreTrainedModel):
         if labels is not None:
             predicted, wanted = logits[..., :-1, :].flatten(0, -2).float(), labels[..., 1:].flatten()
             how = "mean" if num_items_in_batch is None else "sum"
-            count = (wanted != IGNORED_LABEL).sum() if num_items_in_batch is None else num_items_in_batch
+            count = (wanted != _IGNORED_LABEL).sum() if num_items_in_batch is None else num_items_in_batch
             if count == 0:
                 raise ValueError(
-                    f"all labels are {IGNORED_LABEL} (ignored), or have no token before them, so there is no loss; "
+                    f"all labels are {_IGNORED_LABEL} (ignored), or have no token before them, so there is no loss; "
                     "label at least one answer token, or give no labels"
                 )
-            loss = F.cross_entropy(predicted, wanted, ignore_index=IGNORED_LABEL, reduction=how)
+            loss = F.cross_entropy(predicted, wanted, ignore_index=_IGNORED_LABEL, reduction=how)
             if num_items_in_batch is not None:
                 loss = loss / num_items_in_batch
         return HTCOutput(loss=loss, logits=logits)

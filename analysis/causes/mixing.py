@@ -85,9 +85,9 @@ def differing(tasks: Sequence[Task], labels: Mapping[str, np.ndarray]) -> np.nda
     count = np.zeros((n, n), dtype=int)
     for task in tasks:
         cells = labels[task.name].reshape(n, -1)
-        told = task.known(cells)
-        for one in range(n):
-            count[one] += ((cells != cells[one]) & told & told[one]).any(1)
+        known = task.known(cells)
+        for image in range(n):
+            count[image] += ((cells != cells[image]) & known & known[image]).any(1)
     return count
 
 
@@ -96,9 +96,9 @@ def couples_that_differ(count: np.ndarray) -> np.ndarray:
     partner = np.full(len(count), -1)
     free = list(range(len(count)))
     while len(free) > 1:
-        one = free.pop(0)
-        other = free.pop(int(count[one, free].argmax()))
-        partner[one], partner[other] = other, one
+        first = free.pop(0)
+        second = free.pop(int(count[first, free].argmax()))
+        partner[first], partner[second] = second, first
     return partner
 
 
@@ -128,8 +128,8 @@ def changed_scenes(
     for factor in scene_questions.FACTORS:
         pairs = [
             (picture, changed)
-            for picture, at in zip(pictures, partner, strict=True)
-            if at >= 0 and (changed := scene_questions.with_factor(picture, pictures[at], factor)) is not None
+            for picture, giver in zip(pictures, partner, strict=True)
+            if giver >= 0 and (changed := scene_questions.with_factor(picture, pictures[giver], factor)) is not None
         ][:most]
         if len(pairs) < 2:
             continue
@@ -150,20 +150,20 @@ def matched(run: Run, source: Source, most: int, rng: np.random.Generator) -> It
         rest = np.concatenate(
             [labels[t.name].reshape(len(rows), -1).astype(np.float64) for t in run.tasks if t.name != task.name], 1
         )
-        told = task.known(own).all(1)
-        for other in run.tasks:
-            told &= other.known(labels[other.name].reshape(len(rows), -1)).all(1)
+        known = task.known(own).all(1)
+        for also in run.tasks:
+            known &= also.known(labels[also.name].reshape(len(rows), -1)).all(1)
         _, same = np.unique(rest, axis=0, return_inverse=True)
         waiting: dict[int, list[int]] = {}
         pairs: list[tuple[int, int]] = []
-        for number in np.flatnonzero(told).tolist():
-            others = waiting.setdefault(int(same[number]), [])
-            partner_of = next((o for o in others if (own[o] != own[number]).any()), None)
-            if partner_of is None:
-                others.append(number)
+        for number in np.flatnonzero(known).tolist():
+            alike = waiting.setdefault(int(same[number]), [])
+            different = next((image for image in alike if (own[image] != own[number]).any()), None)
+            if different is None:
+                alike.append(number)
             else:
-                others.remove(partner_of)
-                pairs.append((partner_of, number))
+                alike.remove(different)
+                pairs.append((different, number))
         if len(pairs) < 2:
             continue
         used = np.array(pairs[:most])
@@ -172,8 +172,9 @@ def matched(run: Run, source: Source, most: int, rng: np.random.Generator) -> It
         ends = np.searchsorted(order, used)
         partner[ends[:, 0]], partner[ends[:, 1]] = ends[:, 1], ends[:, 0]
         images = again.Chosen(run, source, rows[order])
-        here = {name: each[order] for name, each in labels.items()}
-        yield Design(task.name, images, here, None, partner, (task.name,))
+        yield Design(
+            task.name, images, {name: values[order] for name, values in labels.items()}, None, partner, (task.name,)
+        )
 
 
 def _halves(count: int) -> np.ndarray:
@@ -197,9 +198,9 @@ def swaps(tokens: Hybrid, partner: np.ndarray) -> Iterator[Mix]:
     couple = np.where(partner < 0, number, np.minimum(number, partner))
     own = Half(tokens.anchors, number, number), Half(tokens.patches, number, number)
     yield Mix("unmixed", *own, couple)
-    has = np.flatnonzero(partner >= 0)
-    other = Half(tokens.patches, partner[has], partner[has])
-    yield Mix("swapped", Half(tokens.anchors, has, has), other, couple[has])
+    mixed = np.flatnonzero(partner >= 0)
+    patches = Half(tokens.patches, partner[mixed], partner[mixed])
+    yield Mix("swapped", Half(tokens.anchors, mixed, mixed), patches, couple[mixed])
 
 
 def replacements(tokens: Hybrid, alike: np.ndarray, rng: np.random.Generator) -> Iterator[Mix]:
@@ -210,19 +211,19 @@ def replacements(tokens: Hybrid, alike: np.ndarray, rng: np.random.Generator) ->
     own = {"anchors": Half(tokens.anchors, number, number), "patches": Half(tokens.patches, number, number)}
     side: Side
     for side in ("anchors", "patches"):
-        half = own[side].tokens
-        mean = half.float().mean(0, keepdim=True).to(half.dtype)
+        kept = own[side].tokens
+        mean = kept.float().mean(0, keepdim=True).to(kept.dtype)
         instead = {
-            "noise": Half(gaussian_like(half, rng), number, None),
+            "noise": Half(gaussian_like(kept, rng), number, None),
             "mean": Half(mean, np.zeros_like(number), None),
         }
-        for name, other in instead.items():
-            yield Mix(f"{side} {name}", **(own | {side: other}), couple=number, replaced=side)
-    has = np.flatnonzero(alike >= 0)
-    if len(has):
-        donors = Half(tokens.anchors, alike[has], alike[has])
-        couple = np.minimum(has, alike[has])
-        yield Mix("anchors class", donors, Half(tokens.patches, has, has), couple, "anchors")
+        for name, half in instead.items():
+            yield Mix(f"{side} {name}", **(own | {side: half}), couple=number, replaced=side)
+    mixed = np.flatnonzero(alike >= 0)
+    if len(mixed):
+        donors = Half(tokens.anchors, alike[mixed], alike[mixed])
+        couple = np.minimum(mixed, alike[mixed])
+        yield Mix("anchors class", donors, Half(tokens.patches, mixed, mixed), couple, "anchors")
 
 
 def gaussian_like(tokens: Tensor, rng: np.random.Generator) -> Tensor:

@@ -65,7 +65,7 @@ class Sheet:
         self._lists = "present" in questions
         rows: list[list[int]] = []
         self._spans: dict[str, tuple[int, int]] = {}
-        row_at, position, token, answer_of = [], [], [], []
+        row_of, position, token, answer_of = [], [], [], []
         answers = 0
         for name in questions:
             if name == "present":
@@ -75,10 +75,10 @@ class Sheet:
             # One text for each way in which an answer can begin: it says how likely every next word is.
             begun = sorted({word[:-1] for word in words})
             for number, word in enumerate(words):
-                for step, each in enumerate(word):
-                    row_at.append(len(rows) + begun.index(word[:-1]))
+                for step, piece in enumerate(word):
+                    row_of.append(len(rows) + begun.index(word[:-1]))
                     position.append(len(prompt) - 1 + step)
-                    token.append(each)
+                    token.append(piece)
                     answer_of.append(answers + number)
             rows += [[*prompt, *word] for word in begun]
             self._spans[name] = (answers, answers + len(words))
@@ -87,9 +87,9 @@ class Sheet:
         padding = cast(int, self._tokenizer.pad_token_id)
         ids = [[*row, *[padding] * (width - len(row))] for row in rows]  # on the right, where nothing reads it
         device = model.device
-        self._ids, self._row_at, self._position, self._token, self._answer_of = (
+        self._ids, self._row_of, self._position, self._token, self._answer_of = (
             torch.tensor(values, dtype=torch.long, device=device)
-            for values in (ids, row_at, position, token, answer_of)
+            for values in (ids, row_of, position, token, answer_of)
         )
 
     def __call__(self, compressed: Compressed) -> dict[str, np.ndarray]:
@@ -97,17 +97,17 @@ class Sheet:
         `present`, (B, C) bool: whether the greedy answer lists the category.
         """
         images = len(compressed.hidden)
-        found: dict[str, np.ndarray] = {}
+        read: dict[str, np.ndarray] = {}
         if self._spans:
             logits_BRTV = self._model.read(compressed, self._ids.expand(images, -1, -1))
-            steps_BSV = logits_BRTV[:, self._row_at, self._position].float().log_softmax(-1)
+            steps_BSV = logits_BRTV[:, self._row_of, self._position].float().log_softmax(-1)
             steps_BS = steps_BSV.gather(-1, self._token.expand(images, -1)[..., None])[..., 0]
             total_BK = steps_BS.new_zeros(images, int(self._answer_of[-1]) + 1).index_add(1, self._answer_of, steps_BS)
             for name, (start, stop) in self._spans.items():
-                found[name] = total_BK[:, start:stop].log_softmax(-1).cpu().numpy()
+                read[name] = total_BK[:, start:stop].log_softmax(-1).cpu().numpy()
         if self._lists:
-            found["present"] = self._listed(compressed, images)
-        return found
+            read["present"] = self._listed(compressed, images)
+        return read
 
     def _listed(self, compressed: Compressed, images: int) -> np.ndarray:
         prompt = torch.tensor(self._tokenizer(scenes.QUESTIONS["present"]).input_ids, device=self._model.device)

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from htc_probe.probes.files.results import Confusion, Interval, Results
+from htc_probe.probes.inputs.representations import Representation
 from htc_probe.probes.show import table
 from made.tables import DEFAULT, LAST, TASKS, compare, made, reviewed
 
@@ -69,7 +70,7 @@ def test_the_best_is_marked_only_where_it_is_better_than_every_other_by_test() -
     base = made((("z_voco", LAST), ("v_d", None), ("v_pooled", None)), tasks=TASKS[:1])
     estimates = {("z_voco", LAST): 0.8, ("v_d", None): 0.6, ("v_pooled", None): 0.7}
 
-    def best(*with_p: tuple[str, str, float, float]) -> table.Key | None:
+    def best(*with_p: tuple[str, str, float, float]) -> Representation | None:
         tests = tuple(compare("semantic", "category", "top-1", a, b, by, p) for a, b, by, p in with_p)
         return table.best(replace(base, comparisons=tests), "semantic", "category", estimates)
 
@@ -79,7 +80,8 @@ def test_the_best_is_marked_only_where_it_is_better_than_every_other_by_test() -
     assert best(first) is None  # one pair was not tested
     assert best(first, ("z_voco@4", "v_pooled", 0.1, 0.06)) is None
     assert best(first, ("z_voco@4", "v_pooled", -0.1, 1e-4)) is None  # of other images: not better
-    assert table.best(base, "semantic", "category", {("z_voco", LAST): 0.8}) is None  # nothing to be better than
+    nothing_beside = {Representation("z_voco", LAST): 0.8}
+    assert table.best(base, "semantic", "category", nothing_beside) is None
 
     tests = tuple(compare("semantic", "category", "top-1", "z_voco@4", b, 0.5) for b in ("v_d", "v_pooled"))
     rows = tuple(replace(one, estimate=0.3) if one.representation == "v_pooled" else one for one in base.rows)
@@ -95,7 +97,7 @@ def test_floors_and_what_is_not_above_its_floor_are_grey() -> None:
     line = next(line for line in text.splitlines() if "category" in line and "0.82" in line)
     assert re.findall(r"\x1b\[90m *([0-9.]+)\x1b\[0m", line) == ["0.30", "0.25", "0.20"]
     assert "0.80" in line and "0.82" in line
-    assert table.is_floor(("z_voco (random weights)", None)) and table.is_floor(("z_voco", 0))
+    assert Representation("z_voco (random weights)").is_floor and Representation("z_voco", 0).is_floor
 
 
 def test_a_join_is_told_by_what_it_adds_and_shown_where_nothing_tells_it() -> None:

@@ -35,7 +35,6 @@ from htc_probe.probes.show import answers
 from htc_probe.probes.show import table as of_tables
 from htc_probe.probes.show.answers import Answers
 from htc_probe.probes.show.figures import CAPTIONS
-from htc_probe.probes.show.table import Key
 
 AT_ONCE = 24
 """Pictures on the page."""
@@ -153,7 +152,7 @@ def _classes(found: Results, suite: str) -> None:
 
 def _compare(found: Results, suite: str) -> None:
     compared = {name for one in found.comparisons if one.suite == suite for name in (one.a, one.b)}
-    keys = {label(*key): key for row in found.rows if label(*(key := (row.representation, row.layer))) in compared}
+    keys = {label(*key): key for row in found.rows if label(*(key := of_tables.key_of(row))) in compared}
     if len(keys) < 2:
         st.info("These results hold one representation: there is nothing to compare it with.")
         return
@@ -278,7 +277,7 @@ def _predicted(view: View, place: data.RunKey, probe: tuple[str, str, int | None
     return data.predicted(place, probe, view.header.shape.images)
 
 
-def _counts_alone(found: Results, task: str, key: Key) -> None:
+def _counts_alone(found: Results, task: str, key: tuple[str, int | None]) -> None:
     """The confusion matrix of the results, where there are no predictions to look into."""
     for one in found.confusions:
         if (one.task, one.representation, one.layer) == (task, *key):
@@ -374,7 +373,7 @@ def _current(view: View, found: Results, place: data.RunKey) -> None:
     st.markdown(f"**Image {image + 1:,}**: {plain(header.ids[image])}")
     st.image(data.thumbnail(view.key, image), width=150, alt=f"thumbnail of image {header.ids[image]}")
     units = {row.task: row.unit for row in found.rows}
-    names: dict[str, Key] = {}
+    names: dict[str, tuple[str, int | None]] = {}
     for suite in of_tables.suites(found):
         names |= {label(*key): key for key in of_tables.columns(found, suite)}
     columns: dict[str, list[str]] = {"task": list(units), "true": [""] * len(units)} | {name: [] for name in names}

@@ -10,9 +10,9 @@ from typing import Any
 import plotly.graph_objects as go
 
 from htc_probe.probes.files.results import NOT_DEFINED, ClassScore, Interval, Results, Row, SuiteMean, is_defined, label
+from htc_probe.probes.inputs.representations import Representation
 from htc_probe.probes.show import parts, table
 from htc_probe.probes.show.style import COLOURS, NEUTRAL, SHARES, Panel, across, escape, transparent
-from htc_probe.probes.show.table import Key
 
 CAPTIONS = {
     "scores": "Bars: held-out scores, larger is better, 1 is perfect. Whiskers: 95 % intervals over groups of images; "
@@ -70,14 +70,14 @@ def scores(results: Results, suite: str) -> go.Figure:
         groups.append(
             parts.Group(
                 _tick(task, f"{first.metric}{_classes(first)}, n {first.n:,}"),
-                {parts.key_of(row): Interval(row.estimate, row.lower, row.upper) for row in rows},
+                {table.key_of(row): Interval(row.estimate, row.lower, row.upper) for row in rows},
                 first.floor,
                 alone.get("category alone"),
-                {parts.key_of(row): row.control for row in rows if row.control is not None},
+                {table.key_of(row): row.control for row in rows if row.control is not None},
             )
         )
     if means := _means(results, suite):
-        cells = {parts.key_of(mean): Interval(mean.estimate, mean.lower, mean.upper) for mean in means}
+        cells = {table.key_of(mean): Interval(mean.estimate, mean.lower, mean.upper) for mean in means}
         groups.append(parts.Group(f"<b>mean of {means[0].tasks}</b>", cells, means[0].floor))
     low = min([0.0, *(cell.lower or 0 for group in groups for key, cell in group.cells.items() if key in keys)])
     axis = {"title": "score", "range": [max(low * 1.05, -0.5), 1.02]}
@@ -91,12 +91,12 @@ def bits(results: Results, suite: str) -> go.Figure:
         alone = {
             base.name: base.bits.estimate for base in results.baselines if (base.suite, base.task) == (suite, task)
         }
-        cells = {parts.key_of(row): row.metrics["V-information"] for row in rows if "V-information" in row.metrics}
+        cells = {table.key_of(row): row.metrics["V-information"] for row in rows if "V-information" in row.metrics}
         name = _tick(task, f"n {rows[0].n:,}{_classes(rows[0])}")
         groups.append(parts.Group(name, cells, 0.0, alone.get("category alone")))
     if means := _means(results, suite):
         groups.append(
-            parts.Group(f"<b>mean of {means[0].tasks}</b>", {parts.key_of(mean): mean.bits for mean in means}, 0.0)
+            parts.Group(f"<b>mean of {means[0].tasks}</b>", {table.key_of(mean): mean.bits for mean in means}, 0.0)
         )
     title, axis = f"{escape(suite)}: V-information", {"title": "bits an image"}
     return parts.bars(results, table.columns(results, suite), groups, title, parts.sample(results, suite), axis)
@@ -110,13 +110,13 @@ def retention(results: Results, suite: str) -> go.Figure | None:
     ]
     if means := _means(results, suite):
         lines.append((f"<b>mean of {means[0].tasks}</b>", "", means))
-    lines = [(name, about, [row for row in rows if parts.key_of(row) in keys]) for name, about, rows in lines]
+    lines = [(name, about, [row for row in rows if table.key_of(row) in keys]) for name, about, rows in lines]
     if all(row.retention is None for _, _, rows in lines for row in rows):
         return None
     groups = [
         parts.Group(
             name + parts.below(NOT_DEFINED if table.not_defined(rows) else about),
-            {parts.key_of(row): row.retention for row in rows if is_defined(row.retention)},
+            {table.key_of(row): row.retention for row in rows if is_defined(row.retention)},
         )
         for name, about, rows in lines
     ]
@@ -138,9 +138,9 @@ def by_class(results: Results, task: str) -> go.Figure | None:
     if not classes:
         return None
     first = next(iter(classes.values()))[0]
-    known = {parts.key_of(score) for score in classes[first.name]}
+    known = {table.key_of(score) for score in classes[first.name]}
     groups = [
-        parts.Group(_tick(name, f"n {own[0].n:,}"), {parts.key_of(score): score.score for score in own}, own[0].floor)
+        parts.Group(_tick(name, f"n {own[0].n:,}"), {table.key_of(score): score.score for score in own}, own[0].floor)
         for name, own in list(classes.items())[:_LISTED]
     ]
     more = f", the {_LISTED} most frequent of {len(classes)}" if len(classes) > _LISTED else ""
@@ -201,7 +201,7 @@ def layer_curves(results: Results, suite: str) -> go.Figure | None:
 def learning_curves(results: Results, suite: str) -> go.Figure | None:
     """Scores against the number of training images, a panel a task; None where they were not measured."""
     keys = table.columns(results, suite)
-    points = [point for point in results.curves if point.suite == suite and parts.key_of(point) in keys]
+    points = [point for point in results.curves if point.suite == suite and table.key_of(point) in keys]
     if not points:
         return None
     colours, by_task = parts.palette(results), table.tasks(results, suite)
@@ -210,7 +210,7 @@ def learning_curves(results: Results, suite: str) -> go.Figure | None:
         own = [point for point in points if point.task == rows[0].task]
         traces = []
         for key in keys:
-            curve = sorted((point for point in own if parts.key_of(point) == key), key=lambda point: point.images)
+            curve = sorted((point for point in own if table.key_of(point) == key), key=lambda point: point.images)
             traces.append(
                 go.Scatter(
                     x=[point.images for point in curve],
@@ -244,7 +244,7 @@ def confusions(results: Results, task: str) -> go.Figure:
     (suite,) = {row.suite for row in results.rows if row.task == task} or {""}
     keys = table.columns(results, suite)
     matrices = [matrix for matrix in results.confusions if matrix.task == task]
-    matrices = [matrix for matrix in matrices if parts.key_of(matrix) in keys] or matrices
+    matrices = [matrix for matrix in matrices if table.key_of(matrix) in keys] or matrices
     names = [escape(name) for name in matrices[0].classes]
     numbers, few = list(range(len(names))), len(names) <= _NAMED
 
@@ -300,7 +300,7 @@ def differences(results: Results, suite: str) -> go.Figure | None:
     return parts.forest(results, suite, list(found.values()), names, colours, "differences", "difference of scores")
 
 
-def compared(results: Results, suite: str, a: Key, b: Key) -> go.Figure | None:
+def compared(results: Results, suite: str, a: Representation, b: Representation) -> go.Figure | None:
     """a's score minus b's, by task and in the mean; None where they were not compared."""
     found = table.between(results, suite, a, b)
     names = [parts.short(one.task or "mean of the suite", 24) for one in found]
@@ -357,8 +357,8 @@ def bits_added(results: Results, suite: str) -> go.Figure | None:
     return parts.forest(results, suite, shown, names, [NEUTRAL] * len(shown), "bits added", "bits an image")
 
 
-def _row_of(rows: Sequence[Row], key: Key) -> Row | None:
-    return next((row for row in rows if parts.key_of(row) == key), None)
+def _row_of(rows: Sequence[Row], key: Representation) -> Row | None:
+    return next((row for row in rows if table.key_of(row) == key), None)
 
 
 def _means(results: Results, suite: str) -> list[SuiteMean]:

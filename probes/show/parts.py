@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, TypeVar
 import plotly.graph_objects as go
 
 from htc_probe.probes.files.results import Ceiling, Comparison, Interval, Kept, Results, SuiteGap, label
+from htc_probe.probes.inputs.representations import Representation
 from htc_probe.probes.show import style, table
 from htc_probe.probes.show.style import COLOURS, NEUTRAL, SERIES, Panel, across, escape
-from htc_probe.probes.show.table import Key
 
 _OTHERS = SERIES[3:7]
 MIDDLE = {"color": NEUTRAL, "width": 1}
@@ -25,16 +25,16 @@ class Group(NamedTuple):
 
     name: str
     """Of HTML."""
-    cells: Mapping[Key, Interval]
+    cells: Mapping[Representation, Interval]
     floor: float | None = None
     alone: float | None = None
     """What the category alone gives."""
-    control: Mapping[Key, float] = {}
+    control: Mapping[Representation, float] = {}
 
 
 def bars(
     results: Results,
-    keys: Sequence[Key],
+    keys: Sequence[Representation],
     groups: Sequence[Group],
     title: str,
     subtitle: str,
@@ -210,12 +210,12 @@ def titled(
     )
 
 
-def palette(results: Results) -> dict[Key, str]:
+def palette(results: Results) -> dict[Representation, str]:
     """Each representation's colour, the same in every figure; floors are grey."""
-    keys = dict.fromkeys(key_of(row) for row in results.rows)
-    others = [key for key in keys if key[0] not in COLOURS and not table.is_floor(key)]
+    keys = dict.fromkeys(table.key_of(row) for row in results.rows)
+    others = [key for key in keys if key.name not in COLOURS and not key.is_floor]
     given = {key: _OTHERS[number % len(_OTHERS)] for number, key in enumerate(others)}
-    return {key: NEUTRAL if table.is_floor(key) else given.get(key) or COLOURS[key[0]] for key in keys}
+    return {key: NEUTRAL if key.is_floor else given.get(key) or COLOURS[key.name] for key in keys}
 
 
 def whiskers(cells: Sequence[Interval], colour: str = NEUTRAL) -> dict[str, Any]:
@@ -231,10 +231,6 @@ def whiskers(cells: Sequence[Interval], colour: str = NEUTRAL) -> dict[str, Any]
 
 def _words(cell: Interval) -> str:
     return "no interval" if cell.lower is None or cell.upper is None else f"[{cell.lower:.3f}, {cell.upper:.3f}]"
-
-
-def key_of(item: Any) -> Key:
-    return item.representation, item.layer
 
 
 def sample(results: Results, suite: str) -> str:

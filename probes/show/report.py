@@ -273,8 +273,15 @@ def _statistics(results: Results) -> Iterator[str]:
             "What a representation adds to another is the cross-entropy of a probe of one minus that of a probe of "
             f"both (conditional probing; Hewitt et al., EMNLP 2021), with Holm's correction over {joins} comparisons."
         )
+    yield from _beside_scores(results)
+    yield from _claims(results)
+
+
+def _beside_scores(results: Results) -> Iterator[str]:
+    """What a score is held against."""
+    protocol = results.config.get("protocol", {})
     if any(row.control is not None for row in results.rows):
-        draws = said.get("control_draws")
+        draws = protocol.get("control_draws")
         yield (
             "Control labels give each object category one random label, as frequent as the true ones (Hewitt and "
             "Liang, EMNLP 2019); the same probes were fitted on them"
@@ -294,6 +301,9 @@ def _statistics(results: Results) -> Iterator[str]:
             "Retention is (score - floor) / (v_pooled's score - floor), with Fieller's interval"
             + (f"; of {', '.join(undefined)} it is {NOT_DEFINED}." if undefined else ".")
         )
+
+
+def _claims(results: Results) -> Iterator[str]:
     if results.kept:
         made = results.kept[0]
         tests, means = (sum((one.task is None) == mean for one in results.kept) for mean in (False, True))

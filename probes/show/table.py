@@ -6,14 +6,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
-from rich import box
-from rich.console import Console, ConsoleOptions, Group, RenderableType
-from rich.measure import Measurement
-from rich.table import Table
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from htc_probe.probes.files.results import (
@@ -24,7 +21,10 @@ from htc_probe.probes.files.results import (
     NOTHING,
     UNDECIDED,
     Ceiling,
+    ClassScore,
     Comparison,
+    Confusion,
+    CurvePoint,
     Interval,
     Kept,
     Results,
@@ -34,6 +34,8 @@ from htc_probe.probes.files.results import (
     is_defined,
     label,
 )
+from htc_probe.probes.inputs.representations import Representation
+from htc_probe.probes.show.grid import GREY, Chart, Grid, Line, plain_table
 
 METRICS = {
     "top-1": "share of images whose class is right",
@@ -49,12 +51,13 @@ SHORT = {KEPT: "kept", LOST: "lost", GAINED: "gained", UNDECIDED: "?", NOTHING: 
 FEW = 20
 """Held-out images of a class below which one of them moves its recall by more than 5 points."""
 
-_GREY = "bright_black"
-_TASK, _CELL, _FLOOR = 12, 9, 5  # least widths of columns
 _MOST_LAYERS = 48
 
-Key = tuple[str, int | None]
-"""A representation and its layer."""
+T = TypeVar("T")
+
+
+def key_of(item: Row | SuiteMean | Kept | SuiteGap | Ceiling | ClassScore | Confusion | CurvePoint) -> Representation:
+    return Representation(item.representation, item.layer)
 
 
 def render(results: Results) -> Group:
@@ -72,7 +75,7 @@ def render(results: Results) -> Group:
         parts += [grid for make in told if (grid := make(results, suite)).lines]
     if any(one.p is not None for one in gaps(results).values()):
         parts.append(_gaps(results))
-    parts.append(Text(_legend(results), style=_GREY))
+    parts.append(Text(_legend(results), style=GREY))
     parts += [Text(f"! {doubt}", style="yellow") for doubt in doubts(results)]
     return Group(*parts)
 
@@ -93,28 +96,24 @@ def tasks(results: Results, suite: str) -> dict[str, list[Row]]:
     return found
 
 
-def columns(results: Results, suite: str) -> list[Key]:
+def columns(results: Results, suite: str) -> list[Representation]:
     """What to compare side by side: z_voco at its last layer only, without joins whose use is told by what they add
     (`added`), and floors last.
     """
     told = {comparison.a for comparison in results.comparisons if comparison.metric == "bits"}
-    keys = dict.fromkeys((row.representation, row.layer) for row in results.rows if row.suite == suite)
-    last = max((layer for _, layer in keys if layer is not None), default=None)
-    kept = [key for key in keys if key[1] in (None, last) and label(*key) not in told]
-    return sorted(kept or keys, key=is_floor)
-
-
-def is_floor(key: Key) -> bool:
-    """What a trained model should beat: pixels, random weights, and the embedding of <voco>, which never changes."""
-    name, layer = key
-    return name == "pixels" or name.endswith("(random weights)") or layer == 0
+    keys = dict.fromkeys(key_of(row) for row in results.rows if row.suite == suite)
+    last = max((key.layer for key in keys if key.layer is not None), default=None)
+    kept = [key for key in keys if key.layer in (None, last) and label(*key) not in told]
+    return sorted(kept or keys, key=lambda key: key.is_floor)
 
 
 def layers(results: Results, suite: str) -> list[int]:
     return sorted({row.layer for row in results.rows if row.suite == suite and row.layer is not None})
 
 
-def best(results: Results, suite: str, task: str | None, estimates: Mapping[Key, float]) -> Key | None:
+def best(
+    results: Results, suite: str, task: str | None, estimates: Mapping[Representation, float]
+) -> Representation | None:
     """The representation that a paired test, after Holm's correction, finds better than each of the others; None where
     there is none or not every pair with it was tested. task None: the mean of the suite.
     """
@@ -130,18 +129,25 @@ def best(results: Results, suite: str, task: str | None, estimates: Mapping[Key,
     return top if all(label(*key) in beaten for key in estimates if key != top) else None
 
 
-def against(results: Results, suite: str) -> dict[tuple[str | None, Key], Comparison]:
+def against(results: Results, suite: str) -> dict[tuple[str | None, Representation], Comparison]:
     """(task, column) -> what text reads of the token minus that column, else z_voco's last layer, else the first one.
     Task None: the mean of the suite.
     """
     keys = columns(results, suite)
-    first = next((key for name in ("voco_read", "z_voco") for key in keys if key[0] == name), keys[0])
-    found = {(one.task, key): one for key in keys for one in between(results, suite, first, key)}
-    order = [(task, key) for task in [*tasks(results, suite), None] for key in keys]
-    return {at: found[at] for at in order if at in found}
+    first = next((key for name in ("voco_read", "z_voco") for key in keys if key.name == name), keys[0])
+    compared = {(one.task, key): one for key in keys for one in between(results, suite, first, key)}
+    return _in_order(results, suite, compared)
 
 
-def between(results: Results, suite: str, a: Key, b: Key) -> list[Comparison]:
+def _in_order(
+    results: Results, suite: str, by_key: Mapping[tuple[Any, Representation], T]
+) -> dict[tuple[str | None, Representation], T]:
+    """By task, the mean last, and by column; without other columns."""
+    order = [(task, key) for task in [*tasks(results, suite), None] for key in columns(results, suite)]
+    return {place: by_key[place] for place in order if place in by_key}
+
+
+def between(results: Results, suite: str, a: Representation, b: Representation) -> list[Comparison]:
     """a's score minus b's, by task and then of the suite's mean; [] where they were not compared."""
     found = {}
     for one in results.comparisons:
@@ -154,16 +160,14 @@ def between(results: Results, suite: str, a: Key, b: Key) -> list[Comparison]:
     return [found[task] for task in [*tasks(results, suite), None] if task in found]
 
 
-def kept(results: Results, suite: str) -> dict[tuple[str | None, Key], Kept]:
+def kept(results: Results, suite: str) -> dict[tuple[str | None, Representation], Kept]:
     """(task, column) -> whether the column keeps what v_pooled has of the task; task None: of the mean."""
-    keys = columns(results, suite)
-    of = {(one.task, (one.representation, one.layer)): one for one in results.kept if one.suite == suite}
-    return {(task, key): of[task, key] for task in [*tasks(results, suite), None] for key in keys if (task, key) in of}
+    return _in_order(results, suite, {(one.task, key_of(one)): one for one in results.kept if one.suite == suite})
 
 
-def gaps(results: Results) -> dict[Key, SuiteGap]:
+def gaps(results: Results) -> dict[Representation, SuiteGap]:
     """Column -> by how much its retention of the first suite exceeds that of the second."""
-    of = {(one.representation, one.layer): one for one in results.suite_gaps}
+    of = {key_of(one): one for one in results.suite_gaps}
     return {key: of[key] for suite in suites(results)[:1] for key in columns(results, suite) if key in of}
 
 
@@ -174,11 +178,10 @@ def holds(one: Comparison | Ceiling | SuiteGap | Kept) -> bool:
     return one.p_holm is not None and one.p_holm < SIGNIFICANT
 
 
-def ceilings(results: Results, suite: str) -> dict[tuple[str, Key], Ceiling]:
+def ceilings(results: Results, suite: str) -> dict[tuple[str, Representation], Ceiling]:
     """(task, column) -> what a reader that is not linear finds."""
-    keys = columns(results, suite)
-    of = {(one.task, (one.representation, one.layer)): one for one in results.ceilings if one.suite == suite}
-    return {(task, key): of[task, key] for task in tasks(results, suite) for key in keys if (task, key) in of}
+    found = {(one.task, key_of(one)): one for one in results.ceilings if one.suite == suite}
+    return {(task, key): one for (task, key), one in _in_order(results, suite, found).items() if task is not None}
 
 
 def added(comparison: Comparison) -> tuple[str, str]:
@@ -210,77 +213,26 @@ def doubts(results: Results) -> list[str]:
 # ---- a table of tasks by representations
 
 
-@dataclass(frozen=True)
-class _Line:
-    name: Text
-    cells: Mapping[Any, Text]
-    """By column."""
-    floor: Text = field(default_factory=Text)
-    section: bool = False
-    """A rule above."""
-
-
-@dataclass(frozen=True)
-class _Grid:
-    """Cut into as many tables as the width asks for."""
-
-    title: str
-    heads: Mapping[Any, Text]
-    """Of the columns."""
-    lines: Sequence[_Line]
-    floor: str = ""
-    """The header of a last column, if there is one."""
-    caption: str = ""
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        room = options.max_width - _TASK - (_FLOOR + 1 if self.floor else 0)
-        keys = list(self.heads)
-        size = math.ceil(len(keys) / math.ceil(len(keys) / max(1, room // (_CELL + 1))))
-        yield Text(self.title, style="bold")
-        for start in range(0, len(keys), size):
-            yield self._part(keys[start : start + size])
-        if self.caption:
-            yield Text(self.caption + "\n", style=_GREY)
-
-    def _part(self, keys: Sequence[Any]) -> Table:
-        table = _table(padding=0)
-        table.add_column("task", min_width=_TASK, overflow="fold")
-        for key in keys:
-            table.add_column(self.heads[key], justify="right", min_width=_CELL, overflow="fold")
-        if self.floor:
-            table.add_column(Text(self.floor, style=_GREY), justify="right", min_width=_FLOOR, overflow="fold")
-        for line in self.lines:
-            if line.section:
-                table.add_section()
-            cells = [line.cells.get(key, Text()) for key in keys]
-            table.add_row(line.name, *cells, *([line.floor] if self.floor else []))
-        return table
-
-
-def _table(padding: int) -> Table:
-    return Table(box=box.SIMPLE_HEAD, padding=(0, padding, 0, 0), pad_edge=False)
-
-
-def _scores(results: Results, suite: str) -> _Grid:
+def _scores(results: Results, suite: str) -> Grid:
     keys = columns(results, suite)
     rows = [row for row in results.rows if row.suite == suite]
     lines = []
     for task, of in tasks(results, suite).items():
-        here = {key: row for row in of if (key := (row.representation, row.layer)) in keys}
+        here = {key: row for row in of if (key := key_of(row)) in keys}
         top = best(results, suite, task, {key: row.estimate for key, row in here.items()})
         cells = {key: _score(row, key, key == top) for key, row in here.items()}
         first = of[0]
         number = f" K={len(first.classes)}" if first.classes else ""
-        about = Text(f"\n{first.metric}{number} n={first.n}", style=_GREY)
-        lines.append(_Line(Text(task) + about, cells, Text(_number(first.floor), style=_GREY)))
+        about = Text(f"\n{first.metric}{number} n={first.n}", style=GREY)
+        lines.append(Line(Text(task) + about, cells, Text(_number(first.floor), style=GREY)))
         if any(row.control is not None for row in here.values()):
-            control = {key: Text(_number(row.control), style=_GREY) for key, row in here.items()}
-            lines.append(_Line(Text(" control", style=_GREY), control))
+            control = {key: Text(_number(row.control), style=GREY) for key, row in here.items()}
+            lines.append(Line(Text(" control", style=GREY), control))
         for one in results.baselines:
             if (one.suite, one.task) == (suite, task):
-                value = Text(_number(one.score.estimate), style=_GREY)
-                lines.append(_Line(Text(f" {one.name}", style=_GREY), {}, value))
-    means = {(mean.representation, mean.layer): mean for mean in results.suite_means if mean.suite == suite}
+                value = Text(_number(one.score.estimate), style=GREY)
+                lines.append(Line(Text(f" {one.name}", style=GREY), {}, value))
+    means = {key_of(mean): mean for mean in results.suite_means if mean.suite == suite}
     shown = {key: means[key] for key in keys if key in means}
     metrics = list(dict.fromkeys(row.metric for row in rows))
     if shown:
@@ -288,111 +240,109 @@ def _scores(results: Results, suite: str) -> _Grid:
         cells = {key: _score(mean, key, key == top) for key, mean in shown.items()}
         some = next(iter(shown.values()))
         name = Text(f"mean of {some.tasks}", style="bold")
-        about = Text(f"\n{metrics[0] if len(metrics) == 1 else 'mixed'}", style=_GREY)
-        lines.append(_Line(name + about, cells, Text(_number(some.floor), style=_GREY), section=True))
+        about = Text(f"\n{metrics[0] if len(metrics) == 1 else 'mixed'}", style=GREY)
+        lines.append(Line(name + about, cells, Text(_number(some.floor), style=GREY), section=True))
         if any(mean.retention is not None for mean in shown.values()):
             kept = {key: mean.retention for key, mean in shown.items() if mean.retention is not None}
-            none = Text("not defined", style=_GREY)
+            none = Text("not defined", style=GREY)
             cells = {key: _interval(value) if is_defined(value) else none for key, value in kept.items()}
-            lines.append(_Line(Text(" retention"), cells))
+            lines.append(Line(Text(" retention"), cells))
     title = f"{suite}: what a linear probe reads ({sample(results, suite)})"
-    return _Grid(title, _heads(keys), lines, "floor", paper_reference(suite))
+    return Grid(title, _heads(keys), lines, "floor", paper_reference(suite))
 
 
-def _heads(keys: Sequence[Key]) -> dict[Key, Text]:
-    return {key: Text(label(*key), style=_GREY if is_floor(key) else "") for key in keys}
+def _heads(keys: Sequence[Representation]) -> dict[Representation, Text]:
+    return {key: Text(label(*key), style=GREY if key.is_floor else "") for key in keys}
 
 
-def _bits(results: Results, suite: str) -> _Grid:
+def _bits(results: Results, suite: str) -> Grid:
     keys = columns(results, suite)
     lines = []
     for task, of in tasks(results, suite).items():
-        here = {key: row for row in of if (key := (row.representation, row.layer)) in keys}
-        lines.append(_Line(Text(task), {key: _interval(row.metrics.get("V-information")) for key, row in here.items()}))
+        here = {key: row for row in of if (key := key_of(row)) in keys}
+        lines.append(Line(Text(task), {key: _interval(row.metrics.get("V-information")) for key, row in here.items()}))
         if any(row.compression is not None for row in here.values()):
             cells = {key: _interval(row.compression_interval) for key, row in here.items()}
-            lines.append(_Line(Text(" compression", style=_GREY), cells))
+            lines.append(Line(Text(" compression", style=GREY), cells))
     means = [mean for mean in results.suite_means if mean.suite == suite]
-    cells = {(mean.representation, mean.layer): _interval(mean.bits) for mean in means}
-    lines.append(_Line(Text("mean", style="bold"), cells, section=True))
-    return _Grid(f"{suite}: bits an image that the probe saves", _heads(keys), lines)
+    cells = {key_of(mean): _interval(mean.bits) for mean in means}
+    lines.append(Line(Text("mean", style="bold"), cells, section=True))
+    return Grid(f"{suite}: bits an image that the probe saves", _heads(keys), lines)
 
 
-def _differences(results: Results, suite: str) -> _Grid:
+def _differences(results: Results, suite: str) -> Grid:
     """A column for each representation that another one is compared with, without lines where nothing is."""
     found = against(results, suite)
     heads = _heads([key for key in columns(results, suite) if any(key == other for _, other in found)])
-    lines = [
-        _Line(
+    lines = _lines({place: _difference(one) for place, one in found.items()})
+    first = next(iter(found.values())).a if found else ""
+    return Grid(f"{suite}: {first} minus", heads, lines)
+
+
+def _lines(cells: Mapping[tuple[str | None, Representation], Text]) -> list[Line]:
+    """One a task, and one of their mean."""
+    return [
+        Line(
             Text("mean of the tasks" if task is None else task, style="bold" if task is None else ""),
-            {key: _difference(one) for (of, key), one in found.items() if of == task},
+            {key: cell for (other, key), cell in cells.items() if other == task},
             section=task is None,
         )
-        for task in dict.fromkeys(task for task, _ in found)
+        for task in dict.fromkeys(task for task, _ in cells)
     ]
-    first = next(iter(found.values())).a if found else ""
-    return _Grid(f"{suite}: {first} minus", heads, lines)
 
 
-def _added(results: Results, suite: str) -> _Grid:
+def _added(results: Results, suite: str) -> Grid:
     shown = [one for one in results.comparisons if one.suite == suite and one.metric == "bits"]
     heads = {added(one): Text("{} given {}".format(*added(one))) for one in shown}
     lines = [
-        _Line(Text(task or "mean"), {added(one): _difference(one) for one in shown if one.task == task})
+        Line(Text(task or "mean"), {added(one): _difference(one) for one in shown if one.task == task})
         for task in dict.fromkeys(one.task for one in shown)
     ]
-    return _Grid(f"{suite}: bits an image that one adds to another", heads, lines)
+    return Grid(f"{suite}: bits an image that one adds to another", heads, lines)
 
 
-def _kept(results: Results, suite: str) -> _Grid:
+def _kept(results: Results, suite: str) -> Grid:
     """Without lines where nothing is beside v_pooled."""
     found = kept(results, suite)
     heads = _heads(list(dict.fromkeys(key for _, key in found)))
-    lines = [
-        _Line(
-            Text("mean of the tasks" if task is None else task, style="bold" if task is None else ""),
-            {key: _verdict(one) for (of, key), one in found.items() if of == task},
-            section=task is None,
-        )
-        for task in dict.fromkeys(task for task, _ in found)
-    ]
+    lines = _lines({place: _verdict(one) for place, one in found.items()})
     margin = next((one.margin for one in found.values()), 0.0)
-    return _Grid(f"{suite}: does it keep v_pooled's score, within {margin:g}?", heads, lines)
+    return Grid(f"{suite}: does it keep v_pooled's score, within {margin:g}?", heads, lines)
 
 
 def _verdict(one: Kept) -> Text:
     sure = holds(one)
     ends = _ends(one.difference.lower, one.difference.upper, 3)
-    return Text(SHORT[one.verdict], style="" if sure else _GREY) + Text("\n" + ends, style=_GREY)
+    return Text(SHORT[one.verdict], style="" if sure else GREY) + Text("\n" + ends, style=GREY)
 
 
-def _ceilings(results: Results, suite: str) -> _Grid:
+def _ceilings(results: Results, suite: str) -> Grid:
     """Without lines where none was asked for."""
     found = ceilings(results, suite)
     lines = []
     for task in dict.fromkeys(task for task, _ in found):
         here = {key: one for (of, key), one in found.items() if of == task}
-        lines.append(_Line(Text(task), {key: _interval(one.score) for key, one in here.items()}))
-        lines.append(_Line(Text(" over linear", style=_GREY), {key: _difference(one) for key, one in here.items()}))
+        lines.append(Line(Text(task), {key: _interval(one.score) for key, one in here.items()}))
+        lines.append(Line(Text(" over linear", style=GREY), {key: _difference(one) for key, one in here.items()}))
     heads = _heads(list(dict.fromkeys(key for _, key in found)))
-    return _Grid(f"{suite}: ceiling, what a reader with a hidden layer finds", heads, lines)
+    return Grid(f"{suite}: ceiling, what a reader with a hidden layer finds", heads, lines)
 
 
-def _gaps(results: Results) -> _Grid:
+def _gaps(results: Results) -> Grid:
     found = gaps(results)
     first = next(iter(found.values()))
-    none = Text("not defined", style=_GREY)
+    none = Text("not defined", style=GREY)
     cells = {key: none if one.p is None else _difference(one) for key, one in found.items()}
     title = f"{first.first} minus {first.second}: the shares that are kept of v_pooled's means"
-    return _Grid(title, _heads(list(found)), [_Line(Text("retention"), cells)])
+    return Grid(title, _heads(list(found)), [Line(Text("retention"), cells)])
 
 
 def _difference(one: Comparison | Ceiling | SuiteGap) -> Text:
     value, lower, upper = one.difference
     sure = holds(one)
     sign = "+" if (value or 0) > 0 else ""
-    first = Text(f"{sign}{_number(value, 3)}{'*' if sure else ''}", style="" if sure else _GREY)
-    return first + Text("\n" + _ends(lower, upper, 3), style=_GREY)
+    first = Text(f"{sign}{_number(value, 3)}{'*' if sure else ''}", style="" if sure else GREY)
+    return first + Text("\n" + _ends(lower, upper, 3), style=GREY)
 
 
 def _legend(results: Results) -> str:
@@ -466,16 +416,16 @@ def _range(numbers: set[int]) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def _score(item: Row | SuiteMean, key: Key, marked: bool) -> Text:
-    grey = is_floor(key) or item.lower <= item.floor
-    first = Text(_number(item.estimate) + ("*" if marked else ""), style=_GREY if grey else "bold" if marked else "")
-    return first + Text("\n" + _ends(item.lower, item.upper), style=_GREY)
+def _score(item: Row | SuiteMean, key: Representation, marked: bool) -> Text:
+    grey = key.is_floor or item.lower <= item.floor
+    first = Text(_number(item.estimate) + ("*" if marked else ""), style=GREY if grey else "bold" if marked else "")
+    return first + Text("\n" + _ends(item.lower, item.upper), style=GREY)
 
 
 def _interval(value: Interval | None) -> Text:
     if value is None or value.estimate is None:
-        return Text("-", style=_GREY)
-    return Text(_number(value.estimate)) + Text("\n" + _ends(value.lower, value.upper), style=_GREY)
+        return Text("-", style=GREY)
+    return Text(_number(value.estimate)) + Text("\n" + _ends(value.lower, value.upper), style=GREY)
 
 
 def _ends(lower: float | None, upper: float | None, digits: int = 2) -> str:
@@ -501,25 +451,6 @@ def _short(names: Sequence[str], most: int = 4) -> str:
 # ---- layers
 
 
-@dataclass(frozen=True)
-class _Chart:
-    """A line of columns, each as high as its share (0 to 1) of `height` lines of text."""
-
-    shares: Sequence[float]
-    height: int = 1
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        blocks = " .:|" if options.ascii_only else " ▁▂▃▄▅▆▇█"
-        full = len(blocks) - 1
-        levels = [max(1, round(min(max(share, 0), 1) * self.height * full)) for share in self.shares]
-        for line in range(self.height - 1, -1, -1):
-            drawn = "".join(blocks[min(max(level - line * full, 0), full)] for level in levels)
-            yield Text(drawn, no_wrap=True, overflow="crop")
-
-    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-        return Measurement(len(self.shares), len(self.shares))
-
-
 def _layer_table(results: Results, suite: str) -> Group:
     """z_voco by layer: a chart from the floor to a perfect score, and the numbers of its ends and its highest point."""
     stored = layers(results, suite)
@@ -530,19 +461,19 @@ def _layer_table(results: Results, suite: str) -> Group:
         f"Columns: layers {every} (0 is the embedding, the same for every image), from the floor to a perfect score. "
         "The highest of many is high partly by chance: choose a layer on other images than those that score it.\n"
     )
-    table = _table(padding=2)
+    table = plain_table(padding=2)
     table.add_column("task", overflow="fold")
     table.add_column("score", no_wrap=True)
     for name in (f"layer {stored[0]}", "highest", f"layer {stored[-1]}"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column(Text("floor", style=_GREY), justify="right", no_wrap=True)
+    table.add_column(Text("floor", style=GREY), justify="right", no_wrap=True)
 
     def add(name: Text, at: Mapping[int, float], floor: float, height: int) -> None:
         top = max(at, key=lambda layer: at[layer])
         room = max(1 - floor, 1e-9)
-        chart = _Chart([(at.get(layer, floor) - floor) / room for layer in drawn], height)
+        chart = Chart([(at.get(layer, floor) - floor) / room for layer in drawn], height)
         numbers = (_number(at.get(stored[0])), f"{_number(at[top])} @{top}", _number(at.get(stored[-1])))
-        table.add_row(name, chart, *numbers, Text(_number(floor), style=_GREY))
+        table.add_row(name, chart, *numbers, Text(_number(floor), style=GREY))
 
     for task, of in tasks(results, suite).items():
         add(Text(task), {row.layer: row.estimate for row in of if row.layer is not None}, of[0].floor, 1)
@@ -551,4 +482,4 @@ def _layer_table(results: Results, suite: str) -> Group:
         table.add_section()
         at = {mean.layer: mean.estimate for mean in means if mean.layer is not None}
         add(Text("mean", style="bold"), at, means[0].floor, 4)
-    return Group(Text(f"{suite}: z_voco by layer", style="bold"), table, Text(caption, style=_GREY))
+    return Group(Text(f"{suite}: z_voco by layer", style="bold"), table, Text(caption, style=GREY))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from htc_probe.extract.errors import UserError
-from htc_probe.extract.store import NUMERIC, UNKNOWN, Run, Task
+from htc_probe.extract.store import NUMERIC, Run, Task
 from htc_probe.probes.inputs.labels import Labels
 
 SUITES = ("semantic", "detail")

@@ -51,14 +51,13 @@ def capture(
     *,
     batch_size: int = 32,
     stack: Sequence[int] | None = None,
-    on_error: Callable[[ImageError], object] | None = None,
     on_memory: Callable[[int], object] | None = None,
     workers: int = 0,
     check: bool = True,
 ) -> Generator[Batch, None, None]:
     """Every image of `source` in order, `batch_size` at a time, with the layers `stack` (all by default) of z_voco.
 
-    An image that cannot be read goes to `on_error` and is left out; without it, its ImageError is raised. `workers`
+    Raises the ImageError of one that cannot be read; `extract.pipeline.Rest` has stand-ins instead. `workers`
     processes read images ahead of the model (see `extract.pipeline.read_ahead`) and change no byte of the result.
     With `on_memory`, a batch that the GPU has no memory for is halved until it fits, and so are those after it;
     `on_memory` is told the new size. Other sizes may change last bits. Without it, the OutOfMemoryError is raised.
@@ -69,7 +68,7 @@ def capture(
     checked, size, direct = not check, batch_size, model.direct_products()
     images = read_ahead(source, model.config.frame, workers=workers, ahead=batch_size)
     with contextlib.closing(images):
-        for waiting in _in_batches(images, batch_size, on_error):
+        for waiting in _in_batches(images, batch_size):
             while waiting:
                 try:
                     batch = _run(model, waiting[:size], source.tasks, stack, direct, check=not checked)
@@ -117,17 +116,12 @@ def _seconds(model: HTCVLM, images: int) -> float:
     return time.perf_counter() - started
 
 
-def _in_batches(
-    images: Iterable[Prepared | ImageError], batch_size: int, on_error: Callable[[ImageError], object] | None
-) -> Iterator[list[Prepared]]:
+def _in_batches(images: Iterable[Prepared | ImageError], batch_size: int) -> Iterator[list[Prepared]]:
     batch: list[Prepared] = []
     for image in images:
-        if isinstance(image, Prepared):
-            batch.append(image)
-        elif on_error is None:
+        if isinstance(image, ImageError):
             raise image
-        else:
-            on_error(image)
+        batch.append(image)
         if len(batch) == batch_size:
             yield batch
             batch = []

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from htc_probe.extract.store import UNKNOWN
 from htc_probe.probes.inputs import circular
 from htc_probe.probes.inputs.labels import Labels
 from htc_probe.probes.inputs.representations import Representation
-from htc_probe.probes.scores.metrics import UNKNOWN, Gaussian, Prediction, VonMises, evaluate
+from htc_probe.probes.scores.metrics import Gaussian, Prediction, VonMises, evaluate
 from htc_probe.probes.study import ceiling, protocol
 from htc_probe.probes.study.ceiling import Reader
 from htc_probe.probes.study.protocol import Settings

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from htc_probe.extract.store import Kind, Task
+from htc_probe.extract.store import UNKNOWN, Kind, Task
 from htc_probe.probes.files.results import GAINED, KEPT, LOST, NOTHING, UNDECIDED, ClassScore
 from htc_probe.probes.inputs.labels import Labels
 from htc_probe.probes.inputs.representations import WHOLE, Representation
@@ -239,7 +239,7 @@ def test_recalls_are_those_of_counting_and_few_images_have_wide_intervals() -> N
 
 def test_labels_have_the_average_precisions_that_their_mean_is_of() -> None:
     y = (RNG.random((160, 3)) < [0.5, 0.2, 0.1]).astype(np.uint8)
-    y[::7, 1] = metrics.UNKNOWN
+    y[::7, 1] = UNKNOWN
     said = y * (y == 1) + RNG.standard_normal(y.shape)
     groups = np.arange(160)
     found = of_classes("multilabel", y, said, groups, ("a", "b", "c"))

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from htc_probe.extract.store import Kind
+from htc_probe.extract.store import UNKNOWN, Kind
 from htc_probe.probes.scores import controls, metrics
-from htc_probe.probes.scores.metrics import UNKNOWN, Gaussian
+from htc_probe.probes.scores.metrics import Gaussian
 
 N = 600
 FOLD = np.arange(N) % 5

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics as theirs
 
-from htc_probe.extract.store import Kind
+from htc_probe.extract.store import UNKNOWN, Kind
 from htc_probe.probes.scores import controls, metrics
 from htc_probe.probes.scores.intervals import resample_groups
 from htc_probe.probes.scores.metrics import Gaussian, Prediction
@@ -31,7 +31,7 @@ def example(kind: Kind, seed: int = 0, n: int = N) -> tuple[np.ndarray, Predicti
     if kind == "multilabel":
         labels = rng.integers(0, 2, (n, C)).astype(np.uint8)
         logits = np.round(labels - 0.5 + rng.standard_normal((n, C)), 1)
-        labels[:, 1:][rng.random((n, C - 1)) < 0.3] = metrics.UNKNOWN
+        labels[:, 1:][rng.random((n, C - 1)) < 0.3] = UNKNOWN
         return labels, logits, np.full((n, C), 0.3), fold, groups
     values = np.round(rng.standard_normal(n), 1)
     guess = np.round(0.7 * values + 0.5 * rng.standard_normal(n), 1)
@@ -83,7 +83,7 @@ def test_mean_average_precision_is_that_of_scikit_learn_in_every_fold() -> None:
         np.mean(
             [
                 theirs.average_precision_score(y[rows, c], array(prediction)[rows, c])
-                for rows in (np.flatnonzero((fold == k) & (y[:, c] != metrics.UNKNOWN)) for k in range(FOLDS))
+                for rows in (np.flatnonzero((fold == k) & (y[:, c] != UNKNOWN)) for k in range(FOLDS))
             ]
         )
         for c in range(C)
@@ -94,7 +94,7 @@ def test_mean_average_precision_is_that_of_scikit_learn_in_every_fold() -> None:
 def test_bits_of_labels_are_summed_over_labels() -> None:
     y, prediction, _, fold, _ = example("multilabel")
     shares = 1 / (1 + np.exp(-array(prediction)))
-    known = [y[:, c] != metrics.UNKNOWN for c in range(C)]
+    known = [y[:, c] != UNKNOWN for c in range(C)]
     losses = [theirs.log_loss(y[rows, c], shares[rows, c]) for c, rows in enumerate(known)]
     found = metrics.evaluate("multilabel", y, prediction, fold)["cross-entropy"]
     assert found == pytest.approx(sum(losses) / np.log(2))
@@ -131,11 +131,11 @@ def test_the_floor_of_average_precision_is_that_of_a_random_ranking_of_what_is_k
     n, fold = 100, np.arange(100) % FOLDS
     y = (rng.random((n, C)) < [0.05, 0.2, 0.6]).astype(np.uint8)
     y[fold == 1, 0] = 0  # a fold without a positive
-    y[1, 1], y[rng.random((n, C)) < 0.2] = 1, metrics.UNKNOWN
+    y[1, 1], y[rng.random((n, C)) < 0.2] = 1, UNKNOWN
     floor = controls.floor("multilabel", y, fold)
     expected = []
     for c in range(C):
-        labels = [y[(fold == k) & (y[:, c] != metrics.UNKNOWN), c] for k in range(FOLDS)]
+        labels = [y[(fold == k) & (y[:, c] != UNKNOWN), c] for k in range(FOLDS)]
         expected.append(np.mean([random_ranking(len(of), of.sum()) for of in labels if of.any()]))
     told = metrics.evaluate("multilabel", y, floor, fold)["mAP"]
     assert told == pytest.approx(np.mean(expected))
@@ -266,7 +266,7 @@ def test_rows_without_a_label_do_not_count(kind: Kind) -> None:
     y, prediction, floor, fold, groups = example(kind)
     y = y.copy()
     gone = groups % 5 == 0
-    y[gone] = {"classes": -1, "multilabel": metrics.UNKNOWN, "number": np.nan}[kind]
+    y[gone] = {"classes": -1, "multilabel": UNKNOWN, "number": np.nan}[kind]
     draws = resample_groups(groups.max() + 1, 0, 10)
     scores = metrics.score(kind, y, prediction, floor, fold, groups, draws)
     rest = np.flatnonzero(~gone)

@@ -22,7 +22,7 @@ from htc_probe.extract.data import FORMATS, open_source
 from htc_probe.extract.data.source import ImageError, Item
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.images import Frame, prepare, thumbnail
-from htc_probe.extract.pipeline import Prepared, behind, default_workers, read_ahead
+from htc_probe.extract.pipeline import Prepared, Rest, behind, default_workers, read_ahead, without_stand_ins
 from htc_probe.extract.store import Batch, Task
 from htc_probe.extract.vlm.config import HTCConfig
 from htc_probe.extract.vlm.model import HTCVLM
@@ -140,18 +140,20 @@ def test_workers_change_no_byte_and_errors_keep_their_place(model: HTCVLM, tmp_p
     source = Numbered("read", broken=(0, 9, 10, 39))  # a relative path means the same in a worker
     found: dict[int, tuple[list[Batch], list[Any]]] = {}
     for workers in (0, 2):
-        errors: list[ImageError] = []
-        batches = list(capture(model, source, batch_size=7, on_error=errors.append, workers=workers))
-        found[workers] = batches, [(type(error), error.path, error.reason, str(error)) for error in errors]
+        rest = Rest(source, range(len(source)), skip=True)
+        parts = [without_stand_ins(batch) for batch in capture(model, rest, batch_size=7, workers=workers)]
+        found[workers] = [batch for batch, _ in parts], [left_out for _, several in parts for left_out in several]
+        errors = [each for each in read_ahead(source, FRAME, workers=workers, ahead=8) if isinstance(each, ImageError)]
+        told = [(type(error), error.path, error.reason, str(error)) for error in errors]
+        assert told == [(ImageError, f"{i}.png", "planted", f"{i}.png: planted") for i in source.broken]
     same(found[0][0], found[2][0])
-    planted = [(ImageError, f"{i}.png", "planted", f"{i}.png: planted") for i in source.broken]
-    assert found[0][1] == found[2][1] == planted
-    assert [len(batch.ids) for batch in found[2][0]] == [7, 7, 7, 7, 7, 1]
+    assert found[0][1] == found[2][1] == [(f"{i}.png", "planted") for i in source.broken]
+    assert [len(batch.ids) for batch in found[2][0]] == [6, 5, 7, 7, 7, 4]
     ids = [int(name) for batch in found[2][0] for name in batch.ids]
     assert ids == [i for i in range(40) if i not in source.broken]
 
 
-def test_without_on_error_the_first_error_is_raised_after_what_came_before(model: HTCVLM, tmp_path: Path) -> None:
+def test_the_first_error_is_raised_after_what_came_before(model: HTCVLM, tmp_path: Path) -> None:
     batches = capture(model, Numbered(str(tmp_path), broken=(9, 12)), batch_size=4)
     assert [next(batches).ids, next(batches).ids] == [["0", "1", "2", "3"], ["4", "5", "6", "7"]]
     with pytest.raises(ImageError, match="9.png: planted"):

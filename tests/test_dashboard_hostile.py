@@ -452,8 +452,9 @@ def test_a_hostile_folder_in_the_browser(folder: Path, good: Path, chromium: Any
         (folder / f"{name}.h5").write_bytes(b"no run")
     evil = write_evil(folder / f"{EVIL[0]}{EVIL[2]}.h5")
     with open_run(evil) as run:
-        found = reading.analyse(run)
-    analysis(folder / f"{evil.stem}.analysis.h5", found, evil)
+        found, of = reading.analyse(run), analysis_results.identity(run)
+    out = folder / f"{evil.stem}.analysis.h5"
+    analysis_results.write(out, "reading", found, run=of, settings={}, libraries={}, seconds=0.0)
     (folder / "good.probes.json").symlink_to("/etc/passwd")
 
     with serving(folder) as address, tab(chromium, address) as page:

@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def analyze(config: AnalyzeConfig) -> None:
     """Makes the analyses that are missing, and prints what all of them say. Raises UserError."""
-    from htc_probe.analysis import results, sentences
+    from htc_probe.analysis import results, tables
     from htc_probe.extract.store import newest_run, open_run
 
     _check(config)
@@ -130,7 +130,7 @@ def analyze(config: AnalyzeConfig) -> None:
                 if config.analyses:
                     raise
                 print(f"{job.name:<14}left out: {error}", flush=True)
-        sentences.show(results.read(out).of(results.identity(run)), _scores(probes_path, run))
+        tables.show(results.read(out).of(results.identity(run)), _scores(probes_path, run))
     print(f"\n{out} holds all of this. Look at it with: htc-dashboard {path}")
 
 

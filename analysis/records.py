@@ -124,7 +124,12 @@ def names(field: Field, prefix: str = "") -> list[str]:
     start = joined(prefix, field.name)
     if dataclasses.is_dataclass(field.type):
         return [name for part in fields(field.type) for name in names(part, start)]
-    return [joined(start, end) for end in Intervals._fields] if field.type is Intervals else [start]
+    return ends(start) if field.type is Intervals else [start]
+
+
+def ends(name: str) -> list[str]:
+    """The names of an interval's values."""
+    return [joined(name, end) for end in Intervals._fields]
 
 
 def joined(prefix: str, name: str) -> str:

@@ -1,5 +1,6 @@
-"""What the sections of an analysis say, as tables and as the five sentences of a researcher, the fifth of which is of
-the probes. Knows sections, results of probes and rich; not runs, models or how anything was measured.
+"""What the sections of an analysis and the probes say, as the sentences of a researcher.
+
+Knows sections and results of probes; not runs, models, how anything was measured, or where it is shown.
 
 No conclusion is written down here: each sentence follows the sign of a number and whether its 95 % interval leaves that
 sign open, and says so where it does. Beside it stands what the paper claims (arXiv 2512.08240).
@@ -8,38 +9,40 @@ sign open, and says so where it does. Beside it stands what the paper claims (ar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich import box
-from rich.console import Console, Group, RenderableType
-from rich.table import Column, Table
-from rich.text import Text
 
 from htc_probe.analysis.causes.following import rows as rows_of
-from htc_probe.analysis.sections import (
-    Attention,
-    Codes,
-    Contributions,
-    Interchange,
-    Knockouts,
-    Reading,
-    Reconstruct,
-    Sections,
-)
+from htc_probe.analysis.sections import Attention, Codes, Interchange, Knockouts, Reading, Sections
 from htc_probe.analysis.stats.draws import Interval, interval_of_mean
 from htc_probe.probes.files.results import Results, SuiteMean
 from htc_probe.probes.scores.intervals import mean_known
 
-_GREY = "bright_black"
-_MOST_LAYERS = 12  # in a table
 _HARDLY = 0.1  # a preference that is surely less than this share of an even look is told as "hardly"
 _SEED = 0  # of the intervals that are taken here, of differences within one section
 
 
+PREFERENCE = "Does the token prefer the anchors?"
+HONESTY = "Is a heat map of attention honest?"
+CAUSE = "Do the anchors matter causally?"
+FOLLOWING = "Whom do answers and probes follow?"
+SURVIVAL = "What survives in the one token?"
+PATCHES = "And of each patch?"
+ANALYSES = {
+    PREFERENCE: "attention",
+    HONESTY: "knockouts",
+    CAUSE: "knockouts",
+    FOLLOWING: "interchange",
+    SURVIVAL: "",
+    PATCHES: "reading",
+}
+"""The five questions, and what no claim of the paper is about -> the analysis that answers; "" is the probes."""
+
+
 class Sentence(NamedTuple):
-    """One of the five; `text` holds its numbers with their intervals."""
+    """An answer; `text` holds its numbers with their intervals."""
 
     text: str
     claim: str
@@ -52,41 +55,18 @@ class Sentence(NamedTuple):
         return self.text + (f" The paper: {self.claim}; {words[self.agrees]}." if self.claim else "")
 
 
-def show(sections: Sections, probes: Results | None = None) -> None:
-    """Prints the tables and the sentences of the sections that are there, and of the run's probes."""
-    Console().print(render(sections, probes))
-
-
-def render(sections: Sections, probes: Results | None = None) -> Group:
-    """Tables of the sections that are there, the five sentences, and what a linear map tells of the patches."""
-    parts: list[RenderableType] = []
-    for name, table in _TABLES.items():
-        if (section := getattr(sections, name)) is not None:
-            parts += [Text(), *table(section)]
-    parts.append(Text("\nIn five sentences\n", style="bold"))
-    lines = Table.grid(padding=(0, 1))
-    for number, sentence in zip("12345 ", [*sentences(sections, probes), patches(sections)], strict=True):
-        lines.add_row(Text(number), Text(sentence.told() if isinstance(sentence, Sentence) else sentence))
-    parts += [lines, Text("\n[a, b]: 95 % intervals over groups of images.", style=_GREY)]
-    return Group(*parts)
-
-
-def sentences(sections: Sections, probes: Results | None = None) -> list[Sentence | str]:
-    """The five; of what was not analysed or probed, how to do that."""
-    found: list[Sentence | str] = []
-    for name, question, say in _SENTENCES:
-        if (section := getattr(sections, name)) is not None:
-            found.append(say(section))
+def answers(sections: Sections, probes: Results | None = None) -> dict[str, Sentence | str]:
+    """To each question in `ANALYSES`; of what was not analysed or probed, how to do that."""
+    found: dict[str, Sentence | str] = {}
+    for question, analysis in ANALYSES.items():
+        section = getattr(sections, analysis) if analysis else None
+        if question == SURVIVAL:
+            found[question] = _survives(probes)
+        elif section is None:
+            found[question] = f"{_SAID[question][0]}: not analysed yet; htc-analyze {analysis}"
         else:
-            found.append(f"{question}: not analysed yet; htc-analyze {name}")
-    return [*found, _survives(probes)]
-
-
-def patches(sections: Sections) -> Sentence | str:
-    """What a linear map tells of the patches and codes, which no claim of the paper is about; or how to measure it."""
-    if sections.reading is None:
-        return "What is told of each patch: not analysed yet; htc-analyze reading"
-    return _patches(sections.reading)
+            found[question] = _SAID[question][1](section)
+    return found
 
 
 def sign(interval: Interval, null: float = 0.0) -> int:
@@ -360,11 +340,11 @@ def _patches(section: Reading) -> Sentence | str:
     }[sign(more)]
     if section.code is not None:
         whole = np.mean(section.code.entropy_read)
-        text += f", and {words(_code_bits(section.code, z))} of the {whole:.2f} bits of a code"
+        text += f", and {words(code_bits(section.code, z))} of the {whole:.2f} bits of a code"
     return Sentence(text + ".", "", None)
 
 
-def _code_bits(codes: Codes, representation: int) -> Interval:
+def code_bits(codes: Codes, representation: int) -> Interval:
     """The mean over code groups. The ends are the means of the groups' ends: as all are of the same images, that is at
     least as wide as an interval of the mean.
     """
@@ -385,151 +365,10 @@ def _apart(one: Interval, other: Interval) -> int:
     return int(one.lower > other.upper) - int(one.upper < other.lower)
 
 
-_SENTENCES: tuple[tuple[str, str, Callable[[Any], Sentence | str]], ...] = (
-    ("attention", "Whether <voco> prefers the anchors", _looks),
-    ("knockouts", "Whether the heat map is honest", honest),
-    ("knockouts", "Whether the anchors matter causally", matters),
-    ("interchange", "Whom answers and probes follow", follows),
-)
-
-
-# ---- the tables
-
-
-def _attention(section: Attention) -> Iterator[RenderableType]:
-    quantities = {
-        "anchors": section.anchor_mass,
-        "times uniform": section.anchor_lift,
-        "top patches": section.top_patches_mass,
-        "entropy, bits": section.entropy_bits,
-    }
-    levels = {head: found for head, found in quantities.items() if found is not None}
-    heads = [] if section.anchor_head is None else ["heads"]
-    rows = []
-    for layer in _some(len(section.mean_attention)):
-        cells = [words(found.by_layer.at(layer)) for found in levels.values()]
-        if section.anchor_head is not None:
-            chosen = section.anchor_head[layer]
-            cells.append(f"{int(chosen.sum())} of {len(chosen)}")
-        rows.append([str(layer + 1), *cells])
-    yield _table(f"Attention of <voco>, {section.images} images, mean over heads", ["layer", *levels, *heads], rows)
-    yield Text(
-        "times uniform: of what falls on anchors and patches, the anchors' part over a uniform look's; top patches: as "
-        "many patches as anchors, chosen anew in each row; heads: those that prefer the anchors",
-        style=_GREY,
-    )
-
-
-def _reconstruct(section: Reconstruct) -> Iterator[RenderableType]:
-    found = {"decoded codes": section.psnr, "mean colour alone": section.psnr_flat, "difference": section.psnr_gain}
-    title = f"Pictures from the codes, {len(section.images)} images: PSNR at 96 x 96, dB"
-    yield _table(title, [*found], [[words(ends.only) for ends in found.values()]])
-
-
-def _contributions(section: Contributions) -> Iterator[RenderableType]:
-    rows = [
-        [f"{layer + 1}" if at == 0 else "", role]
-        + [words(ends.at(layer, at)) for ends in (section.attention_by_role, section.share_by_role)]
-        for layer in _some(section.share.shape[1])
-        for at, role in enumerate(section.roles)
-    ]
-    title = f"What <voco> takes at each layer, {len(section.images)} images"
-    yield _table(title, ["layer", "from", "attention", "share of the update"], rows)
-
-
-def _knockouts(knockouts: Knockouts) -> Iterator[RenderableType]:
-    count, mean = f"{len(knockouts.images)} images", knockouts.mean
-    columns = {"change of z_voco": mean.group_change, "true answers, nats": mean.group_answer}
-    there = {head: intervals for head, intervals in columns.items() if intervals is not None}
-    rows = [
-        [group if m == 0 else "", mode] + [words(intervals.at(m, g)) for intervals in there.values()]
-        for g, group in enumerate(knockouts.group.names)
-        for m, mode in enumerate(knockouts.group.modes)
-        if np.isfinite(mean.group_change.estimate[m, g])
-    ]
-    yield _table(f"Taken away together, {count}", ["", "replaced by", *there], rows)
-    effects = [f"effect on {effect}" for effect in knockouts.rank_effects]
-    yield _table(
-        f"What tells the effect of taking single tokens away: rank correlation, mean of layers, {count}",
-        ["", *effects],
-        [
-            [predictor] + [words(mean.rank.at(number, effect, -1)) for effect in range(len(effects))]
-            for number, predictor in enumerate(knockouts.rank_predictors)
-        ],
-    )
-
-
-def _interchange(interchange: Interchange) -> Iterator[RenderableType]:
-    every = rows_of(interchange)
-    readouts = [name for name in ("answer", "probe") if any(row.readout == name for row in every)]
-    lines: list[list[str]] = []
-    for suite in ("semantic", "detail"):
-        cells: dict[str, dict[str, list[str]]] = {}  # by task, by readout
-        chance: dict[str, str] = {}
-        for row in every:
-            if (row.suite, row.factor, row.mix, row.only_right) == (suite, "all", "swapped", False):
-                is_number = len(row.whom) == 2
-                name = f"{row.task} (weight)" if is_number else row.task or f"mean, {suite}"
-                whom = [words(Interval(*map(float, share))) for share in row.whom[:2]]
-                cells.setdefault(name, {})[row.readout] = whom
-                chance.setdefault(name, "0" if is_number else f"{row.chance:.2f}")
-        for name in sorted(cells, key=lambda name: name.startswith("mean, ")):  # after its tasks
-            of_task = (cell for readout in readouts for cell in cells[name].get(readout, ["", ""]))
-            lines.append([name, *of_task, chance[name]])
-        lines.append([])
-    heads = [*(f"{name}s: {whose}" for name in readouts for whose in ("anchors'", "patches'")), "chance"]
-    yield _table("Anchors of one image, patches of another: whose label is read", ["task", *heads], lines[:-1])
-    note = (
-        "Shares of the mixed images whose donors differ in the label; chance: the anchors' share if what is read were "
-        "dealt out at random. Of numbers, the weights on the donors' values."
-    )
-    why_not = {"answers": interchange.answers, "probes": interchange.probes}
-    yield Text(note + "".join(f" No {name}: {why}." for name, why in why_not.items() if why != "yes"), style=_GREY)
-
-
-def _reading(section: Reading) -> Iterator[RenderableType]:
-    each = range(len(section.representations))
-    rows = []
-    if section.patch is not None:
-        rows.append(["patches, R2", *(words(section.patch.r2_all.at(at)) for at in each), "0.00"])
-    if section.code is not None:
-        of = f"bits of a code, of {np.mean(section.code.entropy_read):.2f}"
-        rows.append([of, *(words(_code_bits(section.code, at)) for at in each), "0.00"])
-    near = section.neighbours
-    if near.score is not None:
-        for task, (name, metric) in enumerate(zip(near.tasks, near.metric, strict=True)):
-            found = (words(near.score.at(task, at)) for at in each)
-            rows.append([f"{name}, {metric}", *found, f"{near.floor[task]:.2f}"])
-    yield _table(f"What can be read from each, {section.images} images", ["", *section.representations, "floor"], rows)
-    yield Text(
-        "patches: a linear map to each, held out; bits of a code: a linear readout, held out; tasks: 10 nearest "
-        "neighbours",
-        style=_GREY,
-    )
-    if section.code is not None and (doubt := few_draws(section.code.draws, section.code.size)):
-        yield Text(f"! {doubt}", style="yellow")
-
-
-_TABLES: dict[str, Callable[[Any], Iterator[RenderableType]]] = {
-    "attention": _attention,
-    "reconstruct": _reconstruct,
-    "contributions": _contributions,
-    "knockouts": _knockouts,
-    "interchange": _interchange,
-    "reading": _reading,
+_SAID: dict[str, tuple[str, Callable[[Any], Sentence | str]]] = {
+    PREFERENCE: ("Whether <voco> prefers the anchors", _looks),
+    HONESTY: ("Whether the heat map is honest", honest),
+    CAUSE: ("Whether the anchors matter causally", matters),
+    FOLLOWING: ("Whom answers and probes follow", follows),
+    PATCHES: ("What is told of each patch", _patches),
 }
-
-
-def _some(layers: int) -> list[int]:
-    """At most 12 of the layers, with the first and the last."""
-    return sorted({round(at) for at in np.linspace(0, layers - 1, min(layers, _MOST_LAYERS))})
-
-
-def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    columns = (Column(Text(name)) for name in head)
-    table = Table(
-        *columns, title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
-    )
-    for row in rows:
-        table.add_row(*map(Text, row))
-    return table

@@ -28,7 +28,7 @@ from rich.table import Table
 import htc_probe.analysis.results
 from benchmarks.browser import Tab, chromium, serving, tab
 from htc_probe.analysis import records
-from htc_probe.analysis.sections import Knockouts
+from htc_probe.analysis.sections import Contributions, Knockouts
 from htc_probe.analysis.stats.draws import intervals_of_means
 from htc_probe.extract.store import Batch, Run, RunInfo, RunShape, RunWriter, Task, open_run
 from htc_probe.probes.files import results
@@ -305,7 +305,7 @@ def random_probes(run: Run, path: Path) -> None:
         writer.finish()
 
 
-def random_knockouts(run: Run) -> dict[str, Knockouts | dict[str, Any]]:
+def random_knockouts(run: Run) -> dict[str, Knockouts | Contributions]:
     """Sections as large as those of `htc-analyze knockouts contributions`, of 200 images and 10 questions."""
     rng = np.random.default_rng(1)
     n, T, Q, shape = 200, run.shape.keys - 1, 10, run.shape
@@ -344,9 +344,18 @@ def random_knockouts(run: Run) -> dict[str, Knockouts | dict[str, Any]]:
         **{f"mean_group_answer{end}": np.zeros((3, 4)) for end in ("", "_lower", "_upper")},
     }
     for name, values in arrays.items():
-        knockouts |= intervals_of_means(values, groups, 0).section(f"mean_{name}")
+        knockouts |= zip(records.ends(f"mean_{name}"), intervals_of_means(values, groups, 0), strict=True)
     norm = rng.random((n, LAYERS, shape.keys), np.float32)
-    contributions = {"images": ids, "groups": groups, "norm": norm, "share": norm - 0.5}
+    by_role = intervals_of_means(np.zeros((n, LAYERS, 1)), groups, 0)
+    contributions = Contributions(
+        images=ids,
+        roles=["patch"],
+        questions=[],
+        norm=norm,
+        share=norm - np.float32(0.5),
+        share_by_role=by_role,
+        attention_by_role=by_role,
+    )
     forms = {name: records.describe(value) for name, value in knockouts.items()}
     return {"knockouts": records.build(Knockouts, forms, knockouts.__getitem__), "contributions": contributions}
 

@@ -21,7 +21,7 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from htc_probe.analysis import cli, records, results, sentences
+from htc_probe.analysis import cli, records, results, sentences, tables
 from htc_probe.analysis.cli import AnalyzeConfig, main
 from htc_probe.analysis.records import Record
 from htc_probe.analysis.sections import Attention, Interchange, Knockouts, Map, Reading, Sections
@@ -746,7 +746,7 @@ def attention(lift: float, above: float, spread: float = 0.1) -> Attention:
     ],
 )
 def test_the_sentence_on_attention(lift: float, above: float, words: list[str], agrees: bool | None) -> None:
-    found = sentences.sentences(Sections(attention=attention(lift, above)))[0]
+    found = sentences.answers(Sections(attention=attention(lift, above)))[sentences.PREFERENCE]
     assert isinstance(found, Sentence) and found.agrees is agrees
     assert all(part in found.text for part in words), found.text
 
@@ -787,7 +787,7 @@ def knockouts(rank: float, anchors: float, random: float, attended: float, quest
     ],
 )
 def test_the_sentence_on_the_heat_map(rank: float, words: list[str]) -> None:
-    found = sentences.sentences(Sections(knockouts=knockouts(rank, 1, 1, 1)))[1]
+    found = sentences.answers(Sections(knockouts=knockouts(rank, 1, 1, 1)))[sentences.HONESTY]
     assert isinstance(found, Sentence) and not found.claim, "the paper tests no causes"
     assert all(part in found.text for part in words), found.text
 
@@ -820,13 +820,13 @@ def test_the_sentence_on_the_heat_map(rank: float, words: list[str]) -> None:
     ],
 )
 def test_the_sentence_on_the_anchors(effects: Any, words: list[str], agrees: bool | None) -> None:
-    found = sentences.sentences(Sections(knockouts=knockouts(0.5, *effects)))[2]
+    found = sentences.answers(Sections(knockouts=knockouts(0.5, *effects)))[sentences.CAUSE]
     assert isinstance(found, Sentence) and found.agrees is agrees
     assert all(part in found.text for part in words), found.text
 
 
 def test_without_questions_the_anchors_are_judged_by_z_voco() -> None:
-    found = sentences.sentences(Sections(knockouts=knockouts(0.5, 0.9, 0.2, 0.5, questions=0)))[2]
+    found = sentences.answers(Sections(knockouts=knockouts(0.5, 0.9, 0.2, 0.5, questions=0)))[sentences.CAUSE]
     assert isinstance(found, Sentence) and found.agrees is True and "answers" not in found.text
 
 
@@ -861,7 +861,7 @@ def interchange(semantic: float, detail: float, spread: float = 0.1) -> Intercha
     ],
 )
 def test_the_sentence_on_the_interchange(shares: Any, words: list[str], agrees: bool | None) -> None:
-    found = sentences.sentences(Sections(interchange=interchange(*shares)))[3]
+    found = sentences.answers(Sections(interchange=interchange(*shares)))[sentences.FOLLOWING]
     assert isinstance(found, Sentence) and found.agrees is agrees
     assert all(part in found.text for part in words), found.text
     assert "probes" not in found.text, "there are none"
@@ -879,7 +879,7 @@ def test_the_sentence_on_the_interchange(shares: Any, words: list[str], agrees: 
 )
 def test_a_preference_of_some_per_cent_is_hardly_one(lift: float, spread: float, words: str) -> None:
     section = attention(lift, 0.0, spread)
-    found = sentences.sentences(Sections(attention=section))[0]
+    found = sentences.answers(Sections(attention=section))[sentences.PREFERENCE]
     assert isinstance(found, Sentence) and words in found.text and ("hardly" in found.text) == ("hardly" in words)
 
 
@@ -918,7 +918,7 @@ def test_what_survives_is_what_the_probes_keep(
             ("v_pooled", 1.0, None),
         )
     ]
-    found = sentences.sentences(Sections(), probed(*means))[4]
+    found = sentences.answers(Sections(), probed(*means))[sentences.SURVIVAL]
     assert isinstance(found, Sentence) and found.agrees is agrees, found
     every = ("Linear probes of z_voco (the last state of <voco>)", "semantic suite (3 t", "detail suite (3 t")
     for part in (*every, *words):
@@ -928,16 +928,18 @@ def test_what_survives_is_what_the_probes_keep(
 
 def test_what_survives_is_of_what_the_text_reads_where_that_was_probed() -> None:
     means = mean("detail", "z_voco", 0.9, 4), mean("detail", "voco_read", 0.7), mean("detail", "v_pooled", 1.0)
-    told = str(sentences.sentences(Sections(), probed(*means))[4])
+    told = str(sentences.answers(Sections(), probed(*means))[sentences.SURVIVAL])
     assert "probes of what the text reads of <voco> read 70.0 %" in told and "90.0" not in told and "v_d)" not in told
     assert "the state of <voco> at layer 2 read 80.0 %" in str(
-        sentences.sentences(Sections(), probed(mean("detail", "z_voco", 0.8, 2)))[4]
+        sentences.answers(Sections(), probed(mean("detail", "z_voco", 0.8, 2)))[sentences.SURVIVAL]
     )
 
 
 @pytest.mark.parametrize("means", [(), (mean("detail", "v_d", 0.3),), (mean("detail", "z_voco", None, 4),)])
 def test_without_probes_of_both_nothing_is_said_to_survive(means: tuple[SuiteMean, ...]) -> None:
-    assert "are there probes of both <voco> and v_pooled" in str(sentences.sentences(Sections(), probed(*means))[4])
+    assert "are there probes of both <voco> and v_pooled" in str(
+        sentences.answers(Sections(), probed(*means))[sentences.SURVIVAL]
+    )
 
 
 def test_the_command_tells_what_the_probes_beside_the_run_keep(folder: Path, capsys: Any) -> None:
@@ -958,9 +960,9 @@ def test_the_command_tells_what_the_probes_beside_the_run_keep(folder: Path, cap
 
 def test_an_end_that_is_not_all_does_not_look_like_all() -> None:
     close = probe_results.Interval(0.99, 0.98, 0.99996)
-    found = sentences.sentences(
+    found = sentences.answers(
         Sections(), probed(dataclasses.replace(mean("detail", "z_voco", 0.99, 4), retention=close))
-    )[4]
+    )[sentences.SURVIVAL]
     assert "99.000 % [98.000, 99.996]" in str(found)
 
 
@@ -982,16 +984,16 @@ def test_the_line_on_single_patches(more: float, words: str) -> None:
         **around("code_bits", [[0, 0], [1.0, 2.0]]),
         "code_entropy_read": np.array([8.0, 8.0]),
     }
-    found = sentences.patches(Sections(reading=filled(Reading, values)))
+    found = sentences.answers(Sections(reading=filled(Reading, values)))[sentences.PATCHES]
     assert isinstance(found, Sentence) and not found.claim, "the paper says nothing of it"
     numbers = ("0.60 [0.50, 0.70]", "R2 over 1,000 images", "0.30 to 0.90", "1.50 [1.40, 1.60] of the 8.00 bits")
     for part in (words, *numbers):
         assert part in found.text, found.text
-    assert "no model was at hand" in str(sentences.patches(Sections(reading=filled(Reading, {}))))
+    assert "no model was at hand" in str(sentences.answers(Sections(reading=filled(Reading, {})))[sentences.PATCHES])
 
 
 def test_what_is_missing_is_said_with_the_way_to_it() -> None:
-    found = [*sentences.sentences(Sections()), sentences.patches(Sections())]
+    found = sentences.answers(Sections()).values()
     assert [str(one).partition("; ")[2] for one in found] == [
         "htc-analyze attention",
         "htc-analyze knockouts",
@@ -1001,7 +1003,7 @@ def test_what_is_missing_is_said_with_the_way_to_it() -> None:
         "htc-analyze reading",
     ]
     console = Console(width=100, file=io.StringIO())
-    console.print(sentences.render(Sections()))
+    console.print(tables.render(Sections()))
     assert "In five sentences" in console.file.getvalue()  # type: ignore[attr-defined]
 
 

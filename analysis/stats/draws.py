@@ -50,11 +50,6 @@ class Intervals(NamedTuple):
         """Of one of them."""
         return Interval(*(float(part[index]) for part in self))
 
-    def section(self, name: str) -> dict[str, np.ndarray]:
-        """As the three entries `NAME`, `NAME_lower` and `NAME_upper` (float32) of a section of results."""
-        ends = {"": self.estimate, "_lower": self.lower, "_upper": self.upper}
-        return {name + end: np.asarray(values, dtype=np.float32) for end, values in ends.items()}
-
 
 class Draws(NamedTuple):
     """A quantity, and what it is on each resample."""

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import htc_probe.analysis.results
-import htc_probe.analysis.sentences
 import htc_probe.probes.files.predictions
 from htc_probe.analysis.results import Analysis, Made, same_run
 from htc_probe.analysis.sections import Sections
+from htc_probe.analysis.sentences import Sentence, answers
 from htc_probe.dashboards.data.kept import RunKey, kept, key_of
 from htc_probe.dashboards.data.run import Header
 from htc_probe.dashboards.runs import Refused, inside
@@ -98,10 +98,8 @@ def _analysis(key: RunKey) -> Analysis:
     return htc_probe.analysis.results.read(key.path)
 
 
-def sentences(run: Path, header: Header) -> list[htc_probe.analysis.sentences.Sentence | str]:
-    """The five of `htc-analyze`, and what a linear map tells of the patches; of what was not analysed or probed, how to
-    do that.
-    """
+def sentences(run: Path, header: Header) -> dict[str, Sentence | str]:
+    """The answers of `htc-analyze`, by question."""
     found, scores = sections(run, header), _scores(run, header)
     times = tuple((name, of.created) for name, of in made(run, header).items())
     return _sentences(key_of(htc_probe.analysis.results.default_path(run)) if times else None, times, found, scores)
@@ -118,6 +116,6 @@ def _scores(run: Path, header: Header) -> RunKey | None:
 @kept(16)
 def _sentences(
     key: RunKey | None, times: tuple[tuple[str, str], ...], _found: Sections, scores: RunKey | None
-) -> list[htc_probe.analysis.sentences.Sentence | str]:
+) -> dict[str, Sentence | str]:
     probed = None if scores is None else probe_results(scores)
-    return [*htc_probe.analysis.sentences.sentences(_found, probed), htc_probe.analysis.sentences.patches(_found)]
+    return answers(_found, probed)

@@ -9,7 +9,7 @@ from pathlib import Path
 import streamlit as st
 
 from htc_probe.analysis.attention import rows as att
-from htc_probe.analysis.sentences import Sentence
+from htc_probe.analysis.sentences import ANALYSES, Sentence
 from htc_probe.dashboards import data
 from htc_probe.dashboards.parts.controls import fill, how_to_read, plain, table
 from htc_probe.dashboards.views.view import View, scores
@@ -17,15 +17,6 @@ from htc_probe.extract.store import Task
 from htc_probe.probes.show.table import columns, suites
 
 THUMBNAILS = 12
-# What each of `data.sentences` answers, and the analysis that it is of; "" is the probes.
-QUESTIONS = (
-    ("Does the token prefer the anchors?", "attention"),
-    ("Is a heat map of attention honest?", "knockouts"),
-    ("Do the anchors matter causally?", "knockouts"),
-    ("Whom do answers and probes follow?", "interchange"),
-    ("What survives in the one token?", ""),
-    ("And of each patch?", "reading"),
-)
 _PROBE = "htc-probe semantic detail"
 VERDICTS = {True: ":blue-badge[agrees]", False: ":orange-badge[disagrees]", None: ":gray-badge[cannot be told]"}
 
@@ -83,11 +74,11 @@ def show(view: View) -> None:
 def _sentences(view: View) -> None:
     st.header("In five sentences")
     found = data.sentences(view.path, view.header)
-    told = [(one, *of) for one, of in zip(found, QUESTIONS, strict=True) if isinstance(one, Sentence)]
+    told = {question: answer for question, answer in found.items() if isinstance(answer, Sentence)}
     missing: dict[str, list[str]] = {}
-    for one in found:
-        if isinstance(one, str):
-            reason, _, command = one.partition("; ")
+    for answer in found.values():
+        if isinstance(answer, str):
+            reason, _, command = answer.partition("; ")
             missing.setdefault(command, []).append(reason.removesuffix(": not analysed yet"))
     missing.pop(_PROBE, None)  # the table of probes says it
     if told:
@@ -95,13 +86,13 @@ def _sentences(view: View) -> None:
             "What was measured on this run, beside what the paper (arXiv 2512.08240) claims. In brackets: 95 % "
             "intervals over groups of images. A sentence agrees or disagrees only where its interval leaves no doubt."
         )
-    for one, question, name in told:
+    for question, answer in told.items():
         measured, claim = st.columns([7, 4], gap="medium", border=True)
         with measured:
-            st.markdown(f"**{question}** {plain(one.text)}")
-            st.caption(_sample(view, name) if name else _probed(view))
+            st.markdown(f"**{question}** {plain(answer.text)}")
+            st.caption(_sample(view, analysis) if (analysis := ANALYSES[question]) else _probed(view))
         with claim:
-            st.markdown(_claim(one))
+            st.markdown(_claim(answer))
     _missing(missing, view.path)
 
 

@@ -1,4 +1,6 @@
-"""What `htc-analyze` prints: a table a section, and the sentences. Knows sections and rich; not how things are measured.
+"""What `htc-analyze` prints: a table a section, and the sentences.
+
+Knows sections and rich; not how anything was measured.
 """
 
 from __future__ import annotations

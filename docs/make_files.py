@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from htc_probe.analysis import records
+from htc_probe.analysis.sections import KINDS
+from htc_probe.analysis.stats.draws import Intervals
 from htc_probe.extract.store import schema
 from htc_probe.probes.files import results
 
@@ -41,15 +44,53 @@ def attributes() -> str:
 
 def fields(record: type[Any]) -> str:
     """The fields of a dataclass, with the lines that its source has under them."""
+    rows = ((f"`{name}`", f"`{kind}`", what) for name, (kind, what) in described(record).items())
+    return table(("field", "type", "what"), rows)
+
+
+def described(record: type[Any]) -> dict[str, tuple[str, str]]:
+    """Field -> its type, and what stands under it in the source."""
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(record))).body
     assert isinstance(body, ast.ClassDef)
-    rows: list[tuple[str, str, str]] = []
+    found: dict[str, tuple[str, str]] = {}
+    name = ""
     for line in body.body:
         if isinstance(line, ast.AnnAssign):
-            rows.append((f"`{ast.unparse(line.target)}`", f"`{ast.unparse(line.annotation)}`", ""))
-        elif isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and rows:
-            rows[-1] = (*rows[-1][:2], " ".join(str(line.value.value).split()))
-    return table(("field", "type", "what"), rows)
+            name = ast.unparse(line.target)
+            found[name] = ast.unparse(line.annotation), ""
+        elif isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant) and name:
+            found[name] = found[name][0], " ".join(str(line.value.value).split())
+    return found
+
+
+def analyses() -> str:
+    """Every section of an analysis file, and after each the records in it."""
+    parts: list[str] = []
+    done: set[str] = set()
+
+    def add(record: type[Any], title: str, start: str) -> None:
+        rows, inner = [], []
+        for field in records.fields(record):
+            name = f"`{records.joined(start, field.name)}`" + (" (or none)" if field.optional else "")
+            what = described(record)[field.name][1]
+            if isinstance(field.type, type) and issubclass(field.type, records.Record):
+                inner.append(field.type)
+                kind = f"*{field.type.__name__}*"
+            elif field.type is Intervals:
+                kind = "float32, interval"
+            else:
+                kind = {list[str]: "text", str: "text"}.get(field.type, "integer" if field.whole else "float")
+            rows.append((name, ", ".join(field.axes), kind, what))
+        words = " ".join((record.__doc__ or "").split())
+        parts.append(f"{title}: {words}\n\n{table(('dataset', 'axes', 'type', 'what'), rows)}")
+        for kind in inner:
+            if kind.__name__ not in done:
+                done.add(kind.__name__)
+                add(kind, f"*{kind.__name__}*", "...")
+
+    for analysis, record in KINDS.items():
+        add(record, f"**`/{analysis}`**, version {record.VERSION}", "")
+    return "\n\n".join(parts)
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -57,6 +98,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "run attributes": attributes,
     "probes": lambda: fields(results.Results),
     "probes row": lambda: fields(results.Row),
+    "analyses": analyses,
 }
 
 

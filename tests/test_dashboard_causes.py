@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.browser import serving, tab
-from htc_probe.analysis import results
+from htc_probe.analysis import records, results
 from htc_probe.analysis.causes.effects import times_even
 from htc_probe.analysis.causes.following import follows
 from htc_probe.analysis.stats.draws import intervals_of_means
@@ -118,7 +118,8 @@ def test_follow_dots_hold_each_task_and_say_which_was_clicked() -> None:
 
 
 def mean(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
-    return intervals_of_means(values, [f"group-{row}" for row in SAMPLE], 0).section(name)
+    found = intervals_of_means(values, [f"group-{row}" for row in SAMPLE], 0)
+    return dict(zip(records.ends(name), found, strict=True))
 
 
 def knockouts(ids: list[str]) -> dict[str, Any]:

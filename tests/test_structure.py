@@ -267,7 +267,7 @@ NOT_YET: dict[Callable[[Sources], set[str]], set[str]] = {
     modules_in_circles: set(),
     rooms_in_circles: set(),
     borrowed_privates: set(),
-    long_files: {},
+    long_files: set(),
     long_functions: set(),
 }
 

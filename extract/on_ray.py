@@ -23,7 +23,7 @@ from htc_probe.extract.engine import find_batch_size, write_shards
 from htc_probe.extract.environment import environment
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.plan import Plan
-from htc_probe.extract.store.shards import Job, Shards
+from htc_probe.extract.store.shards import Job, Shards, unfinished
 
 try:
     import ray
@@ -154,7 +154,7 @@ class _Worker:
             return
         host = socket.gethostname()
         shards = Shards(self._out, self._job, own=f"ray-{uuid.uuid4().hex[:8]}")
-        if not (shards.folder / "manifest.json").is_file():
+        if unfinished(self._out) is None:
             raise UserError(f"{host} does not see {shards.folder}; put --out where all machines see the same files")
         os.chdir(self._folder)  # paths of images may be relative
         wanted, installed = self._job.info.environment, environment("")

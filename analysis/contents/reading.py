@@ -18,6 +18,7 @@ from htc_probe.analysis.stats import draws, ridge
 from htc_probe.extract import again
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import Run, Task, is_labelled
+from htc_probe.extract.vlm.parts import readout
 from htc_probe.probes.files.weights import Key, Probe
 from htc_probe.probes.scores.intervals import Groups
 
@@ -317,9 +318,8 @@ def _lens(run: Run, model: HTCVLM, tokenizer: PreTrainedTokenizerBase | None, se
         return None
     rows, all_groups = again.sample(run, LENS_IMAGES, seed), run.groups()
     groups = [all_groups[row] for row in rows]
-    llama: Any = model.language_model
-    unembed = llama.lm_head.weight.detach().float().cpu().numpy()
-    norm = llama.model.norm.weight.detach().float().cpu().numpy(), float(llama.model.norm.variance_epsilon)
+    unembed, weights, epsilon = readout(model)
+    norm = weights, epsilon
     tasks = {} if tokenizer is None else _single_words(run, tokenizer, rows)
     words = sorted({word for ids in tasks.values() for word in ids})
     after_norm = run.z_voco(last)[rows]

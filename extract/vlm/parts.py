@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -125,6 +126,13 @@ def answer_directions(model: HTCVLM, shared: Shared, ids: Tensor, at: int, token
         back = back * layer.input_layernorm.weight.float() * _scale(layer.input_layernorm, z)[:, None]
         directions.append(directions[-1] + back)
     return torch.stack(directions[::-1], 1)
+
+
+def readout(model: HTCVLM) -> tuple[np.ndarray, np.ndarray, float]:
+    """The unembedding, (vocabulary, d) float32, and of the final norm before it the weights (d,) and epsilon."""
+    llama: Any = model.language_model
+    unembed, weight = (part.weight.detach().float().cpu().numpy() for part in (llama.lm_head, llama.model.norm))
+    return unembed, weight, float(llama.model.norm.variance_epsilon)
 
 
 def _pieces(model: HTCVLM, shared: Shared, layer: int) -> _Heads:

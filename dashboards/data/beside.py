@@ -22,8 +22,8 @@ def refused_beside(run: Path) -> list[Refused]:
     """What of htc-probe and htc-analyze lies beside the run and is not opened, and why."""
     scores = results.default_path(run)
     paths = scores, results.predictions_path(scores), htc_probe.analysis.results.default_path(run)
-    there = [path for path in paths if path.exists() or path.is_symlink()]
-    return [Refused(path, reason) for path in there if (reason := _why_refused(path, run.parent))]
+    present = [path for path in paths if path.exists() or path.is_symlink()]
+    return [Refused(path, reason) for path in present if (reason := _why_refused(path, run.parent))]
 
 
 def _why_refused(path: Path, folder: Path) -> str:
@@ -72,15 +72,15 @@ def sections(run: Path, header: Header) -> Sections:
     """What `htc-analyze` left beside the run; nothing where it left nothing, or what `refused_beside` tells of. What is
     of an earlier state of the run is left out.
     """
-    found = _analysis_beside(run)
-    return Sections() if found is None else found.of(identity(header))
+    analysis = _analysis_beside(run)
+    return Sections() if analysis is None else analysis.of(identity(header))
 
 
 def made(run: Path, header: Header) -> dict[str, Made]:
     """How these sections came about, by analysis."""
-    found = _analysis_beside(run)
+    analysis = _analysis_beside(run)
     of_run = identity(header)
-    return {} if found is None else {name: of for name, of in found.made.items() if same_run(of.run, of_run)}
+    return {} if analysis is None else {name: how for name, how in analysis.made.items() if same_run(how.run, of_run)}
 
 
 def identity(header: Header) -> dict[str, Any]:
@@ -100,9 +100,9 @@ def _analysis(key: RunKey) -> Analysis:
 
 def sentences(run: Path, header: Header) -> dict[str, Sentence | str]:
     """The answers of `htc-analyze`, by question."""
-    found, scores = sections(run, header), _scores(run, header)
-    times = tuple((name, of.created) for name, of in made(run, header).items())
-    return _sentences(key_of(htc_probe.analysis.results.default_path(run)) if times else None, times, found, scores)
+    analysed, scores = sections(run, header), _scores(run, header)
+    times = tuple((name, how.created) for name, how in made(run, header).items())
+    return _sentences(key_of(htc_probe.analysis.results.default_path(run)) if times else None, times, analysed, scores)
 
 
 def _scores(run: Path, header: Header) -> RunKey | None:

@@ -17,7 +17,7 @@ def predictions(key: RunKey) -> Predictions:
 @kept(96)
 def predicted(key: RunKey, probe: compare.ProbeKey, images: int) -> Predicted:
     """What one probe said of a run of so many images. Raises UserError when the file is damaged or of other images."""
-    said = predictions(key)[probe]
-    if len(said.rows) and not 0 <= said.rows.min() <= said.rows.max() < images:
+    answers = predictions(key)[probe]
+    if len(answers.rows) and not 0 <= answers.rows.min() <= answers.rows.max() < images:
         raise UserError(f"{Path(key.path).name} is of more than {images:,} images; run htc-probe again")
-    return said
+    return answers

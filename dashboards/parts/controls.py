@@ -87,8 +87,8 @@ def choose_image(ids: Sequence[str], chosen: Sequence[int]) -> int:
 
     def step(by: int) -> None:
         rows = chosen or range(last + 1)
-        here = st.session_state["image"] - 1
-        ahead = [row for row in rows if (row > here if by > 0 else row < here)]
+        current = st.session_state["image"] - 1
+        ahead = [row for row in rows if (row > current if by > 0 else row < current)]
         if ahead:
             st.session_state["image"] = (min(ahead) if by > 0 else max(ahead)) + 1
 
@@ -99,12 +99,12 @@ def choose_image(ids: Sequence[str], chosen: Sequence[int]) -> int:
 
     def find() -> None:
         part = st.session_state["find"]
-        found = [row for row, name in enumerate(ids) if part == name] or [
+        matching = [row for row, name in enumerate(ids) if part == name] or [
             row for row, name in enumerate(ids) if part.lower() in name.lower()
         ]
-        st.session_state["not_found"] = bool(part) and not found
-        if found:
-            st.session_state["image"] = found[0] + 1
+        st.session_state["not_found"] = bool(part) and not matching
+        if matching:
+            st.session_state["image"] = matching[0] + 1
 
     st.text_input("Find by id", key="find", on_change=find, placeholder="a part of the id")
     if st.session_state.get("not_found"):

@@ -33,7 +33,7 @@ def show(view: View) -> None:
             "of HTC-VLM with anchors from codes have this channel; extract with one to fill this page."
         )
         return
-    found = data.sections(view.path, view.header)
+    sections = data.sections(view.path, view.header)
     group, code = _choose(view, shape.codes[2])
     read = data.all_codes(view.key)
     if len(read.rows) < shape.images:
@@ -42,7 +42,7 @@ def show(view: View) -> None:
     image = view.selection.image
     left, right = side_by_side([7, 5], "codes_image", least=380)
     with left:
-        _picture(view, found.reconstruct)
+        _picture(view, sections.reconstruct)
     with right:
         here_RC = data.codes_of_image(view.key, image)[..., group]
         # Where not all images were read, this one may hold a code that no other does.
@@ -56,8 +56,8 @@ def show(view: View) -> None:
             "follow its code below."
         )
 
-    _usage(view, read, found.reading, group, code)
-    answer = _labels(view, read, found.reading, group, code)
+    _usage(view, read, sections.reading, group, code)
+    answer = _labels(view, read, sections.reading, group, code)
     _one_code(view, read, group, code, answer)
 
 
@@ -93,8 +93,8 @@ def _take(key: str, **where: int) -> Callable[[], None]:
 
     def chosen() -> None:
         for point in points(key)[:1]:
-            for state, at in where.items():
-                value = int(point["customdata"][at])
+            for state, place in where.items():
+                value = int(point["customdata"][place])
                 st.session_state[state] = str(value + 1) if state == "codegroup" else value
 
     return chosen
@@ -122,8 +122,8 @@ def _picture(view: View, section: Reconstruct | None) -> None:
             following = [*rows[rows > image], rows[0]]
             st.button("The next that has one", on_click=controls.go_to_image, args=(int(following[0]),))
         return
-    at = section.images.index(name)
-    figure = made(figures.code_pictures, thumbnail, section.pictures[at], psnr=float(section.psnr_of[at]))
+    place = section.images.index(name)
+    figure = made(figures.code_pictures, thumbnail, section.pictures[place], psnr=float(section.psnr_of[place]))
     draw(figure, "codes_pictures")
     if view.header.info.config.get("random_weights"):
         st.caption("The weights of this model were drawn at random, and so its pictures are noise.")
@@ -148,7 +148,10 @@ def _usage(view: View, read: data.Codes, section: Reading | None, group: int, co
             ends = lower, upper
             used, size, n = section.code.used, section.code.size, len(view.header.ids)
         else:
-            entropy, used = np.array([associations.entropy(one) for one in read.shares]), (read.shares > 0).sum(1)
+            entropy, used = (
+                np.array([associations.entropy(share_K) for share_K in read.shares]),
+                (read.shares > 0).sum(1),
+            )
             ends, size, n = None, read.size, len(read.rows)
         figure = made(figures.code_entropy, entropy, used, size, n=n, interval=ends, chosen=group)
         draw(figure, "codes_entropy", on_click=_take("codes_entropy", codegroup=0))
@@ -188,24 +191,24 @@ def _labels(
     task = tasks[left.selectbox("Label", names, start, key="codetask", bind="query-params")]
     values = data.labels(view.key)[task.name][read.rows]
     known = associations.answers(values, task.kind, task.classes, task.unit)
-    options = [str(at) for at in range(1, len(known) + 1)]
+    options = [str(number) for number in range(1, len(known) + 1)]
     with right:
-        at = int(select("Answer", options, "answer", format_func=lambda at: known[int(at) - 1])) - 1
+        number = int(select("Answer", options, "answer", format_func=lambda number: known[int(number) - 1])) - 1
     _bits(view, section, group, task.name)
-    found = data.codes_of_answer(view.key, group, task.name, at)
-    if not found.n_inside or not found.n_outside:
-        st.info(f"{found.n_inside:,} images have this answer and {found.n_outside:,} another: nothing to compare.")
-        return task.name, at
-    kept = associations.chosen(found, found.found)
+    codes = data.codes_of_answer(view.key, group, task.name, number)
+    if not codes.n_inside or not codes.n_outside:
+        st.info(f"{codes.n_inside:,} images have this answer and {codes.n_outside:,} another: nothing to compare.")
+        return task.name, number
+    kept = associations.chosen(codes, codes.found)
     if not len(kept.code):
         st.info(
-            f"No code of group {group + 1} is in images of {plain(known[at])} more often than in others beyond doubt: "
-            f"of {len(found.code):,} codes in {found.n_inside:,} such images, none has p below 0.05 once it is "
-            f"corrected for the {found.tests:,} pairs of a code and an answer that could be looked at."
+            f"No code of group {group + 1} is in images of {plain(known[number])} more often than in others beyond "
+            f"doubt: of {len(codes.code):,} codes in {codes.n_inside:,} such images, none has p below 0.05 once it is "
+            f"corrected for the {codes.tests:,} pairs of a code and an answer that could be looked at."
         )
-        return task.name, at
+        return task.name, number
     draw(
-        made(figures.code_lifts, kept, group=group, answer=f"{task.name}: {known[at]}", chosen=code),
+        made(figures.code_lifts, kept, group=group, answer=f"{task.name}: {known[number]}", chosen=code),
         "codes_lifts",
         on_click=_take("codes_lifts", code=0),
     )
@@ -216,29 +219,29 @@ def _labels(
         "follow its code."
     )
     with st.expander(f"As a table: {len(kept.code):,} codes"):
-        some = slice(_LISTED)
+        first = slice(_LISTED)
         columns = {
-            "code": kept.code[some],
-            "images with this answer": kept.inside[some],
-            f"of {found.n_inside:,}": np.round(kept.inside[some] / found.n_inside, 4),
-            "other images": kept.outside[some],
-            f"of {found.n_outside:,} others": np.round(kept.outside[some] / found.n_outside, 4),
-            "times as often": kept.lift[some].round(3),
-            "lower": kept.lower[some].round(3),
-            "upper": kept.upper[some].round(3),
-            "p, corrected": kept.p[some],
+            "code": kept.code[first],
+            "images with this answer": kept.inside[first],
+            f"of {codes.n_inside:,}": np.round(kept.inside[first] / codes.n_inside, 4),
+            "other images": kept.outside[first],
+            f"of {codes.n_outside:,} others": np.round(kept.outside[first] / codes.n_outside, 4),
+            "times as often": kept.lift[first].round(3),
+            "lower": kept.lower[first].round(3),
+            "upper": kept.upper[first].round(3),
+            "p, corrected": kept.p[first],
         }
         table({name: column.tolist() for name, column in columns.items()}, "codes_table")
-    return task.name, at
+    return task.name, number
 
 
 def _most_told(names: list[str], section: Reading | None) -> str:
     """The label of which a code says most, as a share of what can be said; the first where that was not measured."""
-    found = None if section is None else section.code
-    if found is None or found.label is None:
+    reading = None if section is None else section.code
+    if reading is None or reading.label is None:
         return names[0]
-    share_T = found.label.bits.estimate.max(1) / np.maximum(found.label.entropy, 1e-9)
-    best = found.tasks[int(share_T.argmax())]
+    share_T = reading.label.bits.estimate.max(1) / np.maximum(reading.label.entropy, 1e-9)
+    best = reading.tasks[int(share_T.argmax())]
     return best if best in names else names[0]
 
 
@@ -246,21 +249,21 @@ def _bits(view: View, section: Reading | None, group: int, task: str) -> None:
     if section is None:
         fill("How much codes tell of each label, and where, was not measured.", "htc-analyze reading", view.path)
         return
-    found = section.code
-    if found is None or found.label is None or view.header.shape.codes is None:
+    reading = section.code
+    if reading is None or reading.label is None or view.header.shape.codes is None:
         st.info("No label of this run has two answers, so codes cannot tell of any.")
         return
-    tasks, n = found.tasks, min(section.images, view.header.shape.images)
+    tasks, n = reading.tasks, min(section.images, view.header.shape.images)
     left, right = side_by_side([7, 5], "codes_told", least=380)
     with left:
-        at = tasks.index(task) if task in tasks else None
+        place = tasks.index(task) if task in tasks else None
         figure = made(
             figures.code_label_bits,
-            *found.label.bits,
-            found.label.entropy,
+            *reading.label.bits,
+            reading.label.entropy,
             tasks,
             n=n,
-            mark=None if at is None else (at, group),
+            mark=None if place is None else (place, group),
         )
 
         def taken() -> None:
@@ -275,14 +278,14 @@ def _bits(view: View, section: Reading | None, group: int, task: str) -> None:
             "codes of an image overlap and cannot be added. Click a cell to choose its label and group."
         )
     with right:
-        if at is None:
+        if place is None:
             st.info(f"All images have the same answer to {plain(task)}, or none, so codes cannot tell of it.")
             return
         figure = made(
             figures.code_label_map,
-            found.label.map[at],
-            found.rows.tolist(),
-            found.cols.tolist(),
+            reading.label.map[place],
+            reading.rows.tolist(),
+            reading.cols.tolist(),
             view.header.shape.codes[:2],
             task=task,
             n=n,
@@ -326,12 +329,12 @@ def _one_code(view: View, read: data.Codes, group: int, code: int | None, answer
         if not len(holding):
             st.info("No such image holds it.")
             return
-        some = holding[np.argsort(-here_NP[holding].sum(1), kind="stable")[:_EXAMPLES]]
-        rows = [int(row) for row in read.rows[some]]
+        shown = holding[np.argsort(-here_NP[holding].sum(1), kind="stable")[:_EXAMPLES]]
+        rows = [int(row) for row in read.rows[shown]]
         figure = made(
             figures.code_examples,
             data.pictures(view.key, rows),
-            here_NP[some].reshape(-1, R, C),
+            here_NP[shown].reshape(-1, R, C),
             [view.header.ids[row] for row in rows],
             title=f"Images {words}",
             subtitle=f"outlined: cells with code {code} · {len(rows)} of {len(holding):,} images",

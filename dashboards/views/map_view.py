@@ -56,53 +56,55 @@ class Coloured(NamedTuple):
 
 def show(view: View) -> None:
     """Draws the page."""
-    found = data.sections(view.path, view.header).map
-    if found is None:
-        what = "No map of this run." if view.header.finished else "No map of this run; it needs the run to be finished."
-        fill(what, COMMAND, view.path)
+    maps = data.sections(view.path, view.header).map
+    if maps is None:
+        reason = (
+            "No map of this run." if view.header.finished else "No map of this run; it needs the run to be finished."
+        )
+        fill(reason, COMMAND, view.path)
         return
-    data.check_map(found, view.header.shape.images)
-    method, of, coloured = _choices(view, found)
+    data.check_map(maps, view.header.shape.images)
+    method, number, coloured = _choices(view, maps)
     grid = st.grid(5, min_column_width=180)  # one below the other in a narrow window
     with grid.cell(column_span=3):
-        _map(view, found, method, of, coloured)
+        _map(view, maps, method, number, coloured)
     with grid.cell(column_span=2):
         _selection(view, coloured)
         if not view.selection.chosen:
-            _trust(found)
-    _neighbours(view, found, coloured)
+            _trust(maps)
+    _neighbours(view, maps, coloured)
     if view.selection.chosen:
-        _trust(found)
+        _trust(maps)
 
 
-def _choices(view: View, found: Map) -> tuple[str, int, Coloured]:
+def _choices(view: View, maps: Map) -> tuple[str, int, Coloured]:
     """How the map is made, of what (a number of `found.map_of`), and its colours."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        name = _pick("Map of", found.map_of, "map_of")
+        name = _pick("Map of", maps.map_of, "map_of")
         method = _pick("By", list(METHODS), "map_by")
         tasks = {task.name: task for task in view.header.tasks}
         first = next((task.name for task in tasks.values() if task.kind == "classes"), NOTHING)
-        others = [ANCHORS] * bool(view.header.shape.anchors) + [NOTHING]
-        options = sorted(tasks, key=first.__ne__) + [name for name in others if name not in tasks]
+        colours = [ANCHORS] * bool(view.header.shape.anchors) + [NOTHING]
+        options = sorted(tasks, key=first.__ne__) + [name for name in colours if name not in tasks]
         chosen = select("Coloured by", options, "map_colour", width=240)
         task = tasks.get(chosen)
-        one = None
+        label = None
         if task is not None and task.classes:
             every = [] if task.kind == "multilabel" else [EVERY]
-            one = select("Class", [*every, *task.classes], "map_class", width=240)
-            one = None if one in every else one
-        said = None if task is None else _said(view, task, name)
-        surely = said is not None and _pick("Show", [LABEL, PROBE], "map_score") == PROBE
-    if task is not None and said is not None and surely:
-        return method, found.map_of.index(name), _surely(view, found.rows, task, one, name, said)
-    return method, found.map_of.index(name), _coloured(view, found.rows, chosen, task, one)
+            label = select("Class", [*every, *task.classes], "map_class", width=240)
+            label = None if label in every else label
+        predicted = None if task is None else _said(view, task, name)
+        surely = predicted is not None and _pick("Show", [LABEL, PROBE], "map_score") == PROBE
+    if task is not None and predicted is not None and surely:
+        return method, maps.map_of.index(name), _surely(view, maps.rows, task, label, name, predicted)
+    return method, maps.map_of.index(name), _coloured(view, maps.rows, chosen, task, label)
 
 
 def _pick(label: str, options: Sequence[str], key: str) -> str:
     return pick(label, options, key, format_func=lambda option: NAMES.get(option, plain(option)))
 
 
-def _coloured(view: View, rows: np.ndarray, chosen: str, task: Task | None, one: str | None) -> Coloured:
+def _coloured(view: View, rows: np.ndarray, chosen: str, task: Task | None, label: str | None) -> Coloured:
     """`one`: the only class that is told from the others; None for all classes."""
     if task is None and chosen == ANCHORS:
         selection = view.selection
@@ -115,15 +117,15 @@ def _coloured(view: View, rows: np.ndarray, chosen: str, task: Task | None, one:
     labels = data.labels(view.key)[task.name][rows]
     if task.kind in NUMERIC:
         return Coloured(task.name, figures.Amounts(labels, f"{task.name} {task.unit}".strip()), task)
-    if one is None:
+    if label is None:
         return Coloured(task.name, figures.Classes(task.classes, labels), task)
-    place = task.classes.index(one)
+    place = task.classes.index(label)
     if task.kind == "multilabel":
         flags = labels[:, place]
-        colour = figures.Classes((one, f"no {one}"), np.where(task.known(flags), 1 - flags.astype(int), -1), 0)
+        colour = figures.Classes((label, f"no {label}"), np.where(task.known(flags), 1 - flags.astype(int), -1), 0)
     else:
-        colour = figures.Classes((one, f"not {one}"), np.where(labels < 0, -1, (labels != place).astype(int)), 0)
-    return Coloured(f"{task.name}: {one}", colour, task)
+        colour = figures.Classes((label, f"not {label}"), np.where(labels < 0, -1, (labels != place).astype(int)), 0)
+    return Coloured(f"{task.name}: {label}", colour, task)
 
 
 def _said(view: View, task: Task, representation: str) -> Predicted | None:
@@ -135,57 +137,57 @@ def _said(view: View, task: Task, representation: str) -> Predicted | None:
         return None
     key = data.key_of(beside)
     try:
-        found = data.predictions(key)
+        predictions = data.predictions(key)
     except UserError as error:
         st.warning(plain(str(error)))
         return None
-    layers = [layer for name, of, layer in found if (name, of) == (task.name, representation)]
-    if not layers or found.run.get("created") != view.header.created:
+    layers = [layer for name, source, layer in predictions if (name, source) == (task.name, representation)]
+    if not layers or predictions.run.get("created") != view.header.created:
         return None
     last = max(layers, key=lambda layer: -1 if layer is None else layer)
     return data.predicted(key, (task.name, representation, last), view.header.shape.images)
 
 
 def _surely(
-    view: View, rows: np.ndarray, task: Task, one: str | None, representation: str, said: Predicted
+    view: View, rows: np.ndarray, task: Task, label: str | None, representation: str, predicted: Predicted
 ) -> Coloured:
     """By how sure a probe is of what is true, or how far off it is. `one`: the label of a multilabel task."""
     values = np.full(view.header.shape.images, np.nan)
-    of = f"a probe of {NAMES.get(representation, representation)}"
-    if said.error is not None:
-        values[said.rows] = np.abs(said.error)
+    reader = f"a probe of {NAMES.get(representation, representation)}"
+    if predicted.error is not None:
+        values[predicted.rows] = np.abs(predicted.error)
         axis = f"error {task.unit}".strip()
-        return Coloured(f"how far {of} is off {task.name}", figures.Amounts(values[rows], axis), task)
-    if said.kind == "classes":
-        values[said.rows] = said.of_true
-    elif one in said.classes and said.sure is not None:
-        at = said.classes.index(one)
-        sure, true = said.sure[:, at], said.y[:, at]
-        values[said.rows] = np.where(task.known(true), np.where(true == 1, sure, 1 - sure), np.nan)
-    words = f"how sure {of} is of the true {task.name}" + ("" if said.kind == "classes" else f": {one}")
+        return Coloured(f"how far {reader} is off {task.name}", figures.Amounts(values[rows], axis), task)
+    if predicted.kind == "classes":
+        values[predicted.rows] = predicted.of_true
+    elif label in predicted.classes and predicted.sure is not None:
+        number = predicted.classes.index(label)
+        sure, true = predicted.sure[:, number], predicted.y[:, number]
+        values[predicted.rows] = np.where(task.known(true), np.where(true == 1, sure, 1 - sure), np.nan)
+    words = f"how sure {reader} is of the true {task.name}" + ("" if predicted.kind == "classes" else f": {label}")
     return Coloured(words, figures.Amounts(values[rows], "probability of what is true", ".0%"), task)
 
 
-def _map(view: View, found: Map, method: str, of: int, coloured: Coloured) -> None:
+def _map(view: View, maps: Map, method: str, number: int, coloured: Coloured) -> None:
     key, header, selection = view.key, view.header, view.selection
-    points_MN2, kept = METHODS[method](found)
-    estimate, lower, upper = (end[of] for end in kept)
-    first, second = (f"component {at + 1} ({found.pca_variance[of, at]:.1%} of the variance)" for at in (0, 1))
+    points_MN2, kept = METHODS[method](maps)
+    estimate, lower, upper = (end[number] for end in kept)
+    first, second = (f"component {axis + 1} ({maps.pca_variance[number, axis]:.1%} of the variance)" for axis in (0, 1))
     axes = (first, second) if method == "PCA" else ("", "")
     total = header.shape.images
-    of_all = "" if len(found.rows) == total else f" of {total:,}"
+    of_all = "" if len(maps.rows) == total else f" of {total:,}"
     by = f", coloured by {coloured.words}" if coloured.words else ""
     figure = made(
         figures.latent_map,
-        points_MN2[of],
-        found.rows,
+        points_MN2[number],
+        maps.rows,
         coloured.colour,
-        title=f"{method} of {NAMES.get(found.map_of[of], found.map_of[of])}{by}",
-        subtitle=f"{len(found.rows):,}{of_all} images; {estimate:.1%} [{lower:.1%}, {upper:.1%}] of an image's 10 "
-        f"nearest<br>are its 10 nearest on this map, by chance {found.kept_chance:.1%}",
+        title=f"{method} of {NAMES.get(maps.map_of[number], maps.map_of[number])}{by}",
+        subtitle=f"{len(maps.rows):,}{of_all} images; {estimate:.1%} [{lower:.1%}, {upper:.1%}] of an image's 10 "
+        f"nearest<br>are its 10 nearest on this map, by chance {maps.kept_chance:.1%}",
         axes=axes,
-        chosen=np.flatnonzero(np.isin(found.rows, selection.chosen)),
-        current=found.place(selection.image),
+        chosen=np.flatnonzero(np.isin(maps.rows, selection.chosen)),
+        current=maps.place(selection.image),
         current_name=f"image {selection.image + 1:,}",
     )
     draw(figure, "map", on_click=partial(go_to_point, "map"), on_area=_select)
@@ -221,10 +223,10 @@ def _label(view: View, task: Task, row: int) -> str:
     return data.label_text(task, data.labels(view.key)[task.name][row])
 
 
-def _trust(found: Map) -> None:
-    names = [NAMES.get(name, name) for name in found.map_of]
-    kept = {method: np.stack(of(found)[1]) for method, of in METHODS.items()}
-    draw(made(figures.kept_bars, kept, found.map_of, names, found.kept_chance, n=len(found.rows)), "map_kept")
+def _trust(maps: Map) -> None:
+    names = [NAMES.get(name, name) for name in maps.map_of]
+    kept = {method: np.stack(look(maps)[1]) for method, look in METHODS.items()}
+    draw(made(figures.kept_bars, kept, maps.map_of, names, maps.kept_chance, n=len(maps.rows)), "map_kept")
     how_to_read(
         "A map in two dimensions must tear some neighbours apart. Where a bar is low, what lies together there need "
         "not be alike; the nearest images are looked up in all dimensions."
@@ -234,13 +236,13 @@ def _trust(found: Map) -> None:
 # ---- neighbours
 
 
-def _neighbours(view: View, found: Map, coloured: Coloured) -> None:
+def _neighbours(view: View, maps: Map, coloured: Coloured) -> None:
     st.subheader("Nearest to this image")
     image = view.selection.image
-    place = found.place(image)
+    place = maps.place(image)
     if place is None:
         st.info(
-            f"Image {image + 1:,} is not among the {len(found.rows):,} of {view.header.shape.images:,} images that "
+            f"Image {image + 1:,} is not among the {len(maps.rows):,} of {view.header.shape.images:,} images that "
             "were drawn for the map. Click a point, or press Next, to see another one."
         )
         return
@@ -250,7 +252,7 @@ def _neighbours(view: View, found: Map, coloured: Coloured) -> None:
         if coloured.task is not None:
             words.append(f"{coloured.task.name}: {_label(view, coloured.task, image)}")
         st.caption("  \n".join(map(plain, words)), width="content")
-    _rows(view, found, coloured.task, place)
+    _rows(view, maps, coloured.task, place)
     how_to_read(
         "Each row: the images nearest to this one in that representation's own space, all dimensions (standardised, "
         "Euclidean; codes: most equal codes), none of its own group. The number is the distance: 1 is as far as two "
@@ -258,25 +260,27 @@ def _neighbours(view: View, found: Map, coloured: Coloured) -> None:
     )
 
 
-def _rows(view: View, found: Map, task: Task | None, place: int) -> None:
+def _rows(view: View, maps: Map, task: Task | None, place: int) -> None:
     """The nearest images, a row a representation."""
-    near = {name: found.nearest_rows[of, place] for of, name in enumerate(found.map_of)}
-    both: set[int] = set()
+    near = {name: maps.nearest_rows[number, place] for number, name in enumerate(maps.map_of)}
+    shared: set[int] = set()
     if "z_voco" in near and "v_pooled" in near:
-        both = (set(near["z_voco"]) & set(near["v_pooled"])) - {-1}
+        shared = (set(near["z_voco"]) & set(near["v_pooled"])) - {-1}
         k = len(near["z_voco"])
         st.markdown(
-            f"**{len(both)} of the {k}** nearest by z_voco are among those by pooled V (by chance "
-            f"{k**2 / (len(found.rows) - 1):.2g}); they are framed in blue."
+            f"**{len(shared)} of the {k}** nearest by z_voco are among those by pooled V (by chance "
+            f"{k**2 / (len(maps.rows) - 1):.2g}); they are framed in blue."
         )
-    for of, (name, rows) in enumerate(near.items()):
-        there = rows >= 0
-        st.markdown(f"**{NAMES.get(name, plain(name))}**{_same(view, found, task, rows[there])}")
-        away = [f"{value:.2f}" for value in found.nearest_distance[of, place][there]]
-        _gallery(view, task, rows[there], f"map_near_{of}", away, both if name in ("z_voco", "v_pooled") else ())
+    for number, (name, rows) in enumerate(near.items()):
+        known_K = rows >= 0
+        st.markdown(f"**{NAMES.get(name, plain(name))}**{_same(view, maps, task, rows[known_K])}")
+        away = [f"{value:.2f}" for value in maps.nearest_distance[number, place][known_K]]
+        _gallery(
+            view, task, rows[known_K], f"map_near_{number}", away, shared if name in ("z_voco", "v_pooled") else ()
+        )
 
 
-def _same(view: View, found: Map, task: Task | None, rows: np.ndarray) -> str:
+def _same(view: View, maps: Map, task: Task | None, rows: np.ndarray) -> str:
     """How many of them have the label of the image."""
     image = view.selection.image
     if task is None or task.kind != "classes":
@@ -284,10 +288,10 @@ def _same(view: View, found: Map, task: Task | None, rows: np.ndarray) -> str:
     labels = data.labels(view.key)[task.name]
     if labels[image] < 0:
         return ""
-    same, known = int((labels[rows] == labels[image]).sum()), int((labels[rows] >= 0).sum())
-    mapped = labels[found.rows[found.rows != image]]
+    alike, known = int((labels[rows] == labels[image]).sum()), int((labels[rows] >= 0).sum())
+    mapped = labels[maps.rows[maps.rows != image]]
     chance = known * float((mapped[mapped >= 0] == labels[image]).mean()) if (mapped >= 0).any() else 0.0
-    return f" · same {plain(task.name)}: {same} of {known}, by chance {chance:.1f}"
+    return f" · same {plain(task.name)}: {alike} of {known}, by chance {chance:.1f}"
 
 
 def _gallery(
@@ -300,11 +304,13 @@ def _gallery(
 ) -> None:
     """Thumbnails to click, with the label of the task under each."""
     ids, pictures = view.header.ids, []
-    for at, (row, source) in enumerate(zip(map(int, rows), data.pictures(view.key, list(map(int, rows))), strict=True)):
+    for place, (row, source) in enumerate(
+        zip(map(int, rows), data.pictures(view.key, list(map(int, rows))), strict=True)
+    ):
         label = None if task is None else _label(view, task, row)
         name = f"{row + 1:,} · {ids[row]}" + ("" if task is None else f" · {task.name}: {label}")
         short = ids[row] if len(ids[row]) <= 12 else "…" + ids[row][-11:]
-        lines = (*([] if label is None else [label]), short if notes is None else notes[at])
+        lines = (*([] if label is None else [label]), short if notes is None else notes[place])
         pictures.append(gallery.Picture(row, source, name, lines, row == view.selection.image, row in marked))
     gallery.show(pictures, key, go_to_image)
 
@@ -347,12 +353,12 @@ def _most(view: View, task: Task | None, chosen: np.ndarray) -> str:
     if task is None or task.kind != "classes":
         return ""
     labels = data.labels(view.key)[task.name]
-    here, whole = (np.bincount(part[part >= 0], minlength=len(task.classes)) for part in (labels[chosen], labels))
-    if not here.sum():
+    counts, whole = (np.bincount(part[part >= 0], minlength=len(task.classes)) for part in (labels[chosen], labels))
+    if not counts.sum():
         return ""
     shares = [
-        f"{task.classes[at]} {here[at] / here.sum():.0%} ({whole[at] / whole.sum():.0%})"
-        for at in np.argsort(-here, kind="stable")[:3]
-        if here[at]
+        f"{task.classes[number]} {counts[number] / counts.sum():.0%} ({whole[number] / whole.sum():.0%})"
+        for number in np.argsort(-counts, kind="stable")[:3]
+        if counts[number]
     ]
     return plain(f"{task.name}: {', '.join(shares)}; in brackets, of the whole run")

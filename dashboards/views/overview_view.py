@@ -73,10 +73,10 @@ def show(view: View) -> None:
 
 def _sentences(view: View) -> None:
     st.header("In five sentences")
-    found = data.sentences(view.path, view.header)
-    told = {question: answer for question, answer in found.items() if isinstance(answer, Sentence)}
+    answers = data.sentences(view.path, view.header)
+    told = {question: answer for question, answer in answers.items() if isinstance(answer, Sentence)}
     missing: dict[str, list[str]] = {}
-    for answer in found.values():
+    for answer in answers.values():
         if isinstance(answer, str):
             reason, _, command = answer.partition("; ")
             missing.setdefault(command, []).append(reason.removesuffix(": not analysed yet"))
@@ -132,14 +132,14 @@ def _probed(view: View) -> str:
 
 def _probes(view: View) -> None:
     st.header("What can be read from it")
-    found = scores(view.path, view.header)
-    if found is None:
+    results = scores(view.path, view.header)
+    if results is None:
         return
     lines = [
-        (mean, max(row.n for row in found.rows if row.suite == suite))
-        for suite in suites(found)
-        for key in columns(found, suite)
-        for mean in found.suite_means
+        (mean, max(row.n for row in results.rows if row.suite == suite))
+        for suite in suites(results)
+        for key in columns(results, suite)
+        for mean in results.suite_means
         if (mean.suite, mean.representation, mean.layer) == (suite, *key)
     ]
     table(

@@ -42,10 +42,10 @@ AT_ONCE = 24
 
 def show(view: View) -> None:
     """Draws the page."""
-    found = scores(view.path, view.header)
-    if found is None:
+    results = scores(view.path, view.header)
+    if results is None:
         return
-    if doubts := of_tables.doubts(found):
+    if doubts := of_tables.doubts(results):
         with st.expander(f"{len(doubts)} warnings" if len(doubts) > 1 else "1 warning"):
             for doubt in doubts:
                 st.caption(plain(doubt))
@@ -54,17 +54,17 @@ def show(view: View) -> None:
     for tab, part in zip(tabs, parts.values(), strict=True):
         if tab.open:
             with tab:
-                part(view, found)
+                part(view, results)
 
 
 # ---- scores
 
 
 @fragment
-def _scores(view: View, found: Results) -> None:
+def _scores(view: View, results: Results) -> None:
     left, right = st.columns(2)
     with left:
-        suite = pick("Suite", of_tables.suites(found), "suite", format_func=plain)
+        suite = pick("Suite", of_tables.suites(results), "suite", format_func=plain)
     kinds = {
         "scores": figures.probe_scores,
         "bits": figures.probe_bits,
@@ -72,31 +72,31 @@ def _scores(view: View, found: Results) -> None:
         "kept": figures.probe_kept,
         "ceilings": figures.probe_ceilings,
     }
-    drawn = {kind: made(make, found, suite) for kind, make in kinds.items()}
+    drawn = {kind: made(make, results, suite) for kind, make in kinds.items()}
     with right:
         kind = pick("Show", [kind for kind, figure in drawn.items() if figure is not None], "measure")
     figure = drawn[kind]
     assert figure is not None
     draw(figure, "probe_scores")
     how_to_read(plain(CAPTIONS[kind]) + (f" {_reference(suite)}" if kind == "scores" else ""))
-    _score_table(found, suite)
-    _classes(found, suite)
-    gaps = made(figures.probe_gaps, found)
+    _score_table(results, suite)
+    _classes(results, suite)
+    gaps = made(figures.probe_gaps, results)
     if gaps is not None:
         st.subheader("Semantics and details")
         draw(gaps, "probe_gaps")
         how_to_read(plain(CAPTIONS["gaps"]))
     st.subheader("Two representations on the same images")
-    _compare(found, suite)
+    _compare(results, suite)
 
 
 def _reference(suite: str) -> str:
     return plain(of_tables.paper_reference(suite))
 
 
-def _score_table(found: Results, suite: str) -> None:
-    rows = [row for row in found.rows if row.suite == suite]
-    means = [mean for mean in found.suite_means if mean.suite == suite]
+def _score_table(results: Results, suite: str) -> None:
+    rows = [row for row in results.rows if row.suite == suite]
+    means = [mean for mean in results.suite_means if mean.suite == suite]
     lines = [
         {
             "task": row.task,
@@ -138,21 +138,21 @@ def _score_table(found: Results, suite: str) -> None:
         )
 
 
-def _classes(found: Results, suite: str) -> None:
+def _classes(results: Results, suite: str) -> None:
     """Of one task of the suite; nothing where its tasks are numbers."""
-    tasks = list(dict.fromkeys(one.task for one in found.by_class if one.suite == suite))
+    tasks = list(dict.fromkeys(row.task for row in results.by_class if row.suite == suite))
     if not tasks:
         return
     st.subheader("Single classes")
-    figure = made(figures.probe_classes, found, select("Task", tasks, "classes_of"))
+    figure = made(figures.probe_classes, results, select("Task", tasks, "classes_of"))
     assert figure is not None
     draw(figure, "probe_classes")
     how_to_read(plain(CAPTIONS["classes"]))
 
 
-def _compare(found: Results, suite: str) -> None:
-    compared = {name for one in found.comparisons if one.suite == suite for name in (one.a, one.b)}
-    keys = {label(*key): key for row in found.rows if label(*(key := of_tables.key_of(row))) in compared}
+def _compare(results: Results, suite: str) -> None:
+    compared = {name for line in results.comparisons if line.suite == suite for name in (line.a, line.b)}
+    keys = {label(*key): key for row in results.rows if label(*(key := of_tables.key_of(row))) in compared}
     if len(keys) < 2:
         st.info("These results hold one representation: there is nothing to compare it with.")
         return
@@ -162,7 +162,7 @@ def _compare(found: Results, suite: str) -> None:
         a = select("First", names, "a")
     with right:
         b = select("Minus", [name for name in names if name != a], "b")
-    figure = made(figures.probe_differences, found, suite, keys[a], keys[b])
+    figure = made(figures.probe_differences, results, suite, keys[a], keys[b])
     if figure is None:
         st.info("These two were not compared.")
         return
@@ -172,15 +172,15 @@ def _compare(found: Results, suite: str) -> None:
         "not corrected). Right of 0, the first is better. Filled: p < 0.05 after Holm's correction over all tasks and "
         "pairs."
     )
-    rows = of_tables.between(found, suite, keys[a], keys[b])
+    rows = of_tables.between(results, suite, keys[a], keys[b])
     columns: dict[str, Sequence[object]] = {
-        "task": [one.task or "mean of the suite" for one in rows],
-        "metric": [one.metric for one in rows],
-        "difference": [one.difference.estimate for one in rows],
-        "lower": [one.difference.lower for one in rows],
-        "upper": [one.difference.upper for one in rows],
-        "p": [one.p for one in rows],
-        "p after Holm": [one.p_holm for one in rows],
+        "task": [line.task or "mean of the suite" for line in rows],
+        "metric": [line.metric for line in rows],
+        "difference": [line.difference.estimate for line in rows],
+        "lower": [line.difference.lower for line in rows],
+        "upper": [line.difference.upper for line in rows],
+        "p": [line.p for line in rows],
+        "p after Holm": [line.p_holm for line in rows],
     }
     with st.expander("These differences as a table"):
         table(columns, "probe_compared_table")
@@ -190,83 +190,83 @@ def _compare(found: Results, suite: str) -> None:
 
 
 @fragment
-def _curves(view: View, found: Results) -> None:
-    suite = pick("Suite", of_tables.suites(found), "suite", format_func=plain)
-    layers, learning = made(figures.probe_layers, found, suite), made(figures.probe_learning, found, suite)
+def _curves(view: View, results: Results) -> None:
+    suite = pick("Suite", of_tables.suites(results), "suite", format_func=plain)
+    layers, learning = made(figures.probe_layers, results, suite), made(figures.probe_learning, results, suite)
     if layers is None:
-        fill("z_voco was probed at one layer.", _command(found, "--layers all"), view.path)
+        fill("z_voco was probed at one layer.", _command(results, "--layers all"), view.path)
     else:
         draw(layers, "probe_layers")
         how_to_read(plain(CAPTIONS["layers"]))
     if learning is None:
-        fill("Probes were not trained on fewer images.", _command(found, "--curve"), view.path)
+        fill("Probes were not trained on fewer images.", _command(results, "--curve"), view.path)
     else:
         draw(learning, "probe_learning")
         how_to_read(plain(CAPTIONS["learning"]))
 
 
-def _command(found: Results, *more: str) -> str:
+def _command(results: Results, *options: str) -> str:
     """What these results were made with, and more."""
-    given = found.config
-    names = given.get("suites")
+    config = results.config
+    names = config.get("suites")
     suites = [str(name) for name in names] if isinstance(names, list) and names else ["semantic", "detail"]
     parts = ["htc-probe", *suites]
-    if given.get("curve") and "--curve" not in more:
+    if config.get("curve") and "--curve" not in options:
         parts.append("--curve")
-    if given.get("layers") and "--layers all" not in more:
-        parts += ["--layers", str(given["layers"])]
-    return " ".join([*map(shlex.quote, parts), *more])
+    if config.get("layers") and "--layers all" not in options:
+        parts += ["--layers", str(config["layers"])]
+    return " ".join([*map(shlex.quote, parts), *options])
 
 
 # ---- single images
 
 
-def _images(view: View, found: Results) -> None:
+def _images(view: View, results: Results) -> None:
     left, middle, right = side_by_side(3, "probe", least=200)
-    of = {row.task: row for row in found.rows}
+    row_of = {row.task: row for row in results.rows}
     with left:
-        task = select("Task", list(of), "task")
-    rows = [row for row in found.rows if row.task == task]
-    first = of_tables.columns(found, rows[0].suite)
+        task = select("Task", list(row_of), "task")
+    rows = [row for row in results.rows if row.task == task]
+    first = of_tables.columns(results, rows[0].suite)
     keys = {label(*key): key for key in [*first, *((row.representation, row.layer) for row in rows)]}
     with middle:
         key = keys[select("Read from", list(keys), "read")]
-    place = _predictions(view, found)
+    place = _predictions(view, results)
     predicted = None if place is None else _predicted(view, place, (task, *key))
     if predicted is None:
         if place is not None:
-            fill("The predictions beside this run lack this probe.", _command(found), view.path)
-        _counts_alone(found, task, key)
+            fill("The predictions beside this run lack this probe.", _command(results), view.path)
+        _counts_alone(results, task, key)
         return
     assert place is not None
     number = 0
     if predicted.kind == "multilabel":
         with right:
             number = predicted.classes.index(select("Label", list(predicted.classes), "label"))
-    said = answers.of(predicted, number)
+    told = answers.of(predicted, number)
     if view.selection.chosen:
-        said = said.among(np.array(view.selection.chosen))
+        told = told.among(np.array(view.selection.chosen))
     question = f"{task}: {predicted.classes[number]}" if predicted.kind == "multilabel" else task
     name = f"{escape(question)} from {escape(label(*key))}"
     selected = " selected" if view.selection.chosen else ""
     left, right = side_by_side([6, 5], "answers", least=380)
     with left:
-        which, what = _overview(view, said, name, f"{len(said.rows):,}{selected} held-out images", rows[0].unit)
+        places, words = _overview(view, told, name, f"{len(told.rows):,}{selected} held-out images", rows[0].unit)
     with right:
-        _current(view, found, place)
-    _gallery(view, said, which, what)
+        _current(view, results, place)
+    _gallery(view, told, places, words)
 
 
-def _predictions(view: View, found: Results) -> data.RunKey | None:
+def _predictions(view: View, results: Results) -> data.RunKey | None:
     """The file of predictions; None, and why, where there is none of this run."""
     path = data.said_beside(view.path)
     if path is None:
-        fill("What the probes said of each image is not beside this run.", _command(found), view.path)
+        fill("What the probes said of each image is not beside this run.", _command(results), view.path)
         return None
     place = data.key_of(path)
     run = data.predictions(place).run
     if (run.get("created"), run.get("sha256")) != (view.header.created, view.header.info.model.get("sha256")):
-        fill("What the probes said is of an earlier state of this run.", _command(found), view.path)
+        fill("What the probes said is of an earlier state of this run.", _command(results), view.path)
         return None
     return place
 
@@ -277,15 +277,15 @@ def _predicted(view: View, place: data.RunKey, probe: tuple[str, str, int | None
     return data.predicted(place, probe, view.header.shape.images)
 
 
-def _counts_alone(found: Results, task: str, key: tuple[str, int | None]) -> None:
+def _counts_alone(results: Results, task: str, key: tuple[str, int | None]) -> None:
     """The confusion matrix of the results, where there are no predictions to look into."""
-    for one in found.confusions:
-        if (one.task, one.representation, one.layer) == (task, *key):
-            counts_KK = np.array(one.counts)
+    for matrix in results.confusions:
+        if (matrix.task, matrix.representation, matrix.layer) == (task, *key):
+            counts_KK = np.array(matrix.counts)
             figure = made(
                 figures.confusion,
                 counts_KK,
-                one.classes,
+                matrix.classes,
                 title=f"{escape(task)} from {escape(label(*key))}",
                 subtitle=f"held-out images by true class and chosen class · n = {counts_KK.sum():,}",
             )
@@ -293,17 +293,17 @@ def _counts_alone(found: Results, task: str, key: tuple[str, int | None]) -> Non
             how_to_read(plain(CAPTIONS["confusions"]))
 
 
-def _overview(view: View, said: Answers, name: str, sample: str, unit: str) -> tuple[np.ndarray, str]:
+def _overview(view: View, told: Answers, name: str, sample: str, unit: str) -> tuple[np.ndarray, str]:
     """All answers in one figure. Returns which of them to look at, and what these are."""
-    if said.sure is None:
-        error = f"{np.abs(said.error).mean():.3g} {escape(unit)}".strip() if len(said.rows) else "unknown"
+    if told.sure is None:
+        error = f"{np.abs(told.error).mean():.3g} {escape(unit)}".strip() if len(told.rows) else "unknown"
         # What is said of a circular value lies where the error is the short way round, beyond the period if need be.
-        drawn, way = (said.true + said.error, ", the short way round") if said.period else (said.said, "")
+        drawn, way = (told.true + told.error, ", the short way round") if told.period else (told.said, "")
         figure = made(
             figures.said_and_true,
-            said.true,
+            told.true,
             drawn,
-            said.rows,
+            told.rows,
             unit=unit,
             title=name,
             subtitle=f"{sample} · mean error {error}{way}",
@@ -320,18 +320,18 @@ def _overview(view: View, said: Answers, name: str, sample: str, unit: str) -> t
             "A point is an image that the probe was not trained on; on the dashed line it is right. Click one "
             "to make it the image of all pages."
         )
-        return said.wrong(), "by their error, the largest first"
-    cell = _cell((view.path.name, *said.names))
+        return told.wrong(), "by their error, the largest first"
+    cell = _cell((view.path.name, *told.names))
 
     def click() -> None:
         for point in points("probe_confusion")[:1]:
             st.session_state["probe_cell"] = cell._replace(marked=(int(point["y"]) - 1, int(point["x"]) - 1))
 
-    right = float((said.true == said.said).mean()) if len(said.rows) else float("nan")
+    right = float((told.true == told.said).mean()) if len(told.rows) else float("nan")
     figure = made(
         figures.confusion,
-        said.counts(),
-        said.names,
+        told.counts(),
+        told.names,
         title=name,
         subtitle=f"{sample} · {right:.1%} right",
         mark=cell.marked,
@@ -342,9 +342,9 @@ def _overview(view: View, said: Answers, name: str, sample: str, unit: str) -> t
         "the row; numbers: images. Click a cell to see its images below."
     )
     if cell.marked is None:
-        return said.wrong(), "that the probe gets wrong, the surest first"
-    true, chosen = (said.names[at] for at in cell.marked)
-    return said.cell(*cell.marked), f"of {true} that the probe calls {chosen}, the surest first"
+        return told.wrong(), "that the probe gets wrong, the surest first"
+    true, chosen = (told.names[number] for number in cell.marked)
+    return told.cell(*cell.marked), f"of {true} that the probe calls {chosen}, the surest first"
 
 
 class _Cell(NamedTuple):
@@ -367,23 +367,23 @@ def _let_go() -> None:
     st.session_state["probe_cell"] = _Cell(st.session_state["probe_cell"].of)
 
 
-def _current(view: View, found: Results, place: data.RunKey) -> None:
+def _current(view: View, results: Results, place: data.RunKey) -> None:
     """What every probe says of the image that all pages show."""
     image, header = view.selection.image, view.header
     st.markdown(f"**Image {image + 1:,}**: {plain(header.ids[image])}")
     st.image(data.thumbnail(view.key, image), width=150, alt=f"thumbnail of image {header.ids[image]}")
-    units = {row.task: row.unit for row in found.rows}
+    units = {row.task: row.unit for row in results.rows}
     names: dict[str, tuple[str, int | None]] = {}
-    for suite in of_tables.suites(found):
-        names |= {label(*key): key for key in of_tables.columns(found, suite)}
+    for suite in of_tables.suites(results):
+        names |= {label(*key): key for key in of_tables.columns(results, suite)}
     columns: dict[str, list[str]] = {"task": list(units), "true": [""] * len(units)} | {name: [] for name in names}
-    for at, task in enumerate(units):
+    for answer, task in enumerate(units):
         for name, key in names.items():
             predicted = _predicted(view, place, (task, *key))
             told = None if predicted is None else answers.of_image(predicted, image)
             columns[name].append("" if told is None else f"{'≠ ' if told.wrong else ''}{told.said}")
             if told is not None:
-                columns["true"][at] = told.true
+                columns["true"][answer] = told.true
     table(columns, "probe_image_table")
     measured = ", ".join(f"{task} in {unit}" for task, unit in units.items() if unit)
     how_to_read(
@@ -392,35 +392,43 @@ def _current(view: View, found: Results, place: data.RunKey) -> None:
     )
 
 
-def _gallery(view: View, said: Answers, which: np.ndarray, what: str) -> None:
+def _gallery(view: View, told: Answers, places: np.ndarray, words: str) -> None:
     """Some of the images, a page at a time."""
-    if said.sure is not None and st.session_state["probe_cell"].marked is not None:
+    if told.sure is not None and st.session_state["probe_cell"].marked is not None:
         st.button("All that the probe gets wrong", on_click=_let_go)
-    if not len(which):
-        st.info(f"There are no images {plain(what.split(',')[0])}.")
+    if not len(places):
+        st.info(f"There are no images {plain(words.split(',')[0])}.")
         return
-    list_of = (view.path.name, *(st.session_state.get(key) for key in ("task", "read", "label")), what, len(which))
+    list_of = (view.path.name, *(st.session_state.get(key) for key in ("task", "read", "label")), words, len(places))
     before, lists = st.session_state.get("probe_list", (list_of, 0))
     if before != list_of:  # another list begins at its first page
         lists += 1
     st.session_state["probe_list"] = list_of, lists
-    pages = -(-len(which) // AT_ONCE)
+    pages = -(-len(places) // AT_ONCE)
     title, middle, button = side_by_side([5, 4, 3], "probe_list", least=190, align="center")
-    title.markdown(f"**{len(which):,} images** {plain(what)}")
+    title.markdown(f"**{len(places):,} images** {plain(words)}")
     with middle:
         page = st.pagination(pages, key=f"probe_page_{lists}") if pages > 1 else 1
     button.button(
-        f"Select these {len(which):,}", on_click=choose, args=(said.rows[which],), width="stretch", help="On all pages."
+        f"Select these {len(places):,}",
+        on_click=choose,
+        args=(told.rows[places],),
+        width="stretch",
+        help="On all pages.",
     )
-    here = which[AT_ONCE * (page - 1) : AT_ONCE * page]
+    on_page = places[AT_ONCE * (page - 1) : AT_ONCE * page]
     pictures = []
-    for at, source in zip(here, data.pictures(view.key, [int(row) for row in said.rows[here]]), strict=True):
-        row = int(said.rows[at])
+    for place, source in zip(on_page, data.pictures(view.key, [int(row) for row in told.rows[on_page]]), strict=True):
+        row = int(told.rows[place])
         lines: tuple[str, ...]
-        if said.sure is None:
-            lines = (f"true {said.true[at]:.4g}", f"said {said.said[at]:.4g}")
+        if told.sure is None:
+            lines = (f"true {told.true[place]:.4g}", f"said {told.said[place]:.4g}")
         else:
-            lines = (f"true {said.names[said.true[at]]}", f"said {said.names[said.said[at]]}", f"p {said.sure[at]:.3f}")
+            lines = (
+                f"true {told.names[told.true[place]]}",
+                f"said {told.names[told.said[place]]}",
+                f"p {told.sure[place]:.3f}",
+            )
         name = f"{row + 1:,} · {view.header.ids[row]} · {', '.join(lines)}"
         shown = (_end(view.header.ids[row]), *lines)
         pictures.append(gallery.Picture(row, source, name, shown, row == view.selection.image))

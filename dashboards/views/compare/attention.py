@@ -101,8 +101,8 @@ def on_average(two: Two) -> None:
 
 
 def _quantities(two: Two) -> dict[str, att.Quantity]:
-    one, other = (att.quantities(header.shape.roles) for header in two.headers)
-    return {name: quantity for name, quantity in one.items() if name in other}
+    mine, theirs = (att.quantities(header.shape.roles) for header in two.headers)
+    return {name: quantity for name, quantity in mine.items() if name in theirs}
 
 
 def _unit(quantity: att.Quantity) -> str:
@@ -115,32 +115,30 @@ def _levels(two: Two, quantity: att.Quantity) -> tuple[Differences, Differences,
     chosen, factor = view.selection.chosen, 100 if quantity.unit == "share of all attention" else 1
     if quantity.name == "anchor_mass":
         cells = data.mass_differences(view.key, two.key, chosen)
-        one, other = data.paired_mass(view.key, two.key, chosen, head)
-        at, words = two.pairs, two.images
+        own, others = data.paired_mass(view.key, two.key, chosen, head)
+        pairs, words = two.pairs, two.images
     else:
-        mine, theirs, at = data.paired_attention(view.key, two.key, chosen)
+        mine, theirs, pairs = data.paired_attention(view.key, two.key, chosen)
         sections = _sections(two)
-        if len(at.rows) < len(two.pairs.rows) and not chosen and sections is not None:
-            cells = _analysed(
-                sections, two, quantity, lambda found: found.by_head if isinstance(found, Levels) else None
-            )
-            curve = _analysed(sections, two, quantity, lambda found: found.by_layer)
+        if len(pairs.rows) < len(two.pairs.rows) and not chosen and sections is not None:
+            cells = _analysed(sections, two, quantity, lambda part: part.by_head if isinstance(part, Levels) else None)
+            curve = _analysed(sections, two, quantity, lambda part: part.by_layer)
             curve = curve if head is None else cells.map(lambda values: values[:, head])
             return cells.times(factor), curve.times(factor), None, _how(curve, sections)
         one_NLH, other_NLH = (quantity.of(sample.values) for sample in (mine, theirs))
-        cells = compare.of_images(one_NLH, other_NLH, at.groups, at.other_groups)
-        one, other = att.head_mean(one_NLH, head), att.head_mean(other_NLH, head)
-        whole = len(at.rows) == len(two.pairs.rows)
-        words = two.images if whole else f"{len(at.rows):,}, evenly spaced, of {two.images}"
-    curve = compare.of_images(one, other, at.groups, at.other_groups)
-    band = att.band((one - other) * factor) if at.paired else None
+        cells = compare.of_images(one_NLH, other_NLH, pairs.groups, pairs.other_groups)
+        own, others = att.head_mean(one_NLH, head), att.head_mean(other_NLH, head)
+        whole = len(pairs.rows) == len(two.pairs.rows)
+        words = two.images if whole else f"{len(pairs.rows):,}, evenly spaced, of {two.images}"
+    curve = compare.of_images(own, others, pairs.groups, pairs.other_groups)
+    band = att.band((own - others) * factor) if pairs.paired else None
     return cells.times(factor), curve.times(factor), band, words
 
 
 def _sections(two: Two) -> tuple[Attention, Attention] | None:
     """What `htc-analyze attention` left of each run; None where one has none."""
-    one, other = (data.sections(path, header).attention for path, header in zip(two.paths, two.headers, strict=True))
-    return None if one is None or other is None else (one, other)
+    mine, theirs = (data.sections(path, header).attention for path, header in zip(two.paths, two.headers, strict=True))
+    return None if mine is None or theirs is None else (mine, theirs)
 
 
 def _analysed(
@@ -150,7 +148,7 @@ def _analysed(
     level: Callable[[Levels | Difference], Intervals | None],
 ) -> Differences:
     """From what `htc-analyze attention` left of each run; paired where it was made `--against` the other one."""
-    mine, theirs = (level(found) for section in sections if (found := quantity.found(section)) is not None)
+    mine, theirs = (level(part) for section in sections if (part := quantity.found(section)) is not None)
     assert mine is not None and theirs is not None
     for own, against, sign in ((0, 1, 1), (1, 0, -1)):
         difference = quantity.difference(sections[own])
@@ -162,38 +160,40 @@ def _analysed(
     return compare.of_estimates(mine, theirs)
 
 
-def _how(found: Differences, sections: Sequence[Attention]) -> str:
+def _how(differences: Differences, sections: Sequence[Attention]) -> str:
     images = " and ".join(f"{section.images:,}" for section in sections)
-    return f"htc-analyze, {images} images, {'paired' if found.paired else 'taken as independent'}"
+    return f"htc-analyze, {images} images, {'paired' if differences.paired else 'taken as independent'}"
 
 
 def _overall(two: Two) -> None:
     """One line a quantity: mean over images, layers and heads."""
     sections = _sections(two)
-    chosen, found, how = two.view.selection.chosen, {}, {}
+    chosen, by_name, how = two.view.selection.chosen, {}, {}
     if two.anchors:
         means = [values.mean(1) for values in data.paired_mass(two.view.key, two.key, chosen, None)]
-        at = two.pairs
-        found["anchor_mass"] = compare.of_images(means[0], means[1], at.groups, at.other_groups)
+        pairs = two.pairs
+        by_name["anchor_mass"] = compare.of_images(means[0], means[1], pairs.groups, pairs.other_groups)
         how["anchor_mass"] = two.images
     if sections is not None and not chosen:
         for name, (words, unit, _) in ANALYSED.items():
             quantity = att.Quantity(name, words, unit, 0, 0)
-            if name not in found and all(quantity.found(section) is not None for section in sections):
-                found[name] = _analysed(sections, two, quantity, lambda levels: levels.overall).map(lambda end: end[0])
-                how[name] = _how(found[name], sections)
+            if name not in by_name and all(quantity.found(section) is not None for section in sections):
+                by_name[name] = _analysed(sections, two, quantity, lambda levels: levels.overall).map(
+                    lambda end: end[0]
+                )
+                how[name] = _how(by_name[name], sections)
     st.markdown("**Averages over images, layers and heads**")
-    if found:
-        lines = {name: one.times(ANALYSED[name][2]) for name, one in found.items()}
-        adjusted = holm(np.array([float(one.p) for one in lines.values()]))
+    if by_name:
+        lines = {name: line.times(ANALYSED[name][2]) for name, line in by_name.items()}
+        adjusted = holm(np.array([float(line.p) for line in lines.values()]))
         table(
             {
                 "quantity": [ANALYSED[name][0] for name in lines],
                 "unit": [ANALYSED[name][1] for name in lines],
-                two.names[0]: [number(one.this) for one in lines.values()],
-                two.names[1]: [number(one.other) for one in lines.values()],
-                "difference": [signed(one.estimate) for one in lines.values()],
-                "95 % interval": [f"{signed(one.lower)} to {signed(one.upper)}" for one in lines.values()],
+                two.names[0]: [number(line.this) for line in lines.values()],
+                two.names[1]: [number(line.other) for line in lines.values()],
+                "difference": [signed(line.estimate) for line in lines.values()],
+                "95 % interval": [f"{signed(line.lower)} to {signed(line.upper)}" for line in lines.values()],
                 "p (Holm)": [p_value(p) for p in adjusted],
                 "images": [how[name] for name in lines],
             },
@@ -207,21 +207,21 @@ def _overall(two: Two) -> None:
         st.caption("Entropy, lift and their like are of all images, and so left out while some are selected.")
     for path, header, against in zip(two.paths, two.headers, reversed(two.paths), strict=True):
         if data.sections(path, header).attention is None:
-            what = f"Of {plain(path.stem)}, lift, entropy and other averages over all images are not there."
-            fill(what, f"htc-analyze attention --against {shlex.quote(str(against))}", path)
+            reason = f"Of {plain(path.stem)}, lift, entropy and other averages over all images are not there."
+            fill(reason, f"htc-analyze attention --against {shlex.quote(str(against))}", path)
 
 
 def _relative_depth(two: Two, quantity: att.Quantity) -> None:
     """Curves of runs whose layers are not each other's."""
-    mine, theirs, at = data.paired_attention(two.view.key, two.key, two.view.selection.chosen)
+    mine, theirs, pairs = data.paired_attention(two.view.key, two.key, two.view.selection.chosen)
     factor = 100 if quantity.unit == "share of all attention" else 1
-    others = at.groups if at.other_groups is None else at.other_groups
+    other_groups = pairs.groups if pairs.other_groups is None else pairs.other_groups
     curves = []
-    for sample, groups in ((mine, at.groups), (theirs, others)):
+    for sample, groups in ((mine, pairs.groups), (theirs, other_groups)):
         values = quantity.of(sample.values).mean(2) * factor
-        one = compare.of_images(values, np.zeros_like(values), groups)
-        curves.append((one.estimate, one.lower, one.upper))
-    read = "" if len(at.rows) == len(two.pairs.rows) else f"{len(at.rows):,} of "
+        mean = compare.of_images(values, np.zeros_like(values), groups)
+        curves.append((mean.estimate, mean.lower, mean.upper))
+    read = "" if len(pairs.rows) == len(two.pairs.rows) else f"{len(pairs.rows):,} of "
     figure = made(
         figures.two_curves,
         curves[0],
@@ -238,38 +238,44 @@ def _relative_depth(two: Two, quantity: att.Quantity) -> None:
 def _roles_and_images(two: Two) -> None:
     selection = two.view.selection
     left, right = side_by_side(2, "compare_roles", least=380)
-    mine, theirs, at = data.paired_attention(two.view.key, two.key, selection.chosen)
-    of = f"{len(at.rows):,} images" if at.paired else f"{len(at.rows):,} and {len(at.other_rows):,} images, unpaired"
+    mine, theirs, pairs = data.paired_attention(two.view.key, two.key, selection.chosen)
+    count = (
+        f"{len(pairs.rows):,} images"
+        if pairs.paired
+        else f"{len(pairs.rows):,} and {len(pairs.other_rows):,} images, unpaired"
+    )
     with left:
         if two.same_cells:
-            found = {}
+            by_role = {}
             for role in att.ROLES:
                 if role in mine.mass or role in theirs.mass:
-                    one, other = (
+                    own, others = (
                         att.head_mean(of_run.mass[role], selection.head)
                         if role in of_run.mass
                         else np.zeros(of_run.by_layer_NLS.shape[:2], np.float32)
                         for of_run in (mine, theirs)
                     )
-                    found[role] = compare.of_images(one, other, at.groups, at.other_groups).times(100)
-            figure = made(figures.role_differences, found, subtitle=f"{selection.head_words} · {of}", names=two.names)
+                    by_role[role] = compare.of_images(own, others, pairs.groups, pairs.other_groups).times(100)
+            figure = made(
+                figures.role_differences, by_role, subtitle=f"{selection.head_words} · {count}", names=two.names
+            )
             draw(figure, "compare_roles")
             how_to_read("What one kind of key gains, the others lose: the lines sum to 0. Bars are 95 % intervals.")
     with right:
         if two.pairs.paired and two.anchors:
-            one, other, words = _masses(two)
+            own, others, words = _masses(two)
             figure = made(
                 figures.pairs_scatter,
-                one,
-                other,
+                own,
+                others,
                 two.pairs.rows,
                 names=two.names,
                 unit=PERCENT,
                 shown=selection.image,
-                subtitle=f"attention on the anchors, {words} · {len(one):,} images",
+                subtitle=f"attention on the anchors, {words} · {len(own):,} images",
             )
             draw(figure, "compare_scatter", on_click=_picked)
-            share = float((one > other).mean())
+            share = float((own > others).mean())
             how_to_read(
                 f"Above the line, this run looks at the anchors more: {share:.0%} of images. Click one to see it under "
                 "*One image* and on every page."
@@ -279,10 +285,10 @@ def _roles_and_images(two: Two) -> None:
 def _masses(two: Two) -> tuple[np.ndarray, np.ndarray, str]:
     """(n,) of each run: attention on the anchors in %, at the selected layer and head; in words."""
     layer, head, words = _selected(two)
-    one, other = data.paired_mass(two.view.key, two.key, two.view.selection.chosen, head)
+    own, others = data.paired_mass(two.view.key, two.key, two.view.selection.chosen, head)
     if layer is None:
-        return one.mean(1) * 100, other.mean(1) * 100, words
-    return one[:, layer] * 100, other[:, layer] * 100, words
+        return own.mean(1) * 100, others.mean(1) * 100, words
+    return own[:, layer] * 100, others[:, layer] * 100, words
 
 
 def _selected(two: Two) -> tuple[int | None, int | None, str]:
@@ -296,7 +302,7 @@ def _selected(two: Two) -> tuple[int | None, int | None, str]:
 def _patches(two: Two) -> None:
     """The average map of patches of both."""
     layer, head, words = _selected(two)
-    mine, theirs, at = data.paired_attention(two.view.key, two.key, two.view.selection.chosen)
+    mine, theirs, pairs = data.paired_attention(two.view.key, two.key, two.view.selection.chosen)
     rows = [sample.select(layer, head) for sample in (mine, theirs)]
     maps = [_map(values.mean(0), header) for values, header in zip(rows, two.headers, strict=True)]
     if maps[0] is None or maps[1] is None or maps[0].shape != maps[1].shape:
@@ -305,13 +311,13 @@ def _patches(two: Two) -> None:
     patches = [
         values[:, att.role_mask(header.shape.roles, "patch")] for values, header in zip(rows, two.headers, strict=True)
     ]
-    found = compare.of_images(patches[0], patches[1], at.groups, at.other_groups)
+    differences = compare.of_images(patches[0], patches[1], pairs.groups, pairs.other_groups)
     shape = two.view.header.shape
     marked_S = np.zeros(shape.keys)
-    marked_S[att.role_mask(shape.roles, "patch")] = found.marked
+    marked_S[att.role_mask(shape.roles, "patch")] = differences.marked
     marked = _map(marked_S, two.view.header)
     assert marked is not None
-    of = f"{len(at.rows):,} images, paired" if at.paired else "unpaired"
+    sample_words = f"{len(pairs.rows):,} images, paired" if pairs.paired else "unpaired"
     figure = made(
         figures.two_maps,
         maps[0] * 100,
@@ -319,13 +325,13 @@ def _patches(two: Two) -> None:
         title="Where it looks in the picture, on average",
         names=two.names,
         unit=PERCENT,
-        subtitle=f"{words} · {PERCENT}, a patch · {of}",
+        subtitle=f"{words} · {PERCENT}, a patch · {sample_words}",
         marked=marked > 0,
     )
     draw(figure, "compare_patches")
     how_to_read(
         f"The first two share a scale. A dot: that patch's difference is no chance finding at 5 %, corrected for all "
-        f"{found.p.size:,} patches (Holm): {int(found.marked.sum()):,} of them."
+        f"{differences.p.size:,} patches (Holm): {int(differences.marked.sum()):,} of them."
     )
 
 
@@ -342,18 +348,18 @@ def _first_tokens(two: Two) -> None:
         st.caption("The first tokens of the two runs are not each other's, so that their attention is not compared.")
         return
     head = two.view.selection.head
-    mine, theirs, at = data.paired_attention(two.view.key, two.key, two.view.selection.chosen)
+    mine, theirs, pairs = data.paired_attention(two.view.key, two.key, two.view.selection.chosen)
     ends = []
     for sample, shape in zip((mine, theirs), shapes, strict=True):
         keys = att.first_hybrid(shape.roles, TOKENS)
-        of = sample.by_layer_NLS if head is None else sample.rows_NLHS[:, :, head]
-        ends.append(of[..., keys].astype(np.float32))
-    found = compare.of_images(ends[0], ends[1], at.groups, at.other_groups).times(100)
+        values = sample.by_layer_NLS if head is None else sample.rows_NLHS[:, :, head]
+        ends.append(values[..., keys].astype(np.float32))
+    differences = compare.of_images(ends[0], ends[1], pairs.groups, pairs.other_groups).times(100)
     figure = made(
         figures.difference_heatmap,
-        found.map(lambda values: values.T),
+        differences.map(lambda values: values.T),
         title="The first tokens, over the layers (the paper's Figure 3)",
-        subtitle=f"{two.view.selection.head_words} · {len(at.rows):,} images",
+        subtitle=f"{two.view.selection.head_words} · {len(pairs.rows):,} images",
         names=two.names,
         unit=PERCENT,
         columns=tokens[0],
@@ -361,7 +367,7 @@ def _first_tokens(two: Two) -> None:
         mark=(None, two.view.selection.layer),
     )
     draw(figure, "compare_tokens")
-    how_to_read(f"The anchors and the patches after them. Dots as above, corrected for {found.p.size:,} cells.")
+    how_to_read(f"The anchors and the patches after them. Dots as above, corrected for {differences.p.size:,} cells.")
 
 
 def _cell() -> None:
@@ -394,7 +400,7 @@ def one_image(two: Two) -> None:
             st.image(theirs.thumbnail, width=180, alt="the other run's thumbnail")
     with maps:
         rows = [att.select(record.attention, layer, head) for record in (mine, theirs)]
-        grids = [_map(values, of) for values, of in zip(rows, two.headers, strict=True)]
+        grids = [_map(values, run) for values, run in zip(rows, two.headers, strict=True)]
         if grids[0] is None or grids[1] is None or grids[0].shape != grids[1].shape:
             st.info("The runs have no grid of patches in common, so that their maps are not compared.")
         else:
@@ -417,7 +423,8 @@ def one_image(two: Two) -> None:
     bars, cells, place = side_by_side(3, "compare_anchors", least=300)
     with bars:
         anchors = [
-            values[att.role_mask(of.shape.roles, "anchor")] * 100 for values, of in zip(rows, two.headers, strict=True)
+            values[att.role_mask(run.shape.roles, "anchor")] * 100
+            for values, run in zip(rows, two.headers, strict=True)
         ]
         if len(anchors[0]) == len(anchors[1]):
             uniform = 100 / header.shape.keys
@@ -427,11 +434,11 @@ def one_image(two: Two) -> None:
             how_to_read("Dashed: what each key would get if attention were uniform.")
     with cells:
         if two.same_cells:
-            one, other = mine.anchor_mass * 100, theirs.anchor_mass * 100
-            unknown = np.full(one.shape, np.nan)
+            own, others = mine.anchor_mass * 100, theirs.anchor_mass * 100
+            unknown = np.full(own.shape, np.nan)
             figure = made(
                 figures.difference_heatmap,
-                Differences(one, other, one - other, unknown, unknown, unknown, True),
+                Differences(own, others, own - others, unknown, unknown, unknown, True),
                 title="Anchors, by layer and head",
                 subtitle=f"{PERCENT} · 1 image",
                 names=two.names,
@@ -441,14 +448,14 @@ def one_image(two: Two) -> None:
             draw(figure, "compare_image_heatmap", on_click=_image_cell)
             how_to_read("Orange: this run gives the anchors more. Click a cell to select its layer and head.")
     with place:
-        one, other, _ = _masses(two)
-        here = np.flatnonzero(two.pairs.rows == image)
+        own, others, _ = _masses(two)
+        own_place = np.flatnonzero(two.pairs.rows == image)
         figure = made(
             figures.difference_histogram,
-            one - other,
-            float((one - other)[here[0]]) if len(here) else None,
+            own - others,
+            float((own - others)[own_place[0]]) if len(own_place) else None,
             title="This image among all",
-            subtitle=f"attention on the anchors, {words}<br>{len(one):,} images",
+            subtitle=f"attention on the anchors, {words}<br>{len(own):,} images",
             unit="% points",
         )
         draw(figure, "compare_histogram")

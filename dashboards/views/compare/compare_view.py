@@ -43,8 +43,8 @@ def show(view: View) -> None:
 
 def _choose(view: View) -> RunFile | None:
     """The other run, by name; the first of the same images where none was chosen."""
-    others = {run.name: run for run in view.runs if run.path != view.path}
-    if not others:
+    runs = {run.name: run for run in view.runs if run.path != view.path}
+    if not runs:
         st.info(
             "There is one run here, and it takes two to compare: such as the same images through the same model with "
             "random weights, or through one of another topology. Make one with:"
@@ -55,28 +55,28 @@ def _choose(view: View) -> RunFile | None:
         st.code(shlex.join(words), language="bash")
         return None
     wanted = st.session_state.get("with") or st.query_params.get("with")
-    if wanted is not None and wanted not in others:
+    if wanted is not None and wanted not in runs:
         st.session_state.pop("with", None)
         if any(run.name == wanted for run in view.runs):
             st.caption("A run beside itself has no differences; this is another one.")
         else:
             st.warning(plain(f"{wanted} is no longer there."))
-    alike = 0 if wanted in others else next((at for at, run in enumerate(others.values()) if _alike(view, run)), 0)
+    alike = 0 if wanted in runs else next((number for number, run in enumerate(runs.values()) if _alike(view, run)), 0)
     name = st.selectbox(
         "Beside this run",
-        list(others),
+        list(runs),
         index=alike,
         key="with",
         bind="query-params",
         help="What is shown is this run (in the sidebar) minus the other one.",
     )
-    return others[name]
+    return runs[name]
 
 
 def _alike(view: View, run: RunFile) -> bool:
     """Whether it is of the same images, as far as its name tells."""
-    one, other = view.header.info, data.header(data.key_of(run.path)).info
-    return (one.dataset, one.split) == (other.dataset, other.split)
+    mine, theirs = view.header.info, data.header(data.key_of(run.path)).info
+    return (mine.dataset, mine.split) == (theirs.dataset, theirs.split)
 
 
 def _what_differs(two: Two) -> None:
@@ -85,14 +85,15 @@ def _what_differs(two: Two) -> None:
     differing = [name for name in facts[0] | facts[1] if facts[0].get(name) != facts[1].get(name)]
     if differing:
         lines = [
-            {"": plain(name)} | {plain(of): plain(facts[at].get(name, "not set")) for at, of in enumerate(two.names)}
+            {"": plain(name)}
+            | {plain(values): plain(facts[place].get(name, "not set")) for place, values in enumerate(two.names)}
             for name in differing
         ]
         st.table(lines, border="horizontal", hide_index=True)
     else:
         st.caption("Model, data and settings of the two runs are the same.")
-    at, (one, other) = two.pairs, two.headers
-    if not at.paired:
+    place, (mine, theirs) = two.pairs, two.headers
+    if not place.paired:
         st.warning(
             "The runs share no image (by id). Differences are those of two averages over other images, with intervals "
             "that take the two as independent; the images may explain them as well as the models."
@@ -101,13 +102,13 @@ def _what_differs(two: Two) -> None:
         chosen = " among those selected" if two.view.selection.chosen else ""
         names = [plain(name) for name in two.names]
         beside = [
-            f"; {len(of.ids) - len(at.rows):,} more in {name}"
-            for of, name in zip((one, other), names, strict=True)
-            if len(of.ids) > len(at.rows) and not chosen
+            f"; {len(values.ids) - len(place.rows):,} more in {name}"
+            for values, name in zip((mine, theirs), names, strict=True)
+            if len(values.ids) > len(place.rows) and not chosen
         ]
-        text = f"**{names[0]} minus {names[1]}**, image by image: {len(at.rows):,} images{chosen} are in both"
+        text = f"**{names[0]} minus {names[1]}**, image by image: {len(place.rows):,} images{chosen} are in both"
         st.caption(f"{text}, paired by id{''.join(beside)}.")
-        if (one.info.dataset, one.info.split) != (other.info.dataset, other.info.split):
+        if (mine.info.dataset, mine.info.split) != (theirs.info.dataset, theirs.info.split):
             st.warning("The runs are of other data; images of one id are taken for the same picture all the same.")
     if not two.same_cells:
         st.info(

@@ -46,10 +46,10 @@ class Probe(NamedTuple):
 
 
 def probes(two: Two) -> None:
-    found = [scores(path, header) for path, header in zip(two.paths, two.headers, strict=True)]
-    if found[0] is None or found[1] is None:
+    runs = [scores(path, header) for path, header in zip(two.paths, two.headers, strict=True)]
+    if runs[0] is None or runs[1] is None:
         return
-    probes, left_out = _matched(found[0], found[1])
+    probes, left_out = _matched(runs[0], runs[1])
     if not probes:
         st.info("The two runs were probed with no task and representation in common.")
         return
@@ -69,16 +69,16 @@ def probes(two: Two) -> None:
         help="Score: top-1, accuracy of labels, R2. Bits: V-information, what the probe saves an image over knowing "
         "how often labels occur. Retention: the part of what pooled V has over the floor.",
     )
-    differences = [(probe, one) for probe in probes if (one := _difference(probe, measure, scored, two)) is not None]
+    differences = [(probe, line) for probe in probes if (line := _difference(probe, measure, scored, two)) is not None]
     for suite in dict.fromkeys(probe.mine.suite for probe in probes):
-        _forest(two, suite, measure, chosen, differences, scored, found)
+        _forest(two, suite, measure, chosen, differences, scored, runs)
     _how_paired(two, scored, probes, measure, left_out)
     _numbers(two, measure, differences, scored)
     _layers(two, measure, differences)
-    _one_probe(two, probes, scored, measure, differences, found)
+    _one_probe(two, probes, scored, measure, differences, runs)
 
 
-def _matched(one: Results, other: Results) -> tuple[list[Probe], dict[str, list[str]]]:
+def _matched(own: Results, others: Results) -> tuple[list[Probe], dict[str, list[str]]]:
     """Probes of the same task, representation, metric and classes; and by representation the other tasks. The last
     layers of two runs correspond; other layers do where the runs have as many.
     """
@@ -90,14 +90,14 @@ def _matched(one: Results, other: Results) -> tuple[list[Probe], dict[str, list[
             for row in results.rows
         }
 
-    mine, theirs = sources(one), sources(other)
-    deep = one.run.get("last_layer") == other.run.get("last_layer")
+    mine, theirs = sources(own), sources(others)
+    deep = own.run.get("last_layer") == others.run.get("last_layer")
     probes = []
     left_out: dict[str, list[str]] = {}
     for (suite, task, source), row in mine.items():
         beside = theirs.get((suite, task, source))
-        asked = row.metric, row.classes
-        if beside is None or ("@" in source and not deep) or asked != (beside.metric, beside.classes):
+        question = row.metric, row.classes
+        if beside is None or ("@" in source and not deep) or question != (beside.metric, beside.classes):
             left_out.setdefault(source, []).append(task)
         else:
             probes.append(Probe(row, beside, source))
@@ -109,30 +109,30 @@ def _scored(two: Two, probes: Sequence[Probe]) -> dict[compare.ProbeKey, compare
     paths = [data.said_beside(path) for path in two.paths]
     if paths[0] is None or paths[1] is None:
         return {}
-    asked = tuple((probe.key, (probe.theirs.task, probe.theirs.representation, probe.theirs.layer)) for probe in probes)
-    return data.paired_probes(two.view.key, two.key, data.key_of(paths[0]), data.key_of(paths[1]), asked)
+    pairs = tuple((probe.key, (probe.theirs.task, probe.theirs.representation, probe.theirs.layer)) for probe in probes)
+    return data.paired_probes(two.view.key, two.key, data.key_of(paths[0]), data.key_of(paths[1]), pairs)
 
 
 def _difference(
     probe: Probe, measure: str, scored: Mapping[compare.ProbeKey, compare.Scored], two: Two
 ) -> Differences | None:
-    said = scored.get(probe.key)
+    images = scored.get(probe.key)
     if measure == "Retention":
         return _estimates(probe.mine.retention, probe.theirs.retention)
-    if said is not None:
-        one, other = said.score if measure == "Score" else said.bits
-        return compare.of_images(one, other, data.pairs(two.view.key, two.key).groups)
+    if images is not None:
+        own, others = images.score if measure == "Score" else images.bits
+        return compare.of_images(own, others, data.pairs(two.view.key, two.key).groups)
     if measure == "Score":
         rows = (probe.mine, probe.theirs)
         return _estimates(*(Interval(row.estimate, row.lower, row.upper) for row in rows))
     return _estimates(*(row.metrics.get("V-information") for row in (probe.mine, probe.theirs)))
 
 
-def _estimates(one: Interval | None, other: Interval | None) -> Differences | None:
+def _estimates(mine: Interval | None, theirs: Interval | None) -> Differences | None:
     """Taken as independent; None where one has no interval."""
-    if one is None or other is None or None in one or None in other:
+    if mine is None or theirs is None or None in mine or None in theirs:
         return None
-    return compare.of_estimates(one, other)
+    return compare.of_estimates(mine, theirs)
 
 
 def _metric(probe: Probe, measure: str, scored: Mapping[compare.ProbeKey, compare.Scored]) -> str:
@@ -144,8 +144,8 @@ def _metric(probe: Probe, measure: str, scored: Mapping[compare.ProbeKey, compar
 def _floors(probe: Probe, measure: str, scored: Mapping[compare.ProbeKey, compare.Scored]) -> tuple[float, float]:
     if measure != "Score":
         return 0.0, 0.0
-    said = scored.get(probe.key)
-    return (probe.mine.floor, probe.theirs.floor) if said is None else (said.floor, said.floor)
+    images = scored.get(probe.key)
+    return (probe.mine.floor, probe.theirs.floor) if images is None else (images.floor, images.floor)
 
 
 def _forest(
@@ -155,27 +155,27 @@ def _forest(
     chosen: Sequence[str],
     differences: Sequence[tuple[Probe, Differences]],
     scored: Mapping[compare.ProbeKey, compare.Scored],
-    found: Sequence[Results | None],
+    runs: Sequence[Results | None],
 ) -> None:
     """Differences of a suite's tasks and of their mean, by representation."""
-    of = {(probe.mine.task, probe.source): (probe, one) for probe, one in differences if probe.mine.suite == suite}
-    tasks = list(dict.fromkeys(task for task, _ in of))
+    own = {(probe.mine.task, probe.source): (probe, line) for probe, line in differences if probe.mine.suite == suite}
+    tasks = list(dict.fromkeys(task for task, _ in own))
     if not tasks:
         return
     series, labels = {}, []
     for source in chosen:
-        parts = [of[task, source][1] if (task, source) in of else compare.NONE for task in tasks]
-        asked = [of[task, source][0] for task in tasks if (task, source) in of]
-        mean = _suite_mean(suite, source, measure, asked, scored, two, found)
+        parts = [own[task, source][1] if (task, source) in own else compare.NONE for task in tasks]
+        known = [own[task, source][0] for task in tasks if (task, source) in own]
+        mean = _suite_mean(suite, source, measure, known, scored, two, runs)
         series[source] = compare.joined([*parts, compare.NONE if mean is None else mean])
     for task in tasks:
-        probe = next(probe for (name, _), (probe, _) in of.items() if name == task)
+        probe = next(probe for (name, _), (probe, _) in own.items() if name == task)
         floors = [f"{value:.2f}" for value in _floors(probe, measure, scored)]
         floor = floors[0] if floors[0] == floors[1] else " / ".join(floors)
         labels.append(f"{task} ({_metric(probe, measure, scored)}, floor {floor})")
-    counts = {int(scored[one.key].asked.sum()) if one.key in scored else one.mine.n for one, _ in of.values()}
+    counts = {int(scored[line.key].asked.sum()) if line.key in scored else line.mine.n for line, _ in own.values()}
     images = " to ".join(f"{n:,}" for n in sorted({min(counts), max(counts)}))
-    paired = all(one.paired for _, one in of.values())
+    paired = all(line.paired for _, line in own.values())
     figure = made(
         figures.differences_by_name,
         series,
@@ -196,14 +196,14 @@ def _suite_mean(
     probes: Sequence[Probe],
     scored: Mapping[compare.ProbeKey, compare.Scored],
     two: Two,
-    found: Sequence[Results | None],
+    runs: Sequence[Results | None],
 ) -> Differences | None:
     """Each task counted once; paired where all of them are."""
     if probes and measure != "Retention" and all(probe.key in scored for probe in probes):
-        of = [scored[probe.key].score if measure == "Score" else scored[probe.key].bits for probe in probes]
-        one, other = (compare.mean_of([pair[at] for pair in of]) for at in (0, 1))
-        return compare.of_images(one, other, data.pairs(two.view.key, two.key).groups)
-    means = [_mean(results, suite, source) for results in found if results is not None]
+        pairs = [scored[probe.key].score if measure == "Score" else scored[probe.key].bits for probe in probes]
+        own, others = (compare.mean_of([pair[side] for pair in pairs]) for side in (0, 1))
+        return compare.of_images(own, others, data.pairs(two.view.key, two.key).groups)
+    means = [_mean(results, suite, source) for results in runs if results is not None]
     if len(means) < 2 or means[0] is None or means[1] is None or means[0].tasks != means[1].tasks:
         return None
     if measure == "Score":
@@ -270,7 +270,7 @@ def _numbers(
     lines: Sequence[tuple[Probe, Differences]],
     scored: Mapping[compare.ProbeKey, compare.Scored],
 ) -> None:
-    adjusted = holm(np.array([float(one.p) for _, one in lines]))
+    adjusted = holm(np.array([float(line.p) for _, line in lines]))
     floors = [_floors(probe, measure, scored) for probe, _ in lines]
     with st.expander("All numbers"):
         table(
@@ -279,14 +279,14 @@ def _numbers(
                 "task": [probe.mine.task for probe, _ in lines],
                 "read from": [probe.source for probe, _ in lines],
                 "measure": [_metric(probe, measure, scored) for probe, _ in lines],
-                two.names[0]: [number(one.this) for _, one in lines],
-                two.names[1]: [number(one.other) for _, one in lines],
-                "difference": [signed(one.estimate) for _, one in lines],
-                "95 % interval": [f"{signed(one.lower)} to {signed(one.upper)}" for _, one in lines],
+                two.names[0]: [number(line.this) for _, line in lines],
+                two.names[1]: [number(line.other) for _, line in lines],
+                "difference": [signed(line.estimate) for _, line in lines],
+                "95 % interval": [f"{signed(line.lower)} to {signed(line.upper)}" for _, line in lines],
                 "p (Holm)": [p_value(p) for p in adjusted],
                 f"floor of {two.names[0]}": [number(floor) for floor, _ in floors],
                 f"floor of {two.names[1]}": [number(floor) for _, floor in floors],
-                "compared": ["paired" if one.paired else "as independent" for _, one in lines],
+                "compared": ["paired" if line.paired else "as independent" for _, line in lines],
             },
             "compare_numbers",
         )
@@ -297,9 +297,11 @@ def _layers(two: Two, measure: str, differences: Sequence[tuple[Probe, Differenc
     layers = sorted({probe.mine.layer for probe, _ in differences if probe.mine.layer is not None})
     if len(layers) < 2:
         return
-    of = {(probe.mine.task, probe.mine.layer): one for probe, one in differences if probe.mine.layer is not None}
-    tasks = list(dict.fromkeys(task for task, _ in of))
-    grid = compare.joined([compare.joined([of.get((task, layer), compare.NONE) for task in tasks]) for layer in layers])
+    cells = {(probe.mine.task, probe.mine.layer): line for probe, line in differences if probe.mine.layer is not None}
+    tasks = list(dict.fromkeys(task for task, _ in cells))
+    grid = compare.joined(
+        [compare.joined([cells.get((task, layer), compare.NONE) for task in tasks]) for layer in layers]
+    )
     figure = made(
         figures.difference_heatmap,
         grid,
@@ -324,7 +326,7 @@ def _one_probe(
     scored: Mapping[compare.ProbeKey, compare.Scored],
     measure: str,
     differences: Sequence[tuple[Probe, Differences]],
-    found: Sequence[Results | None],
+    runs: Sequence[Results | None],
 ) -> None:
     """One task and representation: layers, training images, confusions, and images that tell the runs apart."""
     st.subheader("One probe closely")
@@ -337,9 +339,10 @@ def _one_probe(
         source = select("Read from", sources, "compare_source")
     probe = next(probe for probe in probes if (probe.mine.task, probe.source) == (task, source))
     over = {
-        one.mine.layer: value
-        for one, value in differences
-        if (one.mine.task, one.mine.representation) == (task, probe.mine.representation) and one.mine.layer is not None
+        line.mine.layer: value
+        for line, value in differences
+        if (line.mine.task, line.mine.representation) == (task, probe.mine.representation)
+        and line.mine.layer is not None
     }
     layers = sorted(over)
     if len(layers) > 1:
@@ -355,13 +358,13 @@ def _one_probe(
         )
         draw(figure, "compare_task_layers")
         how_to_read("Left, both runs; right, their difference, with its 95 % interval at each layer by itself.")
-    assert found[0] is not None and found[1] is not None
-    _learning(two, probe, measure, (found[0], found[1]))
-    _confusion(two, probe, (found[0], found[1]))
+    assert runs[0] is not None and runs[1] is not None
+    _learning(two, probe, measure, (runs[0], runs[1]))
+    _confusion(two, probe, (runs[0], runs[1]))
     _telling(two, probe, scored.get(probe.key))
 
 
-def _learning(two: Two, probe: Probe, measure: str, found: tuple[Results, Results]) -> None:
+def _learning(two: Two, probe: Probe, measure: str, runs: tuple[Results, Results]) -> None:
     def curve(results: Results, row: Row) -> dict[int, CurvePoint]:
         return {
             point.images: point
@@ -369,10 +372,12 @@ def _learning(two: Two, probe: Probe, measure: str, found: tuple[Results, Result
             if (point.task, point.representation, point.layer) == (row.task, row.representation, row.layer)
         }
 
-    one, other = curve(found[0], probe.mine), curve(found[1], probe.theirs)
-    at = sorted(one.keys() & other.keys())
+    mine, theirs = curve(runs[0], probe.mine), curve(runs[1], probe.theirs)
+    counts = sorted(mine.keys() & theirs.keys())
     bits = measure == "Bits"
-    pairs = {n: _estimates(*((of[n].bits if bits else of[n].score) for of in (one, other))) for n in at}
+    pairs = {
+        n: _estimates(*((points[n].bits if bits else points[n].score) for points in (mine, theirs))) for n in counts
+    }
     known = {n: value for n, value in pairs.items() if value is not None}
     if len(known) > 1:
         figure = made(
@@ -389,21 +394,22 @@ def _learning(two: Two, probe: Probe, measure: str, found: tuple[Results, Result
         how_to_read("From how few images the task can be learnt: where the two part, one token needs fewer.")
 
 
-def _confusion(two: Two, probe: Probe, found: tuple[Results, Results]) -> None:
-    def of(results: Results, row: Row) -> Confusion | None:
+def _confusion(two: Two, probe: Probe, runs: tuple[Results, Results]) -> None:
+    def matrix(results: Results, row: Row) -> Confusion | None:
         return next(
             (
-                one
-                for one in results.confusions
-                if (one.task, one.representation, one.layer) == (row.task, row.representation, row.layer)
+                confusion
+                for confusion in results.confusions
+                if (confusion.task, confusion.representation, confusion.layer)
+                == (row.task, row.representation, row.layer)
             ),
             None,
         )
 
-    one, other = of(found[0], probe.mine), of(found[1], probe.theirs)
-    if one is None or other is None or one.classes != other.classes:
+    mine, theirs = matrix(runs[0], probe.mine), matrix(runs[1], probe.theirs)
+    if mine is None or theirs is None or mine.classes != theirs.classes:
         return
-    counts = [np.array(confusion.counts) for confusion in (one, other)]
+    counts = [np.array(confusion.counts) for confusion in (mine, theirs)]
     marked = compare.of_shares(counts[0], counts[1]).marked
     shares = [compare.shares(table) * 100 for table in counts]
     figure = made(
@@ -414,7 +420,7 @@ def _confusion(two: Two, probe: Probe, found: tuple[Results, Results]) -> None:
         subtitle=f"% of the images of each true class · {counts[0].sum():,} and {counts[1].sum():,} held-out images",
         names=two.names,
         unit="%",
-        labels=(one.classes, one.classes),
+        labels=(mine.classes, mine.classes),
         axes=("true class", "chosen class"),
         limit=100,
         marked=marked,
@@ -444,16 +450,16 @@ def _telling(two: Two, probe: Probe, scored: compare.Scored | None) -> None:
     )
     st.markdown(f"**Images that tell the runs apart**: which probe is {words}")
     names = list(kinds)
-    at = st.segmented_control(
+    kind = st.segmented_control(
         "Which probe is right",
         range(4),
         default=0,
         required=True,
         key="compare_which",
         label_visibility="collapsed",
-        format_func=lambda at: plain(f"{names[at]} ({int(kinds[names[at]].sum()):,})"),
+        format_func=lambda kind: plain(f"{names[kind]} ({int(kinds[names[kind]].sum()):,})"),
     )
-    places = np.flatnonzero(kinds[names[at]])
+    places = np.flatnonzero(kinds[names[kind]])
     if not len(places):
         st.caption("There is no such image.")
         return

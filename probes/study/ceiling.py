@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
 from htc_probe.extract.store import NUMERIC, UNKNOWN, Kind
-from htc_probe.probes.inputs import circular, folds
+from htc_probe.probes.inputs import circular
 from htc_probe.probes.inputs.labels import Labels
 from htc_probe.probes.scores.metrics import METRIC, Gaussian, Prediction, VonMises, labelled
 from htc_probe.probes.solvers import angles, ridge
@@ -72,9 +72,8 @@ def hold_out(
     """Readers of all tasks, of the rows `train` and used on the rows `test`, (N,) bool each. `strengths` are those of
     the linear probes. Deterministic in the seed of `settings`. Raises UserError for features that are not finite.
     """
-    rows = np.flatnonzero(train)
-    labels = [task.among(rows) for task in tasks]
-    inner = folds.assign(labels, groups[rows], INNER_FOLDS, settings.seed)
+    labels = [task.among(train) for task in tasks]
+    inner = protocol.inner_folds(tasks, groups, train, settings.seed)[train]
     bases: dict[bool, tuple[Basis, Tensor]] = {}
     found = []
     for task, strength in zip(labels, strengths, strict=True):

@@ -112,7 +112,7 @@ def hold_out(
     """
     # Rows of an inner fold lie together, so that folds are views.
     rows = np.flatnonzero(train)
-    inner = folds.assign([task.among(rows) for task in tasks], groups[rows], INNER_FOLDS, settings.seed)
+    inner = inner_folds(tasks, groups, train, settings.seed)[rows]
     rows = rows[np.argsort(inner, kind="stable")]
     bounds = np.searchsorted(np.sort(inner), np.arange(INNER_FOLDS + 1))
     parts = [slice(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
@@ -146,6 +146,13 @@ def hold_out(
             probe = angles.fit(basis, labels[i].y, labels[i].period, np.sort(inner))
             found[i] = exact(probe.predict(test_mr), probe.strength, probe.at_edge)
     return [found.get(i) or _of_unknown(task, int(test.sum())) for i, task in enumerate(tasks)]
+
+
+def inner_folds(tasks: Sequence[Labels], groups: np.ndarray, train: np.ndarray, seed: int) -> np.ndarray:
+    """(N,) in which inner fold each row of `train` (N,) bool is held out, whoever reads it; -1 of the others."""
+    inner_N = np.full(len(train), -1)
+    inner_N[train] = folds.assign([task.among(train) for task in tasks], groups[train], INNER_FOLDS, seed)
+    return inner_N
 
 
 def _of_unknown(task: Labels, m: int) -> HeldOut:

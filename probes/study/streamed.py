@@ -11,14 +11,14 @@ import numpy as np
 import torch
 
 from htc_probe.extract.store import NUMERIC
-from htc_probe.probes.inputs import circular, folds
+from htc_probe.probes.inputs import circular
 from htc_probe.probes.inputs.labels import Labels
 from htc_probe.probes.scores.metrics import Gaussian, VonMises
 from htc_probe.probes.solvers import ridge
 from htc_probe.probes.solvers import survey as stream
 from htc_probe.probes.solvers.lbfgs import StreamedPath
 from htc_probe.probes.solvers.problems import Fit, Target, log_probabilities
-from htc_probe.probes.study.protocol import INNER_FOLDS, HeldOut, Settings, by_rung, costs, criteria, exact, smoothed
+from htc_probe.probes.study.protocol import HeldOut, Settings, by_rung, costs, criteria, exact, inner_folds, smoothed
 from htc_probe.probes.study.strengths import LADDER, Search
 
 
@@ -38,9 +38,7 @@ def hold_out(
     go on from there as `strengths` says, each on one inner fold in place of three: a pass over the rows costs minutes.
     Raises UserError for features that are not finite and a budget that is too small.
     """
-    inner_N = np.full(len(train), -1)
-    rows = np.flatnonzero(train)
-    inner_N[rows] = folds.assign([task.among(rows) for task in tasks], groups[rows], INNER_FOLDS, settings.seed)
+    inner_N = inner_folds(tasks, groups, train, settings.seed)
     logistic = [i for i, task in enumerate(tasks) if task.kind not in NUMERIC]
     numbers = [i for i, task in enumerate(tasks) if task.kind == "number"]
     turning = [i for i, task in enumerate(tasks) if task.kind == "circular"]

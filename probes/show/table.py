@@ -89,21 +89,21 @@ def suites(results: Results) -> list[str]:
 
 def tasks(results: Results, suite: str) -> dict[str, list[Row]]:
     """The rows of each task of the suite."""
-    found: dict[str, list[Row]] = {}
+    rows_of: dict[str, list[Row]] = {}
     for row in results.rows:
         if row.suite == suite:
-            found.setdefault(row.task, []).append(row)
-    return found
+            rows_of.setdefault(row.task, []).append(row)
+    return rows_of
 
 
 def columns(results: Results, suite: str) -> list[Representation]:
     """What to compare side by side: z_voco at its last layer only, without joins whose use is told by what they add
     (`added`), and floors last.
     """
-    told = {comparison.a for comparison in results.comparisons if comparison.metric == "bits"}
+    joins = {pair.a for pair in results.comparisons if pair.metric == "bits"}
     keys = dict.fromkeys(key_of(row) for row in results.rows if row.suite == suite)
     last = max((key.layer for key in keys if key.layer is not None), default=None)
-    kept = [key for key in keys if key.layer in (None, last) and label(*key) not in told]
+    kept = [key for key in keys if key.layer in (None, last) and label(*key) not in joins]
     return sorted(kept or keys, key=lambda key: key.is_floor)
 
 
@@ -121,9 +121,9 @@ def best(
         return None
     top = max(estimates, key=lambda key: estimates[key])
     beaten = set()
-    for one in results.comparisons:
-        if (one.suite, one.task) == (suite, task) and one.metric != "bits" and one.p_holm < SIGNIFICANT:
-            better, worse = (one.a, one.b) if (one.difference.estimate or 0) > 0 else (one.b, one.a)
+    for pair in results.comparisons:
+        if (pair.suite, pair.task) == (suite, task) and pair.metric != "bits" and pair.p_holm < SIGNIFICANT:
+            better, worse = (pair.a, pair.b) if (pair.difference.estimate or 0) > 0 else (pair.b, pair.a)
             if better == label(*top):
                 beaten.add(worse)
     return top if all(label(*key) in beaten for key in estimates if key != top) else None
@@ -135,7 +135,7 @@ def against(results: Results, suite: str) -> dict[tuple[str | None, Representati
     """
     keys = columns(results, suite)
     first = next((key for name in ("voco_read", "z_voco") for key in keys if key.name == name), keys[0])
-    compared = {(one.task, key): one for key in keys for one in between(results, suite, first, key)}
+    compared = {(pair.task, key): pair for key in keys for pair in between(results, suite, first, key)}
     return _in_order(results, suite, compared)
 
 
@@ -149,58 +149,62 @@ def _in_order(
 
 def between(results: Results, suite: str, a: Representation, b: Representation) -> list[Comparison]:
     """a's score minus b's, by task and then of the suite's mean; [] where they were not compared."""
-    found = {}
-    for one in results.comparisons:
-        if one.suite == suite and one.metric != "bits":
-            if (one.a, one.b) == (label(*a), label(*b)):
-                found[one.task] = one
-            elif (one.b, one.a) == (label(*a), label(*b)):
-                estimate, lower, upper = (None if end is None else -end for end in one.difference)
-                found[one.task] = replace(one, a=one.b, b=one.a, difference=Interval(estimate, upper, lower))
-    return [found[task] for task in [*tasks(results, suite), None] if task in found]
+    compared = {}
+    for pair in results.comparisons:
+        if pair.suite == suite and pair.metric != "bits":
+            if (pair.a, pair.b) == (label(*a), label(*b)):
+                compared[pair.task] = pair
+            elif (pair.b, pair.a) == (label(*a), label(*b)):
+                estimate, lower, upper = (None if end is None else -end for end in pair.difference)
+                compared[pair.task] = replace(pair, a=pair.b, b=pair.a, difference=Interval(estimate, upper, lower))
+    return [compared[task] for task in [*tasks(results, suite), None] if task in compared]
 
 
 def kept(results: Results, suite: str) -> dict[tuple[str | None, Representation], Kept]:
     """(task, column) -> whether the column keeps what v_pooled has of the task; task None: of the mean."""
-    return _in_order(results, suite, {(one.task, key_of(one)): one for one in results.kept if one.suite == suite})
+    return _in_order(
+        results, suite, {(verdict.task, key_of(verdict)): verdict for verdict in results.kept if verdict.suite == suite}
+    )
 
 
 def gaps(results: Results) -> dict[Representation, SuiteGap]:
     """Column -> by how much its retention of the first suite exceeds that of the second."""
-    of = {key_of(one): one for one in results.suite_gaps}
-    return {key: of[key] for suite in suites(results)[:1] for key in columns(results, suite) if key in of}
+    by_key = {key_of(gap): gap for gap in results.suite_gaps}
+    return {key: by_key[key] for suite in suites(results)[:1] for key in columns(results, suite) if key in by_key}
 
 
-def holds(one: Comparison | Ceiling | SuiteGap | Kept) -> bool:
+def holds(claim: Comparison | Ceiling | SuiteGap | Kept) -> bool:
     """Whether it is no chance finding, after Holm's correction."""
-    if isinstance(one, Kept):
-        return one.verdict in (KEPT, LOST, GAINED)
-    return one.p_holm is not None and one.p_holm < SIGNIFICANT
+    if isinstance(claim, Kept):
+        return claim.verdict in (KEPT, LOST, GAINED)
+    return claim.p_holm is not None and claim.p_holm < SIGNIFICANT
 
 
 def ceilings(results: Results, suite: str) -> dict[tuple[str, Representation], Ceiling]:
     """(task, column) -> what a reader that is not linear finds."""
-    found = {(one.task, key_of(one)): one for one in results.ceilings if one.suite == suite}
-    return {(task, key): one for (task, key), one in _in_order(results, suite, found).items() if task is not None}
+    by_key = {(ceiling.task, key_of(ceiling)): ceiling for ceiling in results.ceilings if ceiling.suite == suite}
+    return {
+        (task, key): ceiling for (task, key), ceiling in _in_order(results, suite, by_key).items() if task is not None
+    }
 
 
-def added(comparison: Comparison) -> tuple[str, str]:
+def added(pair: Comparison) -> tuple[str, str]:
     """(what is added, what was known) of a comparison in bits: v_d+z_voco with v_d is z_voco, given v_d."""
-    parts, known = comparison.a.split("+"), comparison.b.split("@")[0].split("+")
-    return "+".join(part for part in parts if part not in known) or comparison.a, comparison.b
+    parts, known = pair.a.split("+"), pair.b.split("@")[0].split("+")
+    return "+".join(part for part in parts if part not in known) or pair.a, pair.b
 
 
 def not_defined(items: Iterable[Row | SuiteMean]) -> list[str]:
     """The tasks, or the suites of means, whose retention is not defined; each once."""
-    found = [one for one in items if one.retention is not None and not is_defined(one.retention)]
-    return list(dict.fromkeys(one.task if isinstance(one, Row) else one.suite for one in found))
+    without = [item for item in items if item.retention is not None and not is_defined(item.retention)]
+    return list(dict.fromkeys(item.task if isinstance(item, Row) else item.suite for item in without))
 
 
 def doubts(results: Results) -> list[str]:
     """The warnings of the results and, of tasks with few images of a class, one more. Those that differ only in what
     they are about, which stands before the first colon, are told together.
     """
-    rarest = {one.task: min(map(sum, one.counts)) for one in results.confusions if one.counts}
+    rarest = {matrix.task: min(map(sum, matrix.counts)) for matrix in results.confusions if matrix.counts}
     mean = {row.task: row.n / len(row.classes) for row in results.rows if row.kind == "classes" and row.classes}
     few = [f"{task}: fewer than {FEW} images of some class" for task, n in (mean | rarest).items() if n < FEW]
     about: dict[str, list[str]] = {}
@@ -217,31 +221,31 @@ def _scores(results: Results, suite: str) -> Grid:
     keys = columns(results, suite)
     rows = [row for row in results.rows if row.suite == suite]
     lines = []
-    for task, of in tasks(results, suite).items():
-        here = {key: row for row in of if (key := key_of(row)) in keys}
-        top = best(results, suite, task, {key: row.estimate for key, row in here.items()})
-        cells = {key: _score(row, key, key == top) for key, row in here.items()}
-        first = of[0]
+    for task, own in tasks(results, suite).items():
+        by_key = {key: row for row in own if (key := key_of(row)) in keys}
+        top = best(results, suite, task, {key: row.estimate for key, row in by_key.items()})
+        cells = {key: _score(row, key, key == top) for key, row in by_key.items()}
+        first = own[0]
         number = f" K={len(first.classes)}" if first.classes else ""
-        about = Text(f"\n{first.metric}{number} n={first.n}", style=GREY)
-        lines.append(Line(Text(task) + about, cells, Text(_number(first.floor), style=GREY)))
-        if any(row.control is not None for row in here.values()):
-            control = {key: Text(_number(row.control), style=GREY) for key, row in here.items()}
+        details = Text(f"\n{first.metric}{number} n={first.n}", style=GREY)
+        lines.append(Line(Text(task) + details, cells, Text(_number(first.floor), style=GREY)))
+        if any(row.control is not None for row in by_key.values()):
+            control = {key: Text(_number(row.control), style=GREY) for key, row in by_key.items()}
             lines.append(Line(Text(" control", style=GREY), control))
-        for one in results.baselines:
-            if (one.suite, one.task) == (suite, task):
-                value = Text(_number(one.score.estimate), style=GREY)
-                lines.append(Line(Text(f" {one.name}", style=GREY), {}, value))
+        for baseline in results.baselines:
+            if (baseline.suite, baseline.task) == (suite, task):
+                value = Text(_number(baseline.score.estimate), style=GREY)
+                lines.append(Line(Text(f" {baseline.name}", style=GREY), {}, value))
     means = {key_of(mean): mean for mean in results.suite_means if mean.suite == suite}
     shown = {key: means[key] for key in keys if key in means}
     metrics = list(dict.fromkeys(row.metric for row in rows))
     if shown:
         top = best(results, suite, None, {key: mean.estimate for key, mean in shown.items()})
         cells = {key: _score(mean, key, key == top) for key, mean in shown.items()}
-        some = next(iter(shown.values()))
-        name = Text(f"mean of {some.tasks}", style="bold")
-        about = Text(f"\n{metrics[0] if len(metrics) == 1 else 'mixed'}", style=GREY)
-        lines.append(Line(name + about, cells, Text(_number(some.floor), style=GREY), section=True))
+        any_mean = next(iter(shown.values()))
+        name = Text(f"mean of {any_mean.tasks}", style="bold")
+        details = Text(f"\n{metrics[0] if len(metrics) == 1 else 'mixed'}", style=GREY)
+        lines.append(Line(name + details, cells, Text(_number(any_mean.floor), style=GREY), section=True))
         if any(mean.retention is not None for mean in shown.values()):
             kept = {key: mean.retention for key, mean in shown.items() if mean.retention is not None}
             none = Text("not defined", style=GREY)
@@ -258,11 +262,13 @@ def _heads(keys: Sequence[Representation]) -> dict[Representation, Text]:
 def _bits(results: Results, suite: str) -> Grid:
     keys = columns(results, suite)
     lines = []
-    for task, of in tasks(results, suite).items():
-        here = {key: row for row in of if (key := key_of(row)) in keys}
-        lines.append(Line(Text(task), {key: _interval(row.metrics.get("V-information")) for key, row in here.items()}))
-        if any(row.compression is not None for row in here.values()):
-            cells = {key: _interval(row.compression_interval) for key, row in here.items()}
+    for task, own in tasks(results, suite).items():
+        by_key = {key: row for row in own if (key := key_of(row)) in keys}
+        lines.append(
+            Line(Text(task), {key: _interval(row.metrics.get("V-information")) for key, row in by_key.items()})
+        )
+        if any(row.compression is not None for row in by_key.values()):
+            cells = {key: _interval(row.compression_interval) for key, row in by_key.items()}
             lines.append(Line(Text(" compression", style=GREY), cells))
     means = [mean for mean in results.suite_means if mean.suite == suite]
     cells = {key_of(mean): _interval(mean.bits) for mean in means}
@@ -272,10 +278,10 @@ def _bits(results: Results, suite: str) -> Grid:
 
 def _differences(results: Results, suite: str) -> Grid:
     """A column for each representation that another one is compared with, without lines where nothing is."""
-    found = against(results, suite)
-    heads = _heads([key for key in columns(results, suite) if any(key == other for _, other in found)])
-    lines = _lines({place: _difference(one) for place, one in found.items()})
-    first = next(iter(found.values())).a if found else ""
+    compared = against(results, suite)
+    heads = _heads([key for key in columns(results, suite) if any(key == other for _, other in compared)])
+    lines = _lines({place: _difference(pair) for place, pair in compared.items()})
+    first = next(iter(compared.values())).a if compared else ""
     return Grid(f"{suite}: {first} minus", heads, lines)
 
 
@@ -284,7 +290,7 @@ def _lines(cells: Mapping[tuple[str | None, Representation], Text]) -> list[Line
     return [
         Line(
             Text("mean of the tasks" if task is None else task, style="bold" if task is None else ""),
-            {key: cell for (other, key), cell in cells.items() if other == task},
+            {key: cell for (of_task, key), cell in cells.items() if of_task == task},
             section=task is None,
         )
         for task in dict.fromkeys(task for task, _ in cells)
@@ -292,54 +298,56 @@ def _lines(cells: Mapping[tuple[str | None, Representation], Text]) -> list[Line
 
 
 def _added(results: Results, suite: str) -> Grid:
-    shown = [one for one in results.comparisons if one.suite == suite and one.metric == "bits"]
-    heads = {added(one): Text("{} given {}".format(*added(one))) for one in shown}
+    in_bits = [pair for pair in results.comparisons if pair.suite == suite and pair.metric == "bits"]
+    heads = {added(pair): Text("{} given {}".format(*added(pair))) for pair in in_bits}
     lines = [
-        Line(Text(task or "mean"), {added(one): _difference(one) for one in shown if one.task == task})
-        for task in dict.fromkeys(one.task for one in shown)
+        Line(Text(task or "mean"), {added(pair): _difference(pair) for pair in in_bits if pair.task == task})
+        for task in dict.fromkeys(pair.task for pair in in_bits)
     ]
     return Grid(f"{suite}: bits an image that one adds to another", heads, lines)
 
 
 def _kept(results: Results, suite: str) -> Grid:
     """Without lines where nothing is beside v_pooled."""
-    found = kept(results, suite)
-    heads = _heads(list(dict.fromkeys(key for _, key in found)))
-    lines = _lines({place: _verdict(one) for place, one in found.items()})
-    margin = next((one.margin for one in found.values()), 0.0)
+    verdicts = kept(results, suite)
+    heads = _heads(list(dict.fromkeys(key for _, key in verdicts)))
+    lines = _lines({place: _verdict(verdict) for place, verdict in verdicts.items()})
+    margin = next((verdict.margin for verdict in verdicts.values()), 0.0)
     return Grid(f"{suite}: does it keep v_pooled's score, within {margin:g}?", heads, lines)
 
 
-def _verdict(one: Kept) -> Text:
-    sure = holds(one)
-    ends = _ends(one.difference.lower, one.difference.upper, 3)
-    return Text(SHORT[one.verdict], style="" if sure else GREY) + Text("\n" + ends, style=GREY)
+def _verdict(verdict: Kept) -> Text:
+    sure = holds(verdict)
+    ends = _ends(verdict.difference.lower, verdict.difference.upper, 3)
+    return Text(SHORT[verdict.verdict], style="" if sure else GREY) + Text("\n" + ends, style=GREY)
 
 
 def _ceilings(results: Results, suite: str) -> Grid:
     """Without lines where none was asked for."""
-    found = ceilings(results, suite)
+    by_key = ceilings(results, suite)
     lines = []
-    for task in dict.fromkeys(task for task, _ in found):
-        here = {key: one for (of, key), one in found.items() if of == task}
-        lines.append(Line(Text(task), {key: _interval(one.score) for key, one in here.items()}))
-        lines.append(Line(Text(" over linear", style=GREY), {key: _difference(one) for key, one in here.items()}))
-    heads = _heads(list(dict.fromkeys(key for _, key in found)))
+    for task in dict.fromkeys(task for task, _ in by_key):
+        of_task = {key: ceiling for (name, key), ceiling in by_key.items() if name == task}
+        lines.append(Line(Text(task), {key: _interval(ceiling.score) for key, ceiling in of_task.items()}))
+        lines.append(
+            Line(Text(" over linear", style=GREY), {key: _difference(ceiling) for key, ceiling in of_task.items()})
+        )
+    heads = _heads(list(dict.fromkeys(key for _, key in by_key)))
     return Grid(f"{suite}: ceiling, what a reader with a hidden layer finds", heads, lines)
 
 
 def _gaps(results: Results) -> Grid:
-    found = gaps(results)
-    first = next(iter(found.values()))
-    none = Text("not defined", style=GREY)
-    cells = {key: none if one.p is None else _difference(one) for key, one in found.items()}
+    by_key = gaps(results)
+    first = next(iter(by_key.values()))
+    undefined = Text("not defined", style=GREY)
+    cells = {key: undefined if gap.p is None else _difference(gap) for key, gap in by_key.items()}
     title = f"{first.first} minus {first.second}: the shares that are kept of v_pooled's means"
-    return Grid(title, _heads(list(found)), [Line(Text("retention"), cells)])
+    return Grid(title, _heads(list(by_key)), [Line(Text("retention"), cells)])
 
 
-def _difference(one: Comparison | Ceiling | SuiteGap) -> Text:
-    value, lower, upper = one.difference
-    sure = holds(one)
+def _difference(claim: Comparison | Ceiling | SuiteGap) -> Text:
+    value, lower, upper = claim.difference
+    sure = holds(claim)
     sign = "+" if (value or 0) > 0 else ""
     first = Text(f"{sign}{_number(value, 3)}{'*' if sure else ''}", style="" if sure else GREY)
     return first + Text("\n" + _ends(lower, upper, 3), style=GREY)
@@ -351,8 +359,8 @@ def _legend(results: Results) -> str:
     metrics = list(dict.fromkeys(row.metric for row in rows))
     matched = results.config.get("protocol", {}).get("match_dim")
     undefined = not_defined(results.suite_means)
-    kinds = {"bits" if one.metric == "bits" else "scores" for one in results.comparisons}
-    said = {
+    kinds = {"bits" if item.metric == "bits" else "scores" for item in results.comparisons}
+    sentences = {
         "Scores are held out, with their 95 % interval below. "
         + "; ".join(f"{name}: {METRICS.get(name, '')}" for name in metrics)
         + ". K: classes or labels; n: images.": True,
@@ -374,7 +382,7 @@ def _legend(results: Results) -> str:
         "clearly further than that above its floor. Below, the 95 % interval of the score minus "
         "v_pooled's.": results.kept,
         "Shares kept: above 0, semantics are kept better than details.": any(
-            one.p is not None for one in results.suite_gaps
+            item.p is not None for item in results.suite_gaps
         ),
         "ceiling: a hidden layer on top of the linear probe; over linear: that score minus the linear probe's.": (
             results.ceilings
@@ -386,7 +394,7 @@ def _legend(results: Results) -> str:
         "One given another: I(a; Y | b), what a probe of both saves over a probe of b alone; below 0, the wider one "
         "learned worse from as many images.": "bits" in kinds,
     }
-    return " ".join(text for text, there in said.items() if there) + "\n"
+    return " ".join(text for text, there in sentences.items() if there) + "\n"
 
 
 def _margin(results: Results) -> str:
@@ -468,18 +476,18 @@ def _layer_table(results: Results, suite: str) -> Group:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column(Text("floor", style=GREY), justify="right", no_wrap=True)
 
-    def add(name: Text, at: Mapping[int, float], floor: float, height: int) -> None:
-        top = max(at, key=lambda layer: at[layer])
+    def add(name: Text, scores: Mapping[int, float], floor: float, height: int) -> None:
+        top = max(scores, key=lambda layer: scores[layer])
         room = max(1 - floor, 1e-9)
-        chart = Chart([(at.get(layer, floor) - floor) / room for layer in drawn], height)
-        numbers = (_number(at.get(stored[0])), f"{_number(at[top])} @{top}", _number(at.get(stored[-1])))
+        chart = Chart([(scores.get(layer, floor) - floor) / room for layer in drawn], height)
+        numbers = (_number(scores.get(stored[0])), f"{_number(scores[top])} @{top}", _number(scores.get(stored[-1])))
         table.add_row(name, chart, *numbers, Text(_number(floor), style=GREY))
 
-    for task, of in tasks(results, suite).items():
-        add(Text(task), {row.layer: row.estimate for row in of if row.layer is not None}, of[0].floor, 1)
+    for task, own in tasks(results, suite).items():
+        add(Text(task), {row.layer: row.estimate for row in own if row.layer is not None}, own[0].floor, 1)
     means = [mean for mean in results.suite_means if mean.suite == suite and mean.layer is not None]
     if means:
         table.add_section()
-        at = {mean.layer: mean.estimate for mean in means if mean.layer is not None}
-        add(Text("mean", style="bold"), at, means[0].floor, 4)
+        scores = {mean.layer: mean.estimate for mean in means if mean.layer is not None}
+        add(Text("mean", style="bold"), scores, means[0].floor, 4)
     return Group(Text(f"{suite}: z_voco by layer", style="bold"), table, Text(caption, style=GREY))

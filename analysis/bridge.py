@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from transformer_lens.hook_points import HookPoint
     from transformer_lens.model_bridge import TransformerBridge
 
-ROW_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
+_ROW_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
 """How far a row of attention may sum from 1, by what it is computed in."""
 
 
@@ -144,7 +144,7 @@ def _guard(point: HookPoint) -> None:
 
 def _check_rows(pattern: Tensor, name: str | None) -> None:
     off = (pattern.float().sum(-1) - 1).abs().max().item()
-    if not off <= ROW_TOLERANCE.get(pattern.dtype, 1e-4):  # written so that NaN is caught
+    if not off <= _ROW_TOLERANCE.get(pattern.dtype, 1e-4):  # written so that NaN is caught
         raise ValueError(
             f"a hook left rows of {name} that sum to 1 +- {off:.3g}: zeroing a weight without sharing it out among the "
             "others is not the model without that token; to knock it out, fill its entry in <voco>'s row of "

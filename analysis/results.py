@@ -28,8 +28,8 @@ from htc_probe.extract.errors import UserError
 from htc_probe.extract.files import replaced
 from htc_probe.extract.store import Run, hdf5
 
-SCHEMA = "htc-analysis"
-SCHEMA_VERSION = 1
+_SCHEMA = "htc-analysis"
+_SCHEMA_VERSION = 1
 
 # A value of more bytes than this must be stored in at least a fiftieth of them: a claim alone takes no memory.
 _UNCHECKED = 2**28
@@ -146,14 +146,14 @@ def _opened(path: Path) -> Iterator[h5py.File]:
 
 
 def _checked(path: Path, file: h5py.File) -> h5py.File:
-    if file.attrs.get("schema") != SCHEMA:
+    if file.attrs.get("schema") != _SCHEMA:
         raise UserError(
             f"{path} is HDF5 but no analysis of htc-analyze (its schema is {str(file.attrs.get('schema'))[:40]!r})"
         )
     version = int(file.attrs["schema_version"])
-    if version != SCHEMA_VERSION:
+    if version != _SCHEMA_VERSION:
         raise UserError(
-            f"{path} has schema version {version}, expected {SCHEMA_VERSION}; remove it and run htc-analyze again"
+            f"{path} has schema version {version}, expected {_SCHEMA_VERSION}; remove it and run htc-analyze again"
         )
     return file
 
@@ -187,7 +187,7 @@ def _content(path: Path, name: str, values: Mapping[str, Value], made: Made) -> 
     """The bytes of the new file. Made in memory: HDF5 cannot back out of a disk that is full."""
     with contextlib.ExitStack() as stack:
         new = stack.enter_context(h5py.File("new", "w", driver="core", backing_store=False, track_order=True))
-        new.attrs["schema"], new.attrs["schema_version"] = SCHEMA, SCHEMA_VERSION
+        new.attrs["schema"], new.attrs["schema_version"] = _SCHEMA, _SCHEMA_VERSION
         if path.exists():
             old = stack.enter_context(_opened(path))
             for other, there in read(path).made.items():

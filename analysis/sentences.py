@@ -215,7 +215,7 @@ def follows(interchange: Interchange) -> Sentence | str:
     for suite, wanted in (("semantic", 1), ("detail", -1)):
         told = []
         for readout, name in (("answer", "answers"), ("probe", "probes")):
-            found = follow(interchange, suite, readout)
+            found = _follow(interchange, suite, readout)
             if found is None:
                 continue
             anchors, patches, chance = found
@@ -237,7 +237,7 @@ def follows(interchange: Interchange) -> Sentence | str:
     )
 
 
-def follow(interchange: Interchange, suite: str, readout: str) -> tuple[Interval, Interval, float] | None:
+def _follow(interchange: Interchange, suite: str, readout: str) -> tuple[Interval, Interval, float] | None:
     """The shares in which the anchors' and the patches' image are followed where all is mixed, and the anchors' by
     chance, means of the suite's tasks. None without any.
     """

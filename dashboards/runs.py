@@ -11,12 +11,12 @@ from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import Run, open_run, open_shards
 from htc_probe.extract.store.shards import folder_of, unfinished
 
-DEFAULT_FOLDER = Path("runs")
-SHARDS = ".shards"
+_DEFAULT_FOLDER = Path("runs")
+_SHARDS = ".shards"
 # Of a run that can be shown in some gigabytes of memory; far above what is extracted, far below what a file can claim.
-MOST_IMAGES = 5_000_000
-MOST_LAYERS = 4096
-MOST_NUMBERS = 2**26
+_MOST_IMAGES = 5_000_000
+_MOST_LAYERS = 4096
+_MOST_NUMBERS = 2**26
 
 
 class RunFile(NamedTuple):
@@ -55,8 +55,8 @@ def find_runs(roots: Sequence[Path]) -> Found:
     for root in roots:
         here: list[tuple[str, Path, bool]] = []
         for path in _candidates(root):
-            finished = not path.name.endswith(SHARDS)
-            out = path if finished else path.with_name(path.name.removesuffix(SHARDS))
+            finished = not path.name.endswith(_SHARDS)
+            out = path if finished else path.with_name(path.name.removesuffix(_SHARDS))
             if not _is_text(path.name):
                 refused.append(Refused(path, "its name is not UTF-8; give it another"))
                 continue
@@ -116,7 +116,7 @@ def _candidates(root: Path) -> Iterator[Path]:
         except OSError:  # not ours to read
             return
         for path in paths:
-            out = path.with_name(path.name.removesuffix(SHARDS))
+            out = path.with_name(path.name.removesuffix(_SHARDS))
             if out.name.endswith(".h5") and not out.name.endswith(".analysis.h5") and (out == path or not out.exists()):
                 yield path
     elif root.exists():
@@ -151,12 +151,12 @@ def _open_any(out: Path) -> Run:
 def _check_size(run: Run) -> None:
     shape = run.shape
     for what, count, most in (
-        ("images", shape.images, MOST_IMAGES),
-        ("layers", shape.layers, MOST_LAYERS),
-        ("heads", shape.heads, MOST_LAYERS),
-        ("numbers of attention an image", shape.layers * shape.heads * shape.keys, MOST_NUMBERS),
-        ("numbers of v_d an image", shape.anchors * shape.width, MOST_NUMBERS),
-        ("codes an image", math.prod(shape.codes or ()), MOST_NUMBERS),
+        ("images", shape.images, _MOST_IMAGES),
+        ("layers", shape.layers, _MOST_LAYERS),
+        ("heads", shape.heads, _MOST_LAYERS),
+        ("numbers of attention an image", shape.layers * shape.heads * shape.keys, _MOST_NUMBERS),
+        ("numbers of v_d an image", shape.anchors * shape.width, _MOST_NUMBERS),
+        ("codes an image", math.prod(shape.codes or ()), _MOST_NUMBERS),
     ):
         if count > most:
             raise UserError(f"{run.path.name} has {count:,} {what}; the dashboard shows up to {most:,}")
@@ -184,7 +184,7 @@ def check_roots(roots: Sequence[Path]) -> None:
     for root in roots:
         if root.is_file():
             open_any(root).close()
-        elif not root.exists() and root != DEFAULT_FOLDER:  # not made before the first run
+        elif not root.exists() and root != _DEFAULT_FOLDER:  # not made before the first run
             raise UserError(f"{root} does not exist; expected a run (.h5) or a folder of runs")
     runs, refused = find_runs(roots)
     if not runs:

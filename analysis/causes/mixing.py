@@ -24,7 +24,7 @@ from htc_probe.extract.store import Run, Task
 from htc_probe.extract.vlm.model import HTCVLM, Hybrid
 
 BATCH = 64
-ALL = "all"
+_ALL = "all"
 Side = Literal["anchors", "patches"]
 
 
@@ -117,7 +117,7 @@ def all_factors(run: Run, source: Source, chosen: np.ndarray, asks: bool) -> Des
     labels = {task.name: run.labels(task.name)[chosen] for task in run.tasks}
     told = scene_questions.truths(again.scenes_of(run, chosen)).answers if asks else None
     images = again.Chosen(run, source, chosen)
-    return Design(ALL, images, labels, told, couples_that_differ(differing(run.tasks, labels)))
+    return Design(_ALL, images, labels, told, couples_that_differ(differing(run.tasks, labels)))
 
 
 def changed_scenes(

@@ -17,14 +17,14 @@ from htc_probe.analysis.stats import draws as stats
 from htc_probe.analysis.stats import ridge
 from htc_probe.probes.scores.intervals import effective_groups, group_sizes
 
-VALUES = 16
+_VALUES = 16
 """At most so many values of a code are told apart, as 2,048 would need too many images. What the value says is at most
 what the code says."""
-BINS = 8
-PER_PAIR = 4
+_BINS = 8
+_PER_PAIR = 4
 """Groups of images for each value of a code and of a label, that intervals of information hold."""
-SHUFFLES = 20
-SMOOTHING = 50.0  # images that all places together count as, in the frequencies of one place
+_SHUFFLES = 20
+_SMOOTHING = 50.0  # images that all places together count as, in the frequencies of one place
 _SHRINKAGE = (0.01, 0.1, 1.0, 10.0)  # of the covariance, in mean eigenvalues
 _PRIOR = (10.0, 100.0)  # images that a class' mean counts as being at the overall mean
 _TEMPERATURE = (0.0, 0.3, 0.6, 1.0, 1.6)
@@ -81,10 +81,10 @@ def usage(codes_NPG: np.ndarray, size: int, groups_N: stats.Groups, seed: int) -
 
 
 def values_for(groups_N: stats.Groups) -> int:
-    """How many values of a code images of these groups can tell apart, 2 to `VALUES`. Groups count, not images: four
+    """How many values of a code images of these groups can tell apart, 2 to `_VALUES`. Groups count, not images: four
     near-copies say as much of a code and a label as one of them.
     """
-    return max(2, min(VALUES, int(effective_groups(group_sizes(groups_N))) // (BINS * PER_PAIR)))
+    return max(2, min(_VALUES, int(effective_groups(group_sizes(groups_N))) // (_BINS * _PER_PAIR)))
 
 
 def most_frequent(codes_NV: np.ndarray, kept: int) -> np.ndarray:
@@ -97,7 +97,7 @@ def most_frequent(codes_NV: np.ndarray, kept: int) -> np.ndarray:
     return found
 
 
-def binned(values_N: np.ndarray, bins: int = BINS) -> np.ndarray:
+def binned(values_N: np.ndarray, bins: int = _BINS) -> np.ndarray:
     """(N,) ints: which of `bins` equally frequent ranges a number is in; -1 where it is NaN."""
     known = np.isfinite(values_N)
     if not known.any():
@@ -139,7 +139,7 @@ def information(values_NV: np.ndarray, labels_N: np.ndarray, groups_N: stats.Gro
 
     joint, table = gain(np.arange(n))
     found = (joint * table).sum((1, 2))
-    chance = np.mean([np.multiply(*gain(order)).sum((1, 2)) for order in stats.shuffles(groups, seed, SHUFFLES)], 0)
+    chance = np.mean([np.multiply(*gain(order)).sum((1, 2)) for order in stats.shuffles(groups, seed, _SHUFFLES)], 0)
     pointwise[known] = table[np.arange(V), values, labels[:, None]] - chance
     return Information(found - chance, chance, pointwise, float(-(share * np.log2(share)).sum()))
 
@@ -204,7 +204,7 @@ def readable_vectors(
             [[np.bincount(codes_NPG[train, at, group], minlength=K) for group in range(G)] for at in range(P)]
         )
         everywhere = (counts.sum(0) + 1) / (counts.sum((0, 2))[..., None] + K)
-        log_share = np.log((counts + SMOOTHING * everywhere) / (len(train) + SMOOTHING))
+        log_share = np.log((counts + _SMOOTHING * everywhere) / (len(train) + _SMOOTHING))
         for place, group in np.ndindex(P, G):
             at = place * G + group
             errors, turn = np.linalg.eigh(np.cov(found.left_out[:, at].T, bias=True))

@@ -20,11 +20,11 @@ from htc_probe.extract import again
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import Run
 
-IMAGES = 5000
-LEAST = 5  # images
-COMPONENTS = 50  # what UMAP sees
-UMAP_NEIGHBOURS = 15
-EPOCHS = 200
+_IMAGES = 5000
+_LEAST = 5  # images
+_COMPONENTS = 50  # what UMAP sees
+_UMAP_NEIGHBOURS = 15
+_EPOCHS = 200
 
 
 class Principal(NamedTuple):
@@ -46,9 +46,9 @@ def analyse(run: Run, seed: int = 0) -> Map:
 
     Raises UserError where the run has less than 5 images.
     """
-    if len(run) < LEAST:
-        raise UserError(f"{run.path.name} has {len(run)} images; a map needs at least {LEAST}: extract more images")
-    rows = again.sample(run, IMAGES, seed)
+    if len(run) < _LEAST:
+        raise UserError(f"{run.path.name} has {len(run)} images; a map needs at least {_LEAST}: extract more images")
+    rows = again.sample(run, _IMAGES, seed)
     all_groups = run.groups()
     groups = [all_groups[row] for row in rows]
     features = {name: geometry.standardised(values) for name, values in reading.representations(run, rows).items()}
@@ -96,7 +96,7 @@ def equal_codes(codes_NV: np.ndarray) -> np.ndarray:
     return (hot @ hot.T).toarray()
 
 
-def principal(likeness_NN: np.ndarray, counts_N: np.ndarray | None = None, components: int = COMPONENTS) -> Principal:
+def principal(likeness_NN: np.ndarray, counts_N: np.ndarray | None = None, components: int = _COMPONENTS) -> Principal:
     """The leading components from inner products, which need not be centred; fewer where there are not as many.
     `counts_N`: how many images each row stands for, 1 when left out.
     """
@@ -126,7 +126,7 @@ def umap_of(points_NK: np.ndarray, seed: int) -> np.ndarray:
     start = 10 * start / np.abs(start).max()
     points = points_NK.astype(np.float32)
     N = len(points)
-    near = geometry.nearest(points, np.arange(N), min(UMAP_NEIGHBOURS, N) - 1)  # UMAP's own search is slower
+    near = geometry.nearest(points, np.arange(N), min(_UMAP_NEIGHBOURS, N) - 1)  # UMAP's own search is slower
     near = np.concatenate([np.arange(N)[:, None], near], 1)  # a point is its own first neighbour there
     away = np.linalg.norm(points[near] - points[:, None], axis=2)
     with warnings.catch_warnings():
@@ -135,7 +135,7 @@ def umap_of(points_NK: np.ndarray, seed: int) -> np.ndarray:
 
         model = UMAP(
             n_neighbors=near.shape[1],
-            n_epochs=EPOCHS,
+            n_epochs=_EPOCHS,
             init=start.astype(np.float32),
             random_state=seed,
             n_jobs=1,

@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
     from htc_probe.extract.vlm.model import HTCVLM
 
-LEAST_GROUPS = 10
-IMAGES = 2000  # of what compares images with each other
-LENS_IMAGES = 500
-PATCH_IMAGES = 1000
-COMPONENTS = 64  # of a patch that the map predicts
-BASIS_IMAGES = 32
-PLACES = 64  # of the code grid
-WORDS = 10
+_LEAST_GROUPS = 10
+_IMAGES = 2000  # of what compares images with each other
+_LENS_IMAGES = 500
+_PATCH_IMAGES = 1000
+_COMPONENTS = 64  # of a patch that the map predicts
+_BASIS_IMAGES = 32
+_PLACES = 64  # of the code grid
+_WORDS = 10
 
 
 class LayerWords(NamedTuple):
@@ -57,7 +57,7 @@ def analyse(
     model: HTCVLM | None = None,
     probes: Mapping[Key, Probe] | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    images: int = PATCH_IMAGES,
+    images: int = _PATCH_IMAGES,
     seed: int = 0,
 ) -> Reading:
     """What needs no model, and what `model` and `probes` allow.
@@ -67,12 +67,12 @@ def analyse(
     Raises UserError where the run has less than 10 groups of images.
     """
     groups = run.groups()
-    if len(set(groups)) < LEAST_GROUPS:
+    if len(set(groups)) < _LEAST_GROUPS:
         raise UserError(
             f"{run.path.name} has images of {len(set(groups))} groups; reading holds some out and needs at least "
-            f"{LEAST_GROUPS}: extract more images"
+            f"{_LEAST_GROUPS}: extract more images"
         )
-    rows = again.sample(run, IMAGES, seed)
+    rows = again.sample(run, _IMAGES, seed)
     features = representations(run, rows)
     some = [groups[row] for row in rows]
     names, cka, dimension = _likeness(run, rows, features, some, seed)
@@ -110,7 +110,7 @@ def patch_map(z_ND: np.ndarray, patches_NPd: np.ndarray, groups_N: Groups, seed:
     return ridge.held_out(z_ND, patches_NPd, groups_N, seed).r2(groups_N, seed)
 
 
-def patch_components(batches: Iterator[np.ndarray], components: int = COMPONENTS) -> tuple[np.ndarray, float]:
+def patch_components(batches: Iterator[np.ndarray], components: int = _COMPONENTS) -> tuple[np.ndarray, float]:
     """Patches (B, P, d) of many images in fewer numbers: (N, P, components) float32, and their share of the variance.
 
     The directions are the leading ones of differences between images at the same place, found on the first 32 images
@@ -119,7 +119,7 @@ def patch_components(batches: Iterator[np.ndarray], components: int = COMPONENTS
     first: list[np.ndarray] = []
     for batch in batches:
         first.append(batch.astype(np.float32))
-        if sum(map(len, first)) >= BASIS_IMAGES:
+        if sum(map(len, first)) >= _BASIS_IMAGES:
             break
     start = np.concatenate(first)
     d = start.shape[2]
@@ -238,7 +238,7 @@ def _codes(
     if codebook is None and run.info.codes_per_group:
         size = run.info.codes_per_group
     used = codes.usage(all_NhwG.reshape(N, h * w, G), size, run.groups(), seed)
-    chosen = np.unique(np.linspace(0, h * w - 1, min(h * w, PLACES)).round().astype(int))
+    chosen = np.unique(np.linspace(0, h * w - 1, min(h * w, _PLACES)).round().astype(int))
     some = all_NhwG.reshape(N, h * w, G)[np.ix_(rows, chosen)].astype(int)
     n, P, _ = some.shape
     together = np.tile(np.arange(G), P)
@@ -316,7 +316,7 @@ def _lens(run: Run, model: HTCVLM, tokenizer: PreTrainedTokenizerBase | None, se
     last = run.shape.layers
     if last not in run.shape.stack:
         return None
-    rows, all_groups = again.sample(run, LENS_IMAGES, seed), run.groups()
+    rows, all_groups = again.sample(run, _LENS_IMAGES, seed), run.groups()
     groups = [all_groups[row] for row in rows]
     unembed, weights, epsilon = readout(model)
     norm = weights, epsilon
@@ -329,7 +329,7 @@ def _lens(run: Run, model: HTCVLM, tokenizer: PreTrainedTokenizerBase | None, se
         found = lens(run.z_voco(layer)[rows], after_norm, unembed, None if layer == last else norm, words)
         for name in values:
             values[name].append(getattr(found, name).astype(float))
-        best = np.argsort(-found.mean, kind="stable")[:WORDS]
+        best = np.argsort(-found.mean, kind="stable")[:_WORDS]
         tokens.append(best)
         probability.append(found.mean[best])
         for task, ids in tasks.items():

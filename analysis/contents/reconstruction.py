@@ -23,7 +23,7 @@ from htc_probe.extract.store import THUMBNAIL, Run
 from htc_probe.extract.vlm.mgvq import MGVQ
 from htc_probe.extract.vlm.model import HTCVLM
 
-BATCH = 16
+_BATCH = 16
 # Of the roundings to 8 bits in both pictures: nearer than that cannot be told.
 _LEAST_ERROR = 1 / 6
 
@@ -41,8 +41,8 @@ def analyse(
     rows = again.sample(run, limit, seed)
     ids, all_groups = run.ids(), run.groups()
     pictures, psnr, flat = [], [], []
-    for start in range(0, len(rows), BATCH):
-        some = rows[start : start + BATCH]
+    for start in range(0, len(rows), _BATCH):
+        some = rows[start : start + _BATCH]
         codes_BhwG = run.codes(some)
         for row, picture in zip(some, decode(model.mgvq, codes_BhwG), strict=True):
             seen = run.thumbnail(int(row))

@@ -9,7 +9,7 @@ from htc_probe.analysis.attention import rows as att
 from htc_probe.dashboards.data.kept import RunKey, kept
 from htc_probe.dashboards.data.run import header, opened
 
-AVERAGE_BYTES = 64 * 2**20
+_AVERAGE_BYTES = 64 * 2**20
 """Attention read for an average over images, at most; of more images, evenly spaced ones are read."""
 
 
@@ -23,7 +23,7 @@ class Average(NamedTuple):
     """`attention.measure` of each image, (n, L, H, ...) float32."""
 
 
-def average(key: RunKey, rows: Sequence[int] | np.ndarray, most_bytes: int = AVERAGE_BYTES) -> Average:
+def average(key: RunKey, rows: Sequence[int] | np.ndarray, most_bytes: int = _AVERAGE_BYTES) -> Average:
     """Attention averaged over these images, or over evenly spaced ones of them: `most_bytes` of float32 are read."""
     shape = header(key).shape
     return _average(key, att.evenly(rows, most_bytes // (4 * shape.layers * shape.heads * shape.keys)))

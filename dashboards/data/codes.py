@@ -9,7 +9,7 @@ from htc_probe.dashboards.data.kept import RunKey, kept
 from htc_probe.dashboards.data.run import Header, header, labels, opened
 from htc_probe.extract.store import is_labelled
 
-CODES_BYTES = 256 * 2**20
+_CODES_BYTES = 256 * 2**20
 """Codes read of a run, at most; of a longer one, evenly spaced images."""
 
 
@@ -30,7 +30,7 @@ class Codes(NamedTuple):
 
 
 @kept(2, "Reading the codes")
-def all_codes(key: RunKey, most_bytes: int = CODES_BYTES) -> Codes:
+def all_codes(key: RunKey, most_bytes: int = _CODES_BYTES) -> Codes:
     run = opened(key)
     assert run.shape.codes is not None
     total, (h, w, G) = len(run), run.shape.codes

@@ -12,7 +12,7 @@ from htc_probe.dashboards.data.kept import RunKey, kept
 from htc_probe.dashboards.data.run import header, row_of
 from htc_probe.probes.files.predictions import load
 
-PAIRED_BYTES = 48 * 2**20
+_PAIRED_BYTES = 48 * 2**20
 """Attention of two runs that is compared key by key: so much of float16 in each; of evenly spaced images."""
 
 
@@ -80,9 +80,9 @@ def paired_mass(key: RunKey, other: RunKey, chosen: tuple[int, ...], head: int |
 
 @kept(1, "Reading the attention of both runs")
 def paired_attention(key: RunKey, other: RunKey, chosen: tuple[int, ...]) -> tuple[att.Sample, att.Sample, Pairs]:
-    """All attention of evenly spaced pairs, as many as `PAIRED_BYTES` allow; and which they are."""
+    """All attention of evenly spaced pairs, as many as `_PAIRED_BYTES` allow; and which they are."""
     shapes = [header(run).shape for run in (key, other)]
-    most = min(PAIRED_BYTES // (2 * shape.layers * shape.heads * shape.keys) for shape in shapes)
+    most = min(_PAIRED_BYTES // (2 * shape.layers * shape.heads * shape.keys) for shape in shapes)
     pair = pairs(key, other, chosen).evenly(max(2, most))
     sample, other_sample = (
         att.sample(attention_blocks(run, rows), shape.roles)

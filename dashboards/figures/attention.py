@@ -33,7 +33,7 @@ from htc_probe.dashboards.figures.base import (
 )
 from htc_probe.probes.show.style import NEUTRAL, across, escape, titled, transparent
 
-MARK = "#009E73"
+_MARK = "#009E73"
 """What is selected."""
 # Over a picture: what is near 0 leaves it visible.
 _SIGNED_VEIL = [
@@ -110,7 +110,7 @@ def head_heatmap(
         min(640, max(400, 190 + 17 * heads)),
         xaxis=layer_axis(layers),
         yaxis=counted("head", heads) | {"range": [0.5, heads + 0.5], "zeroline": False},
-        shapes=outlined(*mark, layers, heads, MARK),
+        shapes=outlined(*mark, layers, heads, _MARK),
     )
 
 
@@ -367,7 +367,7 @@ def first_tokens(
         shapes.append(across(x=anchors + 0.5, line={"color": NEUTRAL, "width": 3}))
     if shown is not None and shown in numbers:
         at = list(numbers).index(shown)
-        line = {"color": MARK, "width": 3}
+        line = {"color": _MARK, "width": 3}
         shapes.append({"type": "rect", "x0": 0.5, "x1": F + 0.5, "y0": at + 0.5, "y1": at + 1.5, "line": line})
     short = [name.replace("anchor ", "A").replace("patch ", "") for name in names]
     axis = {"showgrid": False, "zeroline": False}
@@ -418,7 +418,7 @@ def distribution(value_N: np.ndarray, value: float, uniform: float, *, selection
     top = counts.max()
     for name, x, line in (
         (f"uniform: {uniform:.2%}", uniform, {"color": NEUTRAL, "dash": "dash", "width": 1.5}),
-        (f"image {image:,}: {value:.2%}", value, {"color": MARK, "width": 3}),
+        (f"image {image:,}: {value:.2%}", value, {"color": _MARK, "width": 3}),
     ):
         traces.append(go.Scatter(x=[x, x], y=[0, top], mode="lines", name=name, line=line, hoverinfo="name"))
     return titled(

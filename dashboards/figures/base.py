@@ -29,10 +29,10 @@ OF = COLOURS | {"codes": "#CC79A7"}
 # Purple below the middle, light grey at it, orange above it.
 BELOW_ABOVE = [[0.0, "#54278f"], [0.25, "#9e9ac8"], [0.5, "#f2f0f0"], [0.75, "#f1a340"], [1.0, "#8c3f04"]]
 # Inferno, written as rgb(): Streamlit takes hex colours near #000001 for its own and replaces them.
-INFERNO = {0.0: (0, 0, 4), 0.25: (87, 16, 110), 0.5: (188, 55, 84), 0.75: (249, 142, 9), 1.0: (252, 255, 164)}
-HEAT = [[at, f"rgb{colour}"] for at, colour in INFERNO.items()]
+_INFERNO = {0.0: (0, 0, 4), 0.25: (87, 16, 110), 0.5: (188, 55, 84), 0.75: (249, 142, 9), 1.0: (252, 255, 164)}
+HEAT = [[at, f"rgb{colour}"] for at, colour in _INFERNO.items()]
 # Over a picture, its opacity grows with the value: little leaves the picture visible.
-VEIL = [[at, f"rgba{(*colour, 0.35 + 0.5 * at)}"] for at, colour in INFERNO.items()]
+VEIL = [[at, f"rgba{(*colour, 0.35 + 0.5 * at)}"] for at, colour in _INFERNO.items()]
 
 
 def layer_axis(layers: int) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from htc_probe.dashboards.figures.base import (
 )
 from htc_probe.probes.show.style import NEUTRAL, across, cut, escape, titled
 
-CHOSEN = "#009E73"
+_CHOSEN = "#009E73"
 _MOST_NAMED = 64  # cells whose codes are written into them
 _MOST_WRITTEN = 12  # columns that leave room for a number
 _GAP = 0.06  # between pictures, in widths of one
@@ -141,7 +141,7 @@ def code_entropy(
             y=entropy_G,
             error_y=error,
             name="entropy",
-            marker={"color": OF["codes"], "line": {"color": CHOSEN, "width": [3 * (g == chosen) for g in groups - 1]}},
+            marker={"color": OF["codes"], "line": {"color": _CHOSEN, "width": [3 * (g == chosen) for g in groups - 1]}},
             customdata=np.stack([groups - 1, used_G, 2.0**entropy_G], -1),
             hovertemplate="group %{x}: %{y:.2f} bits<br>as many as %{customdata[2]:.0f} codes used evenly<br>"
             f"%{{customdata[1]}} of {size:,} codes occur<extra></extra>",
@@ -188,7 +188,7 @@ def code_usage(shares_K: np.ndarray, *, group: int, n: int, chosen: int | None =
     ]
     if chosen is not None and chosen in order:
         place = int(np.flatnonzero(order == chosen)[0]) + 1
-        traces.append(circled([place], [shares_K[chosen]], f"code {chosen}", CHOSEN, 16))
+        traces.append(circled([place], [shares_K[chosen]], f"code {chosen}", _CHOSEN, 16))
     subtitle = (
         f"{len(order):,} of {len(shares_K):,} codes occur · dashed: used evenly, {1 / len(shares_K):.2%} · {n:,} images"
     )
@@ -279,7 +279,7 @@ def code_lifts(found: Associations, *, group: int, answer: str, chosen: int | No
             marker={
                 "color": OF["codes"],
                 "size": 11,
-                "line": {"color": CHOSEN, "width": [4 * int(code == chosen) for code in found.code[:count]]},
+                "line": {"color": _CHOSEN, "width": [4 * int(code == chosen) for code in found.code[:count]]},
             },
             error_x=whiskers(lift, lower, upper, color=NEUTRAL),
             hovertemplate="code %{customdata[0]}: %{x:.3g}× [%{customdata[3]:.3g}, %{customdata[4]:.3g}]<br>"
@@ -421,6 +421,6 @@ def _outline(
         mode="lines",
         name="",
         showlegend=False,
-        line={"color": CHOSEN, "width": thick},
+        line={"color": _CHOSEN, "width": thick},
         hoverinfo="skip",
     )

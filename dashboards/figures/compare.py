@@ -28,7 +28,7 @@ from htc_probe.dashboards.figures.base import (
 )
 from htc_probe.probes.show.style import NEUTRAL, SERIES, across, escape, panels, titled, transparent
 
-THIS, OTHER, APART = "#0072B2", "#D55E00", "#009E73"
+THIS, OTHER, _APART = "#0072B2", "#D55E00", "#009E73"
 """Of this run, of the other, and of what lies between them."""
 _LINES = (THIS, "solid"), (OTHER, "dash")
 _ZERO = {"color": NEUTRAL, "width": 1.5}
@@ -88,7 +88,7 @@ def difference_heatmap(
         min(680, max(400, 210 + 17 * rows_)),
         xaxis=_cells(axes[1], columns, columns_, (0.5, columns_ + 0.5)),
         yaxis=_cells(axes[0], rows, rows_, ends),
-        shapes=outlined(*mark, columns_, rows_, APART),
+        shapes=outlined(*mark, columns_, rows_, _APART),
         margin={"l": 60 if rows is None else 110, "t": 110},
     )
 
@@ -123,14 +123,14 @@ def difference_curve(
     if band is not None:
         traces.append(_ribbon(x_L, band.low, band.high, transparent(NEUTRAL, 0.2), BAND, **second))
     interval = "95 % interval of the mean"
-    traces.append(_ribbon(x_L, found.lower, found.upper, transparent(APART, 0.35), interval, **second))
+    traces.append(_ribbon(x_L, found.lower, found.upper, transparent(_APART, 0.35), interval, **second))
     traces.append(
         go.Scatter(
             x=x_L,
             y=found.estimate,
             mode="lines+markers",
             name="difference",
-            line={"color": APART, "width": 2.5},
+            line={"color": _APART, "width": 2.5},
             customdata=_custom(found),
             hovertemplate=f"{axis} %{{x}}<br>{_hover(names, unit)}<extra></extra>",
             **second,
@@ -288,7 +288,7 @@ def pairs_scatter(
             mode="markers",
             customdata=np.asarray(rows_N)[:, None],
             name="an image",
-            marker={"size": 5 if len(this_N) > 1000 else 7, "color": APART, "opacity": 0.45},
+            marker={"size": 5 if len(this_N) > 1000 else 7, "color": _APART, "opacity": 0.45},
             hovertemplate="image %{customdata[0]:d}<br>%{y:.4g} against %{x:.4g} " + unit + "<extra></extra>",
         ),
     ]
@@ -315,7 +315,7 @@ def difference_histogram(
             x=(edges[1:] + edges[:-1]) / 2,
             y=counts,
             width=np.diff(edges),
-            marker={"color": APART},
+            marker={"color": _APART},
             name="images",
             hovertemplate="%{x:.3g} " + unit + ": %{y} images<extra></extra>",
         )

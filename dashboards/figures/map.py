@@ -13,8 +13,8 @@ from htc_probe.dashboards.figures.base import OF, colour_bar, whiskers
 from htc_probe.probes.show.style import NEUTRAL, SERIES, across, escape, titled, transparent
 
 # Inferno without its darkest and lightest parts, which are lost on dark and on light pages.
-POINTS = [[0.0, "#65156e"], [0.25, "#9f2a63"], [0.5, "#d44842"], [0.75, "#f57d15"], [1.0, "#fac127"]]
-RING = "#D55E00"
+_POINTS = [[0.0, "#65156e"], [0.25, "#9f2a63"], [0.5, "#d44842"], [0.75, "#f57d15"], [1.0, "#fac127"]]
+_RING = "#D55E00"
 MOST_CLASSES = len(SERIES)
 
 
@@ -155,7 +155,7 @@ def _look(colour: Classes | Amounts | None, mixed: np.ndarray) -> _Look:
         low, high = np.percentile(values, [1, 99]) if len(values) else (0, 1)
         marker = {"color": values.astype(np.float32), "cmin": low, "cmax": high if high > low else low + 1}
         bar = colour_bar(escape(colour.axis), tickformat=colour.format)
-        marker |= {"colorscale": POINTS, "colorbar": bar}
+        marker |= {"colorscale": _POINTS, "colorbar": bar}
         return _Look(mixed[known], mixed[~known], marker, "%{marker.color:" + colour.format + "}")
     return _Look(mixed, mixed[:0], {"color": SERIES[0]}, "")
 
@@ -169,11 +169,11 @@ def _ring(at_12: np.ndarray, name: str, selected: list[int] | None) -> list[go.S
             mode="markers",
             hoverinfo="skip",
             name=name,
-            showlegend=colour == RING,
+            showlegend=colour == _RING,
             selectedpoints=selected,
             marker={"size": 20, "symbol": "circle-open", "color": colour, "line": {"width": width}},
         )
-        for width, colour in ((7, "#ffffff"), (3, RING))
+        for width, colour in ((7, "#ffffff"), (3, _RING))
     ]
 
 

@@ -11,9 +11,9 @@ import plotly.graph_objects as go
 from htc_probe.dashboards.figures.base import OF, circled, dashed, named, outlined
 from htc_probe.probes.show.style import SHARES, cut, escape, titled
 
-MARK = "#D55E00"
+_MARK = "#D55E00"
 """What is selected."""
-NAMED = 30
+_NAMED = 30
 """Classes of a confusion matrix whose names still fit."""
 _COUNTED = 12  # classes whose counts fit into the cells
 
@@ -43,15 +43,15 @@ def confusion(
             colorscale=SHARES,
             customdata=custom,
             hovertemplate=hover + "<extra></extra>",
-            xgap=1 if K <= NAMED else 0,
-            ygap=1 if K <= NAMED else 0,
+            xgap=1 if K <= _NAMED else 0,
+            ygap=1 if K <= _NAMED else 0,
             text=counts_KK,
             texttemplate="%{text:,}" if K <= _COUNTED else "",
             colorbar={"title": {"text": "share of the row", "side": "right"}, "thickness": 12, "tickformat": ".0%"},
             showscale=K > _COUNTED,
         )
     ]
-    ticks = named([cut(name) for name in names]) if K <= NAMED else {"showticklabels": False}
+    ticks = named([cut(name) for name in names]) if K <= _NAMED else {"showticklabels": False}
     axis = {"showgrid": False, "zeroline": False, "automargin": True, "fixedrange": True, **ticks}
     true, said = mark or (None, None)
     return titled(
@@ -61,7 +61,7 @@ def confusion(
         max(360, min(620, 190 + 40 * K)),
         xaxis={"title": "said", "range": [0.5, K + 0.5], **axis},
         yaxis={"title": "true", "range": [K + 0.5, 0.5], **axis},
-        shapes=outlined(said, true, K, K, MARK),
+        shapes=outlined(said, true, K, K, _MARK),
     )
 
 
@@ -93,7 +93,7 @@ def said_and_true(
     ]
     current = np.flatnonzero(rows_n == mark)
     if len(current):
-        traces.append(circled(true_n[current], said_n[current], "current image", MARK, 14))
+        traces.append(circled(true_n[current], said_n[current], "current image", _MARK, 14))
     words = f" ({escape(unit)})" if unit else ""
     return titled(
         traces,

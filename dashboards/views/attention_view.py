@@ -25,10 +25,10 @@ from htc_probe.dashboards.parts.controls import (
 )
 from htc_probe.dashboards.views.view import View
 
-MEAN, ONE = "Mean", "This image"
-PLAIN, WEIGHTED = "Attention", "Attention × value"
-FIRST, CHOSEN, HERE = "The first", "Selected", "From this one on"
-FIGURE_IMAGES, FIGURE_TOKENS = 16, 16  # of the paper's Figure 3
+_MEAN, _ONE = "Mean", "This image"
+_PLAIN, _WEIGHTED = "Attention", "Attention × value"
+_FIRST, _CHOSEN, _HERE = "The first", "Selected", "From this one on"
+_FIGURE_IMAGES, _FIGURE_TOKENS = 16, 16  # of the paper's Figure 3
 
 
 def show(view: View) -> None:
@@ -63,17 +63,17 @@ def _many(view: View, rows: np.ndarray, average: data.Average, section: Attentio
     many = f"the {len(rows):,} selected images" if selection.chosen else f"all {len(rows):,} images"
     left, right = side_by_side([4, 8], "what")
     with left:
-        of = pick(f"Over {many}, or of image {selection.image + 1:,}", [MEAN, ONE], "of")
+        of = pick(f"Over {many}, or of image {selection.image + 1:,}", [_MEAN, _ONE], "of")
     with right:
         quantity = quantities[pick("Heat map", list(quantities), "quantity")]
     with st.container():  # there also when it is empty, so that the charts below keep their place
-        if of == MEAN and average.n < len(rows):
+        if of == _MEAN and average.n < len(rows):
             st.info(
                 f"An image's attention takes {4 * average.attention.size / 2**20:.1f} MB: {average.n:,} of the "
                 f"{len(rows):,} images, evenly spaced, were read for what needs all of it. Titles say what is of how "
                 "many images."
             )
-        if of == MEAN and section is None and not selection.chosen:
+        if of == _MEAN and section is None and not selection.chosen:
             fill("Of each head's quantities there are no 95 % intervals.", "htc-analyze attention", view.path)
     left, right = side_by_side(2, "heads", least=380)
     with left:
@@ -92,7 +92,7 @@ def _heatmap(
 ) -> None:
     selection, shape = view.selection, view.header.shape
     n, spread = 1, None
-    if of == ONE:
+    if of == _ONE:
         record = data.image_record(view.key, selection.image)
         value_LH = quantity.of(att.measure(record.attention, shape.roles) | {"anchor_mass": record.anchor_mass})
     elif section is not None and (found := quantity.found(section)) is not None:
@@ -122,7 +122,7 @@ def _curve(view: View, of: str, rows: np.ndarray, average: data.Average, section
     selection, roles = view.selection, view.header.shape.roles
     uniform = {role: roles.count(role) / len(roles) for role in ("anchor", "patch") if role in roles}
     curves: dict[str, figures.Curve] = {}
-    if of == ONE:
+    if of == _ONE:
         attention_LHS = data.image_record(view.key, selection.image).attention
         for role, mass_LH in att.role_mass(attention_LHS, roles).items():
             if role in uniform:
@@ -140,13 +140,13 @@ def _curve(view: View, of: str, rows: np.ndarray, average: data.Average, section
     how_to_read(
         "How much of its attention the token spends on anchors and on patches. Dashed: what they would get if it "
         "looked at all keys alike."
-        + (" Shaded: the middle 80 % of images, how much they differ, not how sure the mean is." if of == MEAN else "")
+        + (" Shaded: the middle 80 % of images, how much they differ, not how sure the mean is." if of == _MEAN else "")
     )
 
 
 def _roles(view: View, of: str, average: data.Average, section: Attention | None) -> None:
     selection, n = view.selection, 1
-    if of == ONE:
+    if of == _ONE:
         attention_LHS = data.image_record(view.key, selection.image).attention
     else:
         attention_LHS, n = _mean(average, section)
@@ -199,16 +199,16 @@ def _map_of(row_S: np.ndarray, shape: Any) -> np.ndarray | None:
 def _figure3(view: View) -> None:
     selection, header = view.selection, view.header
     shape, images = header.shape, header.shape.images
-    which = FIRST
-    if images > FIGURE_IMAGES:
-        which = pick(f"{FIGURE_IMAGES} images", [FIRST, *([CHOSEN] if selection.chosen else []), HERE], "figure3")
-    start = 0 if which == FIRST else min(selection.image, max(0, images - FIGURE_IMAGES))
-    rows = tuple(range(start, min(start + FIGURE_IMAGES, images)))
-    if which == CHOSEN:
-        rows = selection.chosen[:FIGURE_IMAGES]
-    token_NLHF = data.first_tokens(view.key, rows, FIGURE_TOKENS)
+    which = _FIRST
+    if images > _FIGURE_IMAGES:
+        which = pick(f"{_FIGURE_IMAGES} images", [_FIRST, *([_CHOSEN] if selection.chosen else []), _HERE], "figure3")
+    start = 0 if which == _FIRST else min(selection.image, max(0, images - _FIGURE_IMAGES))
+    rows = tuple(range(start, min(start + _FIGURE_IMAGES, images)))
+    if which == _CHOSEN:
+        rows = selection.chosen[:_FIGURE_IMAGES]
+    token_NLHF = data.first_tokens(view.key, rows, _FIGURE_TOKENS)
     share_NF = np.stack([att.select(token_LHF, selection.layer, selection.head) for token_LHF in token_NLHF])
-    names = att.token_names(shape.roles, shape.rows, shape.cols, FIGURE_TOKENS)
+    names = att.token_names(shape.roles, shape.rows, shape.cols, _FIGURE_TOKENS)
     figure = made(
         figures.first_tokens,
         share_NF,
@@ -217,7 +217,7 @@ def _figure3(view: View) -> None:
         [header.ids[row] for row in rows],
         1 / shape.keys,
         selection=selection.words,
-        anchors=min(shape.anchors, FIGURE_TOKENS),
+        anchors=min(shape.anchors, _FIGURE_TOKENS),
         shown=selection.image + 1,
     )
     draw(figure, "first_tokens", on_click=partial(_image_at, rows))
@@ -240,9 +240,9 @@ def _one(view: View) -> None:
     name, group, path = (plain(of[image]) for of in (header.ids, header.groups, header.paths))
     st.caption(f"id **{name}** · group {group} · {path}")
     record = data.image_record(view.key, image)
-    how = pick("What it looks at, or what each token hands over", [PLAIN, WEIGHTED], "by")
+    how = pick("What it looks at, or what each token hands over", [_PLAIN, _WEIGHTED], "by")
     row_S, words = att.select(record.attention, selection.layer, selection.head), selection.words
-    weighted = _weighted(view) if how == WEIGHTED else None
+    weighted = _weighted(view) if how == _WEIGHTED else None
     signed = weighted is not None
     if weighted is not None:
         row_S = weighted

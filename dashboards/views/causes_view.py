@@ -10,7 +10,7 @@ from htc_probe.dashboards.parts.effects import steps_within
 from htc_probe.dashboards.views import groups_view, interchange_view, tokens_view
 from htc_probe.dashboards.views.view import View
 
-TOKENS, GROUPS, INTERCHANGE = "Token by token", "Groups of tokens", "Anchors and patches interchanged"
+_TOKENS, _GROUPS, _INTERCHANGE = "Token by token", "Groups of tokens", "Anchors and patches interchanged"
 
 
 def show(view: View) -> None:
@@ -21,12 +21,12 @@ def show(view: View) -> None:
         "images, and everything after them is computed again: what changes then, they caused. z_voco is &lt;voco&gt; "
         "after the last layer, which no text reads: answers hang on what it is before that."
     )
-    names = TOKENS, GROUPS, INTERCHANGE
+    names = _TOKENS, _GROUPS, _INTERCHANGE
     tabs = st.tabs(names, key="causes", bind="query-params", on_change="rerun")  # computes only the open one
     for tab, name in zip(tabs, names, strict=True):
         if tab.open:
             with tab:
-                if name == INTERCHANGE:
+                if name == _INTERCHANGE:
                     _interchange(view, sections.interchange)
                 else:
                     _knockouts(view, sections, name)
@@ -35,12 +35,12 @@ def show(view: View) -> None:
 def _knockouts(view: View, sections: Sections, name: str) -> None:
     knockouts = sections.knockouts
     if knockouts is None:
-        fill("This is not analysed yet.", "htc-analyze knockouts" + " contributions" * (name == TOKENS), view.path)
+        fill("This is not analysed yet.", "htc-analyze knockouts" + " contributions" * (name == _TOKENS), view.path)
         return
-    _tell(sentences.honest(knockouts) if name == TOKENS else sentences.matters(knockouts))
+    _tell(sentences.honest(knockouts) if name == _TOKENS else sentences.matters(knockouts))
     rows = data.rows_of(view.key, knockouts.images)
     here = steps_within(rows, view.selection.image, view.header.shape.images)
-    if name == TOKENS:
+    if name == _TOKENS:
         tokens_view.show(view, knockouts, sections.contributions, here)
     else:
         groups_view.show(knockouts, here)

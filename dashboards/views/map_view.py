@@ -31,20 +31,20 @@ from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import NUMERIC, Task
 from htc_probe.probes.files.predictions import Predicted
 
-COMMAND = "htc-analyze map"
-AT_ONCE = 24
+_COMMAND = "htc-analyze map"
+_AT_ONCE = 24
 """Pictures of the selection on the page."""
-NAMES = {"z_voco": "z_voco", "v_d": "v_d (anchors)", "v_pooled": "pooled V", "codes": "codes"}
-EVERY = "all classes"
-LABEL, PROBE = "label", "probe"
-METHODS: dict[str, Callable[[Map], tuple[np.ndarray, Intervals]]] = {
+_NAMES = {"z_voco": "z_voco", "v_d": "v_d (anchors)", "v_pooled": "pooled V", "codes": "codes"}
+_EVERY = "all classes"
+_LABEL, _PROBE = "label", "probe"
+_METHODS: dict[str, Callable[[Map], tuple[np.ndarray, Intervals]]] = {
     "UMAP": lambda found: (found.umap, found.umap_kept),
     "PCA": lambda found: (found.pca, found.pca_kept),
 }
-NOTHING, ANCHORS = "one colour", "attention on the anchors"
+_NOTHING, _ANCHORS = "one colour", "attention on the anchors"
 
 
-class Coloured(NamedTuple):
+class _Coloured(NamedTuple):
     """By what the points are coloured."""
 
     words: str
@@ -61,7 +61,7 @@ def show(view: View) -> None:
         reason = (
             "No map of this run." if view.header.finished else "No map of this run; it needs the run to be finished."
         )
-        fill(reason, COMMAND, view.path)
+        fill(reason, _COMMAND, view.path)
         return
     data.check_map(maps, view.header.shape.images)
     method, number, coloured = _choices(view, maps)
@@ -77,55 +77,55 @@ def show(view: View) -> None:
         _trust(maps)
 
 
-def _choices(view: View, maps: Map) -> tuple[str, int, Coloured]:
+def _choices(view: View, maps: Map) -> tuple[str, int, _Coloured]:
     """How the map is made, of what (a number of `found.map_of`), and its colours."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         name = _pick("Map of", maps.map_of, "map_of")
-        method = _pick("By", list(METHODS), "map_by")
+        method = _pick("By", list(_METHODS), "map_by")
         tasks = {task.name: task for task in view.header.tasks}
-        first = next((task.name for task in tasks.values() if task.kind == "classes"), NOTHING)
-        colours = [ANCHORS] * bool(view.header.shape.anchors) + [NOTHING]
+        first = next((task.name for task in tasks.values() if task.kind == "classes"), _NOTHING)
+        colours = [_ANCHORS] * bool(view.header.shape.anchors) + [_NOTHING]
         options = sorted(tasks, key=first.__ne__) + [name for name in colours if name not in tasks]
         chosen = select("Coloured by", options, "map_colour", width=240)
         task = tasks.get(chosen)
         label = None
         if task is not None and task.classes:
-            every = [] if task.kind == "multilabel" else [EVERY]
+            every = [] if task.kind == "multilabel" else [_EVERY]
             label = select("Class", [*every, *task.classes], "map_class", width=240)
             label = None if label in every else label
         predicted = None if task is None else _said(view, task, name)
-        surely = predicted is not None and _pick("Show", [LABEL, PROBE], "map_score") == PROBE
+        surely = predicted is not None and _pick("Show", [_LABEL, _PROBE], "map_score") == _PROBE
     if task is not None and predicted is not None and surely:
         return method, maps.map_of.index(name), _surely(view, maps.rows, task, label, name, predicted)
     return method, maps.map_of.index(name), _coloured(view, maps.rows, chosen, task, label)
 
 
 def _pick(label: str, options: Sequence[str], key: str) -> str:
-    return pick(label, options, key, format_func=lambda option: NAMES.get(option, plain(option)))
+    return pick(label, options, key, format_func=lambda option: _NAMES.get(option, plain(option)))
 
 
-def _coloured(view: View, rows: np.ndarray, chosen: str, task: Task | None, label: str | None) -> Coloured:
+def _coloured(view: View, rows: np.ndarray, chosen: str, task: Task | None, label: str | None) -> _Coloured:
     """`one`: the only class that is told from the others; None for all classes."""
-    if task is None and chosen == ANCHORS:
+    if task is None and chosen == _ANCHORS:
         selection = view.selection
         mass_N = data.anchor_values(view.key, selection.layer, selection.head)
         uniform = view.header.shape.anchors / view.header.shape.keys
         axis = f"share of all attention (uniform: {uniform:.2%})"
-        return Coloured(f"{ANCHORS}, {selection.words}", figures.Amounts(mass_N[rows], axis, ".2%"), None)
+        return _Coloured(f"{_ANCHORS}, {selection.words}", figures.Amounts(mass_N[rows], axis, ".2%"), None)
     if task is None:
-        return Coloured("", None, None)
+        return _Coloured("", None, None)
     labels = data.labels(view.key)[task.name][rows]
     if task.kind in NUMERIC:
-        return Coloured(task.name, figures.Amounts(labels, f"{task.name} {task.unit}".strip()), task)
+        return _Coloured(task.name, figures.Amounts(labels, f"{task.name} {task.unit}".strip()), task)
     if label is None:
-        return Coloured(task.name, figures.Classes(task.classes, labels), task)
+        return _Coloured(task.name, figures.Classes(task.classes, labels), task)
     place = task.classes.index(label)
     if task.kind == "multilabel":
         flags = labels[:, place]
         colour = figures.Classes((label, f"no {label}"), np.where(task.known(flags), 1 - flags.astype(int), -1), 0)
     else:
         colour = figures.Classes((label, f"not {label}"), np.where(labels < 0, -1, (labels != place).astype(int)), 0)
-    return Coloured(f"{task.name}: {label}", colour, task)
+    return _Coloured(f"{task.name}: {label}", colour, task)
 
 
 def _said(view: View, task: Task, representation: str) -> Predicted | None:
@@ -150,14 +150,14 @@ def _said(view: View, task: Task, representation: str) -> Predicted | None:
 
 def _surely(
     view: View, rows: np.ndarray, task: Task, label: str | None, representation: str, predicted: Predicted
-) -> Coloured:
+) -> _Coloured:
     """By how sure a probe is of what is true, or how far off it is. `one`: the label of a multilabel task."""
     values = np.full(view.header.shape.images, np.nan)
-    reader = f"a probe of {NAMES.get(representation, representation)}"
+    reader = f"a probe of {_NAMES.get(representation, representation)}"
     if predicted.error is not None:
         values[predicted.rows] = np.abs(predicted.error)
         axis = f"error {task.unit}".strip()
-        return Coloured(f"how far {reader} is off {task.name}", figures.Amounts(values[rows], axis), task)
+        return _Coloured(f"how far {reader} is off {task.name}", figures.Amounts(values[rows], axis), task)
     if predicted.kind == "classes":
         values[predicted.rows] = predicted.of_true
     elif label in predicted.classes and predicted.sure is not None:
@@ -165,12 +165,12 @@ def _surely(
         sure, true = predicted.sure[:, number], predicted.y[:, number]
         values[predicted.rows] = np.where(task.known(true), np.where(true == 1, sure, 1 - sure), np.nan)
     words = f"how sure {reader} is of the true {task.name}" + ("" if predicted.kind == "classes" else f": {label}")
-    return Coloured(words, figures.Amounts(values[rows], "probability of what is true", ".0%"), task)
+    return _Coloured(words, figures.Amounts(values[rows], "probability of what is true", ".0%"), task)
 
 
-def _map(view: View, maps: Map, method: str, number: int, coloured: Coloured) -> None:
+def _map(view: View, maps: Map, method: str, number: int, coloured: _Coloured) -> None:
     key, header, selection = view.key, view.header, view.selection
-    points_MN2, kept = METHODS[method](maps)
+    points_MN2, kept = _METHODS[method](maps)
     estimate, lower, upper = (end[number] for end in kept)
     first, second = (f"component {axis + 1} ({maps.pca_variance[number, axis]:.1%} of the variance)" for axis in (0, 1))
     axes = (first, second) if method == "PCA" else ("", "")
@@ -182,7 +182,7 @@ def _map(view: View, maps: Map, method: str, number: int, coloured: Coloured) ->
         points_MN2[number],
         maps.rows,
         coloured.colour,
-        title=f"{method} of {NAMES.get(maps.map_of[number], maps.map_of[number])}{by}",
+        title=f"{method} of {_NAMES.get(maps.map_of[number], maps.map_of[number])}{by}",
         subtitle=f"{len(maps.rows):,}{of_all} images; {estimate:.1%} [{lower:.1%}, {upper:.1%}] of an image's 10 "
         f"nearest<br>are its 10 nearest on this map, by chance {maps.kept_chance:.1%}",
         axes=axes,
@@ -224,8 +224,8 @@ def _label(view: View, task: Task, row: int) -> str:
 
 
 def _trust(maps: Map) -> None:
-    names = [NAMES.get(name, name) for name in maps.map_of]
-    kept = {method: np.stack(look(maps)[1]) for method, look in METHODS.items()}
+    names = [_NAMES.get(name, name) for name in maps.map_of]
+    kept = {method: np.stack(look(maps)[1]) for method, look in _METHODS.items()}
     draw(made(figures.kept_bars, kept, maps.map_of, names, maps.kept_chance, n=len(maps.rows)), "map_kept")
     how_to_read(
         "A map in two dimensions must tear some neighbours apart. Where a bar is low, what lies together there need "
@@ -236,7 +236,7 @@ def _trust(maps: Map) -> None:
 # ---- neighbours
 
 
-def _neighbours(view: View, maps: Map, coloured: Coloured) -> None:
+def _neighbours(view: View, maps: Map, coloured: _Coloured) -> None:
     st.subheader("Nearest to this image")
     image = view.selection.image
     place = maps.place(image)
@@ -273,7 +273,7 @@ def _rows(view: View, maps: Map, task: Task | None, place: int) -> None:
         )
     for number, (name, rows) in enumerate(near.items()):
         known_K = rows >= 0
-        st.markdown(f"**{NAMES.get(name, plain(name))}**{_same(view, maps, task, rows[known_K])}")
+        st.markdown(f"**{_NAMES.get(name, plain(name))}**{_same(view, maps, task, rows[known_K])}")
         away = [f"{value:.2f}" for value in maps.nearest_distance[number, place][known_K]]
         _gallery(
             view, task, rows[known_K], f"map_near_{number}", away, shared if name in ("z_voco", "v_pooled") else ()
@@ -318,7 +318,7 @@ def _gallery(
 # ---- the selection
 
 
-def _selection(view: View, coloured: Coloured) -> None:
+def _selection(view: View, coloured: _Coloured) -> None:
     chosen = np.array(view.selection.chosen, np.int64)
     st.subheader("Selection")
     if not len(chosen):
@@ -329,11 +329,11 @@ def _selection(view: View, coloured: Coloured) -> None:
     if most := _most(view, coloured.task, chosen):
         st.caption(most)
     button.button("Clear", key="map_clear", on_click=_clear, width="stretch")
-    pages = -(-len(chosen) // AT_ONCE)
+    pages = -(-len(chosen) // _AT_ONCE)
     if st.session_state.get("map_page", 1) > pages:
         st.session_state["map_page"] = 1
     page = st.pagination(pages, key="map_page", max_visible_pages=5) if pages > 1 else 1
-    _gallery(view, coloured.task, chosen[AT_ONCE * (page - 1) : AT_ONCE * page], "map_chosen")
+    _gallery(view, coloured.task, chosen[_AT_ONCE * (page - 1) : _AT_ONCE * page], "map_chosen")
     lines = st.expander("As a table", key="map_lines", on_change="rerun")
     if lines.open:
         with lines:

@@ -16,9 +16,9 @@ from htc_probe.dashboards.views.view import View, scores
 from htc_probe.extract.store import Task
 from htc_probe.probes.show.table import columns, suites
 
-THUMBNAILS = 12
+_THUMBNAILS = 12
 _PROBE = "htc-probe semantic detail"
-VERDICTS = {True: ":blue-badge[agrees]", False: ":orange-badge[disagrees]", None: ":gray-badge[cannot be told]"}
+_VERDICTS = {True: ":blue-badge[agrees]", False: ":orange-badge[disagrees]", None: ":gray-badge[cannot be told]"}
 
 
 def summary(header: data.Header) -> str:
@@ -57,7 +57,7 @@ def show(view: View) -> None:
         )
     if header.skipped:
         st.warning(f"{_count(len(header.skipped), 'image')} could not be read and left out; they are listed below.")
-    some = [int(row) for row in att.evenly(range(header.shape.images), THUMBNAILS)]
+    some = [int(row) for row in att.evenly(range(header.shape.images), _THUMBNAILS)]
     st.image(
         [data.thumbnail(view.key, row) for row in some], width=72, alt=[f"image {header.ids[row]}" for row in some]
     )
@@ -99,7 +99,7 @@ def _sentences(view: View) -> None:
 def _claim(sentence: Sentence) -> str:
     if not sentence.claim:
         return "The paper makes no claim that this could be held against."
-    return f"The paper: {plain(sentence.claim)}. {VERDICTS[sentence.agrees]}"
+    return f"The paper: {plain(sentence.claim)}. {_VERDICTS[sentence.agrees]}"
 
 
 def _missing(missing: dict[str, list[str]], path: Path) -> None:

@@ -36,7 +36,7 @@ from htc_probe.probes.show import table as of_tables
 from htc_probe.probes.show.answers import Answers
 from htc_probe.probes.show.figures import CAPTIONS
 
-AT_ONCE = 24
+_AT_ONCE = 24
 """Pictures on the page."""
 
 
@@ -404,7 +404,7 @@ def _gallery(view: View, told: Answers, places: np.ndarray, words: str) -> None:
     if before != list_of:  # another list begins at its first page
         lists += 1
     st.session_state["probe_list"] = list_of, lists
-    pages = -(-len(places) // AT_ONCE)
+    pages = -(-len(places) // _AT_ONCE)
     title, middle, button = side_by_side([5, 4, 3], "probe_list", least=190, align="center")
     title.markdown(f"**{len(places):,} images** {plain(words)}")
     with middle:
@@ -416,7 +416,7 @@ def _gallery(view: View, told: Answers, places: np.ndarray, words: str) -> None:
         width="stretch",
         help="On all pages.",
     )
-    on_page = places[AT_ONCE * (page - 1) : AT_ONCE * page]
+    on_page = places[_AT_ONCE * (page - 1) : _AT_ONCE * page]
     pictures = []
     for place, source in zip(on_page, data.pictures(view.key, [int(row) for row in told.rows[on_page]]), strict=True):
         row = int(told.rows[place])

@@ -24,8 +24,8 @@ from htc_probe.extract.errors import UserError
 from htc_probe.extract.files import replaced, settle
 from htc_probe.extract.store import RunInfo, RunShape, StoreDtype, Task, estimate_bytes
 
-SHARD_BYTES = 128 * 10**6  # before packing: some seconds to some minutes of work
-SHARD_IMAGES = 1024  # at most, where images are small and the model is slow
+_SHARD_BYTES = 128 * 10**6  # before packing: some seconds to some minutes of work
+_SHARD_IMAGES = 1024  # at most, where images are small and the model is slow
 _MOST_BYTES = 2**24  # of a manifest
 _WAIT = 20  # seconds for another process to write the manifest
 
@@ -56,7 +56,7 @@ class Share(NamedTuple):
     ranks: int
 
 
-ALONE = Share(0, 1)
+_ALONE = Share(0, 1)
 
 
 def shard_images(shape: RunShape, tasks: Sequence[Task], store_dtype: StoreDtype, batch_size: int) -> int:
@@ -64,7 +64,7 @@ def shard_images(shape: RunShape, tasks: Sequence[Task], store_dtype: StoreDtype
     run was interrupted.
     """
     each = estimate_bytes(shape, tasks, store_dtype) / shape.images
-    return max(1, min(SHARD_IMAGES, int(SHARD_BYTES / each)) // batch_size) * batch_size
+    return max(1, min(_SHARD_IMAGES, int(_SHARD_BYTES / each)) // batch_size) * batch_size
 
 
 def folder_of(out: Path) -> Path:
@@ -78,7 +78,7 @@ class Shards:
     `own` is the folder in which this process writes, which no other one may use.
     """
 
-    def __init__(self, out: Path, job: Job, share: Share = ALONE, *, own: str = ""):
+    def __init__(self, out: Path, job: Job, share: Share = _ALONE, *, own: str = ""):
         self.out, self.folder, self.job, self.share = out, folder_of(out), job, share
         self.own = self.folder / (own or f"{share.rank}-of-{share.ranks}")
 
@@ -113,7 +113,7 @@ class Shards:
 
 
 @contextlib.contextmanager
-def open_shards(out: Path, job: Job | None, share: Share = ALONE) -> Iterator[Shards]:
+def open_shards(out: Path, job: Job | None, share: Share = _ALONE) -> Iterator[Shards]:
     """The shards of the run at `out`, for as long as no other process has them. Without a job: those there are.
 
     Raises UserError: another process works on them, no right to write there, or no manifest where `job` is None.

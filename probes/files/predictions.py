@@ -29,7 +29,7 @@ from htc_probe.probes.files.weights import Key, unknown_key
 from htc_probe.probes.inputs import circular
 from htc_probe.probes.scores.metrics import Gaussian, Prediction, VonMises
 
-MOST_CLASSES = 32
+_MOST_CLASSES = 32
 """Of more classes, the chosen one and the true one alone are stored."""
 _SCHEMA = "htc-probe-predictions-1"
 _CODES = {"<i4": "I32", "<i2": "I16", "|u1": "U8", "<u2": "U16", "<f2": "F16", "<f4": "F32", "<f8": "F64"}
@@ -70,7 +70,7 @@ class Predicted:
     """In the form of y: the class that was chosen; (n, C) bool; or (n,) float32."""
     prediction: Prediction | None
     """As `probes.metrics` takes it, in float32: (n, K) log-probabilities in nats, (n, C) logits, a Gaussian, or a
-    VonMises. None of more than MOST_CLASSES classes.
+    VonMises. None of more than _MOST_CLASSES classes.
     """
     logs: np.ndarray
     """(n, 2) float32, log-probabilities of the chosen and of the true class; (n, 0) for other kinds."""
@@ -269,7 +269,7 @@ def _labels(kind: Kind, n_classes: int, n: int) -> tuple[str, tuple[int, ...]]:
 def _tensors(kind: Kind, n_classes: int, n: int) -> list[tuple[str, str, tuple[int, ...]]]:
     """(name, dtype, shape) of a probe."""
     if kind == "classes":
-        width = n_classes if n_classes <= MOST_CLASSES else 2
+        width = n_classes if n_classes <= _MOST_CLASSES else 2
         return [("said", "<u2", (n,)), ("logs", "<f2", (n, width))]
     if kind == "multilabel":
         return [("logits", "<f2", (n, n_classes))]
@@ -286,7 +286,7 @@ def _stored(asked: Asked, prediction: Prediction) -> dict[str, np.ndarray]:
     if asked.kind == "multilabel":
         return {"logits": halves}
     said = prediction.argmax(1)
-    if prediction.shape[1] > MOST_CLASSES:
+    if prediction.shape[1] > _MOST_CLASSES:
         halves = np.take_along_axis(halves, np.stack([said, asked.y], 1), 1)
     return {"said": said, "logs": halves}
 
@@ -312,7 +312,7 @@ def _predicted(
         logits = stored["logits"].astype(np.float32)
         return Predicted(kind, classes, rows, fold, y, logits > 0, logits, none)
     logs, said = stored["logs"].astype(np.float32), stored["said"].astype(np.int32)
-    whole = len(classes) <= MOST_CLASSES
+    whole = len(classes) <= _MOST_CLASSES
     both = np.take_along_axis(logs, np.stack([said, y], 1), 1) if whole else logs
     return Predicted(kind, classes, rows, fold, y, said, logs if whole else None, both)
 

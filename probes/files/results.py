@@ -18,9 +18,9 @@ from typing import Any, NamedTuple, TypeGuard, get_args, get_origin, get_type_hi
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.files import replaced
 
-SCHEMA = "htc-probes"
-SCHEMA_VERSION = 3
-MOST_BYTES = 2**26
+_SCHEMA = "htc-probes"
+_SCHEMA_VERSION = 3
+_MOST_BYTES = 2**26
 """A file that is larger is not read: some kB are usual."""
 NOT_DEFINED = "not defined (v_pooled is at its floor)"
 """A retention without bounds: v_pooled cannot be told from its floor, so that its ratio could be anything."""
@@ -323,7 +323,7 @@ def classes_path(path: Path) -> Path:
 
 def write(results: Results, path: Path) -> tuple[Path, ...]:
     """Writes `path` (JSON) and its two CSV, each whole or not at all. Raises UserError when that fails."""
-    body = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **asdict(results)}
+    body = {"schema": _SCHEMA, "schema_version": _SCHEMA_VERSION, **asdict(results)}
     rows = []
     for row in results.rows:
         cells = {item.name: _cell(getattr(row, item.name)) for item in fields(Row)}
@@ -371,18 +371,18 @@ def read(path: Path | str) -> Results:
     """Reads the JSON file back. Raises UserError for a missing, foreign, newer or damaged file."""
     path = Path(path)
     try:
-        if path.stat().st_size > MOST_BYTES:
+        if path.stat().st_size > _MOST_BYTES:
             raise ValueError(f"{path.stat().st_size:,} bytes are more than results have")
         body = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"no probe results at {path}; make them with: htc-probe semantic detail") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}; run htc-probe again") from error
-    if not isinstance(body, dict) or body.get("schema") != SCHEMA:
-        raise UserError(f"{path} holds no probe results (its schema is not {SCHEMA!r})")
-    if body.get("schema_version") != SCHEMA_VERSION:
+    if not isinstance(body, dict) or body.get("schema") != _SCHEMA:
+        raise UserError(f"{path} holds no probe results (its schema is not {_SCHEMA!r})")
+    if body.get("schema_version") != _SCHEMA_VERSION:
         raise UserError(
-            f"{path} has schema version {body.get('schema_version')}, expected {SCHEMA_VERSION}; run htc-probe again"
+            f"{path} has schema version {body.get('schema_version')}, expected {_SCHEMA_VERSION}; run htc-probe again"
         )
     try:
         return _from_json(Results, body)

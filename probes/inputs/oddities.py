@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-FAR = 4.0
+_FAR = 4.0
 """A row is an outlier this many times as far from the mean as 9 in 10 rows. In the built-in run none is beyond 2."""
-HANDFUL, NEARLY_ALL = 5, 0.95
+_HANDFUL, _NEARLY_ALL = 5, 0.95
 """So many dimensions with this share of the variance are told, where there are more than 8 times as many."""
 _COPIES = 20
 """With fewer distinct rows than one in so many, features take few values, and rows of different images may be equal."""
@@ -51,7 +51,7 @@ def told(x: Any, used: np.ndarray, groups: np.ndarray, names: Sequence[str]) -> 
         return []
     far = np.concatenate([_distances(block - shift - mean, variance, varies) for _, block in _blocks(x, used)])
     ratio = (far / np.maximum(np.quantile(far, 0.9, axis=0), 1e-12)).max(1)
-    sample_SD = np.concatenate(parts)[ratio[picked[rows]] <= FAR].astype(np.float64)
+    sample_SD = np.concatenate(parts)[ratio[picked[rows]] <= _FAR].astype(np.float64)
     return [
         *_outliers(ratio, rows, names),
         *_equal_rows(digests, rows, groups, names),
@@ -75,7 +75,7 @@ def _distances(centred: np.ndarray, variance: np.ndarray, varies: np.ndarray) ->
 
 
 def _outliers(ratio: np.ndarray, rows: np.ndarray, names: Sequence[str]) -> Iterator[str]:
-    far = np.flatnonzero(ratio > FAR)
+    far = np.flatnonzero(ratio > _FAR)
     if len(far):
         order = far[np.argsort(-ratio[far], kind="stable")]
         yield (
@@ -126,10 +126,10 @@ def _few_dimensions(sample_SD: np.ndarray) -> Iterator[str]:
 
 def _handful(falling: np.ndarray, width: int) -> tuple[int, str] | None:
     """How few of the variances hold nearly all, and what share; None where that takes more than a handful."""
-    shares = np.cumsum(falling[:HANDFUL]) / falling.sum()
-    if shares[-1] < NEARLY_ALL:
+    shares = np.cumsum(falling[:_HANDFUL]) / falling.sum()
+    if shares[-1] < _NEARLY_ALL:
         return None
-    few = int((shares >= NEARLY_ALL).argmax()) + 1
+    few = int((shares >= _NEARLY_ALL).argmax()) + 1
     return (few, f"{np.floor(shares[few - 1] * 1000) / 10:.1f} %") if width > 8 * few else None
 
 

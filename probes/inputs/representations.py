@@ -19,7 +19,7 @@ from htc_probe.extract import command
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import Run
 
-DEFAULT = ("voco_read", "z_voco", "v_d", "v_pooled", "v_d+z_voco", "v_pooled+z_voco", "pixels")
+_DEFAULT = ("voco_read", "z_voco", "v_d", "v_pooled", "v_d+z_voco", "v_pooled+z_voco", "pixels")
 """The token as text reads it, its last state, what it was made from, what each adds to the other, and a floor without
 the model."""
 _FILES = (".npy", ".npz", ".safetensors")
@@ -86,7 +86,7 @@ def select(run: Run, names: Sequence[str], layers: Sequence[int]) -> tuple[Repre
     the run has. Raises UserError for a name that is none, before anything is read.
     """
     found: dict[Representation, None] = {}
-    for name in names or [name for name in DEFAULT if _has(run, name)]:
+    for name in names or [name for name in _DEFAULT if _has(run, name)]:
         if name == "z_voco":
             found |= dict.fromkeys(Representation(name, layer) for layer in layers)
             continue

@@ -43,17 +43,17 @@ METRICS = {
     "R2": "share of the variance explained",
     "circular R2": "1 - mean(1 - cosine of the error) over the same of the floor",
 }
-PAPER = {"semantic": 26.67, "detail": 30.70}
+_PAPER = {"semantic": 26.67, "detail": 30.70}
 """Top-1 of z_voco in the paper (arXiv 2512.08240), in percent."""
-SIGNIFICANT = 0.05
-SHORT = {KEPT: "kept", LOST: "lost", GAINED: "gained", UNDECIDED: "?", NOTHING: "-"}
+_SIGNIFICANT = 0.05
+_SHORT = {KEPT: "kept", LOST: "lost", GAINED: "gained", UNDECIDED: "?", NOTHING: "-"}
 """Verdicts in a narrow column."""
-FEW = 20
+_FEW = 20
 """Held-out images of a class below which one of them moves its recall by more than 5 points."""
 
 _MOST_LAYERS = 48
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 def key_of(item: Row | SuiteMean | Kept | SuiteGap | Ceiling | ClassScore | Confusion | CurvePoint) -> Representation:
@@ -122,7 +122,7 @@ def best(
     top = max(estimates, key=lambda key: estimates[key])
     beaten = set()
     for pair in results.comparisons:
-        if (pair.suite, pair.task) == (suite, task) and pair.metric != "bits" and pair.p_holm < SIGNIFICANT:
+        if (pair.suite, pair.task) == (suite, task) and pair.metric != "bits" and pair.p_holm < _SIGNIFICANT:
             better, worse = (pair.a, pair.b) if (pair.difference.estimate or 0) > 0 else (pair.b, pair.a)
             if better == label(*top):
                 beaten.add(worse)
@@ -140,8 +140,8 @@ def against(results: Results, suite: str) -> dict[tuple[str | None, Representati
 
 
 def _in_order(
-    results: Results, suite: str, by_key: Mapping[tuple[Any, Representation], T]
-) -> dict[tuple[str | None, Representation], T]:
+    results: Results, suite: str, by_key: Mapping[tuple[Any, Representation], _T]
+) -> dict[tuple[str | None, Representation], _T]:
     """By task, the mean last, and by column; without other columns."""
     order = [(task, key) for task in [*tasks(results, suite), None] for key in columns(results, suite)]
     return {place: by_key[place] for place in order if place in by_key}
@@ -177,7 +177,7 @@ def holds(claim: Comparison | Ceiling | SuiteGap | Kept) -> bool:
     """Whether it is no chance finding, after Holm's correction."""
     if isinstance(claim, Kept):
         return claim.verdict in (KEPT, LOST, GAINED)
-    return claim.p_holm is not None and claim.p_holm < SIGNIFICANT
+    return claim.p_holm is not None and claim.p_holm < _SIGNIFICANT
 
 
 def ceilings(results: Results, suite: str) -> dict[tuple[str, Representation], Ceiling]:
@@ -206,7 +206,7 @@ def doubts(results: Results) -> list[str]:
     """
     rarest = {matrix.task: min(map(sum, matrix.counts)) for matrix in results.confusions if matrix.counts}
     mean = {row.task: row.n / len(row.classes) for row in results.rows if row.kind == "classes" and row.classes}
-    few = [f"{task}: fewer than {FEW} images of some class" for task, n in (mean | rarest).items() if n < FEW]
+    few = [f"{task}: fewer than {_FEW} images of some class" for task, n in (mean | rarest).items() if n < _FEW]
     about: dict[str, list[str]] = {}
     for warning in (*results.warnings, *few):
         subject, _, reason = warning.partition(": ")
@@ -319,7 +319,7 @@ def _kept(results: Results, suite: str) -> Grid:
 def _verdict(verdict: Kept) -> Text:
     sure = holds(verdict)
     ends = _ends(verdict.difference.lower, verdict.difference.upper, 3)
-    return Text(SHORT[verdict.verdict], style="" if sure else GREY) + Text("\n" + ends, style=GREY)
+    return Text(_SHORT[verdict.verdict], style="" if sure else GREY) + Text("\n" + ends, style=GREY)
 
 
 def _ceilings(results: Results, suite: str) -> Grid:
@@ -403,11 +403,11 @@ def _margin(results: Results) -> str:
 
 def paper_reference(suite: str) -> str:
     """What the paper has for a suite of this name; empty for any other."""
-    if suite not in PAPER:
+    if suite not in _PAPER:
         return ""
     return (
-        f"The paper has {PAPER[suite]:.2f} % top-1 for z_voco on {suite} tasks, of data, classes and sample sizes that "
-        "are not known: a reference, not a comparison."
+        f"The paper has {_PAPER[suite]:.2f} % top-1 for z_voco on {suite} tasks, of data, classes and sample sizes "
+        "that are not known: a reference, not a comparison."
     )
 
 

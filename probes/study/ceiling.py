@@ -8,8 +8,8 @@ One hidden layer of rectified units adds to what the linear probe says, and star
 The linear probe is fitted first, at the strength that it was given, and stays as it is; U, a, V, c are learned by
 AdamW on the same loss (numbers, cosine and sine: the squared error of standardised values). How long they learn, and
 at which weight decay, is chosen for every task by the task's metric in the inner folds of the training rows, which
-split no group, out of all that is in `EPOCHS` and `DECAYS`; not at all is one of the choices, and of equals it wins. So
-what is linear is read as the linear probe reads it. Rows that are held out have no part in it.
+split no group, out of all that is in `_EPOCHS` and `_DECAYS`; not at all is one of the choices, and of equals it wins.
+So what is linear is read as the linear probe reads it. Rows that are held out have no part in it.
 
 A ceiling of this reader, after so many images: a larger one, or more images, may find more.
 
@@ -37,10 +37,10 @@ from htc_probe.probes.solvers.problems import Target, log_probabilities
 from htc_probe.probes.study import protocol
 from htc_probe.probes.study.protocol import INNER_FOLDS, Settings, basis_of
 
-HIDDEN = 64
-EPOCHS = tuple(range(5, 65, 5))
+_HIDDEN = 64
+_EPOCHS = tuple(range(5, 65, 5))
 """Passes over the training rows after which the reader may be taken."""
-DECAYS = (1.0, 10.0)
+_DECAYS = (1.0, 10.0)
 """Of the weights, times the learning rate, a step. Less was worse in planted data: XOR of 2 of 128 directions, of 1,600
 rows, is read to 0.63 at 0.1, 0.71 at 1 and 0.76 at 10; of 32 directions to 0.91, 0.92 and 0.87."""
 _BATCH, _RATE = 256, 1e-2
@@ -93,7 +93,7 @@ def _hold_out(basis: Basis, task: Labels, strength: float, inner_n: np.ndarray, 
         return _LINEAR
     parts = [np.flatnonzero(known & (inner_n == k)) for k in range(INNER_FOLDS)]
     said = [
-        dict(_path(basis, task, strength, known & (inner_n != k), basis.train[torch.from_numpy(part)], seed, DECAYS))
+        dict(_path(basis, task, strength, known & (inner_n != k), basis.train[torch.from_numpy(part)], seed, _DECAYS))
         for k, part in enumerate(parts)
     ]
     costs = {choice: _cost(task, parts, [of[choice] for of in said]) for choice in said[0]}
@@ -139,7 +139,7 @@ def _path(
     others_mr: Tensor,
     seed: int,
     decays: Sequence[float],
-    last: int = EPOCHS[-1],
+    last: int = _EPOCHS[-1],
 ) -> Iterator[tuple[_Choice, np.ndarray]]:
     """What readers of the rows `used_n` say of the others (m, C): log probabilities, logits, numbers, or cosine and
     sine. First the linear probe by itself, which has 0 epochs.
@@ -205,8 +205,8 @@ class _Hidden:
 
     def __init__(self, width: int, columns: int, decay: float, seed: int, device: torch.device):
         self.random = torch.Generator().manual_seed(seed)
-        into_rH = torch.randn(width, HIDDEN, generator=self.random) / max(width, 1) ** 0.5
-        out = (torch.zeros(HIDDEN), torch.zeros(HIDDEN, columns), torch.zeros(columns))
+        into_rH = torch.randn(width, _HIDDEN, generator=self.random) / max(width, 1) ** 0.5
+        out = (torch.zeros(_HIDDEN), torch.zeros(_HIDDEN, columns), torch.zeros(columns))
         self.parameters = [one.to(device).requires_grad_() for one in (into_rH, *out)]
         self.optimiser = torch.optim.AdamW(self.parameters, lr=_RATE, weight_decay=decay)
 
@@ -215,14 +215,14 @@ class _Hidden:
         return torch.addmm(c_C, torch.addmm(a_H, x_mr, into_rH).relu(), out_HC)
 
     def learn(self, x_nr: Tensor, offset_nC: Tensor, y_n: Tensor, kind: Kind, last: int) -> Iterator[int]:
-        """Stops at every one of `EPOCHS` up to `last` and gives its number."""
+        """Stops at every one of `_EPOCHS` up to `last` and gives its number."""
         for epoch in range(1, last + 1):
             order = torch.randperm(len(x_nr), generator=self.random).to(x_nr.device)
             for rows in order.split(_BATCH):
                 self.optimiser.zero_grad()
                 _loss(kind, offset_nC[rows] + self(x_nr[rows]), y_n[rows]).backward()
                 self.optimiser.step()
-            if epoch in EPOCHS:
+            if epoch in _EPOCHS:
                 yield epoch
 
 

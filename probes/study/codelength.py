@@ -42,7 +42,7 @@ from htc_probe.probes.study.strengths import FIRST, LADDER
 
 FRACTIONS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5, 1.0)
 LEVELS = 256
-STRENGTHS = LADDER[FIRST.start : LADDER.index(1e-8) + 1 : 2]
+_STRENGTHS = LADDER[FIRST.start : LADDER.index(1e-8) + 1 : 2]
 """Of logistic probes: the decades from 10^2 to 10^-8."""
 _ENOUGH = 32  # rows from which ridge has something to point at
 _WEAK = 1e-5
@@ -180,7 +180,7 @@ def probes_of(
     x_nD: np.ndarray,
     tasks: Sequence[Labels],
     groups: np.ndarray,
-    strengths: Sequence[float] = STRENGTHS,
+    strengths: Sequence[float] = _STRENGTHS,
     device: str = "cpu",
 ) -> Predict:
     """Linear probes trained on the rows sent: logistic ones side by side along `strengths` (strong to weak), numbers by

@@ -88,10 +88,10 @@ def refit(plan: Plan, results: Results) -> dict[Key, Probe]:
 
 # ---- what is told
 
-AllReadings = Mapping[Representation, Readings]
+_AllReadings = Mapping[Representation, Readings]
 
 
-def _results(plan: Plan, readings: AllReadings, config: dict[str, Any]) -> Results:
+def _results(plan: Plan, readings: _AllReadings, config: dict[str, Any]) -> Results:
     warnings = [*plan.warnings, *(note for given in readings.values() for note in given.warnings)]
     baselines = {baseline.task: baseline for baseline in _baselines(plan)}
     scores = {rep: _scores(given) for rep, given in readings.items()}
@@ -230,10 +230,10 @@ def _suite_mean(subject: Subject, rep: Representation, scores: TaskScores, whole
     )
 
 
-Compared = Mapping[Representation, TaskScores]
+_Compared = Mapping[Representation, TaskScores]
 
 
-def _differences(tasks: Sequence[ProbeTask], compared: Compared) -> Iterator[Comparison]:
+def _differences(tasks: Sequence[ProbeTask], compared: _Compared) -> Iterator[Comparison]:
     """Every two columns, by task and by suite; tasks and means are two families for Holm's correction."""
     for family in (claims.single_tasks(tasks), claims.suite_means(tasks)):
         made = []
@@ -245,7 +245,7 @@ def _differences(tasks: Sequence[ProbeTask], compared: Compared) -> Iterator[Com
         yield from _corrected(made)
 
 
-def _conditional(tasks: Sequence[ProbeTask], compared: Compared) -> list[Comparison]:
+def _conditional(tasks: Sequence[ProbeTask], compared: _Compared) -> list[Comparison]:
     """What a join says of the labels beyond one of its parts: H(Y | part) - H(Y | join), in bits an image."""
     columns = {("z_voco" if rep.layer is not None else rep.name): rep for rep in compared}
     made = []
@@ -259,7 +259,7 @@ def _conditional(tasks: Sequence[ProbeTask], compared: Compared) -> list[Compari
     return _corrected(made)
 
 
-def _code_differences(plan: Plan, readings: AllReadings) -> list[Comparison]:
+def _code_differences(plan: Plan, readings: _AllReadings) -> list[Comparison]:
     """Of every two columns, the difference of their compressions of the same images in the same order."""
     made = []
     for a, b in combinations(plan.columns, 2):
@@ -295,7 +295,7 @@ def _baselines(plan: Plan) -> Iterator[Baseline]:
         yield Baseline(task.task.suite, task.task.name, "category alone", metric, *told)
 
 
-def _curve_points(plan: Plan, readings: AllReadings) -> Iterator[CurvePoint]:
+def _curve_points(plan: Plan, readings: _AllReadings) -> Iterator[CurvePoint]:
     for rep in plan.columns:
         curves = {name: reading.curve for name, reading in readings[rep].tasks.items()}
         for point in range(max(map(len, curves.values()))):

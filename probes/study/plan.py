@@ -27,7 +27,7 @@ from htc_probe.probes.scores import controls, intervals, metrics
 from htc_probe.probes.study.protocol import INNER_FOLDS, Settings
 from htc_probe.probes.study.work import Ceiling, Cell, Code, Fold, StreamedFold
 
-CURVE = (0.05, 0.1, 0.2, 0.4)
+_CURVE = (0.05, 0.1, 0.2, 0.4)
 """Parts of the training images at which learning curves are measured, besides all of them."""
 CONTROL_DRAWS = 3
 _LARGE_GROUP = 0.1  # of the images
@@ -226,7 +226,7 @@ class Plan:
         order = np.random.default_rng(self.settings.seed).permutation(int(self.groups.max()) + 1)[self.groups]
         return {
             (share, number): train & (order <= np.quantile(order[train], share))
-            for share in CURVE
+            for share in _CURVE
             for number, (train, _) in self.splits.items()
         }
 

@@ -63,7 +63,7 @@ class Readings(NamedTuple):
     """What is odd about the features."""
 
 
-Answers = dict[Cell, dict[Question, Any]]
+_Answers = dict[Cell, dict[Question, Any]]
 
 
 def read(
@@ -79,8 +79,8 @@ def read(
     alone = representation in plan.streamed or x_ND.size > _SMALL or plan.settings.device != "cpu"
     processes = 0 if alone else plan.settings.jobs or joblib.cpu_count()
 
-    def answered(cells: Sequence[Cell]) -> Answers:
-        answers: Answers = {}
+    def answered(cells: Sequence[Cell]) -> _Answers:
+        answers: _Answers = {}
         questions = [plan.questions_of(cell) for cell in cells]
         jobs = [Job(cell, list(labels.values())) for cell, labels in zip(cells, questions, strict=True)]
         for job, asked, answer in zip(jobs, questions, bench.answers(jobs, processes), strict=True):
@@ -116,7 +116,7 @@ def read(
     return Readings(x_ND.shape[1], readings, _odd(plan, representation, x_ND))
 
 
-def _by_fold(answers: Answers, question: Question, share: float = 1.0) -> dict[int, HeldOut]:
+def _by_fold(answers: _Answers, question: Question, share: float = 1.0) -> dict[int, HeldOut]:
     """Of the probes that learned from that share of the images."""
     return {
         cell.number: given[question]
@@ -139,7 +139,7 @@ def _odd(plan: Plan, representation: Representation, x_ND: Any) -> tuple[str, ..
     return tuple(f"{label(*representation)}: {note}" for note in notes)
 
 
-def _reading(plan: Plan, representation: Representation, task: ProbeTask, answers: Answers) -> Reading:
+def _reading(plan: Plan, representation: Representation, task: ProbeTask, answers: _Answers) -> Reading:
     own = Question(task.task.name)
     held_out = _by_fold(answers, own)
     scores = _scores(plan, task.labels, held_out)
@@ -159,7 +159,7 @@ def _reading(plan: Plan, representation: Representation, task: ProbeTask, answer
     )
 
 
-def _control(plan: Plan, task: ProbeTask, answers: Answers) -> Sampled | None:
+def _control(plan: Plan, task: ProbeTask, answers: _Answers) -> Sampled | None:
     """None where no draw was asked for or can be scored."""
     kind, drawn = task.task.kind, []
     asked = {question for given in answers.values() for question in given}
@@ -171,7 +171,7 @@ def _control(plan: Plan, task: ProbeTask, answers: Answers) -> Sampled | None:
     return intervals.mean(drawn) if drawn else None
 
 
-def _curve(plan: Plan, task: ProbeTask, answers: Answers, scores: Scores) -> tuple[tuple[int, Scores], ...]:
+def _curve(plan: Plan, task: ProbeTask, answers: _Answers, scores: Scores) -> tuple[tuple[int, Scores], ...]:
     """Empty where all images alone were learned from; `scores` are those of all."""
     sizes: dict[float, list[int]] = {}
     for cell in answers:

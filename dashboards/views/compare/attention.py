@@ -27,19 +27,19 @@ from htc_probe.dashboards.parts.controls import (
 from htc_probe.dashboards.views.compare.two import Two, number, p_value, signed
 from htc_probe.probes.scores.intervals import holm
 
-PERCENT = "% of all attention"
-TOKENS = 16
+_PERCENT = "% of all attention"
+_TOKENS = 16
 """Of the paper's Figure 3."""
-ANALYSED = {
-    "anchor_mass": ("attention on the anchors", PERCENT, 100),
+_ANALYSED = {
+    "anchor_mass": ("attention on the anchors", _PERCENT, 100),
     "anchor_share": ("anchors' part of what hybrid tokens get", "%", 100),
     "anchor_lift": ("lift of the anchors over their uniform share", "times uniform", 1),
     "anchor_above_patch": ("an anchor gets more than a patch", "% of pairs", 100),
-    "anchor_minus_top": ("anchors minus as many most attended patches", PERCENT, 100),
+    "anchor_minus_top": ("anchors minus as many most attended patches", _PERCENT, 100),
     "first_lift": ("lift of the first 4 hybrid tokens", "times uniform", 1),
-    "patch_mass": ("attention on the patches", PERCENT, 100),
-    "voco_mass": ("attention on <voco> itself", PERCENT, 100),
-    "text_mass": ("attention on text before <voco>", PERCENT, 100),
+    "patch_mass": ("attention on the patches", _PERCENT, 100),
+    "voco_mass": ("attention on <voco> itself", _PERCENT, 100),
+    "text_mass": ("attention on text before <voco>", _PERCENT, 100),
     "entropy_bits": ("entropy of the attention", "bits", 1),
     "effective_keys": ("effective number of keys", "keys", 1),
     "top_10": ("the 10 % most attended patches, of all patches'", "%", 100),
@@ -106,7 +106,7 @@ def _quantities(two: Two) -> dict[str, att.Quantity]:
 
 
 def _unit(quantity: att.Quantity) -> str:
-    return PERCENT if quantity.unit == "share of all attention" else quantity.unit
+    return _PERCENT if quantity.unit == "share of all attention" else quantity.unit
 
 
 def _levels(two: Two, quantity: att.Quantity) -> tuple[Differences, Differences, att.Band | None, str]:
@@ -175,7 +175,7 @@ def _overall(two: Two) -> None:
         by_name["anchor_mass"] = compare.of_images(means[0], means[1], pairs.groups, pairs.other_groups)
         how["anchor_mass"] = two.images
     if sections is not None and not chosen:
-        for name, (words, unit, _) in ANALYSED.items():
+        for name, (words, unit, _) in _ANALYSED.items():
             quantity = att.Quantity(name, words, unit, 0, 0)
             if name not in by_name and all(quantity.found(section) is not None for section in sections):
                 by_name[name] = _analysed(sections, two, quantity, lambda levels: levels.overall).map(
@@ -184,12 +184,12 @@ def _overall(two: Two) -> None:
                 how[name] = _how(by_name[name], sections)
     st.markdown("**Averages over images, layers and heads**")
     if by_name:
-        lines = {name: line.times(ANALYSED[name][2]) for name, line in by_name.items()}
+        lines = {name: line.times(_ANALYSED[name][2]) for name, line in by_name.items()}
         adjusted = holm(np.array([float(line.p) for line in lines.values()]))
         table(
             {
-                "quantity": [ANALYSED[name][0] for name in lines],
-                "unit": [ANALYSED[name][1] for name in lines],
+                "quantity": [_ANALYSED[name][0] for name in lines],
+                "unit": [_ANALYSED[name][1] for name in lines],
                 two.names[0]: [number(line.this) for line in lines.values()],
                 two.names[1]: [number(line.other) for line in lines.values()],
                 "difference": [signed(line.estimate) for line in lines.values()],
@@ -270,7 +270,7 @@ def _roles_and_images(two: Two) -> None:
                 others,
                 two.pairs.rows,
                 names=two.names,
-                unit=PERCENT,
+                unit=_PERCENT,
                 shown=selection.image,
                 subtitle=f"attention on the anchors, {words} · {len(own):,} images",
             )
@@ -324,8 +324,8 @@ def _patches(two: Two) -> None:
         maps[1] * 100,
         title="Where it looks in the picture, on average",
         names=two.names,
-        unit=PERCENT,
-        subtitle=f"{words} · {PERCENT}, a patch · {sample_words}",
+        unit=_PERCENT,
+        subtitle=f"{words} · {_PERCENT}, a patch · {sample_words}",
         marked=marked > 0,
     )
     draw(figure, "compare_patches")
@@ -343,7 +343,7 @@ def _map(values_S: np.ndarray, header: data.Header) -> np.ndarray | None:
 def _first_tokens(two: Two) -> None:
     """The paper's Figure 3, as a difference."""
     shapes = [header.shape for header in two.headers]
-    tokens = [att.token_names(shape.roles, shape.rows, shape.cols, TOKENS) for shape in shapes]
+    tokens = [att.token_names(shape.roles, shape.rows, shape.cols, _TOKENS) for shape in shapes]
     if not two.same_cells or tokens[0] != tokens[1]:
         st.caption("The first tokens of the two runs are not each other's, so that their attention is not compared.")
         return
@@ -351,7 +351,7 @@ def _first_tokens(two: Two) -> None:
     mine, theirs, pairs = data.paired_attention(two.view.key, two.key, two.view.selection.chosen)
     ends = []
     for sample, shape in zip((mine, theirs), shapes, strict=True):
-        keys = att.first_hybrid(shape.roles, TOKENS)
+        keys = att.first_hybrid(shape.roles, _TOKENS)
         values = sample.by_layer_NLS if head is None else sample.rows_NLHS[:, :, head]
         ends.append(values[..., keys].astype(np.float32))
     differences = compare.of_images(ends[0], ends[1], pairs.groups, pairs.other_groups).times(100)
@@ -361,7 +361,7 @@ def _first_tokens(two: Two) -> None:
         title="The first tokens, over the layers (the paper's Figure 3)",
         subtitle=f"{two.view.selection.head_words} · {len(pairs.rows):,} images",
         names=two.names,
-        unit=PERCENT,
+        unit=_PERCENT,
         columns=tokens[0],
         axes=("decoder layer", "token"),
         mark=(None, two.view.selection.layer),
@@ -410,8 +410,8 @@ def one_image(two: Two) -> None:
                 grids[1] * 100,
                 title="Where both look in this picture",
                 names=two.names,
-                unit=PERCENT,
-                subtitle=f"{words} · {PERCENT}, a patch · 1 image, so there is no interval",
+                unit=_PERCENT,
+                subtitle=f"{words} · {_PERCENT}, a patch · 1 image, so there is no interval",
                 image=mine.thumbnail,
             )
             draw(figure, "compare_overlay")
@@ -440,9 +440,9 @@ def one_image(two: Two) -> None:
                 figures.difference_heatmap,
                 Differences(own, others, own - others, unknown, unknown, unknown, True),
                 title="Anchors, by layer and head",
-                subtitle=f"{PERCENT} · 1 image",
+                subtitle=f"{_PERCENT} · 1 image",
                 names=two.names,
-                unit=PERCENT,
+                unit=_PERCENT,
                 mark=(layer, head),
             )
             draw(figure, "compare_image_heatmap", on_click=_image_cell)

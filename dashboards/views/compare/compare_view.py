@@ -15,7 +15,7 @@ from htc_probe.dashboards.views.compare.probes import probes
 from htc_probe.dashboards.views.compare.two import Two
 from htc_probe.dashboards.views.view import View
 
-PARTS = {"Attention": on_average, "One image": one_image, "Probes": probes}
+_PARTS = {"Attention": on_average, "One image": one_image, "Probes": probes}
 
 
 def show(view: View) -> None:
@@ -34,8 +34,8 @@ def show(view: View) -> None:
     if not mine.shape.images or not header.shape.images:
         st.info("One of the runs has no images yet.")
         return
-    tabs = st.tabs(list(PARTS), key="part", bind="query-params", on_change="rerun")
-    for tab, draw_part in zip(tabs, PARTS.values(), strict=True):
+    tabs = st.tabs(list(_PARTS), key="part", bind="query-params", on_change="rerun")
+    for tab, draw_part in zip(tabs, _PARTS.values(), strict=True):
         if tab.open:
             with tab:
                 draw_part(two)

@@ -28,7 +28,7 @@ from htc_probe.probes.files.results import NOT_DEFINED, Confusion, CurvePoint, I
 from htc_probe.probes.scores.intervals import holm
 from htc_probe.probes.show.table import not_defined
 
-SHOWN = 24
+_SHOWN = 24
 """Images of a kind on the page."""
 
 
@@ -466,7 +466,7 @@ def _telling(two: Two, probe: Probe, scored: compare.Scored | None) -> None:
     gain = (scored.bits[0] - scored.bits[1])[places]
     order = np.argsort(np.abs(gain))[::-1]
     rows = data.pairs(two.view.key, two.key).rows[places[order]].tolist()
-    ids, sources = two.view.header.ids, data.pictures(two.view.key, rows[:SHOWN])
+    ids, sources = two.view.header.ids, data.pictures(two.view.key, rows[:_SHOWN])
     pictures = [
         gallery.Picture(
             row,

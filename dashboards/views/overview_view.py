@@ -3,7 +3,7 @@
 Lays out; reads through data.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import streamlit as st
@@ -115,8 +115,7 @@ def _missing(missing: dict[str, list[str]], path: Path) -> None:
 def _sample(view: View, analysis: str) -> str:
     """How many images an analysis is of, and when it was made."""
     section = getattr(data.sections(view.path, view.header), analysis)
-    images = section["images"] if isinstance(section, Mapping) else section.images
-    count = images if isinstance(images, int) else len(images)
+    count = section.images if isinstance(section.images, int) else len(section.images)
     what = "pairs of images" if analysis == "interchange" else "images"
     time = _time(data.made(view.path, view.header)[analysis].created)
     return f"htc-analyze {analysis} · {count:,} {what} · {plain(time)}"

@@ -8,7 +8,7 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -48,22 +48,24 @@ class Picture(NamedTuple):
 class FileSource:
     """Pictures with their labels, as a data source (`extract.data.source.Source`), in the official order.
 
-    `limit` takes that many, see `spread`. Raises UserError where there is no picture, or two have one id.
+    `labels` may hold None for tasks that no image has labels of. `limit` takes that many, see `spread`. Raises
+    UserError where there is no picture, or two have one id.
     """
 
     notes: tuple[str, ...] = ()
 
     def __init__(
-        self, name: str, split: str, pictures: Sequence[Picture], labels: Sequence[Labels], *, limit: int | None = None
+        self, name: str, split: str, pictures: Sequence[Picture], labels: Iterable[Labels | None], limit: int | None
     ) -> None:
         if not pictures:
             raise UserError(f"{name} has no image in its split {split!r}")
-        for task, values in labels:
+        known = [made for made in labels if made is not None]
+        for task, values in known:
             assert len(values) == len(pictures), f"{task.name}: {len(values)} labels for {len(pictures)} pictures"
         refuse_repeated((picture.id for picture in pictures), "id", f"{name}, split {split}")
         self.name, self.split = name, split
-        self.tasks = tuple(task for task, _ in labels)
-        self._labels = {task.name: values for task, values in labels}
+        self.tasks = tuple(task for task, _ in known)
+        self._labels = {task.name: values for task, values in known}
         self._pictures = pictures
         self._chosen = spread(len(pictures), limit)
 
@@ -76,27 +78,30 @@ class FileSource:
         """
         index = self._chosen[index]
         picture = self._pictures[index]
-        path = str(picture.path)
-        image = read_image(path)
+        path = printable(str(picture.path))
+        image = self._image(index)
         box = picture.box
         if picture.size is not None:
-            across, down = scale(image.size, picture.size, printable(path))
+            across, down = scale(image.size, picture.size, path)
             box = box and (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
         if picture.reach is not None and beyond(image.size, picture.reach):
             right, bottom = picture.reach
             raise ImageError(
-                printable(path),
+                path,
                 f"its annotations reach to ({right:g}, {bottom:g}) and the upright file has "
                 f"{image.width} x {image.height} pixels; use the official file, or one that was not resized",
             )
         if box is not None:
-            image = _cut(image, box, printable(path))
+            image = _cut(image, box, path)
         labels = {name: values[index] for name, values in self._labels.items()}
-        return Item(picture.id, printable(path), picture.group, image, labels)
+        return Item(picture.id, path, picture.group, image, labels)
 
     def labels(self) -> dict[str, np.ndarray]:
         """See `Tabled`."""
         return {name: values[self._chosen] for name, values in self._labels.items()}
+
+    def _image(self, index: int) -> Image.Image:
+        return read_image(str(self._pictures[index].path))
 
 
 def spread(count: int, limit: int | None) -> list[int]:

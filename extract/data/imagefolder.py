@@ -28,8 +28,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from htc_probe.extract.data.columns import NOT_LABELS, Label, cell_text, given, label_of, make_task, read_tasks
-from htc_probe.extract.data.files import printable, read_image, spread
-from htc_probe.extract.data.source import Item
+from htc_probe.extract.data.files import FileSource, Picture, printable
+from htc_probe.extract.data.labels import Labels
 from htc_probe.extract.data.tables import once, refuse_repeated
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import NUMERIC, Task
@@ -49,60 +49,44 @@ class _Row(NamedTuple):
     labels: dict[str, Label]
 
 
-class ImageFolder:
+class ImageFolder(FileSource):
     """`limit` images of FOLDER/SPLIT, evenly spread, or all (None), as a data source; `name` is the folder's own.
 
     Raises UserError for a layout, a table or a tasks.toml that cannot be meant.
     """
 
     def __init__(self, root: Path, split: str, *, limit: int | None = None) -> None:
-        self.name, self.split = printable(root.resolve().name), split
-        self._folder = _split_folder(root, split)
-        files, left_out = _files(self._folder)
+        folder = _split_folder(root, split)
+        files, left_out = _files(folder)
         toml = _named(root, ("tasks.toml",)) or root / "tasks.toml"
-        if (lost := _named(self._folder, ("tasks.toml",))) is not None and not toml.is_file():
+        if (lost := _named(folder, ("tasks.toml",))) is not None and not toml.is_file():
             raise UserError(f"{lost} lies in a split, where it is not read; move it to {toml}, which serves all splits")
-        own, above = _named(self._folder, _METADATA), _named(root, _METADATA)
+        own, above = _named(folder, _METADATA), _named(root, _METADATA)
         metadata = own or above
-        self.tasks: tuple[Task, ...] = ()
-        rows: list[_Row] = []
-        notes: list[str] = []
         if metadata is None:
-            self.tasks, rows, notes = _by_folder(self._folder, files, left_out, toml)
+            tasks, rows, notes = _by_folder(folder, files, left_out, toml)
         else:
-            within = "" if metadata.parent == self._folder else split
-            cells = _of_split(metadata, _read_table(metadata), within)
-            self.tasks = _tasks(toml, metadata, [cell for _, _, cell in cells])
-            rows = _rows(metadata, cells, self.tasks, _finder(files))
-            notes = [f"{task.name}: {task.note}" for task in self.tasks if task.note]
+            cells = _of_split(metadata, _read_table(metadata), "" if own else split)
+            tasks = _tasks(toml, metadata, [cell for _, _, cell in cells])
+            rows = _rows(metadata, cells, tasks, _finder(files))
+            notes = [f"{task.name}: {task.note}" for task in tasks if task.note]
             if own and above:
                 notes.append(f"{own} is read, and {above} is not")
             left_out = [name for name in left_out if name != metadata.name]
         listed = {row.file for row in rows}
-        unknown = {task.name: label_of(task, None, "") for task in self.tasks}
+        unknown = {task.name: label_of(task, None, "") for task in tasks}
         rows += [_row(file, unknown) for file in files if file not in listed]
         if not rows:
             contents = f"; it has {_endings(left_out)}" if left_out else ""
             takes = ", ".join(sorted(_SUFFIXES))
-            raise UserError(f"no images in {self._folder}; it takes {takes}, also in sub-folders{contents}")
-        refuse_repeated([row.id for row in rows], "id", metadata or self._folder)
-        self._rows = [rows[i] for i in spread(len(rows), limit)]
+            raise UserError(f"no images in {folder}; it takes {takes}, also in sub-folders{contents}")
+        refuse_repeated([row.id for row in rows], "id", metadata or folder)
+        pictures = [Picture(row.id, folder / row.file, row.group) for row in rows]
+        labels = [Labels(task, np.array([row.labels[task.name] for row in rows])) for task in tasks]
+        super().__init__(printable(root.resolve().name), split, pictures, labels, limit)
         if left_out:
             notes.append(f"left out {_endings(left_out)}; images among them can be read as JPEG or PNG")
         self.notes = tuple(notes)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> Item:
-        """The item, its image upright and RGB. Raises ImageError for a file that is missing or no whole image."""
-        row = self._rows[index]
-        path = str(self._folder / row.file)
-        return Item(row.id, printable(path), row.group, read_image(path), row.labels)
-
-    def labels(self) -> dict[str, np.ndarray]:
-        """See `Tabled`."""
-        return {task.name: np.array([row.labels[task.name] for row in self._rows]) for task in self.tasks}
 
 
 # ---- the layout
@@ -283,10 +267,9 @@ def _of_split(path: Path, table: Sequence[dict[str, Any]], split: str) -> list[_
     for number, cells in enumerate(table, 1):
         where = f"{path} row {number}"
         file = _file_name(cells["file_name"], where)
-        if split and cell_text(file.split("/")[0]) == cell_text(split):
-            rows.append((where, file.partition("/")[2], cells))
-        elif not split:
-            rows.append((where, file, cells))
+        folder, _, within = file.partition("/") if split else ("", "", file)
+        if cell_text(folder) == cell_text(split):
+            rows.append((where, within, cells))
     if not rows:
         raise UserError(
             f"{path} has no row of the split {split!r}: their file names begin with {split}/, and that of row 1 is "

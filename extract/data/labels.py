@@ -25,18 +25,14 @@ class Labels(NamedTuple):
     """(n,) int32 classes, (n,) float64 numbers, or (n, C) uint8 multi-labels."""
 
 
-def class_labels(
-    name: str, suite: Suite, values: Sequence[str | None], *, note: str = "", rare: int = _RARE
-) -> Labels | None:
+def class_labels(name: str, suite: Suite, values: Sequence[str | None], *, note: str = "") -> Labels | None:
     """One class an image, None where unknown. None when fewer than two classes are left."""
-    counts = Counter(value for value in values if value is not None)
-    classes = sorted(value for value, count in counts.items() if count >= rare)
+    classes, note = _frequent(Counter(value for value in values if value is not None), note, "unknown")
     if len(classes) < 2:
         return None
-    index = {value: i for i, value in enumerate(classes)}
-    array = np.array([index.get(value, -1) if value is not None else -1 for value in values], np.int32)
-    task = Task(name, suite, "classes", tuple(classes), note=_with_rule(note, counts, classes, rare, "unknown"))
-    return Labels(task, array)
+    index: dict[str | None, int] = {value: i for i, value in enumerate(classes)}
+    array = np.array([index.get(value, -1) for value in values], np.int32)
+    return Labels(Task(name, suite, "classes", tuple(classes), note=note), array)
 
 
 def multi_labels(
@@ -46,34 +42,27 @@ def multi_labels(
     *,
     absent: Sequence[Collection[str]] | None = None,
     note: str = "",
-    rare: int = _RARE,
 ) -> Labels | None:
     """Several classes an image. A class is 1 where `present`, 0 where `absent` (None: wherever it is not present),
     and unknown elsewhere. None when no class is left.
     """
-    counts = Counter(value for row in present for value in set(row))
-    classes = sorted(value for value, count in counts.items() if count >= rare)
-    if not classes:
-        return None
+    classes = sorted({value for row in present for value in row})
     index = {value: i for i, value in enumerate(classes)}
-    array = np.full((len(present), len(classes)), 0 if absent is None else UNKNOWN, np.uint8)
+    table = np.full((len(present), len(classes)), 0 if absent is None else UNKNOWN, np.uint8)
     for mark, rows in ((0, absent or ()), (1, present)):
         for i, row in enumerate(rows):
-            array[i, [index[value] for value in row if value in index]] = mark
-    task = Task(name, suite, "multilabel", tuple(classes), note=_with_rule(note, counts, classes, rare, "left out"))
-    return Labels(task, array)
+            table[i, [index[value] for value in row if value in index]] = mark
+    return table_labels(name, suite, classes, table, note=note)
 
 
 def table_labels(
-    name: str, suite: Suite, classes: Sequence[str], values: np.ndarray, *, note: str = "", rare: int = _RARE
+    name: str, suite: Suite, classes: Sequence[str], values: np.ndarray, *, note: str = ""
 ) -> Labels | None:
     """`multi_labels` from a table (n, C) of 0, 1 and 255 over `classes` in any order. None when no class is left."""
-    counts = Counter(dict(zip(classes, (values == 1).sum(0).tolist(), strict=True)))
-    kept = sorted(value for value, count in counts.items() if count >= rare)
+    kept, note = _frequent(Counter(dict(zip(classes, (values == 1).sum(0).tolist(), strict=True))), note, "left out")
     if not kept:
         return None
     columns = [classes.index(value) for value in kept]
-    note = _with_rule(note, counts, kept, rare, "left out")
     return Labels(Task(name, suite, "multilabel", tuple(kept), note=note), values[:, columns].astype(np.uint8))
 
 
@@ -112,7 +101,9 @@ def summary(task: Task, values: np.ndarray) -> str:
     return words + (f"; {unknown} unknown" if unknown else "")
 
 
-def _with_rule(note: str, counts: Counter[str], kept: Sequence[str], rare: int, fate: str) -> str:
+def _frequent(counts: Counter[str], note: str, fate: str) -> tuple[list[str], str]:
+    """The classes that enough images have, sorted, and `note` with the fate of the others."""
+    kept = sorted(value for value, count in counts.items() if count >= _RARE)
     dropped = len(counts) - len(kept)
-    rule = f"{dropped} of {len(counts)} classes with fewer than {rare} images are {fate}" if dropped else ""
-    return "; ".join(part for part in (note, rule) if part)
+    rule = f"{dropped} of {len(counts)} classes with fewer than {_RARE} images are {fate}" if dropped else ""
+    return kept, "; ".join(part for part in (note, rule) if part)

@@ -68,7 +68,6 @@ def encode_answers(tokenizer: "PreTrainedTokenizerFast", scene: Scene) -> tuple[
         row[: len(question_ids)] = question_ids
         if name in answers:
             answer = [*tokenizer(answers[name], add_special_tokens=False).input_ids, tokenizer.eos_token_id]
-            row[len(question_ids) : len(question_ids) + len(answer)] = label[
-                len(question_ids) : len(question_ids) + len(answer)
-            ] = answer
+            span = slice(len(question_ids), len(question_ids) + len(answer))
+            row[span] = label[span] = answer
     return ids, labels

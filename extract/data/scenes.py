@@ -10,7 +10,6 @@ Everything follows from (split, index): the same scene at any resolution, on any
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -186,11 +185,8 @@ def scene(split: str, index: int) -> Scene:
     """The scene number `index` of `split`: the same on every call and every machine."""
     rng = _generator(split, index, stream=0)
     size_bin = int(rng.integers(len(SIZES)))
-    main = _thing(
-        rng,
-        _SIZE_FIRST + _SIZE_STEP * size_bin + rng.uniform(-_SIZE_JITTER, _SIZE_JITTER),
-        *rng.uniform(*_MAIN_RANGE, 2),
-    )
+    size = _SIZE_FIRST + _SIZE_STEP * size_bin + rng.uniform(-_SIZE_JITTER, _SIZE_JITTER)
+    main = _thing(rng, size, *rng.uniform(*_MAIN_RANGE, 2))
     things, relation = [main], -1
     count = 1 + int(rng.integers(len(COUNTS)))
     if count > 1:
@@ -226,7 +222,7 @@ def owners(scene: Scene, grid: int) -> np.ndarray:
     draw = ImageDraw.Draw(canvas)
     for number, thing in enumerate(scene.things, 1):
         turn, centre, radius = _pose(thing, canvas.width)
-        for polygon in (p for part in _shape(CATEGORIES[thing.category]) for p in part):
+        for polygon in (p for part in _SHAPES[CATEGORIES[thing.category]] for p in part):
             draw.polygon([tuple(p) for p in polygon @ turn * radius + centre], fill=number)
     cells = np.asarray(canvas).reshape(grid, fine, grid, fine).swapaxes(1, 2).reshape(grid, grid, -1)
     return (cells[..., None] == np.arange(len(scene.things) + 1)).sum(2).argmax(-1) - 1
@@ -297,72 +293,49 @@ def _poly(*points: tuple[float, float]) -> np.ndarray:
     return np.array(points, float)
 
 
-@lru_cache
-def _shape(category: str) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
-    """(body polygons, drawn in shade and texture; details, drawn dark). None looks the same after a turn."""
-    return {
-        "boat": (
-            (_poly((-1, 0.2), (1, 0.2), (0.6, 0.8), (-0.6, 0.8)), _poly((-0.05, -1), (0.8, 0.05), (-0.05, 0.05))),
-            (_poly((-0.15, -1), (-0.05, -1), (-0.05, 0.2), (-0.15, 0.2)),),
+def _box(left: float, top: float, right: float, bottom: float) -> np.ndarray:
+    return _poly((left, top), (right, top), (right, bottom), (left, bottom))
+
+
+_HANDLE = _poly(
+    (0.35, -0.5), (0.95, -0.5), (0.95, 0.3), (0.35, 0.3), (0.35, 0.1), (0.75, 0.1), (0.75, -0.3), (0.35, -0.3)
+)
+_CROOK = _poly((0.07, 0.75), (0.4, 0.75), (0.4, 0.5), (0.52, 0.5), (0.52, 0.9), (0.07, 0.9))
+_HULL = _poly((0, -1), (0.35, -0.5), (0.35, 0.6), (-0.35, 0.6), (-0.35, -0.5))
+_LEFT_FIN, _RIGHT_FIN = (_poly((side * 0.35, 0.1), (side * 0.85, 0.75), (side * 0.35, 0.6)) for side in (-1, 1))
+# By category: polygons drawn in shade and texture, and details, drawn dark. None looks the same after a turn.
+_SHAPES: dict[str, tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]] = {
+    "boat": (
+        (_poly((-1, 0.2), (1, 0.2), (0.6, 0.8), (-0.6, 0.8)), _poly((-0.05, -1), (0.8, 0.05), (-0.05, 0.05))),
+        (_box(-0.15, -1, -0.05, 0.2),),
+    ),
+    "car": (
+        (_box(-1, -0.05, 1, 0.5), _poly((-0.75, -0.05), (-0.4, -0.6), (0.3, -0.6), (0.6, -0.05))),
+        (_disc(-0.55, 0.5, 0.27), _disc(0.55, 0.5, 0.27)),
+    ),
+    "cup": (
+        (_poly((-0.75, -0.8), (0.45, -0.8), (0.3, 0.8), (-0.6, 0.8)), _HANDLE),
+        (_disc(-0.15, -0.8, 0.6, squash=0.22),),
+    ),
+    "fish": (
+        (
+            _disc(0.2, 0, 0.8, squash=0.6),
+            _poly((-0.4, 0), (-1, -0.5), (-1, 0.5)),
+            _poly((-0.1, -0.35), (0.5, -0.35), (0.1, -0.85)),
         ),
-        "car": (
-            (
-                _poly((-1, -0.05), (1, -0.05), (1, 0.5), (-1, 0.5)),
-                _poly((-0.75, -0.05), (-0.4, -0.6), (0.3, -0.6), (0.6, -0.05)),
-            ),
-            (_disc(-0.55, 0.5, 0.27), _disc(0.55, 0.5, 0.27)),
-        ),
-        "cup": (
-            (
-                _poly((-0.75, -0.8), (0.45, -0.8), (0.3, 0.8), (-0.6, 0.8)),
-                _poly(
-                    (0.35, -0.5),
-                    (0.95, -0.5),
-                    (0.95, 0.3),
-                    (0.35, 0.3),
-                    (0.35, 0.1),
-                    (0.75, 0.1),
-                    (0.75, -0.3),
-                    (0.35, -0.3),
-                ),
-            ),
-            (_disc(-0.15, -0.8, 0.6, squash=0.22),),
-        ),
-        "fish": (
-            (
-                _disc(0.2, 0, 0.8, squash=0.6),
-                _poly((-0.4, 0), (-1, -0.5), (-1, 0.5)),
-                _poly((-0.1, -0.35), (0.5, -0.35), (0.1, -0.85)),
-            ),
-            (_disc(0.6, -0.12, 0.13),),
-        ),
-        "house": (
-            (_poly((-0.75, -0.1), (0.75, -0.1), (0.75, 0.9), (-0.75, 0.9)), _poly((-1, -0.1), (0, -0.95), (1, -0.1))),
-            (
-                _poly((-0.2, 0.3), (0.25, 0.3), (0.25, 0.9), (-0.2, 0.9)),
-                _poly((0.45, -0.95), (0.7, -0.95), (0.7, -0.35), (0.45, -0.55)),
-            ),
-        ),
-        "rocket": (
-            (
-                _poly((0, -1), (0.35, -0.5), (0.35, 0.6), (-0.35, 0.6), (-0.35, -0.5)),
-                _poly((-0.35, 0.1), (-0.85, 0.75), (-0.35, 0.6)),
-                _poly((0.35, 0.1), (0.85, 0.75), (0.35, 0.6)),
-            ),
-            (_disc(0, -0.25, 0.17), _poly((-0.2, 0.6), (0.2, 0.6), (0, 1))),
-        ),
-        "tree": (
-            (_poly((0, -1), (0.6, -0.25), (-0.6, -0.25)), _poly((0, -0.6), (0.85, 0.45), (-0.85, 0.45))),
-            (_poly((-0.17, 0.45), (0.17, 0.45), (0.17, 1), (-0.17, 1)),),
-        ),
-        "umbrella": (
-            (_disc(0, 0, 0.95, 180, 360),),
-            (
-                _poly((-0.07, -1), (0.07, -1), (0.07, 0.85), (-0.07, 0.85)),
-                _poly((0.07, 0.75), (0.4, 0.75), (0.4, 0.5), (0.52, 0.5), (0.52, 0.9), (0.07, 0.9)),
-            ),
-        ),
-    }[category]
+        (_disc(0.6, -0.12, 0.13),),
+    ),
+    "house": (
+        (_box(-0.75, -0.1, 0.75, 0.9), _poly((-1, -0.1), (0, -0.95), (1, -0.1))),
+        (_box(-0.2, 0.3, 0.25, 0.9), _poly((0.45, -0.95), (0.7, -0.95), (0.7, -0.35), (0.45, -0.55))),
+    ),
+    "rocket": ((_HULL, _LEFT_FIN, _RIGHT_FIN), (_disc(0, -0.25, 0.17), _poly((-0.2, 0.6), (0.2, 0.6), (0, 1)))),
+    "tree": (
+        (_poly((0, -1), (0.6, -0.25), (-0.6, -0.25)), _poly((0, -0.6), (0.85, 0.45), (-0.85, 0.45))),
+        (_box(-0.17, 0.45, 0.17, 1),),
+    ),
+    "umbrella": ((_disc(0, 0, 0.95, 180, 360),), (_box(-0.07, -1, 0.07, 0.85), _CROOK)),
+}
 
 
 def _pose(thing: Thing, side: int) -> tuple[np.ndarray, np.ndarray, float]:
@@ -375,7 +348,7 @@ def _pose(thing: Thing, side: int) -> tuple[np.ndarray, np.ndarray, float]:
 def _draw_thing(canvas: Image.Image, draw: ImageDraw.ImageDraw, thing: Thing) -> None:
     side = canvas.width
     turn, centre, radius = _pose(thing, side)
-    body, detail = _shape(CATEGORIES[thing.category])
+    body, detail = _SHAPES[CATEGORIES[thing.category]]
 
     corner = np.floor(centre - 1.5 * radius).astype(int)
     width = int(np.ceil(3 * radius))

@@ -73,38 +73,27 @@ def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSourc
     mains = [scene.main for scene in scenes]
     turns = [math.degrees(main.turn) % 90 if main and main.shape == "cube" else None for main in mains]
     turn_note = f"between a cube and the camera's right, {_MAIN}; a quarter turn does not show; unknown of other shapes"
-    made = (
-        multi_labels(
-            "presence",
-            "semantic",
-            [{f"{item.size} {item.material} {item.shape}" for item in items} for items in objects],
-            note="which combinations of size, material and shape the image shows",
-        ),
+    shown = [{f"{item.size} {item.material} {item.shape}" for item in items} for items in objects]
+    shown_note = "which combinations of size, material and shape the image shows"
+    sides = [_relation(scene, ("left", "right"), [item.depth for item in scene.objects]) for scene in scenes]
+    side_note = "on which side of the object nearest to the camera the farthest one stands"
+    depths = [_relation(scene, ("behind", "front"), [item.x for item in scene.objects]) for scene in scenes]
+    depth_note = "whether the rightmost object stands behind the leftmost one or in front of it"
+    x, y = [main and main.x / width for main in mains], [main and main.y / height for main in mains]
+    labels = (
+        multi_labels("presence", "semantic", shown, note=shown_note),
         number_labels("count", "semantic", [len(items) for items in objects], "objects"),
-        class_labels(
-            "relation_side",
-            "semantic",
-            [_relation(scene, ("left", "right"), [item.depth for item in scene.objects]) for scene in scenes],
-            note="on which side of the object nearest to the camera the farthest one stands",
-        ),
-        class_labels(
-            "relation_depth",
-            "semantic",
-            [_relation(scene, ("behind", "front"), [item.x for item in scene.objects]) for scene in scenes],
-            note="whether the rightmost object stands behind the leftmost one or in front of it",
-        ),
+        class_labels("relation_side", "semantic", sides, note=side_note),
+        class_labels("relation_depth", "semantic", depths, note=depth_note),
         class_labels("colour", "detail", [main and main.colour for main in mains], note=_MAIN),
         class_labels("size", "detail", [main and main.size for main in mains], note=_MAIN),
-        number_labels("position_x", "detail", [main and main.x / width for main in mains], "image widths", note=_MAIN),
-        number_labels(
-            "position_y", "detail", [main and main.y / height for main in mains], "image heights", note=_MAIN
-        ),
+        number_labels("position_x", "detail", x, "image widths", note=_MAIN),
+        number_labels("position_y", "detail", y, "image heights", note=_MAIN),
         number_labels("rotation", "detail", turns, "degrees", note=turn_note, period=90),
     )
-    pictures = [
-        Picture(scene.file, folder / scene.file, f"clevr/{scene.file}", size=(width, height)) for scene in scenes
-    ]
-    return FileSource("clevr", split, pictures, [labels for labels in made if labels], limit=limit)
+    files = [scene.file for scene in scenes]
+    pictures = [Picture(file, folder / file, f"clevr/{file}", size=(width, height)) for file in files]
+    return FileSource("clevr", split, pictures, labels, limit)
 
 
 def _rendered(folder: Path, scenes: Sequence[_Scene]) -> tuple[int, int]:

@@ -31,8 +31,6 @@ _LONE_NOTE = "of a lone object: the only annotation of its image, and no crowd; 
 
 
 class _Annotation(NamedTuple):
-    """One annotation."""
-
     name: str
     above: str
     """Its supercategory."""
@@ -60,22 +58,17 @@ def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSourc
     lone = [objects[0] if len(objects) == 1 and not objects[0].crowd else None for objects in by_image]
     shares = [_shares(only, image[2], image[3]) for only, image in zip(lone, images, strict=True)]
     counts = [None if any(row.crowd for row in objects) else len(objects) for objects in by_image]
+    names = [{row.name for row in objects} for objects in by_image]
+    above = [{row.above for row in objects} for objects in by_image]
     labels = [
-        multi_labels(
-            "objects", "semantic", [{row.name for row in objects} for objects in by_image], note="categories in sight"
-        ),
-        multi_labels(
-            "supercategories",
-            "semantic",
-            [{row.above for row in objects} for objects in by_image],
-            note="groups of categories",
-        ),
+        multi_labels("objects", "semantic", names, note="categories in sight"),
+        multi_labels("supercategories", "semantic", above, note="groups of categories"),
         number_labels("count", "semantic", counts, "objects", note="annotated objects; unknown where some are a crowd"),
         number_labels("centre_x", "detail", [x for x, _, _ in shares], "share of the image's width", note=_LONE_NOTE),
         number_labels("centre_y", "detail", [y for _, y, _ in shares], "share of the image's height", note=_LONE_NOTE),
         number_labels("area", "detail", [area for _, _, area in shares], "share of the image", note=_LONE_NOTE),
     ]
-    return FileSource("coco", split, pictures, [task for task in labels if task is not None], limit=limit)
+    return FileSource("coco", split, pictures, labels, limit)
 
 
 def image_group(number: int) -> str:
@@ -103,10 +96,8 @@ def corners(path: Path, bbox: list, number: int) -> tuple[float, float, float, f
 
 def _annotations(path: Path, data: dict, images: list[int]) -> dict[int, list[_Annotation]]:
     """The annotations of every image, by its id."""
-    names = {
-        number: (name, above)
-        for number, name, above in records(path, data, "categories", id=int, name=str, supercategory=str)
-    }
+    rows = records(path, data, "categories", id=int, name=str, supercategory=str)
+    names = {number: (name, above) for number, name, above in rows}
     by_image: dict[int, list[_Annotation]] = {number: [] for number in images}
     rows = records(path, data, "annotations", id=int, image_id=int, category_id=int, bbox=list, area=float, iscrowd=int)
     for number, image, category, bbox, area, crowd in rows:

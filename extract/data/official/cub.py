@@ -38,14 +38,8 @@ NAME = "CUB-200-2011"
 _SPLITS = ("train", "test")
 _MARKS = "attributes/image_attribute_labels.txt"
 _FILES = (
-    "images",
-    "images.txt",
-    "classes.txt",
-    "image_class_labels.txt",
-    "train_test_split.txt",
-    _MARKS,
-    "parts/parts.txt",
-    "parts/part_locs.txt",
+    f"images images.txt classes.txt image_class_labels.txt train_test_split.txt {_MARKS} parts/parts.txt "
+    "parts/part_locs.txt"
 )
 _NOT_VISIBLE = 1  # of certainties.txt: 1 not visible, 2 guessing, 3 probably, 4 definitely
 _ATTRIBUTE_NOTE = "CUB attributes as their annotator marked them; unknown where not visible"
@@ -57,7 +51,7 @@ def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSourc
     """The images of a split, in the order of images.txt (by species). Raises UserError."""
     if split not in _SPLITS:
         raise refuse_split(NAME, split, _SPLITS)
-    require(NAME, root, *_FILES)
+    require(NAME, root, *_FILES.split())
     names = read_rows(root / "images.txt", int, str, form="<image id> <file>")
     in_train = dict(read_rows(root / "train_test_split.txt", int, _flag, form="<image id> <1 for train, 0 for test>"))
     _require_all([number for number, _ in names], in_train, root / "train_test_split.txt")
@@ -74,7 +68,7 @@ def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSourc
         *_attributes(root, [number for number, _ in names], numbers),
         *_directions(heads),
     ]
-    return FileSource("cub", split, pictures, [task for task in labels if task is not None], limit=limit)
+    return FileSource("cub", split, pictures, labels, limit)
 
 
 def _species(root: Path, numbers: list[int]) -> list[str]:

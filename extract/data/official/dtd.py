@@ -39,7 +39,7 @@ def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSourc
     labels = [class_labels("texture", "detail", textures, note="the texture that the image was collected for")]
     if (root / _JOINT).exists():
         labels.append(_joint(root / _JOINT, files))
-    return FileSource("dtd", split, pictures, [task for task in labels if task is not None], limit=limit)
+    return FileSource("dtd", split, pictures, labels, limit)
 
 
 def _joint(path: Path, files: list[str]) -> Labels | None:

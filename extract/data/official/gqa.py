@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from htc_probe.extract.data.files import FileSource, Picture, refuse_split, require
-from htc_probe.extract.data.labels import class_labels, number_labels
+from htc_probe.extract.data.labels import Labels, class_labels, number_labels
 from htc_probe.extract.data.tables import field, read_json
 from htc_probe.extract.errors import UserError
 
@@ -24,79 +24,18 @@ _SPLITS = ("train", "val")
 
 _FAMILIES = {
     "colour": (
-        "beige",
-        "black",
-        "blond",
-        "blue",
-        "brown",
-        "brunette",
-        "cream colored",
-        "dark blue",
-        "dark brown",
-        "gold",
-        "gray",
-        "green",
-        "khaki",
-        "light blue",
-        "light brown",
-        "maroon",
-        "orange",
-        "pink",
-        "purple",
-        "red",
-        "silver",
-        "tan",
-        "teal",
-        "white",
-        "yellow",
+        "beige, black, blond, blue, brown, brunette, cream colored, dark blue, dark brown, gold, gray, green, khaki, "
+        "light blue, light brown, maroon, orange, pink, purple, red, silver, tan, teal, white, yellow"
     ),
     "material": (
-        "aluminum",
-        "asphalt",
-        "bamboo",
-        "brass",
-        "brick",
-        "bronze",
-        "cardboard",
-        "chrome",
-        "clay",
-        "cloth",
-        "cobblestone",
-        "concrete",
-        "copper",
-        "cotton",
-        "crystal",
-        "denim",
-        "glass",
-        "granite",
-        "hardwood",
-        "iron",
-        "lace",
-        "leather",
-        "marble",
-        "mesh",
-        "metal",
-        "paper",
-        "plastic",
-        "porcelain",
-        "rock",
-        "rubber",
-        "silk",
-        "stainless steel",
-        "steel",
-        "stone",
-        "straw",
-        "styrofoam",
-        "tin",
-        "wicker",
-        "wire",
-        "wood",
-        "wooden",
-        "wool",
+        "aluminum, asphalt, bamboo, brass, brick, bronze, cardboard, chrome, clay, cloth, cobblestone, concrete, "
+        "copper, cotton, crystal, denim, glass, granite, hardwood, iron, lace, leather, marble, mesh, metal, paper, "
+        "plastic, porcelain, rock, rubber, silk, stainless steel, steel, stone, straw, styrofoam, tin, wicker, wire, "
+        "wood, wooden, wool"
     ),
-    "pattern": ("checkered", "dotted", "striped"),
-    "pose": ("bending", "crouching", "jumping", "lying", "running", "sitting", "standing", "walking"),
-    "shape": ("octagonal", "rectangular", "round", "square", "triangular"),
+    "pattern": "checkered, dotted, striped",
+    "pose": "bending, crouching, jumping, lying, running, sitting, standing, walking",
+    "shape": "octagonal, rectangular, round, square, triangular",
 }
 _SAME = {"wooden": "wood"}
 _MAIN = "of the main object, the one whose box covers most of the image"
@@ -129,32 +68,21 @@ def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSourc
     path = root / file
     # Nothing here needs relations, which are most of the file.
     graphs = [_graph(image, graph, path) for image, graph in read_json(path, without=["relations"]).items()]
-    made = (
+    centre = f"centre {_MAIN}"
+    labels = (
         class_labels("location", "semantic", [graph.location for graph in graphs]),
         class_labels("weather", "semantic", [graph.weather for graph in graphs]),
         class_labels("object", "semantic", [graph.name for graph in graphs], note=f"name {_MAIN}"),
-        *(
-            class_labels(
-                family,
-                "detail",
-                [_only(graph.attributes, words) for graph in graphs],
-                note=f"{_MAIN}; unknown where the graph lists none or several of {', '.join(words)}",
-            )
-            for family, words in _FAMILIES.items()
-        ),
-        number_labels(
-            "position_x", "detail", [graph.x for graph in graphs], "image widths from the left", note=f"centre {_MAIN}"
-        ),
-        number_labels(
-            "position_y", "detail", [graph.y for graph in graphs], "image heights from the top", note=f"centre {_MAIN}"
-        ),
+        *(_family(name, words, graphs) for name, words in _FAMILIES.items()),
+        number_labels("position_x", "detail", [graph.x for graph in graphs], "image widths from the left", note=centre),
+        number_labels("position_y", "detail", [graph.y for graph in graphs], "image heights from the top", note=centre),
         number_labels("area", "detail", [graph.area for graph in graphs], "share of the image", note=f"box {_MAIN}"),
     )
     pictures = [
         Picture(graph.image, root / "images" / f"{graph.image}.jpg", f"vg/{graph.image}", size=graph.size)
         for graph in graphs
     ]
-    return FileSource("gqa", split, pictures, [labels for labels in made if labels], limit=limit)
+    return FileSource("gqa", split, pictures, labels, limit)
 
 
 def _graph(image: str, record: Any, path: Path) -> _Graph:
@@ -199,6 +127,8 @@ def _said(record: dict[str, Any], name: str, where: str) -> str | None:
     return None if word in ("", "none") else word
 
 
-def _only(attributes: frozenset[str], family: tuple[str, ...]) -> str | None:
-    listed = attributes.intersection(family)
-    return next(iter(listed)) if len(listed) == 1 else None
+def _family(name: str, words: str, graphs: list[_Graph]) -> Labels | None:
+    listed = [graph.attributes.intersection(words.split(", ")) for graph in graphs]
+    values = [next(iter(own)) if len(own) == 1 else None for own in listed]
+    note = f"{_MAIN}; unknown where the graph lists none or several of {words}"
+    return class_labels(name, "detail", values, note=note)

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
-from htc_probe.extract.data.columns import NOT_LABELS, Label, cell_text, given, label_of, make_task, read_tasks
-from htc_probe.extract.data.files import read_image, refuse_split, spread
-from htc_probe.extract.data.source import ImageError, Item
+from htc_probe.extract.data.columns import NOT_LABELS, cell_text, given, label_of, make_task, read_tasks
+from htc_probe.extract.data.files import FileSource, Picture, read_image, refuse_split
+from htc_probe.extract.data.labels import Labels
+from htc_probe.extract.data.source import ImageError
 from htc_probe.extract.data.tables import refuse_repeated
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import NUMERIC
@@ -24,17 +26,15 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-class DiskDataset:
+class DiskDataset(FileSource):
     """Rows of a split as a data source: all, or `limit` of them, evenly spread; `name` is the folder's own.
 
     Raises UserError for a folder, columns or a tasks.toml that cannot be meant.
     """
 
     def __init__(self, root: Path, split: str, *, limit: int | None = None) -> None:
-        from datasets import Image
+        from datasets import Image as ImageFeature
 
-        self.name, self.split = root.resolve().name, split
-        self._root = root
         table = _load(root, split)
         texts = [cell_text(name) for name in table.column_names]
         refuse_repeated(texts, "column", root)
@@ -44,38 +44,30 @@ class DiskDataset:
         own = [name for name in ("id", "group") if name in table.column_names]
         cells = _cells(table, [*settings, *own], root)
         toml = root / "tasks.toml"
-        self.tasks = tuple(make_task(name, setting, toml, root, cells[name]) for name, setting in settings.items())
-        self._ids = _texts(cells.get("id"), [f"{split}/{row}" for row in range(len(table))])
-        self._groups = _texts(cells.get("group"), self._ids)
-        refuse_repeated(self._ids, "id", root)
+        tasks = [make_task(name, setting, toml, root, cells[name]) for name, setting in settings.items()]
+        places = [f"{split}/{row}" for row in range(len(table))]
+        ids = _texts(cells.get("id"), places)
+        refuse_repeated(ids, "id", root)
         if not len(table):
             raise UserError(f"{root} has no row in its split {split!r}")
-        self._rows = spread(len(table), limit)
-        self._labels: dict[str, list[Label]] = {}
-        for task in self.tasks:
+        rows = zip(ids, places, _texts(cells.get("group"), ids), strict=True)
+        pictures = [Picture(name, Path(f"{root}#{place}"), group) for name, place, group in rows]
+        labels = []
+        for task in tasks:
             where = f"{root}, {split}, {task.name}, row"
-            self._labels[task.name] = [label_of(task, cell, f"{where} {i}") for i, cell in enumerate(cells[task.name])]
-        self.notes = tuple(f"{task.name}: {task.note}" for task in self.tasks if task.note)
+            values = [label_of(task, cell, f"{where} {i}") for i, cell in enumerate(cells[task.name])]
+            labels.append(Labels(task, np.array(values)))
+        super().__init__(root.resolve().name, split, pictures, labels, limit)
+        self.notes = tuple(f"{task.name}: {task.note}" for task in tasks if task.note)
         images = table.select_columns([self._column]).with_format(None)
-        self._images = images.cast_column(self._column, Image(decode=False))
+        self._images = images.cast_column(self._column, ImageFeature(decode=False))
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> Item:
-        """The item, its image upright and RGB. Raises ImageError for an image that is missing or no whole one."""
-        row = self._rows[index]
-        stored = self._images[row][self._column] or {}
-        content, path = stored.get("bytes"), f"{self._root}#{self.split}/{row}"
+    def _image(self, index: int) -> Image.Image:
+        stored = self._images[index][self._column] or {}
+        content, path = stored.get("bytes"), str(self._pictures[index].path)
         if content is None and not stored.get("path"):
             raise ImageError(path, "the row has no image")
-        image = read_image(path, content) if content is not None else read_image(stored["path"])
-        labels = {name: values[row] for name, values in self._labels.items()}
-        return Item(self._ids[row], path, self._groups[row], image, labels)
-
-    def labels(self) -> dict[str, np.ndarray]:
-        """See `Tabled`."""
-        return {name: np.array([values[row] for row in self._rows]) for name, values in self._labels.items()}
+        return read_image(path, content) if content is not None else read_image(stored["path"])
 
 
 def open_split(root: Path, split: str, *, limit: int | None = None) -> DiskDataset:

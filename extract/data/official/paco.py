@@ -68,7 +68,7 @@ def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSourc
         names.append(categories[category])
         rows.append(row)
     labels = [class_labels("object", "semantic", names, note=f"category {_CROP_NOTE}"), *_attributes(path, data, rows)]
-    return FileSource("paco", split, pictures, [task for task in labels if task is not None], limit=limit)
+    return FileSource("paco", split, pictures, labels, limit)
 
 
 def _attributes(path: Path, data: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[Labels | None]:

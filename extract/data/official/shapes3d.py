@@ -92,13 +92,8 @@ def open_split(root: Path, split: str, *, limit: int | None = None) -> Shapes3D:
     )
     groups = [f"3dshapes/{'-'.join(triple)}" for triple in zip(*hues, strict=True)]
     sample = np.sort(rng.permutation(len(rows))[:limit])
-    return Shapes3D(
-        path,
-        split,
-        rows[sample],
-        [groups[i] for i in sample],
-        [Labels(made.task, made.values[sample]) for made in labels if made],
-    )
+    sampled = [Labels(made.task, made.values[sample]) for made in labels if made]
+    return Shapes3D(path, split, rows[sample], [groups[i] for i in sample], sampled)
 
 
 def _read_factors(path: Path) -> np.ndarray:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.models import hub
 from htc_probe.extract.models.adapters import Adapter, check_adapter, merged, read_adapter
-from htc_probe.extract.models.layouts import Checkpoint, open_checkpoint, read_config, read_tokenizer
+from htc_probe.extract.models.layouts import Checkpoint, open_checkpoint, read_config
+from htc_probe.extract.models.layouts import read_tokenizer as read_tokenizer
 from htc_probe.extract.models.weights import FLOATS, Stored, line, opened
 
 if TYPE_CHECKING:
@@ -25,20 +26,6 @@ if TYPE_CHECKING:
 
     from htc_probe.extract.vlm.config import HTCConfig
     from htc_probe.extract.vlm.model import HTCVLM
-
-__all__ = [
-    "Place",
-    "digest",
-    "digest_of",
-    "find",
-    "load",
-    "load_from",
-    "random_digest",
-    "random_model",
-    "read_config",
-    "read_tokenizer",
-    "shipped",
-]
 
 
 class Place(NamedTuple):
@@ -212,11 +199,8 @@ def _check_fit(folder: Path, checkpoint: Checkpoint) -> dict[str, tuple[int, ...
         for name, tensor in weights.items()
         if name in wanted and (tensor.shape != wanted[name].shape or not _same_kind(tensor.dtype, wanted[name]))
     ]
-    faults = {
-        "no fitting weights for": missing,
-        "unknown weights": unknown,
-        "weights of another shape or type": misfits,
-    }
+    faults = {"no fitting weights for": missing, "unknown weights": unknown}
+    faults["weights of another shape or type"] = misfits
     words = "; ".join(f"{what} {', '.join(names[:3])} ({len(names)} in all)" for what, names in faults.items() if names)
     if words:
         raise UserError(f"{folder} has {words}: its files and its config.json are not of one model; copy it again")

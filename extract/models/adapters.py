@@ -22,34 +22,12 @@ if TYPE_CHECKING:
     import torch
 
 # Fields of a LoraConfig that do not change what merging means, or are looked at. Any other must be off.
-_KNOWN = {
-    "peft_type",
-    "r",
-    "lora_alpha",
-    "use_rslora",
-    "init_lora_weights",
-    "target_modules",
-    "exclude_modules",
-    "modules_to_save",
-    "lora_dropout",
-    "bias",
-    "layers_to_transform",
-    "layers_pattern",
-    "task_type",
-    "inference_mode",
-    "auto_mapping",
-    "base_model_name_or_path",
-    "revision",
-    "peft_version",
-    "megatron_core",
-    "qalora_group_size",
-    "loftq_config",
-    "eva_config",
-    "corda_config",
-    "lora_ga_config",
-    "runtime_config",
-    "ensure_weight_tying",
-}
+_KNOWN = (
+    "peft_type r lora_alpha use_rslora init_lora_weights target_modules exclude_modules modules_to_save lora_dropout "
+    "bias layers_to_transform layers_pattern task_type inference_mode auto_mapping base_model_name_or_path revision "
+    "peft_version megatron_core qalora_group_size loftq_config eva_config corda_config lora_ga_config runtime_config "
+    "ensure_weight_tying"
+)
 # The others of `init_lora_weights` change the weights that the adapter is added to.
 _HARMLESS_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
@@ -80,7 +58,7 @@ def read_adapter(folder: Path) -> Adapter:
     with reading(path):
         config = read_json(path)
     rank, alpha = config.get("r"), config.get("lora_alpha")
-    unsupported = [name for name, value in config.items() if value and name not in _KNOWN]
+    unsupported = [name for name, value in config.items() if value and name not in _KNOWN.split()]
     if config.get("peft_type") != "LORA" or unsupported:
         words = ", ".join([f"peft_type {config.get('peft_type')}", *unsupported])
         raise UserError(f"{path} has {words}; expected plain LoRA, which is all that can be merged here")

@@ -142,17 +142,8 @@ def _hugging_face(folder: Path, raw: dict[str, Any], tensors: list[Stored]) -> C
     _expect(folder, "vision_feature_select_strategy", config.vision_feature_select_strategy, "default")
     if not isinstance(config.vision_feature_layer, int):
         _expect(folder, "vision_feature_layer", config.vision_feature_layer, "one layer")
-    return _llava(
-        folder,
-        config.vision_config,
-        config.text_config,
-        config.vision_feature_layer,
-        "mlp2x_gelu",
-        _by_name(tensors),
-        (tensors,),
-        folder,
-        None,
-    )
+    vision, text, layer = config.vision_config, config.text_config, config.vision_feature_layer
+    return _llava(folder, vision, text, layer, "mlp2x_gelu", _by_name(tensors), (tensors,), folder, pad=None)
 
 
 def _original(folder: Path, raw: dict[str, Any], tensors: list[Stored]) -> Checkpoint:
@@ -180,7 +171,7 @@ def _original(folder: Path, raw: dict[str, Any], tensors: list[Stored]) -> Check
     with _configuring(folder):
         text = LlamaConfig(**{name: value for name, value in raw.items() if name in known})
     layer = raw.get("mm_vision_select_layer", -2)
-    return _llava(folder, vision, text, layer, projector, weights, tuple(folders), tower, fit_of(raw) == "pad")
+    return _llava(folder, vision, text, layer, projector, weights, tuple(folders), tower, pad=fit_of(raw) == "pad")
 
 
 def _llava(
@@ -192,6 +183,7 @@ def _llava(
     weights: dict[str, Stored],
     folders: tuple[list[Stored], ...],
     processor: Path,
+    *,
     pad: bool | None,
 ) -> Checkpoint:
     """What both have: LLaVA's text reads every patch, VoCo-LLaMA's reads <voco>, and a processor prepares images.

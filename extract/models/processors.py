@@ -28,11 +28,8 @@ def image_settings(folder: Path, size: int, *, pad: bool | None = None) -> dict[
     becomes `size` and the middle is cropped. Raises UserError for what cannot be done here, with the reason.
     """
     path, settings = _read(folder)
-    config = {"size": size, "crop_size": size, **settings}
-    if path is not None and "size" not in settings:
-        config["size"] = 224  # transformers' own
-    if path is not None and "crop_size" not in settings:
-        config["crop_size"] = 224
+    default = size if path is None else 224  # transformers' own
+    config = {"size": default, "crop_size": default, **settings}
     kind = str(settings.get("image_processor_type") or settings.get("feature_extractor_type") or "LlavaImageProcessor")
     if kind.removesuffix("Fast").removesuffix("Pil") not in _KINDS:
         raise _refusal(path, f"the processor {kind}", f"images are prepared here as {' or '.join(_KINDS[:2])} does")

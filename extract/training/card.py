@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from math import nan
 from pathlib import Path
 from typing import Any
 
-from htc_probe.extract.training.config import TinyConfig
+from htc_probe.extract.training.config import TinyConfig, plain
 
 Logs = Mapping[str, list[dict[str, Any]]]
 
@@ -68,8 +67,7 @@ The frozen CLIP, on the same images, ranks the true caption sentence first for {
 the mean of its patches against each question's sentences, before anything is compressed.
 """
     (folder / "README.md").write_text(text)
-    settings = json.loads(json.dumps(asdict(config), default=str))
-    record = {"config": settings, "accuracy": dict(accuracy), "chance": dict(chance), "log": dict(logs)}
+    record = {"config": plain(config), "accuracy": dict(accuracy), "chance": dict(chance), "log": dict(logs)}
     (folder / "training.json").write_text(json.dumps(record, indent=1))
 
 

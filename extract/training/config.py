@@ -1,8 +1,9 @@
 """What `htc-train` can be told. Knows numbers and folders; imports nothing heavy, so that --help answers at once."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -115,3 +116,8 @@ class FinetuneConfig:
     """Of P_d, of LoRA and of the order of the rows."""
     on_error: Literal["stop", "skip"] = "stop"
     """Of a missing image: stop, or leave its row out. A damaged one: stop, or take the next row in its place."""
+
+
+def plain(config: TinyConfig | FinetuneConfig) -> dict[str, Any]:
+    """The settings as JSON holds them, paths as text."""
+    return json.loads(json.dumps(asdict(config), default=str))

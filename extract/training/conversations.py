@@ -78,9 +78,8 @@ def scene_conversations(split: str = "train", count: int = _SCENES) -> list[Conv
     for i in range(count):
         answers = scenes.scene(split, i).answers
         question = str(np.random.default_rng(i).choice(sorted(answers)))
-        rows.append(
-            Conversation(f"scenes {split} {i}", f"{split}/{i}", ((scenes.QUESTIONS[question], answers[question]),))
-        )
+        turn = (scenes.QUESTIONS[question], answers[question])
+        rows.append(Conversation(f"scenes {split} {i}", f"{split}/{i}", (turn,)))
     return rows
 
 

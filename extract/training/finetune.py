@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -20,17 +19,9 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, Trai
 from htc_probe.extract import models
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.files import replaced
-from htc_probe.extract.training.config import FinetuneConfig
+from htc_probe.extract.training import instruction
+from htc_probe.extract.training.config import FinetuneConfig, plain
 from htc_probe.extract.training.conversations import Conversation, Encoder, read_conversations, scene_conversations
-from htc_probe.extract.training.instruction import (
-    MISSING,
-    Instructions,
-    WholeBatches,
-    collate,
-    open_file,
-    open_scene,
-    with_images,
-)
 from htc_probe.extract.training.stage import claim, last_checkpoint
 from htc_probe.extract.vlm.config import HTCConfig
 from htc_probe.extract.vlm.mgvq import MGVQ, PRESETS
@@ -38,6 +29,8 @@ from htc_probe.extract.vlm.model import HTCVLM
 
 _ANCHORS = 4
 _RECORD = "training.json"
+# Settings of a LLaVA that the model built from it keeps, beside its parts.
+_KEPT = ("vision_layer", "projector", "image_mean", "image_std", "image_fit", "image_resize", "image_resample")
 _LORA_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # Settings that change where or how fast a run goes, not what it computes. Which rows are left out is another matter:
 # their number is kept, and an image that turns out damaged late must not cost the run.
@@ -52,9 +45,9 @@ def finetune(config: FinetuneConfig) -> Path:
     """
     _check(config)
     first = int(os.environ.get("RANK", "0")) == 0  # of all processes; the one that writes and talks
-    rows = _rows(config, report=config.out / MISSING if first else None)
+    rows = _rows(config, report=config.out / instruction.MISSING if first else None)
     if first:
-        settings = {name: value for name, value in _settings(config).items() if name not in _FREE}
+        settings = {name: value for name, value in plain(config).items() if name not in _FREE}
         claim(config.out / "settings.json", settings | {"rows": len(rows)}, "--out")
     if (config.out / _RECORD).exists():
         return config.out
@@ -65,9 +58,8 @@ def finetune(config: FinetuneConfig) -> Path:
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except UserError as error:  # that of a process that reads images comes with its traceback in the message
-        raise UserError(
-            str(error).strip().splitlines()[-1].removeprefix("htc_probe.extract.errors.UserError: ")
-        ) from error
+        last = str(error).strip().splitlines()[-1]
+        raise UserError(last.removeprefix("htc_probe.extract.errors.UserError: ")) from error
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if first:
         scale = config.lora_alpha / config.lora_rank
@@ -141,9 +133,8 @@ def _architecture(config: FinetuneConfig, own: HTCConfig) -> HTCConfig | None:
             has["anchor-place"] = own.anchor_place
         refused = [f"--{name} {value}" for name, value in has.items() if wanted[name] != value]
         if refused:
-            raise UserError(
-                f"{config.init_from} has a <voco> of another architecture, which stays: {' '.join(refused)}"
-            )
+            words = " ".join(refused)
+            raise UserError(f"{config.init_from} has a <voco> of another architecture, which stays: {words}")
         if config.mgvq is not None and own.mgvq is not None:
             raise UserError(f"{config.init_from} has an MGVQ of its own; leave out mgvq {config.mgvq}")
         return None
@@ -153,13 +144,7 @@ def _architecture(config: FinetuneConfig, own: HTCConfig) -> HTCConfig | None:
         return HTCConfig(
             vision_config=own.vision.to_dict(),
             text_config=own.text.to_dict(),
-            vision_layer=own.vision_layer,
-            projector=own.projector,
-            image_mean=own.image_mean,
-            image_std=own.image_std,
-            image_fit=own.image_fit,
-            image_resize=own.image_resize,
-            image_resample=own.image_resample,
+            **{name: getattr(own, name) for name in _KEPT},
             mgvq=PRESETS[config.mgvq_preset].to_dict(),
             num_anchors=0 if config.anchors == "none" else _ANCHORS,
             anchors="mgvq" if config.anchors == "none" else config.anchors,
@@ -234,10 +219,6 @@ def _bfloat16(config: FinetuneConfig) -> bool:
     return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_avx512_bf16_supported()
 
 
-def _settings(config: FinetuneConfig) -> dict[str, Any]:
-    return json.loads(json.dumps(asdict(config), default=str))
-
-
 def _rows(config: FinetuneConfig, report: Path | None) -> list[Conversation]:
     if config.data == "scenes":
         return scene_conversations()
@@ -245,7 +226,7 @@ def _rows(config: FinetuneConfig, report: Path | None) -> list[Conversation]:
     repeats = len(rows) - len({(row.image, row.turns) for row in rows})
     if repeats and report is not None:
         print(f"htc-train: {repeats} of {len(rows)} rows have the image and the turns of another; all of them are used")
-    return with_images(rows, _images(config), skip=config.on_error == "skip", report=report)
+    return instruction.with_images(rows, _images(config), skip=config.on_error == "skip", report=report)
 
 
 def _images(config: FinetuneConfig) -> Path:
@@ -259,7 +240,7 @@ def _instructions(
     tokenizer: PreTrainedTokenizerBase,
     *,
     talk: bool,
-) -> Instructions:
+) -> instruction.Instructions:
     room = model.text.max_position_embeddings - model.sequence
     encode = Encoder(tokenizer, min(config.max_length, room))
     kept = [row for row in rows if encode.keeps(row.turns)]
@@ -271,12 +252,14 @@ def _instructions(
         print(f"htc-train: {len(rows) - len(kept)} of {len(rows)} rows are left out, cut before their first answer")
     if len(kept) < config.batch:
         raise UserError(f"{config.data} has {len(kept)} rows, less than one batch of {config.batch}; lower --batch")
-    is_scenes = config.data == "scenes"
-    open_image = partial(open_scene, model.image_size) if is_scenes else partial(open_file, _images(config))
-    return Instructions(kept, encode, open_image, model, skip=config.on_error == "skip")
+    if config.data == "scenes":
+        open_image = partial(instruction.open_scene, model.image_size)
+    else:
+        open_image = partial(instruction.open_file, _images(config))
+    return instruction.Instructions(kept, encode, open_image, model, skip=config.on_error == "skip")
 
 
-def _trainer(config: FinetuneConfig, model: HTCVLM, data: Instructions) -> Trainer:
+def _trainer(config: FinetuneConfig, model: HTCVLM, data: instruction.Instructions) -> Trainer:
     an_epoch = len(data) // config.batch
     steps = config.epochs * an_epoch if config.max_steps is None else config.max_steps
     arguments = TrainingArguments(
@@ -304,9 +287,9 @@ def _trainer(config: FinetuneConfig, model: HTCVLM, data: Instructions) -> Train
         model=model,
         args=arguments,
         train_dataset=data,
-        data_collator=cast(Any, collate),
+        data_collator=cast(Any, instruction.collate),
         callbacks=[_Epochs(an_epoch)],
-        order=WholeBatches(len(data), config.batch, steps, config.seed),
+        order=instruction.WholeBatches(len(data), config.batch, steps, config.seed),
     )
     if _fsdp():
         plugin = trainer.accelerator.state.fsdp_plugin
@@ -321,7 +304,7 @@ def _trainer(config: FinetuneConfig, model: HTCVLM, data: Instructions) -> Train
 class _Trainer(Trainer):
     """The Trainer, with an order of the rows that is the same on any number of devices."""
 
-    def __init__(self, *, order: WholeBatches, **kwargs: Any) -> None:
+    def __init__(self, *, order: instruction.WholeBatches, **kwargs: Any) -> None:
         self.order = order
         super().__init__(**kwargs)
 
@@ -329,7 +312,7 @@ class _Trainer(Trainer):
         # A cache of rounded weights would keep those that FSDP gives back.
         return torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16, cache_enabled=not _fsdp())
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> WholeBatches:
+    def _get_train_sampler(self, train_dataset: Any = None) -> instruction.WholeBatches:
         return self.order
 
 
@@ -355,5 +338,5 @@ def _save(
     empty.save_pretrained(config.out, state_dict=state)
     tokenizer.save_pretrained(config.out)
     with replaced(config.out / _RECORD) as partial:  # last: its presence says that the run is finished
-        partial.write_text(json.dumps({"config": _settings(config), "log": log}, indent=1))
+        partial.write_text(json.dumps({"config": plain(config), "log": log}, indent=1))
     shutil.rmtree(config.out / "checkpoints")

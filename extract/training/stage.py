@@ -1,7 +1,6 @@
 """One stage of training: a module and arrays in, a trained module out, with transformers' Trainer in between.
 
-Knows how to resume, log and skip a stage that is done; not what the module is.
-What any other run needs for that is here too.
+Knows how to resume, log and skip what is done, and whose folder it is; not what the module is.
 """
 
 import json
@@ -83,14 +82,8 @@ def train_stage(
         eval_strategy="steps" if validation is not None else "no",
         eval_steps=max(1, schedule.steps // 10),
     )
-    trainer = Trainer(
-        model=module,
-        args=arguments,
-        train_dataset=train,
-        eval_dataset=validation,
-        compute_metrics=metrics,
-        data_collator=_as_is,
-    )
+    data: dict[str, Any] = {"train_dataset": train, "eval_dataset": validation, "data_collator": _as_is}
+    trainer = Trainer(model=module, args=arguments, compute_metrics=metrics, **data)
     checkpoint = last_checkpoint(folder)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if validation is not None:

@@ -5,10 +5,8 @@ the LLaMA from questions and answers, on cached features.
 """
 
 import contextlib
-import json
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +21,7 @@ from transformers.trainer_utils import EvalPrediction
 from htc_probe.extract.data import scene_words, scenes
 from htc_probe.extract.files import replaced
 from htc_probe.extract.training.card import write_card, write_curves
-from htc_probe.extract.training.config import Schedule, TinyConfig
+from htc_probe.extract.training.config import Schedule, TinyConfig, plain
 from htc_probe.extract.training.contrastive import CaptionCLIP
 from htc_probe.extract.training.reconstruction import Reconstruction
 from htc_probe.extract.training.stage import Batches, claim, train_stage
@@ -44,8 +42,8 @@ def train_tiny(config: TinyConfig) -> Path:
 
     Raises UserError when the work folder belongs to other settings.
     """
-    settings = json.loads(json.dumps(asdict(config), default=str))
-    claim(config.work / "config.json", {k: v for k, v in settings.items() if k not in ("out", "work")}, "--work")
+    settings = {name: value for name, value in plain(config).items() if name not in ("out", "work")}
+    claim(config.work / "config.json", settings, "--work")
     pictures = config.work / "pictures"
     train = rendered("train", config.images, pictures)
     val = rendered("val", config.val_images, pictures)
@@ -57,9 +55,8 @@ def train_tiny(config: TinyConfig) -> Path:
     features = config.work / "features"
     train_features = cached_features(model, train, features, "train")
     val_features = cached_features(model, val, features, "val")
-    answers_log = train_bottleneck(
-        model, train_features, val_features, config.answers, config.work / "answers", seed=config.seed
-    )
+    stage = config.work / "answers"
+    answers_log = train_bottleneck(model, train_features, val_features, config.answers, stage, seed=config.seed)
 
     logs = {"clip": clip_log, "mgvq": mgvq_log, "answers": answers_log}
     accuracy = answer_accuracy(model, "val", val_features)
@@ -159,17 +156,11 @@ def _train_clip(
     torch.manual_seed(seed)
     tokenizer, bank = scene_words.build_tokenizer(), sentence_bank()
     ids, mask = scene_words.encode_sentences(tokenizer, bank)
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        max_position_embeddings=ids.shape[1],
-        num_hidden_layers=1,
-        eos_token_id=tokenizer.eos_token_id,
-        **_CLIP_SIDES,
-    )
+    words: dict[str, Any] = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    text = CLIPTextConfig(max_position_embeddings=ids.shape[1], num_hidden_layers=1, **words, **_CLIP_SIDES)
     config = CLIPConfig(vision_config=_vision_config().to_dict(), text_config=text.to_dict(), projection_dim=WIDTH)
-    module = CaptionCLIP(
-        config, torch.from_numpy(ids), torch.from_numpy(mask), layer=_VISION_LAYER, mean=CLIP_MEAN, deviation=CLIP_STD
-    )
+    pixels: dict[str, Any] = {"mean": CLIP_MEAN, "deviation": CLIP_STD}
+    module = CaptionCLIP(config, torch.from_numpy(ids), torch.from_numpy(mask), layer=_VISION_LAYER, **pixels)
 
     def batches(split: str, images: np.ndarray) -> Batches:
         truths = truths_of(split, len(images), bank)
@@ -183,17 +174,9 @@ def _train_clip(
             },
         )
 
-    log = train_stage(
-        module,
-        batches("train", train),
-        schedule,
-        folder,
-        seed=seed,
-        validation=batches("val", val),
-        metrics=partial(zero_shot, bank=bank),
-        labels="truths",
-    )
-    return module, log
+    settings: dict[str, Any] = {"seed": seed, "labels": "truths", "metrics": partial(zero_shot, bank=bank)}
+    training, validation = batches("train", train), batches("val", val)
+    return module, train_stage(module, training, schedule, folder, validation=validation, **settings)
 
 
 def zero_shot(prediction: EvalPrediction, bank: list[str]) -> dict[str, float]:
@@ -229,10 +212,8 @@ def _train_mgvq(
     def batches(images: np.ndarray) -> Batches:
         return Batches(len(images), lambda rows: {"pixel_values": as_pixel_values(images[rows])})
 
-    log = train_stage(
-        module, batches(train), schedule, folder, seed=seed, validation=batches(val), labels="pixel_values"
-    )
-    return module, log
+    settings: dict[str, Any] = {"seed": seed, "labels": "pixel_values"}
+    return module, train_stage(module, batches(train), schedule, folder, validation=batches(val), **settings)
 
 
 # ---- stage 3: questions and answers through the one token
@@ -325,15 +306,8 @@ def train_bottleneck(
     """Stage 3, in place: P_v, P_d, <voco> and the LLaMA; the towers stay as they are."""
     # For texts of a dozen tokens SDPA's backward on a CPU takes as long as all the rest together.
     model.language_model.set_attn_implementation("eager")
-    log = train_stage(
-        model,
-        _question_batches("train", train),
-        schedule,
-        folder,
-        seed=seed,
-        validation=_question_batches("val", val),
-        labels="labels",
-    )
+    training, validation = _question_batches("train", train), _question_batches("val", val)
+    log = train_stage(model, training, schedule, folder, seed=seed, validation=validation, labels="labels")
     model.language_model.set_attn_implementation("sdpa")
     return log
 

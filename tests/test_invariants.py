@@ -10,7 +10,7 @@ from transformers import DynamicCache
 from htc_probe.extract.vlm import invariants, star
 from htc_probe.extract.vlm.config import HTCConfig
 from htc_probe.extract.vlm.invariants import InvariantError, check_invariants
-from htc_probe.extract.vlm.model import HTCVLM
+from htc_probe.extract.vlm.model import HTCVLM, Hybrid
 
 SIZE = 16
 PIXELS = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
@@ -134,7 +134,7 @@ def test_a_cache_that_also_holds_patches_is_found() -> None:
     anchors, patches = (part[:1] for part in parts(model))
     compressed = model.compress(anchors, patches)
     with pytest.raises(InvariantError, match=r"\(c\) other patches .* they change by up to \d"):
-        invariants.patches_act_through_voco(model, anchors, patches, compressed, torch.tensor([[1, 2]]))
+        invariants.patches_act_through_voco(model, Hybrid(anchors, patches), compressed, torch.tensor([[1, 2]]))
 
 
 def test_text_that_reads_more_than_keys_and_values_is_found() -> None:

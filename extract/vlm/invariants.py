@@ -13,7 +13,7 @@ from transformers import DynamicCache, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, apply_rotary_pos_emb, eager_attention_forward
 
 from htc_probe.extract.vlm import star
-from htc_probe.extract.vlm.model import HTCVLM
+from htc_probe.extract.vlm.model import HTCVLM, Hybrid
 
 _ROW_SUM_TOLERANCE = 1e-5
 """Rows are float32 whatever the model computes in."""
@@ -57,16 +57,17 @@ def check_invariants(
     """
     if text_ids is None:
         text_ids = torch.arange(8, device=pixel_values.device) % model.config.text.vocab_size
-    (anchors, patches), _ = model.encode(pixel_values)
+    hybrid, _ = model.encode(pixel_values)
     if compressed is None:
-        compressed = model.compress(anchors, patches, prefix)
+        compressed = model.compress(*hybrid, prefix)
+    hybrid = Hybrid(*(channel[:1] for channel in hybrid))
     first = star.Compressed(compressed.hidden[:1], compressed.attention[:1], _first(compressed.cache))
     prefix = None if prefix is None else prefix[:1]
     row_sum_error = _rows_sum_to_one(compressed.attention)
-    weight, difference = _text_reads_voco_only(model, anchors[:1], patches[:1], first, text_ids[None], prefix)
+    weight, difference = _text_reads_voco_only(model, hybrid, first, text_ids[None], prefix)
     change = 0.0
     if model.config.topology != "uncompressed":
-        change = patches_act_through_voco(model, anchors[:1], patches[:1], first, text_ids[None], prefix)
+        change = patches_act_through_voco(model, hybrid, first, text_ids[None], prefix)
     return Measured(row_sum_error, weight, difference, change)
 
 
@@ -82,16 +83,11 @@ def _rows_sum_to_one(attention: Tensor) -> float:
 
 
 def _text_reads_voco_only(
-    model: HTCVLM,
-    anchors: Tensor,
-    patches: Tensor,
-    compressed: star.Compressed,
-    text_ids: Tensor,
-    prefix: Tensor | None = None,
+    model: HTCVLM, hybrid: Hybrid, compressed: star.Compressed, text_ids: Tensor, prefix: Tensor | None = None
 ) -> tuple[float, float]:
     """Law (b) for one image: returns the largest text-to-hybrid weight and relative difference."""
-    prefix, hybrid = model.before_voco(anchors, patches, prefix)
-    voco = prefix.shape[1] + hybrid.shape[1]
+    prefix, before = model.before_voco(*hybrid, prefix)
+    voco = prefix.shape[1] + before.shape[1]
     topology = model.config.topology
     readable = voco + 1 if topology == "uncompressed" else 1
     positions = {compressed.cache.get_seq_length(i) for i in range(len(model.language_model.model.layers))}
@@ -101,8 +97,8 @@ def _text_reads_voco_only(
             f"the cache holds {sorted(positions)}"
         )
     text = model.language_model.model.embed_tokens(text_ids)
-    sequence = torch.cat([prefix, hybrid, model.voco.expand(1, 1, -1), text], 1)
-    mask = star.star_mask(prefix.shape[1], hybrid.shape[1], text.shape[1], topology=topology, dtype=text.dtype)
+    sequence = torch.cat([prefix, before, model.voco.expand(1, 1, -1), text], 1)
+    mask = star.star_mask(prefix.shape[1], before.shape[1], text.shape[1], topology=topology, dtype=text.dtype)
     reference = _masked_pass(model.language_model.model, sequence, mask.to(text.device), voco)
     if reference.text_to_hybrid != 0 and topology != "uncompressed":
         raise InvariantError(
@@ -126,19 +122,14 @@ def _text_reads_voco_only(
 
 
 def patches_act_through_voco(
-    model: HTCVLM,
-    anchors: Tensor,
-    patches: Tensor,
-    compressed: star.Compressed,
-    text_ids: Tensor,
-    prefix: Tensor | None = None,
+    model: HTCVLM, hybrid: Hybrid, compressed: star.Compressed, text_ids: Tensor, prefix: Tensor | None = None
 ) -> float:
     """Law (c) for one image: returns the largest change of a logit.
 
     The changed image is compressed in full, and all that it hands to the text is kept except for <voco>'s
     own keys and values, which are put back. Whatever else could carry the patches would show.
     """
-    changed = model.compress(anchors, -patches, prefix)
+    changed = model.compress(hybrid.anchors, -hybrid.patches, prefix)
     held = [
         (torch.cat([new_k[:, :, :-1], k[:, :, -1:]], 2), torch.cat([new_v[:, :, :-1], v[:, :, -1:]], 2))
         for (new_k, new_v, _), (k, v, _) in zip(changed.cache, compressed.cache, strict=True)
@@ -167,10 +158,7 @@ def _masked_pass(llama: LlamaModel, x: Tensor, mask: Tensor, voco: int) -> _Refe
     hidden, rows, leak = [x[:, voco]], [], 0.0
     for layer in cast(Iterable[LlamaDecoderLayer], llama.layers):
         attn, xn = layer.self_attn, layer.input_layernorm(x)
-        q, k, v = (
-            proj(xn).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2)
-            for proj in (attn.q_proj, attn.k_proj, attn.v_proj)
-        )
+        q, k, v = (star.heads(project(xn), attn.head_dim) for project in (attn.q_proj, attn.k_proj, attn.v_proj))
         q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
         mixed, weights = eager_attention_forward(attn, q, k, v, mask, attn.scaling)
         leak = max(leak, weights[:, :, voco + 1 :, :voco].max().item())

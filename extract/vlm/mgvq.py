@@ -159,8 +159,6 @@ class MGVQLosses(NamedTuple):
     """Mean squared difference that moves the codes to the encoder's (detached) output."""
     commitment: Tensor
     """The same number, moving the encoder to the (detached) codes."""
-    pixels_out: Tensor
-    """(B, 3, H, W)."""
     codes: Tensor
     """(B, h, w, G) int64."""
 
@@ -232,17 +230,8 @@ class MGVQ(nn.Module):
         self.post_quant_conv = nn.Conv2d(channels, channels, 1, groups=config.groups)
         self.codebook = nn.Parameter(F.normalize(torch.randn(config.codebook_size, config.code_dim), dim=-1))
 
-    @property
-    def downsampling(self) -> int:
-        """Pixels per latent position, along each side."""
-        return self.config.downsampling
-
-    def latent_size(self, image_size: int) -> int:
-        """Latent positions along a side of `image_size` pixels; ValueError if it does not divide."""
-        return self.config.latent_size(image_size)
-
     def encode(self, pixels: Tensor) -> MGVQEncoding:
-        """Codes of `pixels` (B, 3, H, W) in [-1, 1]; ValueError if a side is no multiple of `downsampling`.
+        """Codes of `pixels` (B, 3, H, W) in [-1, 1]; ValueError if a side is no multiple of the downsampling.
 
         Differentiable (straight-through): wrap it in `torch.no_grad()` for inference.
         """
@@ -261,12 +250,10 @@ class MGVQ(nn.Module):
         L2-normalised slices and codes, averaged over all their numbers.
         """
         quantized = group_quantize(self._latent(pixels), self.codebook, self.config.groups)
-        pixels_out = self.decode(quantized.quant)
         return MGVQLosses(
-            reconstruction=F.l1_loss(pixels_out, pixels),
+            reconstruction=F.l1_loss(self.decode(quantized.quant), pixels),
             codebook=F.mse_loss(quantized.nearest, quantized.slices.detach()),
             commitment=F.mse_loss(quantized.slices, quantized.nearest.detach()),
-            pixels_out=pixels_out,
             codes=quantized.codes,
         )
 

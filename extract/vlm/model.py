@@ -72,17 +72,11 @@ class HTCVLM(PreTrainedModel):
         self.mgvq = None if config.mgvq_config is None else MGVQ(config.mgvq_config)
         second = [nn.GELU(), nn.Linear(d, d)] if config.projector == "mlp2x_gelu" else []
         self.patch_projector = nn.Sequential(nn.Linear(d_clip, d), *second)
-        self.anchor_projector = (
-            None
-            if self.mgvq is None
-            else nn.Sequential(
-                nn.Linear(config.q_size, d),
-                nn.GELU(),
-                nn.Linear(d, config.num_anchors * d),
-                nn.GELU(),
-                nn.Unflatten(-1, (config.num_anchors, d)),
-            )
-        )
+        self.anchor_projector: nn.Sequential | None = None
+        if self.mgvq is not None:
+            from_q, to_anchors = nn.Linear(config.q_size, d), nn.Linear(d, config.num_anchors * d)
+            each = nn.Unflatten(-1, (config.num_anchors, d))
+            self.anchor_projector = nn.Sequential(from_q, nn.GELU(), to_anchors, nn.GELU(), each)
         self.voco = nn.Parameter(torch.empty(d))
         self.language_model = LlamaForCausalLM(config.text)
         self.gradient_checkpointing = False
@@ -388,8 +382,7 @@ def _text_layer(
 
 def _repeat(cache: DynamicCache, times: int) -> DynamicCache:
     """A copy with every image's entry `times` in a row; running text through a cache would add to it."""
-    repeated = [(k.repeat_interleave(times, 0), v.repeat_interleave(times, 0)) for k, v, _ in cache]
-    return DynamicCache(repeated)
+    return DynamicCache([(k.repeat_interleave(times, 0), v.repeat_interleave(times, 0)) for k, v, _ in cache])
 
 
 def _after_voco(
@@ -409,10 +402,7 @@ def _after_voco(
 def _cls_attention(layer: nn.Module, x: Tensor) -> Tensor:
     """CLS's attention to the patches (B, P) in a CLIP layer with input `x` (B, 1 + P, d), averaged over heads."""
     attn, xn = cast(Any, layer).self_attn, cast(Any, layer).layer_norm1(x)
-    q, k = (
-        proj(t).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2)
-        for proj, t in ((attn.q_proj, xn[:, :1]), (attn.k_proj, xn))
-    )
+    q, k = star.heads(attn.q_proj(xn[:, :1]), attn.head_dim), star.heads(attn.k_proj(xn), attn.head_dim)
     return (q @ k.transpose(2, 3) * attn.scale).softmax(-1, dtype=torch.float32)[:, :, 0, 1:].mean(1)
 
 

@@ -22,7 +22,7 @@ from transformers import DynamicCache, LlamaModel
 
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.vlm.model import HTCVLM
-from htc_probe.extract.vlm.star import star_mask
+from htc_probe.extract.vlm.star import heads, rotate, star_mask
 
 
 class Keys(NamedTuple):
@@ -115,8 +115,8 @@ def tokens_alone(model: HTCVLM, x: Tensor, *, first: int) -> tuple[Keys, list[Te
         attn, xn = layer.self_attn, layer.input_layernorm(x)
         states.append(x)
         value = attn.v_proj(xn)
-        cached.keys.append(_rotate(_heads(attn.k_proj(xn), attn.head_dim), cos, sin))
-        cached.values.append(_heads(value, attn.head_dim))
+        cached.keys.append(rotate(heads(attn.k_proj(xn), attn.head_dim), cos, sin))
+        cached.values.append(heads(value, attn.head_dim))
         if number < len(llama.layers) - 1:
             groups = attn.num_key_value_groups
             if groups > 1:
@@ -151,9 +151,9 @@ def run(
     passes = Passes(z, shared.base.keys[:start], shared.base.values[:start], shared.base.rows[:start] if rows else [])
     for number, layer in enumerate(_layers(llama)[start:], start):
         attn, zn = layer.self_attn, layer.input_layernorm(z)
-        q = _rotate(_heads(attn.q_proj(zn), attn.head_dim), shared.cos, shared.sin)  # (B, H, V, D)
-        key = _rotate(_heads(attn.k_proj(zn), attn.head_dim), shared.cos, shared.sin)  # (B, K, V, D)
-        value = _heads(attn.v_proj(zn), attn.head_dim)
+        q = rotate(heads(attn.q_proj(zn), attn.head_dim), shared.cos, shared.sin)  # (B, H, V, D)
+        key = rotate(heads(attn.k_proj(zn), attn.head_dim), shared.cos, shared.sin)  # (B, K, V, D)
+        value = heads(attn.v_proj(zn), attn.head_dim)
         q = q.unflatten(1, (key.shape[1], -1))  # (B, K, G, V, D)
         now = closed[:, None, None] if number < stop else None  # (B, 1, 1, V, X)
         scores = _over(q, shared.before.keys[number].transpose(2, 3))
@@ -220,9 +220,9 @@ def text_states(
         attn, hn = layer.self_attn, layer.input_layernorm(h)
         low = first if number == len(llama.layers) - 1 else 0  # nothing reads the others after the last layer
         K, groups = passes.keys[number].shape[2], attn.num_key_value_groups
-        q = _rotate(_heads(attn.q_proj(hn[:, :, low:]), attn.head_dim), cos[:, low:], sin[:, low:])
-        k = _rotate(_heads(attn.k_proj(hn), attn.head_dim), cos, sin)
-        v = _heads(attn.v_proj(hn), attn.head_dim)
+        q = rotate(heads(attn.q_proj(hn[:, :, low:]), attn.head_dim), cos[:, low:], sin[:, low:])
+        k = rotate(heads(attn.k_proj(hn), attn.head_dim), cos, sin)
+        v = heads(attn.v_proj(hn), attn.head_dim)
         q = q.unflatten(2, (K, groups)).flatten(3, 4)  # (B, V, K, G * T, D)
         own = q @ passes.keys[number][..., None]
         among = (q @ k.transpose(-1, -2)).unflatten(3, (groups, -1))
@@ -254,8 +254,8 @@ def _stock_keys(llama: LlamaModel, x: Tensor, mask: Tensor) -> Keys:
         past_key_values=cache,
         use_cache=True,
     )
-    pairs = [(key, value) for key, value, *_ in cast(Iterable[Any], cache)]
-    return Keys([key for key, _ in pairs], [value for _, value in pairs])
+    keys, values, *_ = zip(*cast(Iterable[Any], cache), strict=True)
+    return Keys(list(keys), list(values))
 
 
 def _after(first: Keys, then: Keys) -> Keys:
@@ -269,14 +269,3 @@ def _layers(llama: LlamaModel) -> Sequence[Any]:
 def _rotation(llama: LlamaModel, like: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin, (1, T, D) each."""
     return llama.rotary_emb(like, positions[None])
-
-
-def _heads(flat: Tensor, head_dim: int) -> Tensor:
-    """(..., T, heads * D) to (..., heads, T, D)."""
-    return flat.unflatten(-1, (-1, head_dim)).transpose(-2, -3)
-
-
-def _rotate(t: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Heads (..., T, D) to their positions (1, T, D)."""
-    first, second = t.chunk(2, -1)
-    return t * cos[0] + torch.cat([-second, first], -1) * sin[0]

@@ -177,8 +177,8 @@ def _layer(
     z = _add(z, attn.o_proj(_own_block(seen_BHW, q_BKGD)))
     z = _add(z, layer.mlp(layer.post_attention_layernorm(z)))
     if topology == "uncompressed":
-        keys = _rotate(_heads(k_BXW, attn.head_dim), cos[:, :-1], sin[:, :-1])
-        key, value = torch.cat([keys, key], 2), torch.cat([_heads(cast(Tensor, v_BXW), attn.head_dim), value], 2)
+        keys = rotate(heads(k_BXW, attn.head_dim), cos[:, :-1], sin[:, :-1])
+        key, value = torch.cat([keys, key], 2), torch.cat([heads(cast(Tensor, v_BXW), attn.head_dim), value], 2)
     if not last:  # after the last layer nothing reads the other tokens' states
         if direct is not None:
             update = F.linear(xn, *direct)
@@ -192,8 +192,8 @@ def _layer(
 
 def _voco_projections(attn: LlamaAttention, zn: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Query (B, K, G, D), key and value (B, K, 1, D) of <voco>, rotated to its position."""
-    q, k, v = (_heads(proj(zn), attn.head_dim) for proj in (attn.q_proj, attn.k_proj, attn.v_proj))
-    return _rotate(q, cos, sin).reshape(len(zn), k.shape[1], -1, attn.head_dim), _rotate(k, cos, sin), v
+    q, k, v = (heads(proj(zn), attn.head_dim) for proj in (attn.q_proj, attn.k_proj, attn.v_proj))
+    return rotate(q, cos, sin).reshape(len(zn), k.shape[1], -1, attn.head_dim), rotate(k, cos, sin), v
 
 
 def _row(q_BKGD: Tensor, k_BXW: Tensor, key_BK1D: Tensor, cos: Tensor, sin: Tensor, scaling: float) -> Tensor:
@@ -223,12 +223,12 @@ def _mix(
     groups = attn.num_key_value_groups
     if topology == "star" and groups == 1 and not prefixed:
         return v_BXW
-    v = _heads(v_BXW, attn.head_dim).repeat_interleave(groups, 1)
+    v = heads(v_BXW, attn.head_dim).repeat_interleave(groups, 1)
     dense = prefixed if topology == "star" else xn.shape[1]  # tokens whose attention has more than one entry
     hybrid = v[:, :, prefixed:]
     if dense:
-        q = _rotate(_heads(attn.q_proj(xn[:, :dense]), attn.head_dim), cos[:, :dense], sin[:, :dense])
-        k = _rotate(_heads(k_BXW[:, :dense], attn.head_dim), cos[:, :dense], sin[:, :dense])
+        q = rotate(heads(attn.q_proj(xn[:, :dense]), attn.head_dim), cos[:, :dense], sin[:, :dense])
+        k = rotate(heads(k_BXW[:, :dense], attn.head_dim), cos[:, :dense], sin[:, :dense])
         k = k.repeat_interleave(groups, 1)
         if topology == "full":
             hybrid = F.scaled_dot_product_attention(q[:, :, prefixed:], k, v, scale=attn.scaling)
@@ -257,9 +257,9 @@ def _mlp(mlp: LlamaMLP, x: Tensor) -> Tensor:
     return mlp.down_proj(gate.mul_(mlp.up_proj(x)))
 
 
-def _heads(flat: Tensor, head_dim: int) -> Tensor:
-    """(B, T, heads * D) to (B, heads, T, D)."""
-    return flat.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+def heads(flat: Tensor, head_dim: int) -> Tensor:
+    """(..., T, heads * D) to (..., heads, T, D)."""
+    return flat.unflatten(-1, (-1, head_dim)).transpose(-2, -3)
 
 
 def _quarter_turn(t: Tensor, sign: int = 1) -> Tensor:
@@ -268,7 +268,8 @@ def _quarter_turn(t: Tensor, sign: int = 1) -> Tensor:
     return torch.cat([-sign * second, sign * first], -1)
 
 
-def _rotate(t: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(t: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Heads (..., T, D) at their positions, of which `cos` and `sin` (1, T, D) are the rotations."""
     return t * cos[:, None] + _quarter_turn(t) * sin[:, None]
 
 

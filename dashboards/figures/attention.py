@@ -2,9 +2,7 @@
 
 Conventions: layers and heads arrive as array indices and are drawn from 1, so that layer l is the decoder
 layer that produces z_voco[l] (layer 0 is the embedding and attends to nothing). "Uniform" is the attention
-that a softmax over equal scores would give. Colours are colour-blind safe (Okabe-Ito; purple-orange
-for above and below); text, axes and background are left to the theme, so that the figures read on light and
-dark pages.
+that a softmax over equal scores would give.
 
 Letters in names: N images, L layers, H heads, A anchors, F first tokens, R rows and C columns of the patch grid.
 """
@@ -23,15 +21,19 @@ from htc_probe.dashboards.figures.base import (
     ROLE_COLOURS,
     ROLE_NAMES,
     VEIL,
+    cells,
     colour_bar,
     counted,
+    curve,
     dashed,
     images,
+    laid,
     layer_axis,
     outlined,
     png,
+    square,
 )
-from htc_probe.probes.show.style import NEUTRAL, across, escape, titled, transparent
+from htc_probe.probes.show.style import NEUTRAL, across, escape, ribbon, titled, transparent
 
 _MARK = "#009E73"
 """What is selected."""
@@ -67,22 +69,19 @@ def head_heatmap(
     the band, each (L, H), for the hover text. mark: layer and head (from 0) to outline, None for all.
     """
     layers, heads = value_LH.shape
-    entropy = quantity.unit == "bits"
     number = {"bits": ".2f", "times uniform": ".3g"}.get(quantity.unit, ".2%")
     hover = f"layer %{{x}}, head %{{y}}<br>%{{customdata[0]:{number}}} {quantity.unit}"
     custom = [value_LH.T]
-    if entropy:
-        scale = {"z": value_LH.T, "zmin": 0, "zmax": quantity.most, "colorscale": HEAT}
-        bar = colour_bar("bits")
+    if quantity.unit == "bits":
+        z, ends, colours, bar = value_LH.T, (0.0, quantity.most), HEAT, colour_bar("bits")
     else:
         limit = math.log2(quantity.most / quantity.uniform)
         with np.errstate(divide="ignore"):
-            ratio_LH = np.clip(np.log2(value_LH / quantity.uniform), -limit, limit)
+            z = np.clip(np.log2(value_LH / quantity.uniform), -limit, limit).T
         apart = max(1, math.ceil(math.floor(limit) / 3))
         ticks = [apart * at for at in range(-int(limit // apart), int(limit // apart) + 1)]
-        scale = {"z": ratio_LH.T, "zmin": -limit, "zmax": limit, "colorscale": BELOW_ABOVE}
-        names = [times(2.0**at) for at in ticks]
-        bar = colour_bar("× uniform", tickvals=ticks, ticktext=names)
+        ends, colours = (-limit, limit), BELOW_ABOVE
+        bar = colour_bar("× uniform", tickvals=ticks, ticktext=[times(2.0**at) for at in ticks])
     if quantity.unit.startswith("share"):
         custom.append(value_LH.T / quantity.uniform)
         hover += "<br>%{customdata[1]:.3g}× uniform"
@@ -90,21 +89,10 @@ def head_heatmap(
         at = len(custom)
         custom += [spread[1].low.T, spread[1].high.T]
         hover += f"<br>{spread[0]}: %{{customdata[{at}]:{number}}} to %{{customdata[{at + 1}]:{number}}}"
-    traces = [
-        go.Heatmap(
-            **scale,
-            x=np.arange(1, layers + 1),
-            y=np.arange(1, heads + 1),
-            xgap=1,
-            ygap=1,
-            customdata=np.stack(custom, axis=-1).astype(np.float32),
-            hovertemplate=hover + "<extra></extra>",
-            colorbar=bar,
-        )
-    ]
+    heat = cells(z, ends, colours, hover, customdata=np.stack(custom, axis=-1).astype(np.float32), colorbar=bar)
     uniform = {"bits": f"{quantity.uniform:.2f}", "times uniform": "1"}.get(quantity.unit, f"{quantity.uniform:.2%}")
     return titled(
-        traces,
+        [heat],
         quantity.title,
         f"{quantity.unit}, {uniform} if uniform · by layer and head · {images(n)}",
         min(640, max(400, 190 + 17 * heads)),
@@ -146,53 +134,20 @@ def share_curve(curves: Mapping[str, Curve], *, selection: str, log: bool = Fals
             counts[-1] += f", shaded {BAND[: -len(' of images')]} of {of:,}"
             ends = np.stack([band.low, band.high], axis=-1)
             hover += f"<br>{BAND}: %{{customdata[1]:.2%}} to %{{customdata[2]:.2%}}"
-            traces.append(
-                go.Scatter(
-                    x=np.concatenate([layers, layers[::-1]]),
-                    y=np.concatenate([band.high, band.low[::-1]]),
-                    mode="lines",
-                    fill="toself",
-                    fillcolor=transparent(colour, 0.22),
-                    line={"width": 0},
-                    hoverinfo="skip",
-                    name=f"{name}, {BAND}",
-                    showlegend=False,
-                )
-            )
-        traces.append(
-            go.Scatter(
-                x=layers,
-                y=share_L,
-                mode="lines+markers",
-                name=name,
-                line={"color": colour, "width": 2.5},
-                customdata=np.concatenate([share_L[:, None] / uniform, ends], axis=1),
-                hovertemplate=hover + "<extra></extra>",
-            )
-        )
-        traces.append(
-            go.Scatter(
-                x=[0.5, len(share_L) + 0.5],
-                y=[uniform, uniform],
-                mode="lines",
-                name=f"{name} if uniform: {uniform:.2%}",
-                line={"color": colour, "width": 1.5, "dash": "dash"},
-                hovertemplate=f"uniform share of the {name}: {uniform:.3%}<extra></extra>",
-            )
-        )
+            shade = transparent(colour, 0.22)
+            traces.append(ribbon(layers, band.low, band.high, shade, name=f"{name}, {BAND}"))
+        custom = np.concatenate([share_L[:, None] / uniform, ends], axis=1)
+        traces.append(curve(layers, share_L, name, colour, hover + "<extra></extra>", customdata=custom))
+        told, look = f"{name} if uniform: {uniform:.2%}", {"color": colour, "width": 1.5, "dash": "dash"}
+        hover, x = f"uniform share of the {name}: {uniform:.3%}<extra></extra>", [0.5, len(share_L) + 0.5]
+        traces.append(go.Scatter(x=x, y=[uniform, uniform], mode="lines", name=told, line=look, hovertemplate=hover))
     axis = {"type": "log", "dtick": 1} if log else {"range": [-0.02, 1.02]}
 
     title = "Anchors against patches, over the layers" if "anchor" in curves else "The patches, over the layers"
     alike = {count.partition(": ")[2] for count in counts}
     said = alike.pop() if len(alike) == 1 else "<br>".join(counts)
-    return titled(
-        traces,
-        title,
-        f"{selection} · {said}",
-        400,
-        xaxis=layer_axis(len(share_L)),
-        yaxis={"title": "share of all attention", "tickformat": ".3~%", "zeroline": False, **axis},
-    )
+    y = {"title": "share of all attention", "tickformat": ".3~%", "zeroline": False, **axis}
+    return titled(traces, title, f"{selection} · {said}", 400, xaxis=layer_axis(len(share_L)), yaxis=y)
 
 
 def role_bars(mass: Mapping[str, np.ndarray], *, selection: str, n: int = 1) -> go.Figure:
@@ -203,20 +158,13 @@ def role_bars(mass: Mapping[str, np.ndarray], *, selection: str, n: int = 1) -> 
     """
     traces: list[Any] = []
     for role, share_L in mass.items():
-        traces.append(
-            go.Bar(
-                x=np.arange(1, len(share_L) + 1),
-                y=share_L,
-                name=ROLE_NAMES[role],
-                marker={"color": ROLE_COLOURS[role]},
-                hovertemplate=f"layer %{{x}}, {ROLE_NAMES[role]}: %{{y:.2%}}<extra></extra>",
-            )
-        )
-    subtitle = f"{selection} · all keys = 100 % · {images(n)}"
+        look = {"name": ROLE_NAMES[role], "marker": {"color": ROLE_COLOURS[role]}}
+        hover = f"layer %{{x}}, {ROLE_NAMES[role]}: %{{y:.2%}}<extra></extra>"
+        traces.append(go.Bar(x=np.arange(1, len(share_L) + 1), y=share_L, hovertemplate=hover, **look))
     return titled(
         traces,
         "Where all of the attention goes, over the layers",
-        subtitle,
+        f"{selection} · all keys = 100 % · {images(n)}",
         400,
         xaxis=layer_axis(len(next(iter(mass.values())))),
         yaxis={"title": "share of all attention", "tickformat": ".0%", "range": [0, 1]},
@@ -246,15 +194,8 @@ def anchor_bars(
         dashed([0.5, len(anchors) + 0.5], [uniform, uniform], "uniform", f"uniform: {uniform:.3%}"),
     ]
     subtitle = f"{selection}<br>dashed: uniform = {uniform:.2%} · {images(n)}"
-    return titled(
-        traces,
-        "The anchors, one by one",
-        subtitle,
-        430,
-        xaxis=counted("anchor", len(anchors)),
-        yaxis={"title": of, "tickformat": ".3~%", "rangemode": "tozero"},
-        showlegend=False,
-    )
+    x, y = counted("anchor", len(anchors)), {"title": of, "tickformat": ".3~%", "rangemode": "tozero"}
+    return titled(traces, "The anchors, one by one", subtitle, 430, xaxis=x, yaxis=y, showlegend=False)
 
 
 def patch_overlay(
@@ -280,46 +221,22 @@ def patch_overlay(
     row_of, col_of = np.meshgrid(np.arange(1, rows + 1), np.arange(1, cols + 1), indexing="ij")
     most = float(np.nanmax(np.abs(patch_RC))) / uniform or 1.0
     colours = {(False, False): HEAT, (False, True): VEIL, (True, False): BELOW_ABOVE, (True, True): _SIGNED_VEIL}
-    pictures: list[dict[str, Any]] = []
-    traces: list[Any] = [
-        go.Heatmap(
-            z=patch_RC / uniform,
-            x=x,
-            y=y,
-            zmin=-most if signed else 0,
-            zmax=most,
-            colorscale=colours[signed, image is not None],
-            customdata=np.stack([row_of, col_of, patch_RC], axis=-1).astype(np.float32),
-            hovertemplate="patch row %{customdata[0]}, column %{customdata[1]}<br>"
-            f"%{{customdata[2]:.3%}} {of}<br>%{{z:.3g}}× uniform<extra></extra>",
-            colorbar=colour_bar("× uniform"),
-        )
-    ]
-    if image is not None:
-        pictures.append(
-            {
-                "source": png(image, grey=True),
-                "xref": "x",
-                "yref": "y",
-                "x": 0,
-                "y": 0,
-                "sizex": width,
-                "sizey": height,
-                "sizing": "stretch",
-                "layer": "below",
-            }
-        )
-    subtitle = f"{selection}<br>{rows} × {cols} patches, uniform = {uniform:.2%} each · {images(n)}"
-    return titled(
-        traces,
-        title,
-        subtitle,
-        430,
-        xaxis={"visible": False, "range": [0, width], "constrain": "domain"},
-        yaxis={"visible": False, "range": [height, 0], "scaleanchor": "x", "constrain": "domain"},
-        margin={"l": 10, "r": 10, "b": 10},
-        images=pictures,
+    unit = f"%{{customdata[2]:.3%}} {of}<br>%{{z:.3g}}× uniform"
+    heat = cells(
+        patch_RC / uniform,
+        (-most if signed else 0, most),
+        colours[signed, image is not None],
+        f"patch row %{{customdata[0]}}, column %{{customdata[1]}}<br>{unit}",
+        gap=None,
+        x=x,
+        y=y,
+        customdata=np.stack([row_of, col_of, patch_RC], axis=-1).astype(np.float32),
+        colorbar=colour_bar("× uniform"),
     )
+    subtitle = f"{selection}<br>{rows} × {cols} patches, uniform = {uniform:.2%} each · {images(n)}"
+    layout = square((0, width), (height, 0)) | {"margin": {"l": 10, "r": 10, "b": 10}}
+    pictures = [] if image is None else [laid(png(image, grey=True), 0, 0, width, height)]
+    return titled([heat], title, subtitle, 430, images=pictures, **layout)
 
 
 def first_tokens(
@@ -340,7 +257,6 @@ def first_tokens(
     from the patches. shown: the number of the image to outline. The first of the images is at y = 1.
     """
     N, F = share_NF.shape
-    x, y = np.arange(1, F + 1), np.arange(1, N + 1)
     hover = "image %{customdata[2]} (%{customdata[3]})<br>%{customdata[4]}: %{customdata[0]:.2%} of all attention<br>"
     custom = np.empty((N, F, 5), dtype=object)
     custom[..., 0], custom[..., 1] = share_NF, share_NF / uniform
@@ -348,49 +264,24 @@ def first_tokens(
     custom[..., 3] = np.array([escape(name) for name in ids], dtype=object)[:, None]
     custom[..., 4] = np.array([escape(name) for name in names], dtype=object)
     shapes: list[dict[str, Any]] = []
-    traces: list[Any] = [
-        go.Heatmap(
-            z=share_NF / uniform,
-            x=x,
-            y=y,
-            zmin=0,
-            zmax=float(share_NF.max()) / uniform or 1.0,
-            colorscale=HEAT,
-            xgap=1,
-            ygap=1,
-            customdata=custom,
-            hovertemplate=hover + "%{customdata[1]:.3g}× uniform<extra></extra>",
-            colorbar=colour_bar("× uniform"),
-        )
-    ]
+    z, bar = share_NF / uniform, colour_bar("× uniform")
+    most = float(share_NF.max()) / uniform or 1.0
+    heat = cells(z, (0, most), HEAT, hover + "%{customdata[1]:.3g}× uniform", customdata=custom, colorbar=bar)
     if 0 < anchors < F:
         shapes.append(across(x=anchors + 0.5, line={"color": NEUTRAL, "width": 3}))
     if shown is not None and shown in numbers:
-        at = list(numbers).index(shown)
-        line = {"color": _MARK, "width": 3}
-        shapes.append({"type": "rect", "x0": 0.5, "x1": F + 0.5, "y0": at + 0.5, "y1": at + 1.5, "line": line})
-    short = [name.replace("anchor ", "A").replace("patch ", "") for name in names]
-    axis = {"showgrid": False, "zeroline": False}
+        shapes += outlined(None, list(numbers).index(shown), F, N, _MARK)
+    short = [escape(name.replace("anchor ", "A").replace("patch ", "")) for name in names]
+    bare = {"showgrid": False, "zeroline": False}
+    x = {"tickvals": np.arange(1, F + 1), "ticktext": short, "range": [0.5, F + 0.5], "tickangle": -45, **bare}
+    y = {"tickvals": np.arange(1, N + 1), "ticktext": [f"{number:,}" for number in numbers], "range": [N + 0.5, 0.5]}
     return titled(
-        traces,
+        [heat],
         f"Attention on the first {F} tokens (the paper's Figure 3)",
         f"{selection} · uniform = {uniform:.2%} each · {N} images, one a row",
         max(300, 170 + 22 * N),
-        xaxis={
-            "title": "anchors, then patches (row,column)" if anchors else "patches (row,column)",
-            "tickvals": x,
-            "ticktext": [escape(name) for name in short],
-            "range": [0.5, F + 0.5],
-            "tickangle": -45,
-            **axis,
-        },
-        yaxis={
-            "title": "image",
-            "tickvals": y,
-            "ticktext": [f"{number:,}" for number in numbers],
-            "range": [N + 0.5, 0.5],
-            **axis,
-        },
+        xaxis=x | {"title": "anchors, then patches (row,column)" if anchors else "patches (row,column)"},
+        yaxis=y | {"title": "image", **bare},
         shapes=shapes,
     )
 

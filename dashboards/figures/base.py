@@ -34,6 +34,9 @@ HEAT = [[at, f"rgb{colour}"] for at, colour in _INFERNO.items()]
 # Over a picture, its opacity grows with the value: little leaves the picture visible.
 VEIL = [[at, f"rgba{(*colour, 0.35 + 0.5 * at)}"] for at, colour in _INFERNO.items()]
 
+UNFADED = {"selected": {"marker": {"opacity": 1}}, "unselected": {"marker": {"opacity": 1}}}
+"""Points that can be clicked, and stay as they are."""
+
 
 def layer_axis(layers: int) -> dict[str, Any]:
     """An x axis that counts decoder layers from 1."""
@@ -70,10 +73,46 @@ def whiskers(estimate: np.ndarray, lower: np.ndarray, upper: np.ndarray, **look:
     return {"type": "data", "symmetric": False, "array": upper - estimate, "arrayminus": estimate - lower, **look}
 
 
+def cells(
+    z: np.ndarray, ends: tuple[float, float], colours: Any, hover: str, *, gap: int | None = 1, **more: Any
+) -> go.Heatmap:
+    """A heat map whose rows and columns count from 1. ends: of the scale of colours."""
+    places = {"x": np.arange(1, z.shape[1] + 1), "y": np.arange(1, z.shape[0] + 1), "xgap": gap, "ygap": gap}
+    scale = {"zmin": ends[0], "zmax": ends[1], "colorscale": colours}
+    return go.Heatmap({"z": z, **places, **scale, "hovertemplate": f"{hover}<extra></extra>", **more})
+
+
+def curve(
+    x: np.ndarray, y: np.ndarray, name: str, colour: str, hover: str, *, dash: str | None = None, **more: Any
+) -> go.Scatter:
+    """A line with a point at each value. name: HTML."""
+    line = {"color": colour, "width": 2.5, "dash": dash}
+    return go.Scatter(x=x, y=y, mode="lines+markers", name=name, line=line, hovertemplate=hover, **more)
+
+
+def zero_centred(values: np.ndarray) -> tuple[float, float]:
+    """Ends of a scale with 0 in its middle."""
+    known = np.abs(values[np.isfinite(values)])
+    most = float(known.max(initial=0)) or 1.0
+    return -most, most
+
+
+def square(x: tuple[float, float], y: tuple[float, float]) -> dict[str, Any]:
+    """Axes without numbers, one unit as long on both, from here to there."""
+    bare = {"visible": False, "constrain": "domain"}
+    return {"xaxis": {"range": x, **bare}, "yaxis": {"range": y, "scaleanchor": "x", **bare}}
+
+
 def dashed(x: Sequence[float], y: Sequence[float], name: str, hover: str = "") -> go.Scatter:
     """A grey line."""
     told = {"hovertemplate": f"{hover}<extra></extra>"} if hover else {"hoverinfo": "skip"}
     return go.Scatter(x=x, y=y, mode="lines", name=name, line={"color": NEUTRAL, "dash": "dash", "width": 1.5}, **told)
+
+
+def dots(x: np.ndarray, y: np.ndarray, size: int, width: float, **more: Any) -> go.Scatter:
+    """On cells that stand out."""
+    marker = {"size": size, "color": "#ffffff", "line": {"color": "#333333", "width": width}}
+    return go.Scatter(x=x, y=y, mode="markers", hoverinfo="skip", showlegend=False, marker=marker, **more)
 
 
 def circled(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray, name: str, colour: str, size: int) -> Any:

@@ -17,12 +17,15 @@ from htc_probe.dashboards.figures.base import (
     BELOW_ABOVE,
     ROLE_COLOURS,
     ROLE_NAMES,
+    UNFADED,
     VEIL,
     colour_bar,
+    curve,
     laid,
     layer_axis,
     png,
     side_by_side,
+    square,
     whiskers,
 )
 from htc_probe.probes.show.style import NEUTRAL, SERIES, across, escape, panels, titled
@@ -59,14 +62,14 @@ def token_map(
     scale = {"zmin": -limit if signed else 0.0, "zmax": limit, "colorscale": _SIGNED_VEIL if signed else VEIL}
     raw = (patch_RC, anchors_A) if raw is None else raw
     row_of, col_of = np.meshgrid(np.arange(1, rows + 1), np.arange(1, cols + 1), indexing="ij")
-    more = f"%{{customdata[2]:.3~g}} {escape(unit)}<extra></extra>" if unit else "<extra></extra>"
+    hover = "%{z:.3g}× uniform<br>" + (f"%{{customdata[2]:.3~g}} {escape(unit)}" if unit else "") + "<extra></extra>"
     traces = [
         go.Heatmap(
             z=patch_RC,
             x=np.linspace(0, width, cols + 1),
             y=np.linspace(0, height, rows + 1),
             customdata=np.stack([row_of, col_of, raw[0]], axis=-1),
-            hovertemplate="patch row %{customdata[0]}, column %{customdata[1]}<br>%{z:.3g}× uniform<br>" + more,
+            hovertemplate="patch row %{customdata[0]}, column %{customdata[1]}<br>" + hover,
             colorbar=colour_bar("× uniform"),
             **scale,
         )
@@ -76,35 +79,19 @@ def token_map(
     if len(anchors_A):
         top, bottom = height * 1.05, height * 1.19
         places = np.arange(1, len(anchors_A) + 1)
-        traces.append(
-            go.Heatmap(
-                z=anchors_A[None],
-                x=np.linspace(0, width, len(anchors_A) + 1),
-                y=[top, bottom],
-                xgap=2,
-                customdata=np.stack([places, places, raw[1]], axis=-1)[None],
-                hovertemplate="anchor %{customdata[0]}<br>%{z:.3g}× uniform<br>" + more,
-                showscale=False,
-                **scale,
-            )
-        )
+        custom = np.stack([places, places, raw[1]], axis=-1)[None]
+        x, hover = np.linspace(0, width, len(anchors_A) + 1), "anchor %{customdata[0]}<br>" + hover
+        look = {"xgap": 2, "customdata": custom, "hovertemplate": hover, "showscale": False, **scale}
+        traces.append(go.Heatmap(z=anchors_A[None], x=x, y=[top, bottom], **look))
         # Grey under it as under the patches, or one value would have two colours.
         edges = {"x0": 0, "x1": width, "y0": top, "y1": bottom, "line": {"width": 0}}
         layout["shapes"] = [{"type": "rect", "fillcolor": NEUTRAL, "layer": "below", **edges}]
         name = {"text": "anchors", "x": 0, "y": bottom, "xanchor": "left", "yanchor": "top", "showarrow": False}
         layout["annotations"] = [name | {"font": {"size": 12}}]
         bottom = height * 1.28
-    return titled(
-        traces,
-        escape(title),
-        "<br>".join(map(escape, lines)),
-        480,
-        images=[laid(png(image, grey=True), 0, 0, width, height)],
-        xaxis={"visible": False, "range": [0, width], "constrain": "domain"},
-        yaxis={"visible": False, "range": [bottom, 0], "scaleanchor": "x", "constrain": "domain"},
-        margin={"l": 10, "r": 10, "b": 10, "t": 120},
-        **layout,
-    )
+    layout |= square((0, width), (bottom, 0)) | {"margin": {"l": 10, "r": 10, "b": 10, "t": 120}}
+    pictures = [laid(png(image, grey=True), 0, 0, width, height)]
+    return titled(traces, escape(title), "<br>".join(map(escape, lines)), 480, images=pictures, **layout)
 
 
 def rank_dots(
@@ -126,10 +113,11 @@ def rank_dots(
         customdata=rank_K3[:, 1:],
         hovertemplate="%{y}: %{x:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra></extra>",
     )
+    subtitle = f"over the tokens of an image, with the size of the effect on {escape(effect)} · {n:,} images"
     return titled(
         [means, *_own(own_K, names, "%{y}: %{x:.3f}")],
         "What tells the effect of a knock-out",
-        f"over the tokens of an image, with the size of the effect on {escape(effect)} · {n:,} images",
+        subtitle,
         210 + 44 * len(names),
         shapes=[across(x=0, line={"color": NEUTRAL, "width": 1, "dash": "dash"})],
         showlegend=True,
@@ -161,18 +149,16 @@ def group_bars(
             values = effect_MG3[number, some]
             if not np.isfinite(values[:, 0]).any():
                 continue
+            look = {"legendgroup": mode, "showlegend": not panel, "offsetgroup": mode, **axes}
             bars = go.Bar(
                 x=names[some],
                 y=values[:, 0],
                 name=escape(mode),
-                legendgroup=mode,
-                showlegend=not panel,
                 marker={"color": colour},
                 error_y=_error(values),
-                offsetgroup=mode,
                 customdata=values[:, 1:],
                 hovertemplate=f"%{{x}}, {escape(mode)}: {_Y_WITH_ENDS}",
-                **axes,
+                **look,
             )
             own_G = None if own_MG is None else own_MG[number, some]
             first = not panel and number == 0
@@ -209,17 +195,9 @@ def window_lines(
     places = panels(len(effect_by), 1, 0.0, 0.08)
     for panel, (role, values) in zip(places, effect_by.items(), strict=True):
         name = f"all {ROLE_NAMES[role]}"
-        line = go.Scatter(
-            x=layers,
-            y=values[:, 0],
-            mode="lines+markers",
-            name=name,
-            line={"color": ROLE_COLOURS[role], "width": 2.5},
-            error_y=_error(values, ROLE_COLOURS[role]),
-            customdata=values[:, 1:],
-            hovertemplate=f"layer %{{x}}, {name}: {_Y_WITH_ENDS}",
-            **panel.trace,
-        )
+        hover, colour = f"layer %{{x}}, {name}: {_Y_WITH_ENDS}", ROLE_COLOURS[role]
+        look: dict[str, Any] = {"error_y": _error(values, colour), "customdata": values[:, 1:], **panel.trace}
+        line = curve(layers, values[:, 0], name, colour, hover, **look)
         own_L = None if own_by is None else own_by[role]
         look = {"legendgroup": "own", "legendrank": 2000, "showlegend": panel.number == 0, **panel.trace}
         traces += [line, *_own(layers, own_L, "layer %{x}: %{y:.4~g}", **look)]
@@ -300,28 +278,20 @@ def two_by_two(
             line("B", own_3) + rest(own_3).replace("neither", "not B"),
         ],
     ]
-    cells = go.Heatmap(
-        z=z,
-        x=["patches of A", "patches of B"],
-        y=["anchors of A", "anchors of B"],
-        zmin=-1,
-        zmax=1,
-        xgap=3,
-        ygap=3,
-        colorscale=BELOW_ABOVE,
-        hoverinfo="skip",
-        colorbar=colour_bar("A less B", tickvals=[-1, 0, 1], ticktext=["B", "0", "A"]),
-    )
+    look = {"xgap": 3, "ygap": 3, "hoverinfo": "skip", "zmin": -1, "zmax": 1, "colorscale": BELOW_ABOVE}
+    bar = colour_bar("A less B", tickvals=[-1, 0, 1], ticktext=["B", "0", "A"])
+    x, y = ["patches of A", "patches of B"], ["anchors of A", "anchors of B"]
     labels = []
     for row, col in np.ndindex(2, 2):
         dark = z[row, col] < -0.4 or z[row, col] > 0.65
         font = {"size": 13, "color": "#f5f5f5" if dark else "#202020"}
         labels.append({"x": col, "y": row, "text": text[row][col], "showarrow": False, "font": font})
     whose = "label that is read" if measure == "reads" else "weight of each donor's value in what is read"
+    subtitle = f"{cases:,} cases of {couples:,} couples, 95 % intervals · chance {chance:.2f}"
     return titled(
-        [cells],
+        [go.Heatmap(z=z, x=x, y=y, colorbar=bar, **look)],
         escape(readout),
-        f"{whose} · {escape(what)}<br>{cases:,} cases of {couples:,} couples, 95 % intervals · chance {chance:.2f}",
+        f"{whose} · {escape(what)}<br>{subtitle}",
         390,
         annotations=labels,
         xaxis={"showgrid": False},
@@ -343,21 +313,11 @@ def follow_dots(
     traces: list[go.Scatter] = []
     for number, (readout, share_K23) in enumerate(share_by.items()):
         panel = str(number + 1) if number else ""
-        chance = {"symbol": "line-ns-open", "size": 14, "color": NEUTRAL, "line": {"width": 2}}
-        common = {
-            "y": np.arange(len(names)),
-            "mode": "markers",
-            "customdata": np.arange(len(names)),
-            "showlegend": not panel,
-            "xaxis": f"x{panel}",
-            "yaxis": f"y{panel}",
-        }
-        hover = "chance: %{x:.2f}<extra></extra>"
-        traces.append(
-            go.Scatter(
-                x=chance_by[readout], name="chance", legendgroup="chance", marker=chance, hovertemplate=hover, **common
-            )
-        )
+        common = {"y": np.arange(len(names)), "mode": "markers", "customdata": np.arange(len(names))}
+        common |= {"showlegend": not panel, "xaxis": f"x{panel}", "yaxis": f"y{panel}"}
+        marker = {"symbol": "line-ns-open", "size": 14, "color": NEUTRAL, "line": {"width": 2}}
+        look = {"name": "chance", "legendgroup": "chance", "marker": marker, **common}
+        traces.append(go.Scatter(x=chance_by[readout], hovertemplate="chance: %{x:.2f}<extra></extra>", **look))
         for side, (role, symbol) in enumerate((("anchor", "diamond"), ("patch", "circle"))):
             values, whose = share_K23[:, side], f"{('anchors', 'patches')[side]}' image"
             dots = go.Scatter(
@@ -368,8 +328,7 @@ def follow_dots(
                 marker={"color": ROLE_COLOURS[role], "size": 9, "symbol": symbol},
                 text=[f"{name}: {v[0]:.2f} [{v[1]:.2f}, {v[2]:.2f}]" for name, v in zip(names, values, strict=True)],
                 hovertemplate=f"%{{text}}<br>{whose}<extra></extra>",
-                selected={"marker": {"opacity": 1}},
-                unselected={"marker": {"opacity": 1}},
+                **UNFADED,
                 **common,
             )
             traces.append(dots)

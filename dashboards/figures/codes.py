@@ -16,7 +16,9 @@ from htc_probe.dashboards.figures.base import (
     BELOW_ABOVE,
     HEAT,
     OF,
+    UNFADED,
     VEIL,
+    cells,
     circled,
     colour_bar,
     counted,
@@ -24,7 +26,9 @@ from htc_probe.dashboards.figures.base import (
     laid,
     named,
     png,
+    square,
     whiskers,
+    zero_centred,
 )
 from htc_probe.probes.show.style import NEUTRAL, across, cut, escape, titled
 
@@ -44,27 +48,17 @@ def code_pictures(image: np.ndarray, picture: np.ndarray, *, psnr: float) -> go.
     height, width = image.shape[:2]
     apart = width * (1 + _GAP)
     off = (picture.astype(np.float32).mean(-1) - image.astype(np.float32).mean(-1)) / 255
-    traces: list[Any] = [
-        go.Heatmap(
-            z=off,
-            x=2 * apart + np.arange(width) + 0.5,
-            y=np.arange(height) + 0.5,
-            zmin=-0.5,
-            zmax=0.5,
-            colorscale=BELOW_ABOVE,
-            hovertemplate="%{z:+.2f} of the range<extra></extra>",
-            colorbar=colour_bar("lighter or darker", tickformat="+.1f"),
-        )
-    ]
+    x, y = 2 * apart + np.arange(width) + 0.5, np.arange(height) + 0.5
+    bar = colour_bar("lighter or darker", tickformat="+.1f")
+    heat = cells(off, (-0.5, 0.5), BELOW_ABOVE, "%{z:+.2f} of the range", gap=None, x=x, y=y, colorbar=bar)
     head = {"y": 0, "yanchor": "bottom", "showarrow": False, "yshift": 2, "font": {"size": 13}}
     heads = ("the image", "from its codes", "codes minus image")
     return titled(
-        traces,
+        [heat],
         "The image, and what its codes hold of it",
         f"decoded by the model's own MGVQ · {width} × {height} pixels · PSNR {psnr:.1f} dB · 1 image",
         330,
-        xaxis={"visible": False, "range": [0, 2 * apart + width], "constrain": "domain"},
-        yaxis={"visible": False, "range": [height, -0.12 * height], "scaleanchor": "x", "constrain": "domain"},
+        **square((0, 2 * apart + width), (height, -0.12 * height)),
         images=[laid(png(part), place * apart, 0, width, height) for place, part in enumerate((image, picture))],
         annotations=[{"text": text, "x": place * apart + width / 2, **head} for place, text in enumerate(heads)],
         margin=_EDGE | {"t": 84},
@@ -88,22 +82,19 @@ def code_grid(
     order = np.argsort(bits_K)
     most = bits_K[order][np.searchsorted(shares_K[order].cumsum(), 0.99 * shares_K.sum())]
     custom = np.stack([codes_RC, shares_K[codes_RC], bits_RC], -1)
-    hover = (
-        "row %{y}, column %{x}<br>code %{customdata[0]}<br>%{customdata[1]:.2%} of all cells, %{customdata[2]:.1f} bits"
-    )
+    shares = "%{customdata[1]:.2%} of all cells, %{customdata[2]:.1f} bits"
+    hover = f"row %{{y}}, column %{{x}}<br>code %{{customdata[0]}}<br>{shares}"
     few = codes_RC.size <= _MOST_NAMED
     traces: list[Any] = [
-        go.Heatmap(
-            z=bits_RC,
-            x=np.arange(1, columns + 1),
-            y=np.arange(1, rows + 1),
-            zmin=float(bits_K.min()),
-            zmax=float(most),
-            colorscale=VEIL,
+        cells(
+            bits_RC,
+            (float(bits_K.min()), float(most)),
+            VEIL,
+            hover,
+            gap=None,
             colorbar=colour_bar("bits"),
             text=codes_RC if few else None,
             customdata=custom,
-            hovertemplate=hover + "<extra></extra>",
             texttemplate="%{text}" if few else None,
             textfont={"color": "#ffffff", "size": 13, "shadow": "0px 0px 4px rgb(0,0,0), 0px 0px 2px rgb(0,0,0)"},
         )
@@ -115,7 +106,7 @@ def code_grid(
     subtitle = f"{rows} × {columns} cells, a code each · group {group + 1} of {groups} · 1 image"
     subtitle += "<br>bits: -log2 of its share of the run"
     under = laid(png(image, grey=True), 0.5, 0.5, columns, rows)
-    return titled(traces, title, subtitle, 440, images=[under], margin=_EDGE, **_square(rows, columns))
+    return titled(traces, title, subtitle, 440, images=[under], margin=_EDGE, **_grid(rows, columns))
 
 
 def code_entropy(
@@ -134,34 +125,26 @@ def code_entropy(
     95 % intervals, each (G,). chosen: the group that is outlined.
     """
     groups = np.arange(1, len(entropy_G) + 1)
-    error = None if interval is None else whiskers(entropy_G, *interval, color=NEUTRAL)
+    edges = {"color": _CHOSEN, "width": [3 * (group == chosen) for group in groups - 1]}
     traces: list[Any] = [
         go.Bar(
             x=groups,
             y=entropy_G,
-            error_y=error,
+            error_y=None if interval is None else whiskers(entropy_G, *interval, color=NEUTRAL),
             name="entropy",
-            marker={"color": OF["codes"], "line": {"color": _CHOSEN, "width": [3 * (g == chosen) for g in groups - 1]}},
+            marker={"color": OF["codes"], "line": edges},
             customdata=np.stack([groups - 1, used_G, 2.0**entropy_G], -1),
             hovertemplate="group %{x}: %{y:.2f} bits<br>as many as %{customdata[2]:.0f} codes used evenly<br>"
             f"%{{customdata[1]}} of {size:,} codes occur<extra></extra>",
-            selected={"marker": {"opacity": 1}},
-            unselected={"marker": {"opacity": 1}},
+            **UNFADED,
         )
     ]
     most = math.log2(size) if size > 1 else 0.0
     traces.append(dashed([0.5, len(groups) + 0.5], [most, most], "used evenly", f"log2({size}) = {most:.2f} bits"))
     ends = "" if interval is None else " · 95 % intervals"
     subtitle = f"dashed: all {size:,} codes used evenly, {most:.1f} bits · {n:,} images{ends}"
-    return titled(
-        traces,
-        "How much of each codebook is used",
-        subtitle,
-        400,
-        xaxis=counted("group", len(groups)),
-        yaxis={"title": "entropy of a code, bits", "range": [0, 1.06 * max(most, 1)]},
-        showlegend=False,
-    )
+    x, y = counted("group", len(groups)), {"title": "entropy of a code, bits", "range": [0, 1.06 * max(most, 1)]}
+    return titled(traces, "How much of each codebook is used", subtitle, 400, xaxis=x, yaxis=y, showlegend=False)
 
 
 def code_usage(shares_K: np.ndarray, *, group: int, n: int, chosen: int | None = None) -> go.Figure:
@@ -170,6 +153,7 @@ def code_usage(shares_K: np.ndarray, *, group: int, n: int, chosen: int | None =
     shares_K: (K,) of all cells of n images, sums to 1. group: from 0. chosen: the code that is marked.
     """
     order = np.argsort(-shares_K, kind="stable")[: int((shares_K > 0).sum())]
+    even = 1 / len(shares_K)
     traces: list[Any] = [
         go.Scattergl(
             x=np.arange(1, len(order) + 1),
@@ -179,28 +163,18 @@ def code_usage(shares_K: np.ndarray, *, group: int, n: int, chosen: int | None =
             customdata=order[:, None],
             marker={"color": OF["codes"], "size": 6},
             hovertemplate="code %{customdata[0]}: %{y:.3%} of all cells<br>%{x}. most frequent<extra></extra>",
-            selected={"marker": {"opacity": 1}},
-            unselected={"marker": {"opacity": 1}},
+            **UNFADED,
         ),
-        dashed(
-            [1, max(len(order), 2)], [1 / len(shares_K)] * 2, "used evenly", f"used evenly: {1 / len(shares_K):.3%}"
-        ),
+        dashed([1, max(len(order), 2)], [even, even], "used evenly", f"used evenly: {even:.3%}"),
     ]
     if chosen is not None and chosen in order:
         place = int(np.flatnonzero(order == chosen)[0]) + 1
         traces.append(circled([place], [shares_K[chosen]], f"code {chosen}", _CHOSEN, 16))
-    subtitle = (
-        f"{len(order):,} of {len(shares_K):,} codes occur · dashed: used evenly, {1 / len(shares_K):.2%} · {n:,} images"
-    )
-    return titled(
-        traces,
-        f"How often each code of group {group + 1} occurs",
-        subtitle,
-        400,
-        xaxis={"title": "codes, the most frequent first", "showgrid": False},
-        yaxis={"title": "share of all cells", "type": "log", "tickformat": ".2~%", "dtick": 1},
-        showlegend=False,
-    )
+    title = f"How often each code of group {group + 1} occurs"
+    subtitle = f"{len(order):,} of {len(shares_K):,} codes occur · dashed: used evenly, {even:.2%} · {n:,} images"
+    x = {"title": "codes, the most frequent first", "showgrid": False}
+    y = {"title": "share of all cells", "type": "log", "tickformat": ".2~%", "dtick": 1}
+    return titled(traces, title, subtitle, 400, xaxis=x, yaxis=y, showlegend=False)
 
 
 def code_label_bits(
@@ -221,22 +195,16 @@ def code_label_bits(
     """
     T, G = bits_TG.shape
     custom = np.stack([bits_TG, lower_TG, upper_TG, np.broadcast_to(entropy_T[:, None], bits_TG.shape)], -1)
-    hover = (
-        "group %{x}<br>%{customdata[0]:.3f} [%{customdata[1]:.3f}, %{customdata[2]:.3f}] bits of a label's "
-        "%{customdata[3]:.2f}<extra></extra>"
-    )
+    bits = "%{customdata[0]:.3f} [%{customdata[1]:.3f}, %{customdata[2]:.3f}] bits of a label's %{customdata[3]:.2f}"
     written = {"texttemplate": "%{z:.2f}", "textfont": {"size": 11}} if G <= _MOST_WRITTEN else {}
-    traces = [_signed(bits_TG, "bits a code", customdata=custom, hovertemplate=hover, **written)]
+    traces: list[Any] = [_signed(bits_TG, f"group %{{x}}<br>{bits}", customdata=custom, **written)]
     if mark is not None:
         traces.append(_outline(mark[1] + 0.5, mark[0] + 0.5, 1, 1))
-    return titled(
-        traces,
-        "What one code says of each label",
-        f"mutual information of one code with the label, less chance · {n:,} images",
-        min(900, 210 + 26 * T),
-        xaxis=counted("group of codes", G) | {"zeroline": False},
-        yaxis=named([cut(name, 24) for name in tasks]) | {"range": [T + 0.5, 0.5]},
-    )
+    subtitle = f"mutual information of one code with the label, less chance · {n:,} images"
+    x = counted("group of codes", G) | {"zeroline": False}
+    y = named([cut(name, 24) for name in tasks]) | {"range": [T + 0.5, 0.5]}
+    height = min(900, 210 + 26 * T)
+    return titled(traces, "What one code says of each label", subtitle, height, xaxis=x, yaxis=y)
 
 
 def code_label_map(
@@ -249,11 +217,10 @@ def code_label_map(
     """
     grid = np.full(shape, np.nan, dtype=np.float32)
     grid[np.asarray(rows), np.asarray(columns)] = bits_P
-    hover = "row %{y}, column %{x}<br>%{z:.3f} bits<extra></extra>"
-    traces = [_signed(grid, "bits a code", hovertemplate=hover, hoverongaps=False)]
+    traces = [_signed(grid, "row %{y}, column %{x}<br>%{z:.3f} bits", hoverongaps=False)]
     of = f"{len(bits_P):,} of {grid.size:,} cells" if len(bits_P) < grid.size else f"{grid.size:,} cells"
     subtitle = f"mean over groups, less chance · {of} · {n:,} images"
-    return titled(traces, f"Where codes tell of {escape(task)}", subtitle, 400, margin=_EDGE, **_square(*shape))
+    return titled(traces, f"Where codes tell of {escape(task)}", subtitle, 400, margin=_EDGE, **_grid(*shape))
 
 
 def code_lifts(found: Associations, *, group: int, answer: str, chosen: int | None = None, most: int = 16) -> go.Figure:
@@ -266,58 +233,37 @@ def code_lifts(found: Associations, *, group: int, answer: str, chosen: int | No
     count = min(most, len(found.code))
     at = np.arange(1, count + 1)
     lift, lower, upper = (values[:count] for values in (found.lift, found.lower, found.upper))
-    custom = np.stack(
-        [found.code[:count], found.inside[:count], found.outside[:count], lower, upper, found.p[:count]], -1
-    )
+    ends = [values[:count] for values in (found.code, found.inside, found.outside, found.lower, found.upper, found.p)]
+    edges = {"color": _CHOSEN, "width": [4 * int(code == chosen) for code in found.code[:count]]}
     traces: list[Any] = [
         go.Scatter(
             x=lift,
             y=at,
             mode="markers",
             name="codes",
-            customdata=custom,
-            marker={
-                "color": OF["codes"],
-                "size": 11,
-                "line": {"color": _CHOSEN, "width": [4 * int(code == chosen) for code in found.code[:count]]},
-            },
+            customdata=np.stack(ends, -1),
+            marker={"color": OF["codes"], "size": 11, "line": edges},
             error_x=whiskers(lift, lower, upper, color=NEUTRAL),
             hovertemplate="code %{customdata[0]}: %{x:.3g}× [%{customdata[3]:.3g}, %{customdata[4]:.3g}]<br>"
             f"held by %{{customdata[1]}} of {found.n_inside:,} such images<br>"
             f"and %{{customdata[2]}} of {found.n_outside:,} others<br>"
             "p %{customdata[5]:.2g}, corrected<extra></extra>",
-            selected={"marker": {"opacity": 1}},
-            unselected={"marker": {"opacity": 1}},
+            **UNFADED,
         )
     ]
-    ticks = [digit * 10**power for power in range(-1, 5) for digit in (1, 2, 5)]
-
-    shown = answer if len(answer) <= 40 else answer[:39] + "…"
     subtitle = (
         f"{found.n_inside:,} images against {found.n_outside:,}, one of each group of images<br>"
         f"95 % intervals, corrected for {found.tests:,} codes and answers"
     )
-    title = f"Codes of group {group + 1} that go with {escape(shown)}"
+    ticks = [digit * 10**power for power in range(-1, 5) for digit in (1, 2, 5)]
+    x = {"tickvals": ticks, "ticktext": [f"{tick:,.3g}" for tick in ticks], "type": "log", "zeroline": False}
     return titled(
         traces,
-        title,
+        f"Codes of group {group + 1} that go with {escape(cut(answer, 40))}",
         subtitle,
         200 + 24 * count,
-        xaxis={
-            "title": "times as often as in other images",
-            "type": "log",
-            "zeroline": False,
-            "tickvals": ticks,
-            "ticktext": [f"{tick:,.3g}" for tick in ticks],
-        },
-        yaxis={
-            "range": [count + 0.6, 0.4],
-            "tickvals": at,
-            "ticktext": [f"code {code}" for code in found.code[:count]],
-            "showgrid": False,
-            "zeroline": False,
-            "automargin": True,
-        },
+        xaxis=x | {"title": "times as often as in other images"},
+        yaxis=named([f"code {code}" for code in found.code[:count]]) | {"range": [count + 0.6, 0.4]},
         shapes=[across(x=1, line={"color": NEUTRAL, "dash": "dash", "width": 1.5})],
         showlegend=False,
     )
@@ -326,21 +272,12 @@ def code_lifts(found: Associations, *, group: int, answer: str, chosen: int | No
 def code_places(share_RC: np.ndarray, *, group: int, code: int, n: int) -> go.Figure:
     """Where on the grid a code lies. share_RC: (R, C), the share of n images that have it in this cell."""
     rows, columns = share_RC.shape
-    traces: list[Any] = [
-        go.Heatmap(
-            z=share_RC,
-            x=np.arange(1, columns + 1),
-            y=np.arange(1, rows + 1),
-            zmin=0,
-            zmax=float(share_RC.max()) or 1.0,
-            colorscale=HEAT,
-            hovertemplate="row %{y}, column %{x}<br>%{z:.2%} of the images<extra></extra>",
-            colorbar=colour_bar("share of images", tickformat=".2~%"),
-        )
-    ]
+    bar = colour_bar("share of images", tickformat=".2~%")
+    hover = "row %{y}, column %{x}<br>%{z:.2%} of the images"
+    traces = [cells(share_RC, (0, float(share_RC.max()) or 1.0), HEAT, hover, gap=None, colorbar=bar)]
     title = f"Where code {code} of group {group + 1} lies"
     subtitle = f"share of images that have it in the cell · {n:,} images"
-    return titled(traces, title, subtitle, 400, margin=_EDGE, **_square(rows, columns))
+    return titled(traces, title, subtitle, 400, margin=_EDGE, **_grid(rows, columns))
 
 
 def code_examples(
@@ -371,42 +308,19 @@ def code_examples(
             unselected={"marker": {"opacity": 0}},
         ),
     ]
-    return titled(
-        traces,
-        title,
-        subtitle,
-        110 + 130 * rows,
-        xaxis={"visible": False, "range": [0, columns * apart], "constrain": "domain"},
-        yaxis={"visible": False, "range": [rows * apart, 0], "scaleanchor": "x", "constrain": "domain"},
-        images=[laid(*place, 1, 1) for place in zip(pictures, x, y, strict=True)],
-        margin=_EDGE,
-    )
+    below = [laid(*place, 1, 1) for place in zip(pictures, x, y, strict=True)]
+    axes = square((0, columns * apart), (rows * apart, 0))
+    return titled(traces, title, subtitle, 110 + 130 * rows, images=below, margin=_EDGE, **axes)
 
 
-def _signed(values: np.ndarray, unit: str, **more: Any) -> go.Heatmap:
-    """A heat map with rows and columns from 1, its colours zero-centred."""
-    most = float(np.nanmax(np.abs(values), initial=0.0)) or 1.0
-    return go.Heatmap(
-        z=values,
-        x=np.arange(1, values.shape[1] + 1),
-        y=np.arange(1, values.shape[0] + 1),
-        zmin=-most,
-        zmax=most,
-        colorscale=BELOW_ABOVE,
-        xgap=1,
-        ygap=1,
-        colorbar=colour_bar(unit),
-        **more,
-    )
+def _signed(values: np.ndarray, hover: str, **more: Any) -> go.Heatmap:
+    """Of bits, which may be below 0 by chance."""
+    return cells(values, zero_centred(values), BELOW_ABOVE, hover, colorbar=colour_bar("bits a code"), **more)
 
 
-def _square(rows: int, columns: int) -> dict[str, Any]:
+def _grid(rows: int, columns: int) -> dict[str, Any]:
     """Axes of a grid with rows and columns from 1, from the top left, without numbers."""
-    bare = {"visible": False, "constrain": "domain"}
-    return {
-        "xaxis": {"range": [0.5, columns + 0.5], **bare},
-        "yaxis": {"range": [rows + 0.5, 0.5], "scaleanchor": "x", **bare},
-    }
+    return square((0.5, columns + 0.5), (rows + 0.5, 0.5))
 
 
 def _outline(

@@ -6,8 +6,19 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from htc_probe.dashboards.figures.base import BELOW_ABOVE, HEAT, VEIL, counted, dashed, laid, png, side_by_side
-from htc_probe.dashboards.figures.compare import OTHER, THIS, Names, dots, limit, minus
+from htc_probe.dashboards.figures.base import (
+    BELOW_ABOVE,
+    HEAT,
+    VEIL,
+    counted,
+    dashed,
+    dots,
+    laid,
+    png,
+    side_by_side,
+    zero_centred,
+)
+from htc_probe.dashboards.figures.compare import OTHER, THIS, Names, minus
 from htc_probe.probes.show.style import escape, panels, titled
 
 # Over a picture: none at the middle, so that it stays visible where nothing differs.
@@ -93,7 +104,8 @@ def _map_colours(
     this_RC: np.ndarray, other_RC: np.ndarray, unit: str, end: float | None, *, signed: bool, over: bool, named: bool
 ) -> dict[str, Any]:
     """One scale for both runs and one for their difference, each with its bar under the panels; `over` a picture."""
-    most, apart = end or limit(np.array([this_RC, other_RC])), limit(this_RC - other_RC)
+    most = end or zero_centred(np.array([this_RC, other_RC]))[1]
+    apart = zero_centred(this_RC - other_RC)[1]
     differing = _SHIFT if over else BELOW_ABOVE
     above = differing if signed else VEIL if over else HEAT
     bar = {"thickness": 10, "outlinewidth": 0, "orientation": "h", "yanchor": "top", "y": -0.42 if named else -0.04}
@@ -117,22 +129,8 @@ def anchors_of_both(
     anchors = np.arange(1, len(this_A) + 1)
     traces: list[Any] = []
     for name, values, colour in zip(names, (this_A, other_A), (THIS, OTHER), strict=True):
-        traces.append(
-            go.Bar(
-                x=anchors,
-                y=values,
-                name=escape(name),
-                marker={"color": colour},
-                hovertemplate="anchor %{x}: %{y:.3g} %",
-            )
-        )
+        look, hover = {"marker": {"color": colour}}, "anchor %{x}: %{y:.3g} %"
+        traces.append(go.Bar(x=anchors, y=values, name=escape(name), hovertemplate=hover, **look))
     traces.append(dashed([0.5, len(anchors) + 0.5], [uniform, uniform], f"uniform: {uniform:.3g} %"))
-    return titled(
-        traces,
-        "Attention on each anchor",
-        subtitle,
-        430,
-        xaxis=counted("anchor", len(anchors)),
-        yaxis={"title": "% of all attention", "rangemode": "tozero"},
-        barmode="group",
-    )
+    x, y = counted("anchor", len(anchors)), {"title": "% of all attention", "rangemode": "tozero"}
+    return titled(traces, "Attention on each anchor", subtitle, 430, xaxis=x, yaxis=y, barmode="group")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from htc_probe.dashboards.figures.base import OF, circled, dashed, named, outlined
+from htc_probe.dashboards.figures.base import OF, cells, circled, dashed, named, outlined
 from htc_probe.probes.show.style import SHARES, cut, escape, titled
 
 _MARK = "#D55E00"
@@ -27,42 +27,21 @@ def confusion(
     """
     K = len(names)
     share_KK = counts_KK / np.maximum(counts_KK.sum(1, keepdims=True), 1)
-    place_K = np.arange(1, K + 1)
     shown = np.array([escape(name) for name in names], dtype=object)
     custom = np.empty((K, K, 4), dtype=object)
     custom[..., 0], custom[..., 1] = shown[:, None], shown[None, :]
     custom[..., 2], custom[..., 3] = counts_KK, share_KK
     hover = "%{customdata[0]} called %{customdata[1]}<br>%{customdata[2]:,} images, %{customdata[3]:.1%} of the row"
-    traces = [
-        go.Heatmap(
-            z=share_KK,
-            x=place_K,
-            y=place_K,
-            zmin=0,
-            zmax=1,
-            colorscale=SHARES,
-            customdata=custom,
-            hovertemplate=hover + "<extra></extra>",
-            xgap=1 if K <= _NAMED else 0,
-            ygap=1 if K <= _NAMED else 0,
-            text=counts_KK,
-            texttemplate="%{text:,}" if K <= _COUNTED else "",
-            colorbar={"title": {"text": "share of the row", "side": "right"}, "thickness": 12, "tickformat": ".0%"},
-            showscale=K > _COUNTED,
-        )
-    ]
+    few = {"text": counts_KK, "texttemplate": "%{text:,}" if K <= _COUNTED else "", "showscale": K > _COUNTED}
+    bar = {"title": {"text": "share of the row", "side": "right"}, "thickness": 12, "tickformat": ".0%"}
+    heat = cells(share_KK, (0, 1), SHARES, hover, gap=int(K <= _NAMED), customdata=custom, colorbar=bar, **few)
     ticks = named([cut(name) for name in names]) if K <= _NAMED else {"showticklabels": False}
     axis = {"showgrid": False, "zeroline": False, "automargin": True, "fixedrange": True, **ticks}
     true, said = mark or (None, None)
-    return titled(
-        traces,
-        title,
-        subtitle,
-        max(360, min(620, 190 + 40 * K)),
-        xaxis={"title": "said", "range": [0.5, K + 0.5], **axis},
-        yaxis={"title": "true", "range": [K + 0.5, 0.5], **axis},
-        shapes=outlined(said, true, K, K, _MARK),
-    )
+    x = {"title": "said", "range": [0.5, K + 0.5], **axis}
+    y = {"title": "true", "range": [K + 0.5, 0.5], **axis}
+    height, mark_of_cell = max(360, min(620, 190 + 40 * K)), outlined(said, true, K, K, _MARK)
+    return titled([heat], title, subtitle, height, xaxis=x, yaxis=y, shapes=mark_of_cell)
 
 
 def said_and_true(
@@ -95,11 +74,5 @@ def said_and_true(
     if len(current):
         traces.append(circled(true_n[current], said_n[current], "current image", _MARK, 14))
     words = f" ({escape(unit)})" if unit else ""
-    return titled(
-        traces,
-        title,
-        subtitle,
-        460,
-        xaxis={"title": f"true{words}", "zeroline": False},
-        yaxis={"title": f"said{words}", "zeroline": False},
-    )
+    x, y = ({"title": f"{axis}{words}", "zeroline": False} for axis in ("true", "said"))
+    return titled(traces, title, subtitle, 460, xaxis=x, yaxis=y)

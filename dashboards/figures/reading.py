@@ -16,14 +16,31 @@ from htc_probe.dashboards.figures.base import (
     HEAT,
     ROLE_COLOURS,
     ROLE_NAMES,
+    cells,
     colour_bar,
+    curve,
+    dots,
     named,
     side_by_side,
     step,
     whiskers,
+    zero_centred,
 )
-from htc_probe.probes.show.style import COLOURS, NEUTRAL, SERIES, across, cut, escape, panels, titled, transparent
+from htc_probe.probes.show.style import (
+    COLOURS,
+    NEUTRAL,
+    SERIES,
+    across,
+    cut,
+    escape,
+    panels,
+    ribbon,
+    titled,
+    transparent,
+)
 
+_ENDS = "95 % intervals"
+_SHARE: dict[str, Any] = {"range": [0, 1.02], "tickformat": ".0%"}
 _MOST_WRITTEN = 12
 """Columns of a heat map that leave room for what is in its cells."""
 
@@ -39,31 +56,20 @@ def lens_words(
     custom = np.empty((K, L, 2), dtype=object)
     custom[..., 0] = np.array([[escape(word) for word in words] for words in words_LK], dtype=object).T
     custom[..., 1] = np.asarray(layers)
-    heat = go.Heatmap(
-        z=probability_LK.T,
-        x=np.arange(1, L + 1),
-        y=np.arange(1, K + 1),
-        zmin=0,
-        zmax=float(probability_LK.max()) or 1.0,
-        colorscale=HEAT,
-        xgap=1,
-        ygap=1,
+    heat = cells(
+        probability_LK.T,
+        (0, float(probability_LK.max()) or 1.0),
+        HEAT,
+        "layer %{customdata[1]}, rank %{y}: %{customdata[0]}<br>probability %{z:.2%}, mean over images",
         text=[[escape(cut(words_LK[layer][word], 12)) for layer in range(L)] for word in range(K)],
         texttemplate="%{text}" if L <= _MOST_WRITTEN else None,
         textfont={"size": 12},
         customdata=custom,
-        hovertemplate="layer %{customdata[1]}, rank %{y}: %{customdata[0]}<br>"
-        "probability %{z:.2%}, mean over images<extra></extra>",
         colorbar=colour_bar("probability", tickformat=".2~%"),
     )
-    return titled(
-        [heat],
-        "Words that each layer says",
-        f"logit lens on z_voco, the {K} likeliest · mean of {n:,} images",
-        150 + 30 * K,
-        xaxis=_layers(layers),
-        yaxis={"title": "rank", "autorange": "reversed", "dtick": 1, "showgrid": False, "zeroline": False},
-    )
+    title, subtitle = "Words that each layer says", f"logit lens on z_voco, the {K} likeliest · mean of {n:,} images"
+    y = {"title": "rank", "autorange": "reversed", "dtick": 1, "showgrid": False, "zeroline": False}
+    return titled([heat], title, subtitle, 150 + 30 * K, xaxis=_layers(layers), yaxis=y)
 
 
 def lens_agreement(
@@ -82,17 +88,9 @@ def lens_agreement(
         ("the same likeliest word", same_L3, SERIES[2], "2", "%{y:.1%} of images"),
     ):
         traces += _curve(x, values_L3, name, colour, unit, layers, xaxis=f"x{panel}", yaxis=f"y{panel}")
-    axes: list[dict[str, Any]] = [
-        {"title": "bits", "rangemode": "tozero"},
-        {"title": "share of images", "range": [0, 1.02], "tickformat": ".0%"},
-    ]
-    return titled(
-        traces,
-        "When the last layer's words appear",
-        f"each layer against the last one · {n:,} images, 95 % intervals",
-        420,
-        **side_by_side(panels(1, 2, 0.2), _layers(layers), axes),
-    )
+    ys = [{"title": "bits", "rangemode": "tozero"}, _SHARE | {"title": "share of images"}]
+    title, subtitle = "When the last layer's words appear", f"each layer against the last one · {n:,} images, {_ENDS}"
+    return titled(traces, title, subtitle, 420, **side_by_side(panels(1, 2, 0.2), _layers(layers), ys))
 
 
 def lens_accuracy(
@@ -107,27 +105,12 @@ def lens_accuracy(
         colour, group = SERIES[number % len(SERIES)], {"legendgroup": task}
         traces += _curve(x, accuracy_TL3[number], task, colour, "%{y:.1%} right", layers, **group)
         ends, floor = [x[0] - 0.4, x[-1] + 0.4], float(floor_T[number])
-        traces.append(
-            go.Scatter(
-                x=ends,
-                y=[floor, floor],
-                mode="lines",
-                line={"color": colour, "width": 1.5, "dash": "dot"},
-                showlegend=False,
-                hovertemplate=f"{escape(task)}, most frequent class: {floor:.1%}<extra></extra>",
-                **group,
-            )
-        )
-    return titled(
-        traces,
-        "Does a layer say the true class?",
-        f"likeliest of the words of the classes, without training · dotted: most frequent class · {n:,} images, "
-        "95 % intervals",
-        440,
-        xaxis=_layers(layers),
-        yaxis={"title": "share right", "range": [0, 1.02], "tickformat": ".0%"},
-        margin={"t": 110},
-    )
+        hover = f"{escape(task)}, most frequent class: {floor:.1%}<extra></extra>"
+        look: dict[str, Any] = {"line": {"color": colour, "width": 1.5, "dash": "dot"}, "showlegend": False}
+        traces.append(go.Scatter(x=ends, y=[floor, floor], mode="lines", hovertemplate=hover, **look, **group))
+    title, how = "Does a layer say the true class?", "likeliest of the words of the classes, without training"
+    subtitle, y = f"{how} · dotted: most frequent class · {n:,} images, {_ENDS}", _SHARE | {"title": "share right"}
+    return titled(traces, title, subtitle, 440, xaxis=_layers(layers), yaxis=y, margin={"t": 110})
 
 
 def likeness(cka_RR3: np.ndarray, names: Sequence[str], *, n: int) -> go.Figure:
@@ -135,29 +118,19 @@ def likeness(cka_RR3: np.ndarray, names: Sequence[str], *, n: int) -> go.Figure:
     rotation and a scale.
     """
     R = len(names)
-    heat = go.Heatmap(
-        z=cka_RR3[..., 0],
-        x=np.arange(1, R + 1),
-        y=np.arange(1, R + 1),
-        zmin=0,
-        zmax=1,
-        colorscale=HEAT,
-        xgap=1,
-        ygap=1,
+    heat = cells(
+        cka_RR3[..., 0],
+        (0, 1),
+        HEAT,
+        "%{text}<br>%{z:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]",
         texttemplate="%{z:.2f}" if R <= _MOST_WRITTEN else None,
         text=[[f"{escape(column)} and {escape(row)}" for column in names] for row in names],
         customdata=cka_RR3[..., 1:],
-        hovertemplate="%{text}<br>%{z:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra></extra>",
         colorbar=colour_bar("CKA"),
     )
-    return titled(
-        [heat],
-        "How alike representations are",
-        f"linear CKA, without bias · {n:,} images, 95 % intervals",
-        230 + 34 * R,
-        xaxis=named(names) | {"tickangle": -30},
-        yaxis=named(names) | {"range": [R + 0.5, 0.5]},
-    )
+    title, subtitle = "How alike representations are", f"linear CKA, without bias · {n:,} images, {_ENDS}"
+    x, y = named(names) | {"tickangle": -30}, named(names) | {"range": [R + 0.5, 0.5]}
+    return titled([heat], title, subtitle, 230 + 34 * R, xaxis=x, yaxis=y)
 
 
 def dimensions(two_nn_R3: np.ndarray, participation_R3: np.ndarray, names: Sequence[str], *, n: int) -> go.Figure:
@@ -184,14 +157,9 @@ def dimensions(two_nn_R3: np.ndarray, participation_R3: np.ndarray, names: Seque
             ("participation ratio", participation_R3, "diamond-open", 0.12),
         )
     ]
-    return titled(
-        traces,
-        "How many dimensions are used",
-        f"of standardised features · {n:,} images, 95 % intervals",
-        190 + 38 * len(names),
-        xaxis={"title": "dimensions", "rangemode": "tozero", "zeroline": False},
-        yaxis=named(names) | {"range": [len(names) + 0.5, 0.5]},
-    )
+    title, subtitle = "How many dimensions are used", f"of standardised features · {n:,} images, {_ENDS}"
+    x, down = {"title": "dimensions", "rangemode": "tozero", "zeroline": False}, _down(names)
+    return titled(traces, title, subtitle, 190 + 38 * len(names), xaxis=x, yaxis=down)
 
 
 def probe_overlap(
@@ -210,42 +178,23 @@ def probe_overlap(
     quantile of random spans of these dimensions. what: is compared, in words.
     """
     more_SD = overlap_SD - chance_SD
-    most = float(np.abs(more_SD).max(initial=0)) or 1.0
     row, column = np.nonzero(overlap_SD > upper_SD)
-    traces: list[Any] = [
-        go.Heatmap(
-            z=more_SD,
-            x=np.arange(1, len(detail) + 1),
-            y=np.arange(1, len(semantic) + 1),
-            zmin=-most,
-            zmax=most,
-            colorscale=BELOW_ABOVE,
-            xgap=1,
-            ygap=1,
-            text=[[f"{escape(one)} and {escape(other)}" for other in detail] for one in semantic],
-            customdata=np.stack([overlap_SD, chance_SD, upper_SD], -1),
-            hovertemplate="%{text}<br>overlap %{customdata[0]:.3f}<br>random directions: %{customdata[1]:.3f}, "
-            "97.5 % below %{customdata[2]:.3f}<extra></extra>",
-            colorbar=colour_bar("overlap minus chance", tickformat="+.2~f"),
-        ),
-        go.Scatter(
-            x=column + 1,
-            y=row + 1,
-            mode="markers",
-            hoverinfo="skip",
-            showlegend=False,
-            marker={"size": 7, "color": "#ffffff", "line": {"color": "#333333", "width": 1.5}},
-        ),
-    ]
-    return titled(
-        traces,
-        "Semantic and detail probes, task by task",
-        f"{what} · squared cosines less those of random directions<br>dots: above 97.5 % of random ones, not corrected",
-        230 + 34 * len(semantic),
-        xaxis=named([cut(name) for name in detail]) | {"title": "detail", "tickangle": -30},
-        yaxis=named([cut(name) for name in semantic]) | {"range": [len(semantic) + 0.5, 0.5]},
-        margin={"t": 110},
+    heat = cells(
+        more_SD,
+        zero_centred(more_SD),
+        BELOW_ABOVE,
+        "%{text}<br>overlap %{customdata[0]:.3f}<br>random directions: %{customdata[1]:.3f}, "
+        "97.5 % below %{customdata[2]:.3f}",
+        text=[[f"{escape(one)} and {escape(other)}" for other in detail] for one in semantic],
+        customdata=np.stack([overlap_SD, chance_SD, upper_SD], -1),
+        colorbar=colour_bar("overlap minus chance", tickformat="+.2~f"),
     )
+    title, how = "Semantic and detail probes, task by task", "squared cosines less those of random directions"
+    subtitle = f"{what} · {how}<br>dots: above 97.5 % of random ones, not corrected"
+    x = named([cut(name) for name in detail]) | {"title": "detail", "tickangle": -30}
+    y = _down([cut(name) for name in semantic])
+    traces, height = [heat, dots(column + 1, row + 1, 7, 1.5)], 230 + 34 * len(semantic)
+    return titled(traces, title, subtitle, height, xaxis=x, yaxis=y, margin={"t": 110})
 
 
 def probe_cosines(
@@ -255,27 +204,16 @@ def probe_cosines(
     directions. overlap: mean squared cosine, and that of random directions.
     """
     x = np.arange(1, len(cosines_k) + 1)
+    hover = "pair %{x}: cosine %{y:.3f}<br>random: %{customdata[0]:.3f} to %{customdata[1]:.3f}<extra></extra>"
+    ends = np.stack([lower_k, upper_k], -1)
     traces = [
-        *_band(x, lower_k, upper_k, NEUTRAL, "95 % of random directions"),
-        go.Scatter(
-            x=x,
-            y=cosines_k,
-            mode="lines+markers",
-            name="probes",
-            line={"color": COLOURS["z_voco"], "width": 2.5},
-            customdata=np.stack([lower_k, upper_k], -1),
-            hovertemplate="pair %{x}: cosine %{y:.3f}<br>random: %{customdata[0]:.3f} to %{customdata[1]:.3f}"
-            "<extra></extra>",
-        ),
+        ribbon(x, lower_k, upper_k, transparent(NEUTRAL, 0.22), name="95 % of random directions", showlegend=True),
+        curve(x, cosines_k, "probes", COLOURS["z_voco"], hover, customdata=ends),
     ]
-    return titled(
-        traces,
-        "All semantic and all detail directions",
-        f"{what} · mean squared cosine {overlap[0]:.2f}, random {overlap[1]:.2f}",
-        400,
-        xaxis={"title": "pair of directions, the nearest first", "dtick": step(len(x)), "showgrid": False},
-        yaxis={"title": "cosine", "range": [0, 1.02]},
-    )
+    title = "All semantic and all detail directions"
+    subtitle = f"{what} · mean squared cosine {overlap[0]:.2f}, random {overlap[1]:.2f}"
+    axis = {"title": "pair of directions, the nearest first", "dtick": step(len(x)), "showgrid": False}
+    return titled(traces, title, subtitle, 400, xaxis=axis, yaxis={"title": "cosine", "range": [0, 1.02]})
 
 
 def answer_parts(
@@ -303,12 +241,17 @@ def answer_parts(
     return titled(
         traces,
         title,
-        f"summed over layers and heads · {n:,} images, 95 % intervals",
+        f"summed over layers and heads · {n:,} images, {_ENDS}",
         200 + 30 * len(questions),
         xaxis={"title": "added to the answer's logit", "zeroline": False},
-        yaxis=named([cut(question, 24) for question in questions]) | {"range": [len(questions) + 0.5, 0.5]},
+        yaxis=_down([cut(question, 24) for question in questions]),
         shapes=[across(x=0, line={"color": NEUTRAL, "width": 1.5})],
     )
+
+
+def _down(names: Sequence[str]) -> dict[str, Any]:
+    """An axis of names, the first on top."""
+    return named(names) | {"range": [len(names) + 0.5, 0.5]}
 
 
 def _layers(layers: Sequence[int]) -> dict[str, Any]:
@@ -323,32 +266,7 @@ def _curve(
     x: np.ndarray, values_L3: np.ndarray, name: str, colour: str, told: str, layers: Sequence[int], **more: Any
 ) -> list[go.Scatter]:
     """A line over the layers, and its interval."""
-    line = go.Scatter(
-        x=x,
-        y=values_L3[:, 0],
-        mode="lines+markers",
-        name=escape(name),
-        line={"color": colour, "width": 2.5},
-        customdata=np.column_stack([values_L3[:, 1:], layers]),
-        hovertemplate=f"layer %{{customdata[2]}}, {escape(name)}<br>{told} "
-        "[%{customdata[0]:.3~f}, %{customdata[1]:.3~f}]<extra></extra>",
-        **more,
-    )
-    return [*_band(x, values_L3[:, 1], values_L3[:, 2], colour, "", **more), line]
-
-
-def _band(x: np.ndarray, low: np.ndarray, high: np.ndarray, colour: str, name: str, **more: Any) -> list[go.Scatter]:
-    return [
-        go.Scatter(
-            x=np.concatenate([x, x[::-1]]),
-            y=np.concatenate([high, low[::-1]]),
-            mode="lines",
-            fill="toself",
-            fillcolor=transparent(colour, 0.22),
-            line={"width": 0},
-            hoverinfo="skip",
-            name=name,
-            showlegend=bool(name),
-            **more,
-        )
-    ]
+    hover = f"layer %{{customdata[2]}}, {escape(name)}<br>{told} [%{{customdata[0]:.3~f}}, %{{customdata[1]:.3~f}}]"
+    custom = np.column_stack([values_L3[:, 1:], layers])
+    line = curve(x, values_L3[:, 0], escape(name), colour, hover + "<extra></extra>", customdata=custom, **more)
+    return [ribbon(x, values_L3[:, 1], values_L3[:, 2], transparent(colour, 0.22), name="", **more), line]

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from htc_probe.probes.files.results import NOT_DEFINED, ClassScore, Interval, Results, Row, SuiteMean, is_defined, label
 from htc_probe.probes.inputs.representations import Representation
 from htc_probe.probes.show import parts, table
-from htc_probe.probes.show.style import COLOURS, NEUTRAL, SHARES, Panel, across, escape, transparent
+from htc_probe.probes.show.style import COLOURS, NEUTRAL, SHARES, Panel, across, escape, ribbon, transparent
 
 CAPTIONS = {
     "scores": "Bars: held-out scores, larger is better, 1 is perfect. Whiskers: 95 % intervals over groups of images; "
@@ -168,17 +168,8 @@ def layer_curves(results: Results, suite: str) -> go.Figure | None:
     def drawn(panel: Panel, rows: Sequence[Row]) -> list[go.Scatter]:
         curve = sorted((row for row in rows if row.layer is not None), key=lambda row: row.layer or 0)
         x = [row.layer for row in curve]
-        band = go.Scatter(
-            x=[*x, *reversed(x)],
-            y=[*(row.upper for row in curve), *(row.lower for row in reversed(curve))],
-            mode="lines",
-            fill="toself",
-            fillcolor=transparent(COLOURS["z_voco"], 0.2),
-            line={"width": 0},
-            hoverinfo="skip",
-            showlegend=False,
-            **panel.trace,
-        )
+        ends = [row.lower for row in curve], [row.upper for row in curve]
+        band = ribbon(x, *ends, transparent(COLOURS["z_voco"], 0.2), **panel.trace)
         line = go.Scatter(
             x=x,
             y=[row.estimate for row in curve],

@@ -8,9 +8,10 @@ to plotly: what comes from a file goes through `escape`.
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import plotly.graph_objects as go
 
 COLOURS = {"voco_read": "#56B4E9", "z_voco": "#009E73", "v_d": "#E69F00", "v_pooled": "#0072B2"}
@@ -90,6 +91,19 @@ def across(*, x: float | None = None, y: float | None = None, panel: str = "", *
     else:
         ends = {"x0": 0, "x1": 1, "y0": y, "y1": y, "xref": f"x{panel} domain", "yref": f"y{panel}"}
     return {"type": "line", **ends, **look}
+
+
+def ribbon(
+    x: np.ndarray | Sequence[Any],
+    low: np.ndarray | Sequence[Any],
+    high: np.ndarray | Sequence[Any],
+    colour: str,
+    **more: Any,
+) -> go.Scatter:
+    """What lies between two curves, filled; in the legend only where `more` says so."""
+    edge = {"x": np.concatenate([x, x[::-1]]), "y": np.concatenate([high, low[::-1]])}
+    look = {"mode": "lines", "fill": "toself", "fillcolor": colour, "line": {"width": 0}, "hoverinfo": "skip"}
+    return go.Scatter({**edge, **look, "showlegend": False, **more})
 
 
 def escape(text: str) -> str:

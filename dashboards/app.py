@@ -70,12 +70,7 @@ def page(roots: Sequence[Path]) -> None:
         _tell([*refused, *data.refused_beside(run.path)])
         _watch(roots, run.path, _state(roots, run.path))
     selection = controls.Selection(image, layer, head, log, chosen)
-
-    tabs = st.tabs(list(PAGES), key="page", bind="query-params", on_change="rerun")  # computes only the open one
-    for tab, show in zip(tabs, PAGES.values(), strict=True):
-        if tab.open:
-            with tab, controls.guarded():
-                show(View(run.path, key, header, selection, tuple(runs)))
+    controls.tabs(PAGES, "page", View(run.path, key, header, selection, tuple(runs)))
 
 
 @st.fragment(run_every=10)

@@ -175,6 +175,12 @@ def go_to_cell(layer: int | None, head: int | None) -> None:
     st.session_state["head"] = "mean" if head is None else str(head + 1)
 
 
+def go_to_clicked(key: str) -> None:
+    """Shows the layer and head of the cell that was clicked in the chart `key`. For `draw`."""
+    for point in points(key)[:1]:
+        go_to_cell(int(point["x"]) - 1, int(point["y"]) - 1)
+
+
 # ---- what pages are made of
 
 
@@ -215,16 +221,26 @@ def fragment(part: Callable[P, None]) -> Callable[P, None]:
     return drawn
 
 
-def pick(label: str, options: Sequence[str], key: str, **more: Any) -> str:
+def tabs(parts: Mapping[str, Callable[P, None]], key: str, /, *args: P.args, **kwargs: P.kwargs) -> None:
+    """A tab for each part, of which only the open one is drawn, guarded; in the address."""
+    shown = st.tabs(list(parts), key=key, bind="query-params", on_change="rerun")
+    for tab, part in zip(shown, parts.values(), strict=True):
+        if tab.open:
+            with tab, guarded():
+                part(*args, **kwargs)
+
+
+def pick(label: str, options: Sequence[str], key: str, place: Any = st, **more: Any) -> str:
     """One of a few options, all in sight; in the address. `format_func` must make Markdown of names from files."""
     _keep(key, options)
-    return st.segmented_control(label, options, key=key, default=options[0], required=True, bind="query-params", **more)
+    look = {"default": options[0], "required": True, "bind": "query-params", **more}
+    return place.segmented_control(label, options, key=key, **look)
 
 
-def select(label: str, options: Sequence[str], key: str, **more: Any) -> str:
+def select(label: str, options: Sequence[str], key: str, place: Any = st, **more: Any) -> str:
     """One of many, in a select box; in the address."""
     _keep(key, options)
-    return st.selectbox(label, options, key=key, bind="query-params", **more)
+    return place.selectbox(label, options, key=key, bind="query-params", **more)
 
 
 def _keep(key: str, options: Sequence[str]) -> None:

@@ -12,17 +12,8 @@ import streamlit as st
 from htc_probe.analysis.attention import rows as att
 from htc_probe.analysis.sections import Attention
 from htc_probe.dashboards import data, figures
+from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.parts.chart import draw, made, points
-from htc_probe.dashboards.parts.controls import (
-    choose,
-    fill,
-    go_to_cell,
-    go_to_image,
-    how_to_read,
-    pick,
-    plain,
-    side_by_side,
-)
 from htc_probe.dashboards.views.view import View
 
 _MEAN, _ONE = "Mean", "This image"
@@ -39,7 +30,7 @@ def show(view: View) -> None:
     average = data.average(view.key, rows)
     section = None if view.selection.chosen else data.sections(view.path, view.header).attention
     _many(view, rows, average, section)
-    left, right = side_by_side([5, 7], "means", least=380)
+    left, right = ui.side_by_side([5, 7], "means", least=380)
     with left:
         _mean_map(view, rows, average, section)
     with right:
@@ -61,11 +52,9 @@ def _many(view: View, rows: np.ndarray, average: data.Average, section: Attentio
     selection, shape = view.selection, view.header.shape
     quantities = att.quantities(shape.roles)
     many = f"the {len(rows):,} selected images" if selection.chosen else f"all {len(rows):,} images"
-    left, right = side_by_side([4, 8], "what")
-    with left:
-        of = pick(f"Over {many}, or of image {selection.image + 1:,}", [_MEAN, _ONE], "of")
-    with right:
-        quantity = quantities[pick("Heat map", list(quantities), "quantity")]
+    left, right = ui.side_by_side([4, 8], "what")
+    of = ui.pick(f"Over {many}, or of image {selection.image + 1:,}", [_MEAN, _ONE], "of", place=left)
+    quantity = quantities[ui.pick("Heat map", list(quantities), "quantity", place=right)]
     with st.container():  # there also when it is empty, so that the charts below keep their place
         if of == _MEAN and average.n < len(rows):
             st.info(
@@ -74,13 +63,13 @@ def _many(view: View, rows: np.ndarray, average: data.Average, section: Attentio
                 "many images."
             )
         if of == _MEAN and section is None and not selection.chosen:
-            fill("Of each head's quantities there are no 95 % intervals.", "htc-analyze attention", view.path)
-    left, right = side_by_side(2, "heads", least=380)
+            ui.fill("Of each head's quantities there are no 95 % intervals.", "htc-analyze attention", view.path)
+    left, right = ui.side_by_side(2, "heads", least=380)
     with left:
         _heatmap(view, of, quantity, rows, average, section)
     with right:
         _curve(view, of, rows, average, section)
-    left, right = side_by_side(2, "shares", least=380)
+    left, right = ui.side_by_side(2, "shares", least=380)
     with left:
         _roles(view, of, average, section)
     with right:
@@ -107,7 +96,7 @@ def _heatmap(
     mark = selection.layer, selection.head
     figure = made(figures.head_heatmap, value_LH, quantity, n=n, spread=spread, mark=mark)
     draw(figure, "heads", on_click=partial(_cell, mark))
-    how_to_read(
+    ui.how_to_read(
         "Each cell is one head. "
         + (
             "Bright: it looks at everything alike; dark: at few keys. "
@@ -137,7 +126,7 @@ def _curve(view: View, of: str, rows: np.ndarray, average: data.Average, section
             mean_L, n = att.head_mean(section.patch_mass.estimate, selection.head), section.images
         curves["patch"] = figures.Curve(mean_L, uniform["patch"], n, att.band(patch_nL), average.n)
     draw(made(figures.share_curve, curves, selection=selection.head_words, log=selection.log), "curve")
-    how_to_read(
+    ui.how_to_read(
         "How much of its attention the token spends on anchors and on patches. Dashed: what they would get if it "
         "looked at all keys alike."
         + (" Shaded: the middle 80 % of images, how much they differ, not how sure the mean is." if of == _MEAN else "")
@@ -153,7 +142,7 @@ def _roles(view: View, of: str, average: data.Average, section: Attention | None
     mass = att.role_mass(att.head_mean(attention_LHS.swapaxes(1, 2), selection.head)[:, None], view.header.shape.roles)
     mass_L = {role: mass_L1[:, 0] for role, mass_L1 in mass.items()}
     draw(made(figures.role_bars, mass_L, selection=selection.head_words, n=n), "roles")
-    how_to_read("All of the token's attention by what it falls on; each bar is one layer and sums to 100 %.")
+    ui.how_to_read("All of the token's attention by what it falls on; each bar is one layer and sums to 100 %.")
 
 
 def _distribution(view: View) -> None:
@@ -164,7 +153,7 @@ def _distribution(view: View) -> None:
     value, uniform = float(value_N[selection.image]), shape.anchors / shape.keys
     figure = made(figures.distribution, value_N, value, uniform, selection=selection.words, image=selection.image + 1)
     draw(figure, "distribution", on_click=partial(_bins, value_N))
-    how_to_read(
+    ui.how_to_read(
         "How many images give the anchors how much; the green line is the image of the sidebar. Click a bar, or "
         "several with Shift, to select its images on all pages."
     )
@@ -183,7 +172,7 @@ def _mean_map(view: View, rows: np.ndarray, average: data.Average, section: Atte
         st.info("This run has no patch positions, so attention cannot be drawn as a map.")
         return
     draw(made(figures.patch_overlay, patch_RC, 1 / shape.keys, selection=selection.words, n=n), "mean_map")
-    how_to_read(
+    ui.how_to_read(
         "The same place in all images: a pattern here is a habit of the head, whatever the picture shows. Compare it "
         "with the map of one image below."
     )
@@ -201,7 +190,9 @@ def _figure3(view: View) -> None:
     shape, images = header.shape, header.shape.images
     which = _FIRST
     if images > _FIGURE_IMAGES:
-        which = pick(f"{_FIGURE_IMAGES} images", [_FIRST, *([_CHOSEN] if selection.chosen else []), _HERE], "figure3")
+        which = ui.pick(
+            f"{_FIGURE_IMAGES} images", [_FIRST, *([_CHOSEN] if selection.chosen else []), _HERE], "figure3"
+        )
     start = 0 if which == _FIRST else min(selection.image, max(0, images - _FIGURE_IMAGES))
     rows = tuple(range(start, min(start + _FIGURE_IMAGES, images)))
     if which == _CHOSEN:
@@ -223,7 +214,7 @@ def _figure3(view: View) -> None:
     draw(figure, "first_tokens", on_click=partial(_image_at, rows))
     largest = int((share_NF.argmax(axis=1) < shape.anchors).sum())
     on_anchors = f" In {largest} of these {len(rows)} images the largest of the weights shown is on an anchor."
-    how_to_read(
+    ui.how_to_read(
         "One row an image, one column a token; the brighter, the more attention. The paper shows this as the mean over "
         "layers and heads, and reads bright anchors as use of the anchors; the first patches are a corner of the "
         f"image, not a sample of it.{on_anchors if shape.anchors else ''} Click a row to go to its image."
@@ -237,10 +228,10 @@ def _one(view: View) -> None:
     header, selection = view.header, view.selection
     image, shape = selection.image, header.shape
     st.header(f"Image {image + 1:,} of {shape.images:,}")
-    name, group, path = (plain(of[image]) for of in (header.ids, header.groups, header.paths))
+    name, group, path = (ui.plain(of[image]) for of in (header.ids, header.groups, header.paths))
     st.caption(f"id **{name}** · group {group} · {path}")
     record = data.image_record(view.key, image)
-    how = pick("What it looks at, or what each token hands over", [_PLAIN, _WEIGHTED], "by")
+    how = ui.pick("What it looks at, or what each token hands over", [_PLAIN, _WEIGHTED], "by")
     row_S, words = att.select(record.attention, selection.layer, selection.head), selection.words
     weighted = _weighted(view) if how == _WEIGHTED else None
     signed = weighted is not None
@@ -248,7 +239,7 @@ def _one(view: View) -> None:
         row_S = weighted
         words = "mean over layers, all heads" if selection.layer is None else f"layer {selection.layer + 1}, all heads"
 
-    picture, overlay, bars = side_by_side([3, 5, 4], "image", least=250)
+    picture, overlay, bars = ui.side_by_side([3, 5, 4], "image", least=250)
     with picture:
         st.image(record.thumbnail, width=270, alt=f"thumbnail of image {header.ids[image]}")
         _labels(view)
@@ -269,13 +260,13 @@ def _one(view: View) -> None:
                 signed=signed,
             )
             draw(figure, "overlay")
-            how_to_read(_WEIGHTED_WORDS if signed else _PLAIN_WORDS)
+            ui.how_to_read(_WEIGHTED_WORDS if signed else _PLAIN_WORDS)
     with bars:
         if shape.anchors:
             anchors_A = row_S[att.role_mask(shape.roles, "anchor")]
             of = "share of the update" if signed else "share of all attention"
             draw(made(figures.anchor_bars, anchors_A, 1 / shape.keys, selection=words, of=of), "anchors")
-            how_to_read(
+            ui.how_to_read(
                 f"The {shape.anchors} anchors together: **{anchors_A.sum():.2%}**; all patches: "
                 f"**{row_S[att.role_mask(shape.roles, 'patch')].sum():.2%}** {of.removeprefix('share ')}."
             )
@@ -297,7 +288,7 @@ def _weighted(view: View) -> np.ndarray | None:
     """
     section = data.sections(view.path, view.header).contributions
     if section is None:
-        fill("What each token hands over was not measured.", "htc-analyze contributions", view.path)
+        ui.fill("What each token hands over was not measured.", "htc-analyze contributions", view.path)
         return None
     rows_of = data.row_of(view.key)
     measured = np.array([rows_of.get(name, -1) for name in section.images])
@@ -310,7 +301,7 @@ def _weighted(view: View) -> np.ndarray | None:
             f"What each token hands over was measured on {len(measured):,} images, a random sample, and this is not "
             "one of them; its attention is shown instead. `htc-analyze contributions --images` sets how many are."
         )
-        st.button(f"Go to image {following + 1:,}, which is one", on_click=go_to_image, args=(following,))
+        st.button(f"Go to image {following + 1:,}, which is one", on_click=ui.go_to_image, args=(following,))
         return None
     share_LS = section.share[at[0]]
     return share_LS.mean(axis=0) if layer is None else share_LS[layer]
@@ -323,7 +314,7 @@ def _labels(view: View) -> None:
     values = data.labels(view.key)
     st.table(
         [
-            {"task": plain(task.name), "label": plain(label)}
+            {"task": ui.plain(task.name), "label": ui.plain(label)}
             for task in view.header.tasks
             for label in [data.label_text(task, values[task.name][view.selection.image])]
         ],
@@ -338,12 +329,12 @@ def _labels(view: View) -> None:
 def _cell(mark: tuple[int | None, int | None]) -> None:
     for point in points("heads")[:1]:
         cell = int(point["x"]) - 1, int(point["y"]) - 1
-        go_to_cell(*((None, None) if cell == mark else cell))
+        ui.go_to_cell(*((None, None) if cell == mark else cell))
 
 
 def _image_at(rows: tuple[int, ...]) -> None:
     for point in points("first_tokens")[:1]:
-        go_to_image(rows[int(point["y"]) - 1])
+        ui.go_to_image(rows[int(point["y"]) - 1])
 
 
 def _bins(value_N: np.ndarray) -> None:
@@ -353,4 +344,4 @@ def _bins(value_N: np.ndarray) -> None:
     inside = np.zeros(len(value_N), dtype=bool)
     for low, high in bins:
         inside |= (value_N >= low) & (value_N <= high)
-    choose(np.flatnonzero(inside).tolist())
+    ui.choose(np.flatnonzero(inside).tolist())

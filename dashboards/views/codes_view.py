@@ -13,9 +13,8 @@ from htc_probe.analysis.contents import associations
 from htc_probe.analysis.sections import Reading, Reconstruct
 from htc_probe.dashboards import data, figures
 from htc_probe.dashboards.figures.base import escape
-from htc_probe.dashboards.parts import controls
+from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.parts.chart import draw, made, points
-from htc_probe.dashboards.parts.controls import fill, how_to_read, plain, select, side_by_side, table
 from htc_probe.dashboards.views.view import View
 from htc_probe.probes.scores.intervals import effective_groups, group_sizes
 
@@ -27,7 +26,7 @@ def show(view: View) -> None:
     """Draws the page."""
     shape = view.header.shape
     if shape.codes is None:
-        model = plain(str(view.header.info.model.get("name", "unknown")))
+        model = ui.plain(str(view.header.info.model.get("name", "unknown")))
         st.info(
             f"This run has no codes: its model, {model}, has no MGVQ, which makes them of the pixels. Only the models "
             "of HTC-VLM with anchors from codes have this channel; extract with one to fill this page."
@@ -40,7 +39,7 @@ def show(view: View) -> None:
         st.caption(f"Counts are of {len(read.rows):,} evenly spaced images of {shape.images:,}: all would not fit.")
 
     image = view.selection.image
-    left, right = side_by_side([7, 5], "codes_image", least=380)
+    left, right = ui.side_by_side([7, 5], "codes_image", least=380)
     with left:
         _picture(view, sections.reconstruct)
     with right:
@@ -51,7 +50,7 @@ def show(view: View) -> None:
         groups = shape.codes[2]
         figure = made(figures.code_grid, here_RC, shares_K, group=group, groups=groups, image=picture, chosen=code)
         draw(figure, "codes_grid", on_click=_take("codes_grid", code=0))
-        how_to_read(
+        ui.how_to_read(
             "Bright cells hold codes that are rare in this run, dark ones codes that are common. Click a cell to "
             "follow its code below."
         )
@@ -63,15 +62,10 @@ def show(view: View) -> None:
 
 def _choose(view: View, groups: int) -> tuple[int, int | None]:
     """The group of codes, from 0, and the code that is followed, None where none is."""
-    left, right, _ = side_by_side([2, 2, 8], "codes_choice", least=150)
+    left, right, _ = ui.side_by_side([2, 2, 8], "codes_choice", least=150)
     names = [str(group) for group in range(1, groups + 1)]
-    with left:
-        group = select(
-            "Group of codes",
-            names,
-            "codegroup",
-            help="The latent is cut into groups of channels, each with a codebook of its own.",
-        )
+    told = "The latent is cut into groups of channels, each with a codebook of its own."
+    group = ui.select("Group of codes", names, "codegroup", place=left, help=told)
     size = data.all_codes(view.key).size
     if (st.session_state.get("code") or 0) >= size:
         st.session_state["code"] = None
@@ -108,7 +102,7 @@ def _picture(view: View, section: Reconstruct | None) -> None:
     thumbnail = data.thumbnail(view.key, image)
     if section is None:
         st.image(thumbnail, width=330, alt=f"thumbnail of image {name}")
-        fill("What MGVQ's decoder makes of the codes is not stored.", "htc-analyze reconstruct", view.path)
+        ui.fill("What MGVQ's decoder makes of the codes is not stored.", "htc-analyze reconstruct", view.path)
         return
     row_of = data.row_of(view.key)
     rows = np.array(sorted(row_of[name] for name in section.images if name in row_of), dtype=int)
@@ -120,7 +114,7 @@ def _picture(view: View, section: Reconstruct | None) -> None:
         )
         if len(rows):
             following = [*rows[rows > image], rows[0]]
-            st.button("The next that has one", on_click=controls.go_to_image, args=(int(following[0]),))
+            st.button("The next that has one", on_click=ui.go_to_image, args=(int(following[0]),))
         return
     place = section.images.index(name)
     figure = made(figures.code_pictures, thumbnail, section.pictures[place], psnr=float(section.psnr_of[place]))
@@ -128,7 +122,7 @@ def _picture(view: View, section: Reconstruct | None) -> None:
     if view.header.info.config.get("random_weights"):
         st.caption("The weights of this model were drawn at random, and so its pictures are noise.")
     mean, flat = ("{:.1f} [{:.1f}, {:.1f}]".format(*ends.only) for ends in (section.psnr, section.psnr_flat))
-    how_to_read(
+    ui.how_to_read(
         "What is lost between the two pictures, the discrete channel does not hold; what is kept, the anchors may "
         f"still lose. Mean of {len(rows):,} images: {mean} dB; of a picture in the image's mean colour alone, "
         f"{flat} dB (larger is nearer; 95 % intervals over groups of images)."
@@ -140,7 +134,7 @@ def _picture(view: View, section: Reconstruct | None) -> None:
 
 def _usage(view: View, read: data.Codes, section: Reading | None, group: int, code: int | None) -> None:
     st.subheader("How codes are used")
-    left, right = side_by_side(2, "codes_usage_row", least=380)
+    left, right = ui.side_by_side(2, "codes_usage_row", least=380)
     with left:
         ends: tuple[np.ndarray, np.ndarray] | None
         if section is not None and section.code is not None:
@@ -155,7 +149,7 @@ def _usage(view: View, read: data.Codes, section: Reading | None, group: int, co
             ends, size, n = None, read.size, len(read.rows)
         figure = made(figures.code_entropy, entropy, used, size, n=n, interval=ends, chosen=group)
         draw(figure, "codes_entropy", on_click=_take("codes_entropy", codegroup=0))
-        how_to_read(
+        ui.how_to_read(
             "A bar at the dashed line means that all codes of the group are used evenly; a low bar, that few codes do "
             "most of the work. Click a bar to choose its group."
         )
@@ -164,11 +158,13 @@ def _usage(view: View, read: data.Codes, section: Reading | None, group: int, co
         if doubt := sentences.few_draws(draws, size):
             st.warning(doubt)
         if ends is None:
-            fill("Counted here, without intervals.", "htc-analyze reading", view.path)
+            ui.fill("Counted here, without intervals.", "htc-analyze reading", view.path)
     with right:
         figure = made(figures.code_usage, read.shares[group], group=group, n=len(read.rows), chosen=code)
         draw(figure, "codes_usage", on_click=_take("codes_usage", code=0))
-        how_to_read("A steep fall means that a few codes cover most of every image. Click a point to follow its code.")
+        ui.how_to_read(
+            "A steep fall means that a few codes cover most of every image. Click a point to follow its code."
+        )
 
 
 # ---- labels
@@ -186,14 +182,14 @@ def _labels(
     names = list(tasks)
     if st.session_state.get("codetask", names[0]) not in tasks:
         del st.session_state["codetask"]
-    left, right, _ = side_by_side([3, 3, 6], "codes_label", least=200)
+    left, right, _ = ui.side_by_side([3, 3, 6], "codes_label", least=200)
     start = names.index(_most_told(names, section))
     task = tasks[left.selectbox("Label", names, start, key="codetask", bind="query-params")]
     values = data.labels(view.key)[task.name][read.rows]
     known = associations.answers(values, task.kind, task.classes, task.unit)
     options = [str(number) for number in range(1, len(known) + 1)]
-    with right:
-        number = int(select("Answer", options, "answer", format_func=lambda number: known[int(number) - 1])) - 1
+    name_of = dict(zip(options, known, strict=True))
+    number = options.index(ui.select("Answer", options, "answer", format_func=name_of.__getitem__, place=right))
     _bits(view, section, group, task.name)
     codes = data.codes_of_answer(view.key, group, task.name, number)
     if not codes.n_inside or not codes.n_outside:
@@ -202,7 +198,7 @@ def _labels(
     kept = associations.chosen(codes, codes.found)
     if not len(kept.code):
         st.info(
-            f"No code of group {group + 1} is in images of {plain(known[number])} more often than in others beyond "
+            f"No code of group {group + 1} is in images of {ui.plain(known[number])} more often than in others beyond "
             f"doubt: of {len(codes.code):,} codes in {codes.n_inside:,} such images, none has p below 0.05 once it is "
             f"corrected for the {codes.tests:,} pairs of a code and an answer that could be looked at."
         )
@@ -212,7 +208,7 @@ def _labels(
         "codes_lifts",
         on_click=_take("codes_lifts", code=0),
     )
-    how_to_read(
+    ui.how_to_read(
         f"Of {len(kept.code):,} codes that images with this answer hold more often than others, those that are surest "
         "to. A point at 3 means: three times as often as in other images. Each is tested by itself (Fisher's exact "
         "test) and corrected for all codes of all groups and all answers to this label (Bonferroni). Click a point to "
@@ -231,7 +227,7 @@ def _labels(
             "upper": kept.upper[first].round(3),
             "p, corrected": kept.p[first],
         }
-        table({name: column.tolist() for name, column in columns.items()}, "codes_table")
+        ui.table({name: column.tolist() for name, column in columns.items()}, "codes_table")
     return task.name, number
 
 
@@ -247,14 +243,14 @@ def _most_told(names: list[str], section: Reading | None) -> str:
 
 def _bits(view: View, section: Reading | None, group: int, task: str) -> None:
     if section is None:
-        fill("How much codes tell of each label, and where, was not measured.", "htc-analyze reading", view.path)
+        ui.fill("How much codes tell of each label, and where, was not measured.", "htc-analyze reading", view.path)
         return
     reading = section.code
     if reading is None or reading.label is None or view.header.shape.codes is None:
         st.info("No label of this run has two answers, so codes cannot tell of any.")
         return
     tasks, n = reading.tasks, min(section.images, view.header.shape.images)
-    left, right = side_by_side([7, 5], "codes_told", least=380)
+    left, right = ui.side_by_side([7, 5], "codes_told", least=380)
     with left:
         place = tasks.index(task) if task in tasks else None
         figure = made(
@@ -272,14 +268,14 @@ def _bits(view: View, section: Reading | None, group: int, task: str) -> None:
                 st.session_state["codetask"] = tasks[int(point["y"]) - 1]
 
         draw(figure, "codes_bits", on_click=taken)
-        how_to_read(
+        ui.how_to_read(
             "Orange: knowing one code of the group, or rather which of at most 16 kinds of codes it is, tells some of "
             "the label; purple is noise below zero. With few groups of images some of the bits are lost. Bits of many "
             "codes of an image overlap and cannot be added. Click a cell to choose its label and group."
         )
     with right:
         if place is None:
-            st.info(f"All images have the same answer to {plain(task)}, or none, so codes cannot tell of it.")
+            st.info(f"All images have the same answer to {ui.plain(task)}, or none, so codes cannot tell of it.")
             return
         figure = made(
             figures.code_label_map,
@@ -291,7 +287,7 @@ def _bits(view: View, section: Reading | None, group: int, task: str) -> None:
             n=n,
         )
         draw(figure, "codes_map")
-        how_to_read("Where in the image one code tells most of the label, the mean over groups.")
+        ui.how_to_read("Where in the image one code tells most of the label, the mean over groups.")
 
 
 # ---- one code
@@ -309,11 +305,11 @@ def _one_code(view: View, read: data.Codes, group: int, code: int | None, answer
     if not len(holding):
         st.info(f"No image of this run holds code {code} of group {group + 1}.")
         return
-    left, right = side_by_side([5, 7], "codes_one", least=380)
+    left, right = ui.side_by_side([5, 7], "codes_one", least=380)
     with left:
         share_RC = here_NP.mean(0).reshape(R, C)
         draw(made(figures.code_places, share_RC, group=group, code=code, n=len(read.rows)), "codes_places")
-        how_to_read(
+        ui.how_to_read(
             f"{len(holding):,} of {len(read.rows):,} images hold it. A code that keeps to one edge goes with that "
             "place, such as sky or ground; one that is everywhere goes with what is there."
         )
@@ -323,7 +319,9 @@ def _one_code(view: View, read: data.Codes, group: int, code: int | None, answer
             task = next(task for task in view.header.tasks if task.name == answer[0])
             values = data.labels(view.key)[task.name][read.rows]
             name = associations.answers(values, task.kind, task.classes, task.unit)[answer[1]]
-            if st.toggle(f"Only images of {plain(task.name)}: {plain(name)}", key="codeonly", bind="query-params"):
+            if st.toggle(
+                f"Only images of {ui.plain(task.name)}: {ui.plain(name)}", key="codeonly", bind="query-params"
+            ):
                 holding = holding[associations.answering(values, task.kind, answer[1])[holding]]
                 words = f"of {escape(task.name)}: {escape(name)} {words}"
         if not len(holding):
@@ -342,7 +340,7 @@ def _one_code(view: View, read: data.Codes, group: int, code: int | None, answer
 
         def taken() -> None:
             for point in points("codes_examples")[:1]:
-                controls.go_to_image(rows[int(point["customdata"][0])])
+                ui.go_to_image(rows[int(point["customdata"][0])])
 
         draw(figure, "codes_examples", on_click=taken)
-        how_to_read("Click an image to show it on all pages.")
+        ui.how_to_read("Click an image to show it on all pages.")

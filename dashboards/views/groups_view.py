@@ -10,8 +10,8 @@ import numpy as np
 
 from htc_probe.analysis.sections import Knockouts
 from htc_probe.dashboards import figures
+from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.parts.chart import draw, made
-from htc_probe.dashboards.parts.controls import fragment, how_to_read, pick, side_by_side
 from htc_probe.dashboards.parts.effects import ANSWERS, Z, ends, select_one
 from htc_probe.probes.scores.intervals import mean_known
 
@@ -83,12 +83,12 @@ def _lost(change_3: np.ndarray) -> np.ndarray:
     return -change_3[..., [0, 2, 1]]
 
 
-@fragment
+@ui.fragment
 def show(knockouts: Knockouts, here: int | None) -> None:
     """`here`: the number in the sample of the image that is looked at."""
     effect = _choose_effect(knockouts)
     n = len(knockouts.images)
-    left, right = side_by_side(2, "groups", least=380)
+    left, right = ui.side_by_side(2, "groups", least=380)
     with left:
         _bars(knockouts, effect, here, n)
     with right:
@@ -97,14 +97,14 @@ def show(knockouts: Knockouts, here: int | None) -> None:
         lines = {role: effect.window_L23[:, number] for number, role in present}
         own = None if here is None else {role: effect.window_NL2[here][:, number] for number, role in present}
         draw(made(figures.window_lines, lines, own_by=own, unit=effect.unit, what=effect.over, n=n), "windows")
-        how_to_read(f"Closed to &lt;voco&gt; in one decoder layer and open in all others. {effect.note}")
+        ui.how_to_read(f"Closed to &lt;voco&gt; in one decoder layer and open in all others. {effect.note}")
     own_P = None if here is None else effect.shapley_NP[here]
     players = knockouts.shapley.players
     draw(
         made(figures.shapley_bars, players, effect.shapley_P3, own_P=own_P, unit=effect.worth, what=effect.over, n=n),
         "shapley",
     )
-    how_to_read(
+    ui.how_to_read(
         "What each adds when anchors and quarters of the patches join one by one, the mean over all orders: every "
         "coalition was run, so that an image's values are exact. They sum to what all are worth more than none. "
         "That shares out what tokens can only do together, which no single knock-out shows."
@@ -114,9 +114,8 @@ def show(knockouts: Knockouts, here: int | None) -> None:
 def _choose_effect(knockouts: Knockouts) -> _Effect:
     if knockouts.group.answers is None:
         return _on_z(knockouts)
-    left, right = side_by_side([4, 6], "group_effect")
-    with left:
-        chosen = pick("Effect of a group on", [Z, ANSWERS], "group_effect")
+    left, right = ui.side_by_side([4, 6], "group_effect")
+    chosen = ui.pick("Effect of a group on", [Z, ANSWERS], "group_effect", place=left)
     if chosen == Z:
         return _on_z(knockouts)
     with right:
@@ -144,7 +143,7 @@ def _bars(knockouts: Knockouts, effect: _Effect, here: int | None, n: int) -> No
         n=n,
     )
     draw(figure, "groups")
-    how_to_read(
+    ui.how_to_read(
         "Bars: what is lost when a group cannot be read, when its tokens are replaced by the sample's mean at "
         "their place, or by those of another image. Compare the anchors with as many patches, random ones and the "
         "most attended in the layers that text reads; all patches have an axis of their own."

@@ -13,17 +13,8 @@ import streamlit as st
 from htc_probe.analysis.causes.following import WHOM, Row, follows, rows
 from htc_probe.analysis.sections import Interchange
 from htc_probe.dashboards import data, figures
+from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.parts.chart import draw, made, points
-from htc_probe.dashboards.parts.controls import (
-    fragment,
-    go_to_image,
-    how_to_read,
-    pick,
-    plain,
-    select,
-    side_by_side,
-    table,
-)
 from htc_probe.dashboards.parts.effects import nearest
 from htc_probe.dashboards.views.view import View
 from htc_probe.extract.store import NUMERIC
@@ -67,31 +58,29 @@ class _Table:
         return [factor for factor in dict.fromkeys(own) if factor != "all"]
 
 
-@fragment
+@ui.fragment
 def show(view: View, interchange: Interchange) -> None:
     table_of = _Table(rows(interchange))
     _overview(interchange, table_of)
-    left, middle, right = side_by_side([4, 3, 3], "mixed", least=250, align="bottom")
-    with left:
-        task = table_of.tasks[select("Task", list(table_of.tasks), "mixed")]
-    with middle:
-        words = {"all": "as much as possible", **{name: f"in {name} alone" for name in table_of.factors(task)}}
-        factor = select("The two images differ", list(words), "differ", format_func=words.__getitem__)
+    left, middle, right = ui.side_by_side([4, 3, 3], "mixed", least=250, align="bottom")
+    task = table_of.tasks[ui.select("Task", list(table_of.tasks), "mixed", place=left)]
+    words = {"all": "as much as possible", **{name: f"in {name} alone" for name in table_of.factors(task)}}
+    factor = ui.select("The two images differ", list(words), "differ", place=middle, format_func=words.__getitem__)
     only_right = not task.is_number and right.toggle(
         "Only what is read right unmixed", key="only_right", help="Of both images, each by itself."
     )
-    for column, readout in zip(side_by_side(2, "cells", least=380), table_of.readouts, strict=False):
+    for column, readout in zip(ui.side_by_side(2, "cells", least=380), table_of.readouts, strict=False):
         with column:
             mixed, own = (
                 table_of.find(task, readout, factor=factor, mix=mix, only_right=only_right)
                 for mix in ("swapped", "unmixed")
             )
             if mixed is None or own is None or not mixed.cases:
-                differ = plain(words[factor])
-                st.info(f"No {readout} tells {plain(task.name or task.suite)} of images that differ {differ}.")
+                differ = ui.plain(words[factor])
+                st.info(f"No {readout} tells {ui.plain(task.name or task.suite)} of images that differ {differ}.")
             else:
                 _two_by_two(task, mixed, own, words[factor])
-    how_to_read(
+    ui.how_to_read(
         "If colours go by column, the patches decide what is read; if by row, the anchors. Each couple is mixed both "
         "ways, so the two mixed cells are one measurement, seen from A and from B. Unmixed cells are of all images, "
         "mixed ones of those whose labels differ."
@@ -119,10 +108,10 @@ def _overview(interchange: Interchange, table_of: _Table) -> None:
     draw(made(figures.follow_dots, names, share_by, chance_by, n=n), "follow", on_click=clicked)
     why_not = {"answers": interchange.answers, "probes": interchange.probes}
     missing = "".join(f" No {name}: {why}." for name, why in why_not.items() if why != "yes")
-    how_to_read(
+    ui.how_to_read(
         "Among mixed images whose two donors differ in the label: how often what is read is the label of the image "
         "that gave the anchors, and of the one that gave the patches. A number follows by its weight: 1 is the donor's "
-        "value entirely. Click a point to see its task below." + plain(missing)
+        "value entirely. Click a point to see its task below." + ui.plain(missing)
     )
 
 
@@ -153,7 +142,7 @@ def _all_rows(every: Sequence[Row]) -> None:
             columns[name + what] = whom_K33[:, side, end].round(4).tolist()
     columns["by chance"] = np.round([row.chance for row in every], 4).tolist()
     columns["cases"], columns["couples"] = [row.cases for row in every], [row.couples for row in every]
-    table(columns, "interchange_rows")
+    ui.table(columns, "interchange_rows")
 
 
 # ---- single pairs
@@ -192,14 +181,13 @@ def _pairs(view: View, interchange: Interchange, task: _Task) -> None:
     st.markdown("**Pairs of images**")
     reads = _reads(interchange, view)
     wanted = [read for read in reads if read.suite == task.suite and task.name in ("", read.task)]
-    left, right = side_by_side([6, 4], "pairs", least=300, align="bottom")
-    with left:
-        words = {"all": "all", **{whom: f"that follow {'the ' * (whom != 'neither')}{whom}" for whom in WHOM}}
-        whom = pick("Mixed images", list(words), "pairs", format_func=words.__getitem__)
+    left, right = ui.side_by_side([6, 4], "pairs", least=300, align="bottom")
+    words = {"all": "all", **{whom: f"that follow {'the ' * (whom != 'neither')}{whom}" for whom in WHOM}}
+    whom = ui.pick("Mixed images", list(words), "pairs", place=left, format_func=words.__getitem__)
     mixed = interchange.partner >= 0
     numbers = np.flatnonzero(mixed if whom == "all" else mixed & _any_follows(interchange, wanted, WHOM.index(whom)))
     if not len(numbers):
-        st.caption(f"In {plain(task.words)} there is none.")
+        st.caption(f"In {ui.plain(task.words)} there is none.")
         return
     rows_of_sample = data.rows_of(view.key, interchange.images)
     sampled = [rows_of_sample[number] for number in numbers]
@@ -211,25 +199,25 @@ def _pairs(view: View, interchange: Interchange, task: _Task) -> None:
         chosen = st.number_input(f"Mixed image, of {len(numbers):,}", 1, len(numbers), key="pair") - 1
     a = int(numbers[chosen])
     b = int(interchange.partner[a])
-    one, other, told = side_by_side([2, 2, 4], "pair", least=150)
+    one, other, told = ui.side_by_side([2, 2, 4], "pair", least=150)
     for column, letter, number in ((one, "A", a), (other, "B", b)):
         with column:
             _show_image(view, letter, rows_of_sample[number], interchange.images[number])
     with told:
-        how_to_read(
+        ui.how_to_read(
             "Listed are mixed images, A's anchors with B's patches, of which an answer or a probe of the chosen task "
             "(of any of its suite, for a mean) follows whom is asked for. The table has what is read of all tasks, the "
             "chosen first, from the two mixed both ways and from each alone, and in brackets whose label that is, "
             "where theirs differ; of numbers, whose is nearer; of lists, how many of the labels that differ."
         )
     rest = [read for read in reads if not any(read is other for other in wanted)]
-    table(_told(interchange, [*wanted, *rest], a, b, view), "pair_table")
+    ui.table(_told(interchange, [*wanted, *rest], a, b, view), "pair_table")
 
 
 def _show_image(view: View, letter: str, row: int, name: str) -> None:
     st.image(data.thumbnail(view.key, row), width="stretch", alt=f"thumbnail of image {name}")
-    st.caption(f"{letter}: image {row + 1:,}, {plain(name)}")
-    if st.button(f"Show {letter} on all pages", key=f"show_{letter}", on_click=go_to_image, args=(row,)):
+    st.caption(f"{letter}: image {row + 1:,}, {ui.plain(name)}")
+    if st.button(f"Show {letter} on all pages", key=f"show_{letter}", on_click=ui.go_to_image, args=(row,)):
         st.rerun()  # of the whole page, which a button in a fragment does not cause
 
 

@@ -13,19 +13,9 @@ import streamlit as st
 from htc_probe.analysis.sections import Map
 from htc_probe.analysis.stats.draws import Intervals
 from htc_probe.dashboards import data, figures
+from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.parts import gallery, hover
 from htc_probe.dashboards.parts.chart import draw, made, points
-from htc_probe.dashboards.parts.controls import (
-    choose,
-    fill,
-    go_to_image,
-    go_to_point,
-    how_to_read,
-    pick,
-    plain,
-    select,
-    table,
-)
 from htc_probe.dashboards.views.view import View
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import NUMERIC, Task
@@ -61,7 +51,7 @@ def show(view: View) -> None:
         reason = (
             "No map of this run." if view.header.finished else "No map of this run; it needs the run to be finished."
         )
-        fill(reason, _COMMAND, view.path)
+        ui.fill(reason, _COMMAND, view.path)
         return
     data.check_map(maps, view.header.shape.images)
     method, number, coloured = _choices(view, maps)
@@ -86,12 +76,12 @@ def _choices(view: View, maps: Map) -> tuple[str, int, _Coloured]:
         first = next((task.name for task in tasks.values() if task.kind == "classes"), _NOTHING)
         colours = [_ANCHORS] * bool(view.header.shape.anchors) + [_NOTHING]
         options = sorted(tasks, key=first.__ne__) + [name for name in colours if name not in tasks]
-        chosen = select("Coloured by", options, "map_colour", width=240)
+        chosen = ui.select("Coloured by", options, "map_colour", width=240)
         task = tasks.get(chosen)
         label = None
         if task is not None and task.classes:
             every = [] if task.kind == "multilabel" else [_EVERY]
-            label = select("Class", [*every, *task.classes], "map_class", width=240)
+            label = ui.select("Class", [*every, *task.classes], "map_class", width=240)
             label = None if label in every else label
         predicted = None if task is None else _said(view, task, name)
         surely = predicted is not None and _pick("Show", [_LABEL, _PROBE], "map_score") == _PROBE
@@ -101,7 +91,7 @@ def _choices(view: View, maps: Map) -> tuple[str, int, _Coloured]:
 
 
 def _pick(label: str, options: Sequence[str], key: str) -> str:
-    return pick(label, options, key, format_func=lambda option: _NAMES.get(option, plain(option)))
+    return ui.pick(label, options, key, format_func=lambda option: _NAMES.get(option, ui.plain(option)))
 
 
 def _coloured(view: View, rows: np.ndarray, chosen: str, task: Task | None, label: str | None) -> _Coloured:
@@ -139,7 +129,7 @@ def _said(view: View, task: Task, representation: str) -> Predicted | None:
     try:
         predictions = data.predictions(key)
     except UserError as error:
-        st.warning(plain(str(error)))
+        st.warning(ui.plain(str(error)))
         return None
     layers = [layer for name, source, layer in predictions if (name, source) == (task.name, representation)]
     if not layers or predictions.run.get("created") != view.header.created:
@@ -190,7 +180,7 @@ def _map(view: View, maps: Map, method: str, number: int, coloured: _Coloured) -
         current=maps.place(selection.image),
         current_name=f"image {selection.image + 1:,}",
     )
-    draw(figure, "map", on_click=partial(go_to_point, "map"), on_area=_select)
+    draw(figure, "map", on_click=partial(ui.go_to_point, "map"), on_area=_select)
 
     def picture(row: int) -> hover.Picture:
         lines = [f"{row + 1:,} · {header.ids[row]}"]
@@ -203,7 +193,7 @@ def _map(view: View, maps: Map, method: str, number: int, coloured: _Coloured) -
         return hover.Picture(source, "\n".join(lines))
 
     hover.pictures("map", repr((key, coloured.words)), picture)
-    how_to_read(
+    ui.how_to_read(
         "A point is an image; images that are alike lie together, as far as two dimensions allow: distances between "
         "far groups, their sizes and the empty space mean little in UMAP. Point at it to see the image, click to make "
         "it the image of all pages (ring), draw a lasso or a box to select; a double click lets go. Classes "
@@ -212,11 +202,11 @@ def _map(view: View, maps: Map, method: str, number: int, coloured: _Coloured) -
 
 
 def _select() -> None:
-    choose([point["customdata"] for point in points("map") if isinstance(point.get("customdata"), int)])
+    ui.choose([point["customdata"] for point in points("map") if isinstance(point.get("customdata"), int)])
 
 
 def _clear() -> None:
-    choose(())
+    ui.choose(())
 
 
 def _label(view: View, task: Task, row: int) -> str:
@@ -227,7 +217,7 @@ def _trust(maps: Map) -> None:
     names = [_NAMES.get(name, name) for name in maps.map_of]
     kept = {method: np.stack(look(maps)[1]) for method, look in _METHODS.items()}
     draw(made(figures.kept_bars, kept, maps.map_of, names, maps.kept_chance, n=len(maps.rows)), "map_kept")
-    how_to_read(
+    ui.how_to_read(
         "A map in two dimensions must tear some neighbours apart. Where a bar is low, what lies together there need "
         "not be alike; the nearest images are looked up in all dimensions."
     )
@@ -251,9 +241,9 @@ def _neighbours(view: View, maps: Map, coloured: _Coloured) -> None:
         words = [f"image {image + 1:,}", view.header.ids[image]]
         if coloured.task is not None:
             words.append(f"{coloured.task.name}: {_label(view, coloured.task, image)}")
-        st.caption("  \n".join(map(plain, words)), width="content")
+        st.caption("  \n".join(map(ui.plain, words)), width="content")
     _rows(view, maps, coloured.task, place)
-    how_to_read(
+    ui.how_to_read(
         "Each row: the images nearest to this one in that representation's own space, all dimensions (standardised, "
         "Euclidean; codes: most equal codes), none of its own group. The number is the distance: 1 is as far as two "
         "images of the run are."
@@ -273,7 +263,7 @@ def _rows(view: View, maps: Map, task: Task | None, place: int) -> None:
         )
     for number, (name, rows) in enumerate(near.items()):
         known_K = rows >= 0
-        st.markdown(f"**{_NAMES.get(name, plain(name))}**{_same(view, maps, task, rows[known_K])}")
+        st.markdown(f"**{_NAMES.get(name, ui.plain(name))}**{_same(view, maps, task, rows[known_K])}")
         away = [f"{value:.2f}" for value in maps.nearest_distance[number, place][known_K]]
         _gallery(
             view, task, rows[known_K], f"map_near_{number}", away, shared if name in ("z_voco", "v_pooled") else ()
@@ -291,7 +281,7 @@ def _same(view: View, maps: Map, task: Task | None, rows: np.ndarray) -> str:
     alike, known = int((labels[rows] == labels[image]).sum()), int((labels[rows] >= 0).sum())
     mapped = labels[maps.rows[maps.rows != image]]
     chance = known * float((mapped[mapped >= 0] == labels[image]).mean()) if (mapped >= 0).any() else 0.0
-    return f" · same {plain(task.name)}: {alike} of {known}, by chance {chance:.1f}"
+    return f" · same {ui.plain(task.name)}: {alike} of {known}, by chance {chance:.1f}"
 
 
 def _gallery(
@@ -312,7 +302,7 @@ def _gallery(
         short = ids[row] if len(ids[row]) <= 12 else "…" + ids[row][-11:]
         lines = (*([] if label is None else [label]), short if notes is None else notes[place])
         pictures.append(gallery.Picture(row, source, name, lines, row == view.selection.image, row in marked))
-    gallery.show(pictures, key, go_to_image)
+    gallery.show(pictures, key, ui.go_to_image)
 
 
 # ---- the selection
@@ -345,7 +335,7 @@ def _lines(view: View, chosen: np.ndarray) -> None:
     columns: dict[str, Sequence[object]] = {"image": (chosen + 1).tolist(), "id": [header.ids[row] for row in chosen]}
     for task in header.tasks:
         columns[task.name] = [data.label_text(task, value) for value in labels[task.name][chosen]]
-    table(columns, "map_table")
+    ui.table(columns, "map_table")
 
 
 def _most(view: View, task: Task | None, chosen: np.ndarray) -> str:
@@ -361,4 +351,4 @@ def _most(view: View, task: Task | None, chosen: np.ndarray) -> str:
         for number in np.argsort(-counts, kind="stable")[:3]
         if counts[number]
     ]
-    return plain(f"{task.name}: {', '.join(shares)}; in brackets, of the whole run")
+    return ui.plain(f"{task.name}: {', '.join(shares)}; in brackets, of the whole run")

@@ -11,7 +11,7 @@ import streamlit as st
 from htc_probe.analysis.attention import rows as att
 from htc_probe.analysis.sentences import ANALYSES, Sentence
 from htc_probe.dashboards import data
-from htc_probe.dashboards.parts.controls import fill, how_to_read, plain, table
+from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.views.view import View, scores
 from htc_probe.extract.store import Task
 from htc_probe.probes.show.table import columns, suites
@@ -26,7 +26,7 @@ def summary(header: data.Header) -> str:
     info, images = header.info, header.shape.images
     so_far = "" if header.finished else f" of {header.expected:,} so far: it is not finished"
     words = [info.dataset, info.split, str(info.model.get("name", "unknown")), _count(images, "image") + so_far]
-    return plain(" · ".join(words))
+    return ui.plain(" · ".join(words))
 
 
 def facts(header: data.Header) -> str:
@@ -35,8 +35,8 @@ def facts(header: data.Header) -> str:
     stand_in = "the token after the image stands in the place of &lt;voco&gt;"
     return " · ".join(
         [
-            f"data **{plain(info.dataset)}**, split **{plain(info.split)}**",
-            f"model **{plain(str(info.model.get('name', 'unknown')))}** ({plain(info.topology)})",
+            f"data **{ui.plain(info.dataset)}**, split **{ui.plain(info.split)}**",
+            f"model **{ui.plain(str(info.model.get('name', 'unknown')))}** ({ui.plain(info.topology)})",
             _count(shape.images, "image"),
             f"{shape.layers} layers × {shape.heads} heads",
             f"{shape.anchors or 'no'} anchors, {shape.roles.count('patch'):,} patches, {shape.keys:,} keys",
@@ -48,7 +48,7 @@ def facts(header: data.Header) -> str:
 def show(view: View) -> None:
     """Draws the page about the run."""
     header = view.header
-    st.title(plain(view.path.stem))
+    st.title(ui.plain(view.path.stem))
     st.markdown(facts(header))
     if not header.finished:
         st.warning(
@@ -61,7 +61,7 @@ def show(view: View) -> None:
     st.image(
         [data.thumbnail(view.key, row) for row in some], width=72, alt=[f"image {header.ids[row]}" for row in some]
     )
-    how_to_read(
+    ui.how_to_read(
         f"{len(some)} of the {header.shape.images:,} images, evenly spaced, as thumbnails. The model squeezes each "
         "into the one token &lt;voco&gt;; this run holds that token at every layer and what it looked at. Text reads "
         "it as it enters each layer; no text reads z_voco, what leaves the last one."
@@ -82,14 +82,14 @@ def _sentences(view: View) -> None:
             missing.setdefault(command, []).append(reason.removesuffix(": not analysed yet"))
     missing.pop(_PROBE, None)  # the table of probes says it
     if told:
-        how_to_read(
+        ui.how_to_read(
             "What was measured on this run, beside what the paper (arXiv 2512.08240) claims. In brackets: 95 % "
             "intervals over groups of images. A sentence agrees or disagrees only where its interval leaves no doubt."
         )
     for question, answer in told.items():
         measured, claim = st.columns([7, 4], gap="medium", border=True)
         with measured:
-            st.markdown(f"**{question}** {plain(answer.text)}")
+            st.markdown(f"**{question}** {ui.plain(answer.text)}")
             st.caption(_sample(view, analysis) if (analysis := ANALYSES[question]) else _probed(view))
         with claim:
             st.markdown(_claim(answer))
@@ -99,17 +99,17 @@ def _sentences(view: View) -> None:
 def _claim(sentence: Sentence) -> str:
     if not sentence.claim:
         return "The paper makes no claim that this could be held against."
-    return f"The paper: {plain(sentence.claim)}. {_VERDICTS[sentence.agrees]}"
+    return f"The paper: {ui.plain(sentence.claim)}. {_VERDICTS[sentence.agrees]}"
 
 
 def _missing(missing: dict[str, list[str]], path: Path) -> None:
     """Sentences that cannot be told, by the command that changes that; "" where none does."""
     for reason in missing.pop("", []):
-        st.info(plain(reason))
+        st.info(ui.plain(reason))
     if missing:
         names = dict.fromkeys(command.removeprefix("htc-analyze ") for command in missing)
         what = "; ".join(reason for reasons in missing.values() for reason in reasons)
-        fill(f"Not analysed yet: {plain(what)}.", f"htc-analyze {' '.join(names)}", path)
+        ui.fill(f"Not analysed yet: {ui.plain(what)}.", f"htc-analyze {' '.join(names)}", path)
 
 
 def _sample(view: View, analysis: str) -> str:
@@ -118,7 +118,7 @@ def _sample(view: View, analysis: str) -> str:
     count = section.images if isinstance(section.images, int) else len(section.images)
     what = "pairs of images" if analysis == "interchange" else "images"
     time = _time(data.made(view.path, view.header)[analysis].created)
-    return f"htc-analyze {analysis} · {count:,} {what} · {plain(time)}"
+    return f"htc-analyze {analysis} · {count:,} {what} · {ui.plain(time)}"
 
 
 def _probed(view: View) -> str:
@@ -141,7 +141,7 @@ def _probes(view: View) -> None:
         for mean in results.suite_means
         if (mean.suite, mean.representation, mean.layer) == (suite, *key)
     ]
-    table(
+    ui.table(
         {
             "suite": [mean.suite for mean, _ in lines],
             "read from": [
@@ -157,7 +157,7 @@ def _probes(view: View) -> None:
         },
         "overview_probes",
     )
-    how_to_read(
+    ui.how_to_read(
         "Linear probes, scored on held-out images: the mean of a suite's tasks, 1 is perfect. The floor is the same "
         "without looking at the image. Bits: what the probe saves an image over knowing how often labels occur. "
         "Images: those of the task that has most. Every task is on the page *Probes*."
@@ -170,9 +170,9 @@ def _details(view: View) -> None:
     st.header("What made it")
     st.table(
         [
-            {"": "created", " ": plain(_time(header.created))},
+            {"": "created", " ": ui.plain(_time(header.created))},
             {"": "finished", " ": "yes" if header.finished else f"no: {shape.images:,} of {header.expected:,} images"},
-            {"": "weights (sha256)", " ": plain(str(info.model.get("sha256", "unknown")))},
+            {"": "weights (sha256)", " ": ui.plain(str(info.model.get("sha256", "unknown")))},
             {"": "hidden width", " ": f"{shape.width:,}"},
             {"": "layers of z_voco stored", " ": _ranges(shape.stack)},
             {"": "codes", " ": _codes(shape.codes)},
@@ -186,7 +186,7 @@ def _details(view: View) -> None:
     if header.skipped:
         with st.expander(f"{_count(len(header.skipped), 'image')} that could not be read"):
             names = {"path": [path for path, _ in header.skipped], "reason": [reason for _, reason in header.skipped]}
-            table(names, "overview_skipped")
+            ui.table(names, "overview_skipped")
     if header.tasks:
         with st.expander("What the tasks ask"):
             noted = any(task.note for task in header.tasks)
@@ -202,11 +202,11 @@ def _details(view: View) -> None:
 
 def _task(task: Task, noted: bool) -> dict[str, str]:
     what = {"classes": f"{len(task.classes)} classes", "multilabel": f"{len(task.classes)} labels"}
-    shown = plain(what.get(task.kind, task.unit)) or "number"
+    shown = ui.plain(what.get(task.kind, task.unit)) or "number"
     if task.kind == "circular":
         shown += f", {task.period:g} is 0 again"
-    note = {"note": plain(task.note)} if noted else {}
-    return {"suite": task.suite, "task": plain(task.name), "answer": shown} | note
+    note = {"note": ui.plain(task.note)} if noted else {}
+    return {"suite": task.suite, "task": ui.plain(task.name), "answer": shown} | note
 
 
 def _time(iso: str) -> str:

@@ -13,28 +13,16 @@ import streamlit as st
 
 from htc_probe.dashboards import data, figures
 from htc_probe.dashboards.figures.base import escape
+from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.parts import gallery, hover
 from htc_probe.dashboards.parts.chart import draw, made, points
-from htc_probe.dashboards.parts.controls import (
-    choose,
-    fill,
-    fragment,
-    go_to_image,
-    go_to_point,
-    how_to_read,
-    pick,
-    plain,
-    select,
-    side_by_side,
-    table,
-)
 from htc_probe.dashboards.views.view import View, scores
 from htc_probe.probes.files.predictions import Predicted
-from htc_probe.probes.files.results import Results, label
+from htc_probe.probes.files.results import Results, Row, SuiteMean, label
 from htc_probe.probes.show import answers
+from htc_probe.probes.show import figures as of_probes
 from htc_probe.probes.show import table as of_tables
 from htc_probe.probes.show.answers import Answers
-from htc_probe.probes.show.figures import CAPTIONS
 
 _AT_ONCE = 24
 """Pictures on the page."""
@@ -48,94 +36,71 @@ def show(view: View) -> None:
     if doubts := of_tables.doubts(results):
         with st.expander(f"{len(doubts)} warnings" if len(doubts) > 1 else "1 warning"):
             for doubt in doubts:
-                st.caption(plain(doubt))
+                st.caption(ui.plain(doubt))
     parts = {"Scores": _scores, "Layers and training images": _curves, "Image by image": _images}
-    tabs = st.tabs(list(parts), key="probes", bind="query-params", on_change="rerun")
-    for tab, part in zip(tabs, parts.values(), strict=True):
-        if tab.open:
-            with tab:
-                part(view, results)
+    ui.tabs(parts, "probes", view, results)
 
 
 # ---- scores
 
 
-@fragment
+@ui.fragment
 def _scores(view: View, results: Results) -> None:
     left, right = st.columns(2)
-    with left:
-        suite = pick("Suite", of_tables.suites(results), "suite", format_func=plain)
-    kinds = {
-        "scores": figures.probe_scores,
-        "bits": figures.probe_bits,
-        "retention": figures.probe_retention,
-        "kept": figures.probe_kept,
-        "ceilings": figures.probe_ceilings,
-    }
-    drawn = {kind: made(make, results, suite) for kind, make in kinds.items()}
-    with right:
-        kind = pick("Show", [kind for kind, figure in drawn.items() if figure is not None], "measure")
+    suite = ui.pick("Suite", of_tables.suites(results), "suite", format_func=ui.plain, place=left)
+    kinds = of_probes.scores, of_probes.bits, of_probes.retention, of_probes.kept, of_probes.ceilings
+    drawn = {make.__name__: made(make, results, suite) for make in kinds}
+    kind = ui.pick("Show", [kind for kind, figure in drawn.items() if figure is not None], "measure", place=right)
     figure = drawn[kind]
     assert figure is not None
     draw(figure, "probe_scores")
-    how_to_read(plain(CAPTIONS[kind]) + (f" {_reference(suite)}" if kind == "scores" else ""))
+    reference = f" {ui.plain(of_tables.paper_reference(suite))}" if kind == "scores" else ""
+    ui.how_to_read(ui.plain(of_probes.CAPTIONS[kind]) + reference)
     _score_table(results, suite)
     _classes(results, suite)
-    gaps = made(figures.probe_gaps, results)
+    gaps = made(of_probes.gaps, results)
     if gaps is not None:
         st.subheader("Semantics and details")
         draw(gaps, "probe_gaps")
-        how_to_read(plain(CAPTIONS["gaps"]))
+        ui.how_to_read(ui.plain(of_probes.CAPTIONS["gaps"]))
     st.subheader("Two representations on the same images")
     _compare(results, suite)
 
 
-def _reference(suite: str) -> str:
-    return plain(of_tables.paper_reference(suite))
-
-
 def _score_table(results: Results, suite: str) -> None:
-    rows = [row for row in results.rows if row.suite == suite]
-    means = [mean for mean in results.suite_means if mean.suite == suite]
-    lines = [
-        {
-            "task": row.task,
-            "read from": row.representation,
-            "layer": row.layer,
-            "metric": row.metric,
-            "score": row.estimate,
-            "lower": row.lower,
-            "upper": row.upper,
-            "floor": row.floor,
-            "control": row.control,
-            "bits": row.bits,
-            "images": row.n,
-            "groups": row.n_groups,
-        }
-        for row in rows
-    ] + [
-        {
-            "task": f"mean of {mean.tasks} tasks",
-            "read from": mean.representation,
-            "layer": mean.layer,
-            "metric": "mixed",
-            "score": mean.estimate,
-            "lower": mean.lower,
-            "upper": mean.upper,
-            "floor": mean.floor,
-            "control": None,
-            "bits": mean.bits.estimate,
-            "images": None,
-            "groups": None,
-        }
-        for mean in means
-    ]
+    lines: list[dict[str, object]] = []
+    for row in (row for row in results.rows if row.suite == suite):
+        what = {"task": row.task, "metric": row.metric, "control": row.control, "bits": row.bits}
+        lines.append(_score(row) | what | {"images": row.n, "groups": row.n_groups})
+    for mean in (mean for mean in results.suite_means if mean.suite == suite):
+        what = {"task": f"mean of {mean.tasks} tasks", "metric": "mixed", "bits": mean.bits.estimate}
+        lines.append(_score(mean) | what)
+    heads = (
+        "task",
+        "read from",
+        "layer",
+        "metric",
+        "score",
+        "lower",
+        "upper",
+        "floor",
+        "control",
+        "bits",
+        "images",
+        "groups",
+    )
     with st.expander("All scores as a table"):
-        table({name: [line[name] for line in lines] for name in lines[0]}, "probe_score_table")
-        how_to_read(
+        ui.table({head: [line.get(head) for line in lines] for head in heads}, "probe_score_table")
+        ui.how_to_read(
             "Scores of held-out images with the ends of their 95 % intervals over groups of images. Control: the same "
             "probe on random labels of categories. Layers are those of z\\_voco; 0 is the embedding."
         )
+
+
+def _score(line: Row | SuiteMean) -> dict[str, object]:
+    """What a task and a mean have in common."""
+    ends = {"score": line.estimate, "lower": line.lower, "upper": line.upper, "floor": line.floor}
+    return {"read from": line.representation, "layer": line.layer, **ends}
 
 
 def _classes(results: Results, suite: str) -> None:
@@ -144,10 +109,10 @@ def _classes(results: Results, suite: str) -> None:
     if not tasks:
         return
     st.subheader("Single classes")
-    figure = made(figures.probe_classes, results, select("Task", tasks, "classes_of"))
+    figure = made(of_probes.by_class, results, ui.select("Task", tasks, "classes_of"))
     assert figure is not None
     draw(figure, "probe_classes")
-    how_to_read(plain(CAPTIONS["classes"]))
+    ui.how_to_read(ui.plain(of_probes.CAPTIONS["classes"]))
 
 
 def _compare(results: Results, suite: str) -> None:
@@ -158,16 +123,14 @@ def _compare(results: Results, suite: str) -> None:
         return
     names = list(keys)
     left, right = st.columns(2)
-    with left:
-        a = select("First", names, "a")
-    with right:
-        b = select("Minus", [name for name in names if name != a], "b")
-    figure = made(figures.probe_differences, results, suite, keys[a], keys[b])
+    a = ui.select("First", names, "a", place=left)
+    b = ui.select("Minus", [name for name in names if name != a], "b", place=right)
+    figure = made(of_probes.compared, results, suite, keys[a], keys[b])
     if figure is None:
         st.info("These two were not compared.")
         return
     draw(figure, "probe_compared")
-    how_to_read(
+    ui.how_to_read(
         "Score of the first minus that of the second on the same held-out images, with 95 % intervals (of one test, "
         "not corrected). Right of 0, the first is better. Filled: p < 0.05 after Holm's correction over all tasks and "
         "pairs."
@@ -183,26 +146,26 @@ def _compare(results: Results, suite: str) -> None:
         "p after Holm": [line.p_holm for line in rows],
     }
     with st.expander("These differences as a table"):
-        table(columns, "probe_compared_table")
+        ui.table(columns, "probe_compared_table")
 
 
 # ---- curves
 
 
-@fragment
+@ui.fragment
 def _curves(view: View, results: Results) -> None:
-    suite = pick("Suite", of_tables.suites(results), "suite", format_func=plain)
-    layers, learning = made(figures.probe_layers, results, suite), made(figures.probe_learning, results, suite)
+    suite = ui.pick("Suite", of_tables.suites(results), "suite", format_func=ui.plain)
+    layers, learning = made(of_probes.layer_curves, results, suite), made(of_probes.learning_curves, results, suite)
     if layers is None:
-        fill("z_voco was probed at one layer.", _command(results, "--layers all"), view.path)
+        ui.fill("z_voco was probed at one layer.", _command(results, "--layers all"), view.path)
     else:
         draw(layers, "probe_layers")
-        how_to_read(plain(CAPTIONS["layers"]))
+        ui.how_to_read(ui.plain(of_probes.CAPTIONS["layers"]))
     if learning is None:
-        fill("Probes were not trained on fewer images.", _command(results, "--curve"), view.path)
+        ui.fill("Probes were not trained on fewer images.", _command(results, "--curve"), view.path)
     else:
         draw(learning, "probe_learning")
-        how_to_read(plain(CAPTIONS["learning"]))
+        ui.how_to_read(ui.plain(of_probes.CAPTIONS["learning"]))
 
 
 def _command(results: Results, *options: str) -> str:
@@ -222,34 +185,31 @@ def _command(results: Results, *options: str) -> str:
 
 
 def _images(view: View, results: Results) -> None:
-    left, middle, right = side_by_side(3, "probe", least=200)
+    left, middle, right = ui.side_by_side(3, "probe", least=200)
     row_of = {row.task: row for row in results.rows}
-    with left:
-        task = select("Task", list(row_of), "task")
+    task = ui.select("Task", list(row_of), "task", place=left)
     rows = [row for row in results.rows if row.task == task]
     first = of_tables.columns(results, rows[0].suite)
     keys = {label(*key): key for key in [*first, *((row.representation, row.layer) for row in rows)]}
-    with middle:
-        key = keys[select("Read from", list(keys), "read")]
+    key = keys[ui.select("Read from", list(keys), "read", place=middle)]
     place = _predictions(view, results)
     predicted = None if place is None else _predicted(view, place, (task, *key))
     if predicted is None:
         if place is not None:
-            fill("The predictions beside this run lack this probe.", _command(results), view.path)
+            ui.fill("The predictions beside this run lack this probe.", _command(results), view.path)
         _counts_alone(results, task, key)
         return
     assert place is not None
     number = 0
     if predicted.kind == "multilabel":
-        with right:
-            number = predicted.classes.index(select("Label", list(predicted.classes), "label"))
+        number = predicted.classes.index(ui.select("Label", list(predicted.classes), "label", place=right))
     told = answers.of(predicted, number)
     if view.selection.chosen:
         told = told.among(np.array(view.selection.chosen))
     question = f"{task}: {predicted.classes[number]}" if predicted.kind == "multilabel" else task
     name = f"{escape(question)} from {escape(label(*key))}"
     selected = " selected" if view.selection.chosen else ""
-    left, right = side_by_side([6, 5], "answers", least=380)
+    left, right = ui.side_by_side([6, 5], "answers", least=380)
     with left:
         places, words = _overview(view, told, name, f"{len(told.rows):,}{selected} held-out images", rows[0].unit)
     with right:
@@ -261,12 +221,12 @@ def _predictions(view: View, results: Results) -> data.RunKey | None:
     """The file of predictions; None, and why, where there is none of this run."""
     path = data.said_beside(view.path)
     if path is None:
-        fill("What the probes said of each image is not beside this run.", _command(results), view.path)
+        ui.fill("What the probes said of each image is not beside this run.", _command(results), view.path)
         return None
     place = data.key_of(path)
     run = data.predictions(place).run
     if (run.get("created"), run.get("sha256")) != (view.header.created, view.header.info.model.get("sha256")):
-        fill("What the probes said is of an earlier state of this run.", _command(results), view.path)
+        ui.fill("What the probes said is of an earlier state of this run.", _command(results), view.path)
         return None
     return place
 
@@ -290,7 +250,7 @@ def _counts_alone(results: Results, task: str, key: tuple[str, int | None]) -> N
                 subtitle=f"held-out images by true class and chosen class · n = {counts_KK.sum():,}",
             )
             draw(figure, "probe_counts")
-            how_to_read(plain(CAPTIONS["confusions"]))
+            ui.how_to_read(ui.plain(of_probes.CAPTIONS["confusions"]))
 
 
 def _overview(view: View, told: Answers, name: str, sample: str, unit: str) -> tuple[np.ndarray, str]:
@@ -309,14 +269,14 @@ def _overview(view: View, told: Answers, name: str, sample: str, unit: str) -> t
             subtitle=f"{sample} · mean error {error}{way}",
             mark=view.selection.image,
         )
-        draw(figure, "probe_values", on_click=partial(go_to_point, "probe_values"))
+        draw(figure, "probe_values", on_click=partial(ui.go_to_point, "probe_values"))
 
         def picture(row: int) -> hover.Picture:
             (source,) = data.pictures(view.key, [row])
             return hover.Picture(source, f"{row + 1:,} · {view.header.ids[row]}")
 
         hover.pictures("probe_values", repr(view.key), picture)
-        how_to_read(
+        ui.how_to_read(
             "A point is an image that the probe was not trained on; on the dashed line it is right. Click one "
             "to make it the image of all pages."
         )
@@ -337,7 +297,7 @@ def _overview(view: View, told: Answers, name: str, sample: str, unit: str) -> t
         mark=cell.marked,
     )
     draw(figure, "probe_confusion", on_click=click)
-    how_to_read(
+    ui.how_to_read(
         "Rows: what is true. Columns: what the probe chose for images that it was not trained on. Colour: the share of "
         "the row; numbers: images. Click a cell to see its images below."
     )
@@ -370,7 +330,7 @@ def _let_go() -> None:
 def _current(view: View, results: Results, place: data.RunKey) -> None:
     """What every probe says of the image that all pages show."""
     image, header = view.selection.image, view.header
-    st.markdown(f"**Image {image + 1:,}**: {plain(header.ids[image])}")
+    st.markdown(f"**Image {image + 1:,}**: {ui.plain(header.ids[image])}")
     st.image(data.thumbnail(view.key, image), width=150, alt=f"thumbnail of image {header.ids[image]}")
     units = {row.task: row.unit for row in results.rows}
     names: dict[str, tuple[str, int | None]] = {}
@@ -384,11 +344,11 @@ def _current(view: View, results: Results, place: data.RunKey) -> None:
             columns[name].append("" if told is None else f"{'≠ ' if told.wrong else ''}{told.said}")
             if told is not None:
                 columns["true"][answer] = told.true
-    table(columns, "probe_image_table")
+    ui.table(columns, "probe_image_table")
     measured = ", ".join(f"{task} in {unit}" for task, unit in units.items() if unit)
-    how_to_read(
+    ui.how_to_read(
         "What each probe says of this image, held out, with its probability; ≠ marks what is not true. Empty: the "
-        "image has no label that was scored." + (f" Numbers: {plain(measured)}." if measured else "")
+        "image has no label that was scored." + (f" Numbers: {ui.plain(measured)}." if measured else "")
     )
 
 
@@ -397,7 +357,7 @@ def _gallery(view: View, told: Answers, places: np.ndarray, words: str) -> None:
     if told.sure is not None and st.session_state["probe_cell"].marked is not None:
         st.button("All that the probe gets wrong", on_click=_let_go)
     if not len(places):
-        st.info(f"There are no images {plain(words.split(',')[0])}.")
+        st.info(f"There are no images {ui.plain(words.split(',')[0])}.")
         return
     list_of = (view.path.name, *(st.session_state.get(key) for key in ("task", "read", "label")), words, len(places))
     before, lists = st.session_state.get("probe_list", (list_of, 0))
@@ -405,13 +365,13 @@ def _gallery(view: View, told: Answers, places: np.ndarray, words: str) -> None:
         lists += 1
     st.session_state["probe_list"] = list_of, lists
     pages = -(-len(places) // _AT_ONCE)
-    title, middle, button = side_by_side([5, 4, 3], "probe_list", least=190, align="center")
-    title.markdown(f"**{len(places):,} images** {plain(words)}")
+    title, middle, button = ui.side_by_side([5, 4, 3], "probe_list", least=190, align="center")
+    title.markdown(f"**{len(places):,} images** {ui.plain(words)}")
     with middle:
         page = st.pagination(pages, key=f"probe_page_{lists}") if pages > 1 else 1
     button.button(
         f"Select these {len(places):,}",
-        on_click=choose,
+        on_click=ui.choose,
         args=(told.rows[places],),
         width="stretch",
         help="On all pages.",
@@ -432,8 +392,8 @@ def _gallery(view: View, told: Answers, places: np.ndarray, words: str) -> None:
         name = f"{row + 1:,} · {view.header.ids[row]} · {', '.join(lines)}"
         shown = (_end(view.header.ids[row]), *lines)
         pictures.append(gallery.Picture(row, source, name, shown, row == view.selection.image))
-    gallery.show(pictures, "probe_gallery", go_to_image)
-    how_to_read(
+    gallery.show(pictures, "probe_gallery", ui.go_to_image)
+    ui.how_to_read(
         "Thumbnail, id, what is true, what the probe said and its probability. Click a picture to make it the image of "
         "all pages."
     )

@@ -10,8 +10,8 @@ import streamlit as st
 
 from htc_probe.analysis.sections import Contributions, Lens, Overlaps, Reading
 from htc_probe.dashboards import data, figures
+from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.parts.chart import draw, made
-from htc_probe.dashboards.parts.controls import fill, fragment, how_to_read, pick, plain, side_by_side
 from htc_probe.dashboards.parts.effects import ends
 from htc_probe.dashboards.views.view import View
 
@@ -23,7 +23,7 @@ def show(view: View) -> None:
     found = data.sections(view.path, view.header)
     section = found.reading
     if section is None:
-        fill(
+        ui.fill(
             "What z_voco holds of words, dimensions and directions was not measured.", "htc-analyze reading", view.path
         )
     else:
@@ -46,14 +46,14 @@ def _words(view: View, lens: Lens | None) -> None:
         )
         return
     layers, n = lens.layers.tolist(), lens.images
-    left, right = side_by_side(2, "reading_words", least=420)
+    left, right = ui.side_by_side(2, "reading_words", least=420)
     with left:
         if lens.words is not None:
             words = [line.split(" | ") for line in lens.words]
         else:
             words = [[f"token {token}" for token in line] for line in lens.tokens.tolist()]
         draw(made(figures.lens_words, words, lens.probability, layers, n=n), "lens_words")
-        how_to_read(
+        ui.how_to_read(
             "The logit lens: each layer's state of &lt;voco&gt;, read as if it were the last. &lt;voco&gt; is never "
             "trained to say a word itself, so this shows which words' directions it uses, not what the model would "
             "answer."
@@ -63,7 +63,7 @@ def _words(view: View, lens: Lens | None) -> None:
     with right:
         surprise, entropy, same = map(ends, (lens.surprise, lens.entropy, lens.same_word))
         draw(made(figures.lens_agreement, surprise, entropy, same, layers, n=n), "lens_agreement")
-        how_to_read(
+        ui.how_to_read(
             "Left: how many bits a layer's words lack to be the last layer's, and how undecided they are. Right: how "
             "often both find the same word likeliest. A late drop: the words are only put in place at the end."
         )
@@ -81,7 +81,7 @@ def _accuracy(lens: Lens) -> None:
         figures.lens_accuracy, ends(lens.accuracy), lens.floor, lens.tasks, lens.layers.tolist(), n=lens.images
     )
     draw(figure, "lens_accuracy")
-    how_to_read(
+    ui.how_to_read(
         "Of the words of a task's classes, the likeliest is taken as the answer; nothing is trained. Above its dotted "
         "line, the class is in the token along its own word's direction. A probe may still find it where this does "
         "not: the page Probes says how much is there at all."
@@ -94,17 +94,17 @@ def _accuracy(lens: Lens) -> None:
 def _alike(section: Reading) -> None:
     st.subheader("Likeness and dimensions")
     names, n = section.likeness_of, section.images
-    left, right = side_by_side(2, "reading_alike", least=380)
+    left, right = ui.side_by_side(2, "reading_alike", least=380)
     with left:
         draw(made(figures.likeness, ends(section.cka), names, n=n), "likeness")
-        how_to_read(
+        ui.how_to_read(
             "Whether two representations find the same images alike (centered kernel alignment). 1: the same up to a "
             "rotation; 0: as independent ones. z_voco is given by layer; v_pooled is the mean of the patches."
         )
     with right:
         two_nn, participation = ends(section.dimension.two_nn), ends(section.dimension.participation)
         draw(made(figures.dimensions, two_nn, participation, names, n=n), "dimensions")
-        how_to_read(
+        ui.how_to_read(
             "TwoNN: how many ways images differ from their nearest ones. Participation ratio: over how many flat "
             "directions the variance is spread. Many more of the second means that images lie on a curved surface."
         )
@@ -117,7 +117,7 @@ def _angles(view: View, section: Reading) -> None:
     st.subheader("Directions of semantic and detail probes")
     if section.angle_semantic is None:
         what = "Angles between probes need their weights beside the run."
-        fill(what, "htc-probe semantic detail", view.path)
+        ui.fill(what, "htc-probe semantic detail", view.path)
         st.caption("Then run htc-analyze reading again.")
         return
     if section.angle is None or section.read_out is None:
@@ -129,16 +129,16 @@ def _angles(view: View, section: Reading) -> None:
     _measured_angles(measured, (section.angle_semantic, section.angle_detail or []))
 
 
-@fragment
+@ui.fragment
 def _measured_angles(measured: Mapping[str, Overlaps], tasks: tuple[list[str], list[str]]) -> None:
     """`tasks`: semantic and detail ones."""
-    what = pick("Compared", list(measured), "reading_angles")
+    what = ui.pick("Compared", list(measured), "reading_angles")
     found = measured[what]
-    left, right = side_by_side(2, "reading_angles_row", least=380)
+    left, right = ui.side_by_side(2, "reading_angles_row", least=380)
     with left:
         values = found.overlap, found.overlap_chance, found.overlap_chance_upper
         draw(made(figures.probe_overlap, *values, *tasks, what=what), "probe_overlap")
-        how_to_read(
+        ui.how_to_read(
             "Orange: the two tasks share more than random directions would; purple: less, they are kept apart. "
             + ("Directions of the probes' weights." if what == _DIRECTIONS else "Correlations of what they read.")
         )
@@ -146,7 +146,7 @@ def _measured_angles(measured: Mapping[str, Overlaps], tasks: tuple[list[str], l
         band = found.cosines_chance_lower, found.cosines_chance_upper
         whole = found.overlap_all, found.overlap_all_chance
         draw(made(figures.probe_cosines, found.cosines, *band, whole, what=what), "probe_cosines")
-        how_to_read(
+        ui.how_to_read(
             "All semantic against all detail directions. Within the band: as random subspaces of these sizes. "
             "Directions can be orthogonal and still read the same where features go together, hence the second "
             "comparison."
@@ -159,26 +159,26 @@ def _measured_angles(measured: Mapping[str, Overlaps], tasks: tuple[list[str], l
 def _answers(view: View, section: Contributions | None) -> None:
     st.subheader("What answers read")
     if section is None:
-        fill("What each token adds to the answers was not measured.", "htc-analyze contributions", view.path)
+        ui.fill("What each token adds to the answers was not measured.", "htc-analyze contributions", view.path)
         return
     if section.answers_by_role is None:
-        data_set = plain(str(view.header.info.dataset))
+        data_set = ui.plain(str(view.header.info.dataset))
         st.info(f"The data {data_set} ask nothing that the model answers, so no answer's direction is known.")
         return
     roles, n = section.roles, len(section.images)
     given: dict[str, Any] = {"questions": section.questions, "roles": roles, "n": n}
-    left, right = side_by_side(2, "reading_answers", least=420)
+    left, right = ui.side_by_side(2, "reading_answers", least=420)
     with left:
         title = "Added to the answer by way of the text"
         draw(made(figures.answer_parts, ends(section.answers_by_role), title=title, **given), "answer_parts")
-        how_to_read(
+        ui.how_to_read(
             "What &lt;voco&gt; takes from anchors, patches and itself, followed to where the question's text attends "
             "to it. Only the direct path: what MLPs and later text make of it is left out."
         )
     with right:
         title = "Added to the answer at its own place"
         draw(made(figures.answer_parts, ends(section.lens_by_role), title=title, **given), "answer_parts_lens")
-        how_to_read(
+        ui.how_to_read(
             "The same parts read by the logit lens at &lt;voco&gt; itself, where no answer is given: whether what is "
             "taken already points at the answer's word."
         )

@@ -17,8 +17,8 @@ from htc_probe.analysis.causes.effects import times_even
 from htc_probe.analysis.sections import Contributions, Knockouts
 from htc_probe.analysis.stats.draws import Interval, Intervals
 from htc_probe.dashboards import data, figures
+from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.parts.chart import draw, made
-from htc_probe.dashboards.parts.controls import fill, fragment, how_to_read, pick, plain, select, side_by_side
 from htc_probe.dashboards.parts.effects import ANSWERS, PROBES, Z, ends, select_one
 from htc_probe.dashboards.views.view import View
 from htc_probe.extract.store import NUMERIC
@@ -80,7 +80,7 @@ class _Map(NamedTuple):
         return times_even(self.values_T)
 
 
-@fragment
+@ui.fragment
 def show(view: View, knockouts: Knockouts, contributions: Contributions | None, here: int | None) -> None:
     """`here`: the number in the sample of the image that is looked at."""
     effect = _choose_effect(view, knockouts)
@@ -90,23 +90,22 @@ def show(view: View, knockouts: Knockouts, contributions: Contributions | None, 
             unmeasured = 0 if contributions is None or len(maps) > 2 else len(contributions.images)
             _maps(view, knockouts, effect, maps, unmeasured)
         else:
-            st.info(f"Of this image nothing is known of {plain(effect.words)}: it has no such answer.")
+            st.info(f"Of this image nothing is known of {ui.plain(effect.words)}: it has no such answer.")
     _dots(knockouts, effect, here)
     if contributions is None:
-        fill("What each token hands over is not measured yet.", "htc-analyze contributions", view.path)
+        ui.fill("What each token hands over is not measured yet.", "htc-analyze contributions", view.path)
 
 
 # ---- the effect that is looked at
 
 
 def _choose_effect(view: View, knockouts: Knockouts) -> _Effect:
-    on, of, scale = side_by_side([4, 3, 3], "effect", least=260, align="bottom")
+    on, of, scale = ui.side_by_side([4, 3, 3], "effect", least=260, align="bottom")
     scale.toggle(
         "A colour scale for each map", key="own_scale", help="To see the pattern of a flat map.", bind="query-params"
     )
     measured = {Z: knockouts.loo.change, ANSWERS: knockouts.loo.answers, PROBES: knockouts.loo.probe_changes}
-    with on:
-        chosen = pick("Effect on", [name for name, values in measured.items() if values is not None], "effect")
+    chosen = ui.pick("Effect on", [name for name, values in measured.items() if values is not None], "effect", place=on)
     with of:
         if chosen == ANSWERS and knockouts.loo.answers is not None:
             return _on_answers(knockouts, -knockouts.loo.answers)
@@ -117,7 +116,7 @@ def _choose_effect(view: View, knockouts: Knockouts) -> _Effect:
 
 def _on_z(view: View, knockouts: Knockouts) -> _Effect:
     options = [_ALL, *(f"layer {layer}" for layer in range(1, view.header.shape.layers + 1))]
-    layer = options.index(select("Knocked out in", options, "window")) - 1
+    layer = options.index(ui.select("Knocked out in", options, "window")) - 1
     unit = "of the length of z_voco"
     if layer < 0:
         ranks = _ranks(knockouts.rank, knockouts.mean.rank, knockouts.rank_effects.index("z"), -1)
@@ -194,7 +193,7 @@ def _maps(view: View, knockouts: Knockouts, effect: _Effect, maps: Sequence[_Map
     roles, places = knockouts.token.role, (knockouts.token.row.tolist(), knockouts.token.col.tolist())
     anchors = att.role_mask(roles, "anchor")
     thumbnail = data.image_record(view.key, view.selection.image).thumbnail
-    columns = side_by_side(3, "maps")
+    columns = ui.side_by_side(3, "maps")
     for column, shown in zip(columns, maps, strict=False):
         even_RC, raw_RC = (att.patch_map(values_T, roles, *places) for values_T in (shown.even_T, shown.values_T))
         if even_RC is None or raw_RC is None:
@@ -223,7 +222,7 @@ def _maps(view: View, knockouts: Knockouts, effect: _Effect, maps: Sequence[_Map
             "layers; in one layer only, they are measured by z_voco alone."
         )
     scale = "a scale each, from 0 to its largest" if own_scale else "one scale, from 0 to the largest of all"
-    how_to_read(
+    ui.how_to_read(
         f"Each map shows what part of its sum falls on a token, in multiples of a uniform part (1 / {len(roles)}), so "
         f"that an effect can be laid beside attention; colours have {scale}.{sign} Single effects do not add up to "
         "that of taking all away."
@@ -238,7 +237,7 @@ def _dots(knockouts: Knockouts, effect: _Effect, here: int | None) -> None:
     where = effect.words if effect.layer is None else f"{effect.words}, knocked out in layer {effect.layer + 1} only"
     draw(made(figures.rank_dots, names, ranks.mean_P3, own_K=own, effect=where, n=known), "ranks")
     gradients = " Gradients are first-order estimates of the effect on the true answers." if len(names) > 2 else ""
-    how_to_read(
+    ui.how_to_read(
         f"1: the predictor ({effect.layers}) puts an image's tokens in the order of their effects; 0: it says nothing "
         f"of them. Value-weighted: the length of attention × value × output projection.{gradients} Dots are means over "
         "the sample, diamonds this image."

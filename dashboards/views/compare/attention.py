@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import streamlit as st
@@ -13,17 +14,8 @@ from htc_probe.analysis.results import same_run
 from htc_probe.analysis.sections import Attention, Difference, Levels
 from htc_probe.analysis.stats.draws import Intervals
 from htc_probe.dashboards import data, figures
+from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.parts.chart import draw, made, points
-from htc_probe.dashboards.parts.controls import (
-    fill,
-    go_to_cell,
-    go_to_image,
-    how_to_read,
-    plain,
-    select,
-    side_by_side,
-    table,
-)
 from htc_probe.dashboards.views.compare.two import Two, number, p_value, signed
 from htc_probe.probes.scores.intervals import holm
 
@@ -54,12 +46,14 @@ def on_average(two: Two) -> None:
     selection, names = two.view.selection, two.names
     shared = _quantities(two)
     if shared:
-        name = select("Quantity", list(shared), "compared", disabled=len(shared) == 1, help="As on the Attention page.")
+        name = ui.select(
+            "Quantity", list(shared), "compared", disabled=len(shared) == 1, help="As on the Attention page."
+        )
         quantity = shared[name]
         if two.same_cells:
             cells, curve, band, words = _levels(two, quantity)
             unit = _unit(quantity)
-            left, right = side_by_side([2, 3], "compare_levels", least=380)
+            left, right = ui.side_by_side([2, 3], "compare_levels", least=380)
             with left:
                 figure = made(
                     figures.difference_heatmap,
@@ -70,9 +64,9 @@ def on_average(two: Two) -> None:
                     unit=unit,
                     mark=(selection.layer, selection.head),
                 )
-                draw(figure, "compare_heatmap", on_click=_cell)
+                draw(figure, "compare_heatmap", on_click=partial(ui.go_to_clicked, "compare_heatmap"))
                 count = int(cells.marked.sum())
-                how_to_read(
+                ui.how_to_read(
                     f"Orange: more in this run; purple: less. A dot: no chance finding at 5 %, corrected for all "
                     f"{cells.p.size:,} cells (Holm): {count:,} of them. Click a cell to select its layer and head."
                 )
@@ -88,7 +82,7 @@ def on_average(two: Two) -> None:
                     band=band,
                 )
                 draw(figure, "compare_curve")
-                how_to_read(
+                ui.how_to_read(
                     "Left, both runs; right, their difference, with the 95 % interval of its mean over images (each "
                     "layer by itself), not corrected for their number."
                     + (" Grey: how the difference of single images lies." if band is not None else "")
@@ -186,7 +180,7 @@ def _overall(two: Two) -> None:
     if by_name:
         lines = {name: line.times(_ANALYSED[name][2]) for name, line in by_name.items()}
         adjusted = holm(np.array([float(line.p) for line in lines.values()]))
-        table(
+        ui.table(
             {
                 "quantity": [_ANALYSED[name][0] for name in lines],
                 "unit": [_ANALYSED[name][1] for name in lines],
@@ -199,7 +193,7 @@ def _overall(two: Two) -> None:
             },
             "compare_overall",
         )
-        how_to_read(
+        ui.how_to_read(
             "p is corrected for the lines of this table. Differences that are taken as independent have intervals that "
             "are too wide where the images are the same; `htc-analyze attention --against` pairs them."
         )
@@ -207,8 +201,8 @@ def _overall(two: Two) -> None:
         st.caption("Entropy, lift and their like are of all images, and so left out while some are selected.")
     for path, header, against in zip(two.paths, two.headers, reversed(two.paths), strict=True):
         if data.sections(path, header).attention is None:
-            reason = f"Of {plain(path.stem)}, lift, entropy and other averages over all images are not there."
-            fill(reason, f"htc-analyze attention --against {shlex.quote(str(against))}", path)
+            reason = f"Of {ui.plain(path.stem)}, lift, entropy and other averages over all images are not there."
+            ui.fill(reason, f"htc-analyze attention --against {shlex.quote(str(against))}", path)
 
 
 def _relative_depth(two: Two, quantity: att.Quantity) -> None:
@@ -232,12 +226,12 @@ def _relative_depth(two: Two, quantity: att.Quantity) -> None:
         subtitle=f"mean over heads, with its 95 % interval · {read}{two.images}",
     )
     draw(figure, "compare_depth")
-    how_to_read("Each run over its own layers, the last at 100 %. The same depth is not the same layer.")
+    ui.how_to_read("Each run over its own layers, the last at 100 %. The same depth is not the same layer.")
 
 
 def _roles_and_images(two: Two) -> None:
     selection = two.view.selection
-    left, right = side_by_side(2, "compare_roles", least=380)
+    left, right = ui.side_by_side(2, "compare_roles", least=380)
     mine, theirs, pairs = data.paired_attention(two.view.key, two.key, selection.chosen)
     count = (
         f"{len(pairs.rows):,} images"
@@ -260,7 +254,7 @@ def _roles_and_images(two: Two) -> None:
                 figures.role_differences, by_role, subtitle=f"{selection.head_words} · {count}", names=two.names
             )
             draw(figure, "compare_roles")
-            how_to_read("What one kind of key gains, the others lose: the lines sum to 0. Bars are 95 % intervals.")
+            ui.how_to_read("What one kind of key gains, the others lose: the lines sum to 0. Bars are 95 % intervals.")
     with right:
         if two.pairs.paired and two.anchors:
             own, others, words = _masses(two)
@@ -276,7 +270,7 @@ def _roles_and_images(two: Two) -> None:
             )
             draw(figure, "compare_scatter", on_click=_picked)
             share = float((own > others).mean())
-            how_to_read(
+            ui.how_to_read(
                 f"Above the line, this run looks at the anchors more: {share:.0%} of images. Click one to see it under "
                 "*One image* and on every page."
             )
@@ -329,7 +323,7 @@ def _patches(two: Two) -> None:
         marked=marked > 0,
     )
     draw(figure, "compare_patches")
-    how_to_read(
+    ui.how_to_read(
         f"The first two share a scale. A dot: that patch's difference is no chance finding at 5 %, corrected for all "
         f"{differences.p.size:,} patches (Holm): {int(differences.marked.sum()):,} of them."
     )
@@ -367,18 +361,15 @@ def _first_tokens(two: Two) -> None:
         mark=(None, two.view.selection.layer),
     )
     draw(figure, "compare_tokens")
-    how_to_read(f"The anchors and the patches after them. Dots as above, corrected for {differences.p.size:,} cells.")
-
-
-def _cell() -> None:
-    for point in points("compare_heatmap")[:1]:
-        go_to_cell(int(point["x"]) - 1, int(point["y"]) - 1)
+    ui.how_to_read(
+        f"The anchors and the patches after them. Dots as above, corrected for {differences.p.size:,} cells."
+    )
 
 
 def _picked() -> None:
     for point in points("compare_scatter")[:1]:
         if "customdata" in point:
-            go_to_image(int(np.ravel(point["customdata"])[0]))
+            ui.go_to_image(int(np.ravel(point["customdata"])[0]))
 
 
 def one_image(two: Two) -> None:
@@ -386,15 +377,15 @@ def one_image(two: Two) -> None:
     image, header = view.selection.image, view.header
     row = data.row_of(two.key).get(header.ids[image])
     if row is None:
-        st.info(f"{plain(two.names[1])} does not hold {plain(header.ids[image])}; choose another image.")
+        st.info(f"{ui.plain(two.names[1])} does not hold {ui.plain(header.ids[image])}; choose another image.")
         return
     mine, theirs = data.image_record(view.key, image), data.image_record(two.key, row)
     layer, head, words = _selected(two)
-    picture, maps = side_by_side([1, 5], "compare_picture", least=150)
+    picture, maps = ui.side_by_side([1, 5], "compare_picture", least=150)
     with picture:
         st.image(mine.thumbnail, width=180, alt=f"thumbnail of image {header.ids[image]}")
-        st.caption(f"Image {image + 1:,} of {len(header.ids):,} · id **{plain(header.ids[image])}**")
-        st.caption(plain(header.paths[image]))
+        st.caption(f"Image {image + 1:,} of {len(header.ids):,} · id **{ui.plain(header.ids[image])}**")
+        st.caption(ui.plain(header.paths[image]))
         if not np.array_equal(mine.thumbnail, theirs.thumbnail):
             st.warning("The other run has another picture under this id:")
             st.image(theirs.thumbnail, width=180, alt="the other run's thumbnail")
@@ -415,12 +406,14 @@ def one_image(two: Two) -> None:
                 image=mine.thumbnail,
             )
             draw(figure, "compare_overlay")
-            how_to_read("The first two share a scale. Difference: orange where this run looks more, purple where less.")
+            ui.how_to_read(
+                "The first two share a scale. Difference: orange where this run looks more, purple where less."
+            )
             _handed_over(two, mine.thumbnail)
     if not two.anchors:
         st.info("One of the runs has no anchors, so that they are not compared.")
         return
-    bars, cells, place = side_by_side(3, "compare_anchors", least=300)
+    bars, cells, place = ui.side_by_side(3, "compare_anchors", least=300)
     with bars:
         anchors = [
             values[att.role_mask(run.shape.roles, "anchor")] * 100
@@ -431,7 +424,7 @@ def one_image(two: Two) -> None:
             subtitle = f"{words} · 1 image"
             figure = made(figures.anchors_of_both, anchors[0], anchors[1], uniform, subtitle=subtitle, names=two.names)
             draw(figure, "compare_anchors")
-            how_to_read("Dashed: what each key would get if attention were uniform.")
+            ui.how_to_read("Dashed: what each key would get if attention were uniform.")
     with cells:
         if two.same_cells:
             own, others = mine.anchor_mass * 100, theirs.anchor_mass * 100
@@ -445,8 +438,8 @@ def one_image(two: Two) -> None:
                 unit=_PERCENT,
                 mark=(layer, head),
             )
-            draw(figure, "compare_image_heatmap", on_click=_image_cell)
-            how_to_read("Orange: this run gives the anchors more. Click a cell to select its layer and head.")
+            draw(figure, "compare_image_heatmap", on_click=partial(ui.go_to_clicked, "compare_image_heatmap"))
+            ui.how_to_read("Orange: this run gives the anchors more. Click a cell to select its layer and head.")
     with place:
         own, others, _ = _masses(two)
         own_place = np.flatnonzero(two.pairs.rows == image)
@@ -459,7 +452,7 @@ def one_image(two: Two) -> None:
             unit="% points",
         )
         draw(figure, "compare_histogram")
-        how_to_read("How far the two runs differ in each image; at the thin line, not at all.")
+        ui.how_to_read("How far the two runs differ in each image; at the thin line, not at all.")
 
 
 def _handed_over(two: Two, thumbnail: np.ndarray) -> None:
@@ -490,9 +483,4 @@ def _handed_over(two: Two, thumbnail: np.ndarray) -> None:
         signed=True,
     )
     draw(figure, "compare_handed_over")
-    how_to_read("The part of the token's update that comes from each patch; purple works against it.")
-
-
-def _image_cell() -> None:
-    for point in points("compare_image_heatmap")[:1]:
-        go_to_cell(int(point["x"]) - 1, int(point["y"]) - 1)
+    ui.how_to_read("The part of the token's update that comes from each patch; purple works against it.")

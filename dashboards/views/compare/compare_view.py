@@ -8,7 +8,7 @@ import shlex
 import streamlit as st
 
 from htc_probe.dashboards import data
-from htc_probe.dashboards.parts.controls import plain
+from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.runs import RunFile
 from htc_probe.dashboards.views.compare.attention import on_average, one_image
 from htc_probe.dashboards.views.compare.probes import probes
@@ -34,11 +34,7 @@ def show(view: View) -> None:
     if not mine.shape.images or not header.shape.images:
         st.info("One of the runs has no images yet.")
         return
-    tabs = st.tabs(list(_PARTS), key="part", bind="query-params", on_change="rerun")
-    for tab, draw_part in zip(tabs, _PARTS.values(), strict=True):
-        if tab.open:
-            with tab:
-                draw_part(two)
+    ui.tabs(_PARTS, "part", two)
 
 
 def _choose(view: View) -> RunFile | None:
@@ -60,7 +56,7 @@ def _choose(view: View) -> RunFile | None:
         if any(run.name == wanted for run in view.runs):
             st.caption("A run beside itself has no differences; this is another one.")
         else:
-            st.warning(plain(f"{wanted} is no longer there."))
+            st.warning(ui.plain(f"{wanted} is no longer there."))
     alike = 0 if wanted in runs else next((number for number, run in enumerate(runs.values()) if _alike(view, run)), 0)
     name = st.selectbox(
         "Beside this run",
@@ -85,8 +81,8 @@ def _what_differs(two: Two) -> None:
     differing = [name for name in facts[0] | facts[1] if facts[0].get(name) != facts[1].get(name)]
     if differing:
         lines = [
-            {"": plain(name)}
-            | {plain(values): plain(facts[place].get(name, "not set")) for place, values in enumerate(two.names)}
+            {"": ui.plain(name)}
+            | {ui.plain(values): ui.plain(facts[place].get(name, "not set")) for place, values in enumerate(two.names)}
             for name in differing
         ]
         st.table(lines, border="horizontal", hide_index=True)
@@ -100,7 +96,7 @@ def _what_differs(two: Two) -> None:
         )
     else:
         chosen = " among those selected" if two.view.selection.chosen else ""
-        names = [plain(name) for name in two.names]
+        names = [ui.plain(name) for name in two.names]
         beside = [
             f"; {len(values.ids) - len(place.rows):,} more in {name}"
             for values, name in zip((mine, theirs), names, strict=True)

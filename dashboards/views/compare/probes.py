@@ -1,7 +1,7 @@
 """What can be read from two runs, by task and representation. Lays out."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import streamlit as st
@@ -10,18 +10,9 @@ from htc_probe.analysis import compare
 from htc_probe.analysis.compare import Differences
 from htc_probe.dashboards import data, figures
 from htc_probe.dashboards.figures.base import OF, escape
+from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.parts import gallery
 from htc_probe.dashboards.parts.chart import draw, made
-from htc_probe.dashboards.parts.controls import (
-    choose,
-    fill,
-    go_to_image,
-    how_to_read,
-    plain,
-    select,
-    side_by_side,
-    table,
-)
 from htc_probe.dashboards.views.compare.two import Two, number, p_value, signed
 from htc_probe.dashboards.views.view import scores
 from htc_probe.probes.files.results import NOT_DEFINED, Confusion, CurvePoint, Interval, Results, Row, SuiteMean, label
@@ -30,6 +21,7 @@ from htc_probe.probes.show.table import not_defined
 
 _SHOWN = 24
 """Images of a kind on the page."""
+Item = TypeVar("Item", CurvePoint, Confusion)
 
 
 class Probe(NamedTuple):
@@ -45,17 +37,55 @@ class Probe(NamedTuple):
         return self.mine.task, self.mine.representation, self.mine.layer
 
 
+class _Read(NamedTuple):
+    """What the probes that both runs share read of each, in the measure that is looked at."""
+
+    two: Two
+    runs: tuple[Results, Results]
+    probes: list[Probe]
+    scored: Mapping[compare.ProbeKey, compare.Scored]
+    """Of the images of both, where it was kept what the probes said of each."""
+    measure: str
+
+    @property
+    def lines(self) -> list[tuple[Probe, Differences]]:
+        """Those whose difference is known."""
+        return [(probe, line) for probe in self.probes if (line := self.difference(probe)) is not None]
+
+    def difference(self, probe: Probe) -> Differences | None:
+        images, rows = self.scored.get(probe.key), (probe.mine, probe.theirs)
+        if self.measure == "Retention":
+            return _estimates(*(row.retention for row in rows))
+        if images is not None:
+            own, others = images.score if self.measure == "Score" else images.bits
+            return compare.of_images(own, others, data.pairs(self.two.view.key, self.two.key).groups)
+        if self.measure == "Score":
+            return _estimates(*(Interval(row.estimate, row.lower, row.upper) for row in rows))
+        return _estimates(*(row.metrics.get("V-information") for row in rows))
+
+    def metric(self, probe: Probe) -> str:
+        if self.measure != "Score":
+            return {"Bits": "bits an image", "Retention": "part of pooled V"}[self.measure]
+        of_labels = probe.mine.kind == "multilabel" and probe.key in self.scored
+        return "accuracy of labels" if of_labels else probe.mine.metric
+
+    def floors(self, probe: Probe) -> tuple[float, float]:
+        if self.measure != "Score":
+            return 0.0, 0.0
+        images = self.scored.get(probe.key)
+        return (probe.mine.floor, probe.theirs.floor) if images is None else (images.floor, images.floor)
+
+
 def probes(two: Two) -> None:
-    runs = [scores(path, header) for path, header in zip(two.paths, two.headers, strict=True)]
-    if runs[0] is None or runs[1] is None:
+    mine, theirs = (scores(path, header) for path, header in zip(two.paths, two.headers, strict=True))
+    if mine is None or theirs is None:
         return
-    probes, left_out = _matched(runs[0], runs[1])
+    probes, left_out = _matched(mine, theirs)
     if not probes:
         st.info("The two runs were probed with no task and representation in common.")
         return
-    scored = _scored(two, probes)
     final = [source for source in dict.fromkeys(probe.source for probe in probes) if "@" not in source]
-    left, right = side_by_side(2, "compare_read")
+    left, right = ui.side_by_side(2, "compare_read")
     if set(st.session_state.get("compare_sources", [])) - set(final):
         st.session_state["compare_sources"] = final[:3]
     chosen = left.multiselect("Read from", final, default=final[:3], key="compare_sources") or final[:3]
@@ -69,13 +99,14 @@ def probes(two: Two) -> None:
         help="Score: top-1, accuracy of labels, R2. Bits: V-information, what the probe saves an image over knowing "
         "how often labels occur. Retention: the part of what pooled V has over the floor.",
     )
-    differences = [(probe, line) for probe in probes if (line := _difference(probe, measure, scored, two)) is not None]
+    read = _Read(two, (mine, theirs), probes, _scored(two, probes), measure)
+    lines = read.lines
     for suite in dict.fromkeys(probe.mine.suite for probe in probes):
-        _forest(two, suite, measure, chosen, differences, scored, runs)
-    _how_paired(two, scored, probes, measure, left_out)
-    _numbers(two, measure, differences, scored)
-    _layers(two, measure, differences)
-    _one_probe(two, probes, scored, measure, differences, runs)
+        _forest(read, suite, chosen, lines)
+    _how_paired(read, left_out)
+    _numbers(read, lines)
+    _layers(read, lines)
+    _one_probe(read, lines)
 
 
 def _matched(own: Results, others: Results) -> tuple[list[Probe], dict[str, list[str]]]:
@@ -113,21 +144,6 @@ def _scored(two: Two, probes: Sequence[Probe]) -> dict[compare.ProbeKey, compare
     return data.paired_probes(two.view.key, two.key, data.key_of(paths[0]), data.key_of(paths[1]), pairs)
 
 
-def _difference(
-    probe: Probe, measure: str, scored: Mapping[compare.ProbeKey, compare.Scored], two: Two
-) -> Differences | None:
-    images = scored.get(probe.key)
-    if measure == "Retention":
-        return _estimates(probe.mine.retention, probe.theirs.retention)
-    if images is not None:
-        own, others = images.score if measure == "Score" else images.bits
-        return compare.of_images(own, others, data.pairs(two.view.key, two.key).groups)
-    if measure == "Score":
-        rows = (probe.mine, probe.theirs)
-        return _estimates(*(Interval(row.estimate, row.lower, row.upper) for row in rows))
-    return _estimates(*(row.metrics.get("V-information") for row in (probe.mine, probe.theirs)))
-
-
 def _estimates(mine: Interval | None, theirs: Interval | None) -> Differences | None:
     """Taken as independent; None where one has no interval."""
     if mine is None or theirs is None or None in mine or None in theirs:
@@ -135,30 +151,9 @@ def _estimates(mine: Interval | None, theirs: Interval | None) -> Differences | 
     return compare.of_estimates(mine, theirs)
 
 
-def _metric(probe: Probe, measure: str, scored: Mapping[compare.ProbeKey, compare.Scored]) -> str:
-    if measure != "Score":
-        return {"Bits": "bits an image", "Retention": "part of pooled V"}[measure]
-    return "accuracy of labels" if probe.mine.kind == "multilabel" and probe.key in scored else probe.mine.metric
-
-
-def _floors(probe: Probe, measure: str, scored: Mapping[compare.ProbeKey, compare.Scored]) -> tuple[float, float]:
-    if measure != "Score":
-        return 0.0, 0.0
-    images = scored.get(probe.key)
-    return (probe.mine.floor, probe.theirs.floor) if images is None else (images.floor, images.floor)
-
-
-def _forest(
-    two: Two,
-    suite: str,
-    measure: str,
-    chosen: Sequence[str],
-    differences: Sequence[tuple[Probe, Differences]],
-    scored: Mapping[compare.ProbeKey, compare.Scored],
-    runs: Sequence[Results | None],
-) -> None:
+def _forest(read: _Read, suite: str, chosen: Sequence[str], lines: Sequence[tuple[Probe, Differences]]) -> None:
     """Differences of a suite's tasks and of their mean, by representation."""
-    own = {(probe.mine.task, probe.source): (probe, line) for probe, line in differences if probe.mine.suite == suite}
+    own = {(probe.mine.task, probe.source): (probe, line) for probe, line in lines if probe.mine.suite == suite}
     tasks = list(dict.fromkeys(task for task, _ in own))
     if not tasks:
         return
@@ -166,13 +161,14 @@ def _forest(
     for source in chosen:
         parts = [own[task, source][1] if (task, source) in own else compare.NONE for task in tasks]
         known = [own[task, source][0] for task in tasks if (task, source) in own]
-        mean = _suite_mean(suite, source, measure, known, scored, two, runs)
+        mean = _suite_mean(read, suite, source, known)
         series[source] = compare.joined([*parts, compare.NONE if mean is None else mean])
     for task in tasks:
         probe = next(probe for (name, _), (probe, _) in own.items() if name == task)
-        floors = [f"{value:.2f}" for value in _floors(probe, measure, scored)]
+        floors = [f"{value:.2f}" for value in read.floors(probe)]
         floor = floors[0] if floors[0] == floors[1] else " / ".join(floors)
-        labels.append(f"{task} ({_metric(probe, measure, scored)}, floor {floor})")
+        labels.append(f"{task} ({read.metric(probe)}, floor {floor})")
+    scored, measure = read.scored, read.measure.lower()
     counts = {int(scored[line.key].asked.sum()) if line.key in scored else line.mine.n for line, _ in own.values()}
     images = " to ".join(f"{n:,}" for n in sorted({min(counts), max(counts)}))
     paired = all(line.paired for _, line in own.values())
@@ -180,77 +176,61 @@ def _forest(
         figures.differences_by_name,
         series,
         [*labels, f"mean of {len(tasks)} tasks"],
-        names=two.names,
-        unit=measure.lower(),
+        names=read.two.names,
+        unit=measure,
         title=f"What can be read: {suite}",
-        subtitle=f"{measure.lower()} · {images} images, {'paired' if paired else 'taken as independent'}",
+        subtitle=f"{measure} · {images} images, {'paired' if paired else 'taken as independent'}",
         colours={source: OF[source] for source in chosen if source in OF},
     )
     draw(figure, f"compare_{suite}")
 
 
-def _suite_mean(
-    suite: str,
-    source: str,
-    measure: str,
-    probes: Sequence[Probe],
-    scored: Mapping[compare.ProbeKey, compare.Scored],
-    two: Two,
-    runs: Sequence[Results | None],
-) -> Differences | None:
+def _suite_mean(read: _Read, suite: str, source: str, probes: Sequence[Probe]) -> Differences | None:
     """Each task counted once; paired where all of them are."""
+    measure, scored, two = read.measure, read.scored, read.two
     if probes and measure != "Retention" and all(probe.key in scored for probe in probes):
         pairs = [scored[probe.key].score if measure == "Score" else scored[probe.key].bits for probe in probes]
         own, others = (compare.mean_of([pair[side] for pair in pairs]) for side in (0, 1))
         return compare.of_images(own, others, data.pairs(two.view.key, two.key).groups)
-    means = [_mean(results, suite, source) for results in runs if results is not None]
-    if len(means) < 2 or means[0] is None or means[1] is None or means[0].tasks != means[1].tasks:
+    mine, theirs = (_mean(results, suite, source) for results in read.runs)
+    if mine is None or theirs is None or mine.tasks != theirs.tasks:
         return None
     if measure == "Score":
-        return _estimates(*(Interval(mean.estimate, mean.lower, mean.upper) for mean in means if mean is not None))
-    if measure == "Bits":
-        return _estimates(means[0].bits, means[1].bits)
-    return _estimates(means[0].retention, means[1].retention)
+        return _estimates(*(Interval(mean.estimate, mean.lower, mean.upper) for mean in (mine, theirs)))
+    return _estimates(*(mean.bits if measure == "Bits" else mean.retention for mean in (mine, theirs)))
 
 
 def _mean(results: Results, suite: str, source: str) -> SuiteMean | None:
-    last = results.run.get("last_layer")
-    return next(
-        (
-            mean
-            for mean in results.suite_means
-            if mean.suite == suite and mean.representation == source and mean.layer in (None, last)
-        ),
-        None,
-    )
+    layers = None, results.run.get("last_layer")
+    own = (mean for mean in results.suite_means if (mean.suite, mean.representation) == (suite, source))
+    return next((mean for mean in own if mean.layer in layers), None)
 
 
-def _how_paired(
-    two: Two,
-    scored: Mapping[compare.ProbeKey, compare.Scored],
-    probes: Sequence[Probe],
-    measure: str,
-    left_out: Mapping[str, Sequence[str]],
-) -> None:
-    how_to_read(
+def _how_paired(read: _Read, left_out: Mapping[str, Sequence[str]]) -> None:
+    two = read.two
+    ui.how_to_read(
         "Right of 0, more can be read from this run. Filled: no chance finding at 5 %, corrected for all dots of its "
         "figure (Holm). Bars are 95 % intervals over groups of images, given the probes. The floor is the score "
         "without looking."
     )
-    if measure == "Retention":
-        how_to_read("Retention is a ratio within a run; the two are taken as independent, which makes intervals wide.")
-        if tasks := not_defined([row for probe in probes for row in (probe.mine, probe.theirs)]):
-            st.caption(f"Left out, as retention is {plain(NOT_DEFINED)} in one of the runs: {plain(', '.join(tasks))}.")
-    elif scored:
-        how_to_read(
+    if read.measure == "Retention":
+        ui.how_to_read(
+            "Retention is a ratio within a run; the two are taken as independent, which makes intervals wide."
+        )
+        if tasks := not_defined([row for probe in read.probes for row in (probe.mine, probe.theirs)]):
+            st.caption(
+                f"Left out, as retention is {ui.plain(NOT_DEFINED)} in one of the runs: {ui.plain(', '.join(tasks))}."
+            )
+    elif read.scored:
+        ui.how_to_read(
             "What both runs' probes said of held-out images is compared image by image. Scores are of the images of "
             "both: of labels, the share that is right (not mAP); R2 is against the variance of these images' labels."
         )
     else:
         for path in two.paths:
             if data.said_beside(path) is None and two.pairs.paired:
-                fill(
-                    f"Without what the probes of {plain(path.stem)} said of each image, the two scores are taken as "
+                ui.fill(
+                    f"Without what the probes of {ui.plain(path.stem)} said of each image, the two scores are taken as "
                     "independent, and intervals are wider than they need be.",
                     "htc-probe semantic detail",
                     path,
@@ -261,43 +241,38 @@ def _how_paired(
         parts = [
             f"{source} ({tasks[0] if len(tasks) == 1 else f'{len(tasks)} tasks'})" for source, tasks in left_out.items()
         ]
-        st.caption(f"Not asked alike in both runs, and left out: {plain(', '.join(parts))}.")
+        st.caption(f"Not asked alike in both runs, and left out: {ui.plain(', '.join(parts))}.")
 
 
-def _numbers(
-    two: Two,
-    measure: str,
-    lines: Sequence[tuple[Probe, Differences]],
-    scored: Mapping[compare.ProbeKey, compare.Scored],
-) -> None:
-    adjusted = holm(np.array([float(line.p) for _, line in lines]))
-    floors = [_floors(probe, measure, scored) for probe, _ in lines]
+def _numbers(read: _Read, lines: Sequence[tuple[Probe, Differences]]) -> None:
+    adjusted, names = holm(np.array([float(line.p) for _, line in lines])), read.two.names
+    floors = [read.floors(probe) for probe, _ in lines]
     with st.expander("All numbers"):
-        table(
+        ui.table(
             {
                 "suite": [probe.mine.suite for probe, _ in lines],
                 "task": [probe.mine.task for probe, _ in lines],
                 "read from": [probe.source for probe, _ in lines],
-                "measure": [_metric(probe, measure, scored) for probe, _ in lines],
-                two.names[0]: [number(line.this) for _, line in lines],
-                two.names[1]: [number(line.other) for _, line in lines],
+                "measure": [read.metric(probe) for probe, _ in lines],
+                names[0]: [number(line.this) for _, line in lines],
+                names[1]: [number(line.other) for _, line in lines],
                 "difference": [signed(line.estimate) for _, line in lines],
                 "95 % interval": [f"{signed(line.lower)} to {signed(line.upper)}" for _, line in lines],
                 "p (Holm)": [p_value(p) for p in adjusted],
-                f"floor of {two.names[0]}": [number(floor) for floor, _ in floors],
-                f"floor of {two.names[1]}": [number(floor) for _, floor in floors],
+                f"floor of {names[0]}": [number(floor) for floor, _ in floors],
+                f"floor of {names[1]}": [number(floor) for _, floor in floors],
                 "compared": ["paired" if line.paired else "as independent" for _, line in lines],
             },
             "compare_numbers",
         )
 
 
-def _layers(two: Two, measure: str, differences: Sequence[tuple[Probe, Differences]]) -> None:
+def _layers(read: _Read, lines: Sequence[tuple[Probe, Differences]]) -> None:
     """Tasks over the layers of z_voco, where more than one was probed."""
-    layers = sorted({probe.mine.layer for probe, _ in differences if probe.mine.layer is not None})
+    layers = sorted({probe.mine.layer for probe, _ in lines if probe.mine.layer is not None})
     if len(layers) < 2:
         return
-    cells = {(probe.mine.task, probe.mine.layer): line for probe, line in differences if probe.mine.layer is not None}
+    cells = {(probe.mine.task, probe.mine.layer): line for probe, line in lines if probe.mine.layer is not None}
     tasks = list(dict.fromkeys(task for task, _ in cells))
     grid = compare.joined(
         [compare.joined([cells.get((task, layer), compare.NONE) for task in tasks]) for layer in layers]
@@ -306,41 +281,34 @@ def _layers(two: Two, measure: str, differences: Sequence[tuple[Probe, Differenc
         figures.difference_heatmap,
         grid,
         title="Over the layers of z_voco",
-        subtitle=f"{measure.lower()} · every task of both runs",
-        names=two.names,
-        unit=measure.lower(),
+        subtitle=f"{read.measure.lower()} · every task of both runs",
+        names=read.two.names,
+        unit=read.measure.lower(),
         columns=[str(layer) for layer in layers],
         rows=tasks,
         axes=("task", "layer"),
     )
     draw(figure, "compare_layers")
-    how_to_read(
+    ui.how_to_read(
         "Layer 0 is the embedding, the same for every image. A dot: no chance finding at 5 %, corrected for all "
         f"{grid.p.size:,} cells (Holm)."
     )
 
 
-def _one_probe(
-    two: Two,
-    probes: Sequence[Probe],
-    scored: Mapping[compare.ProbeKey, compare.Scored],
-    measure: str,
-    differences: Sequence[tuple[Probe, Differences]],
-    runs: Sequence[Results | None],
-) -> None:
+def _one_probe(read: _Read, lines: Sequence[tuple[Probe, Differences]]) -> None:
     """One task and representation: layers, training images, confusions, and images that tell the runs apart."""
     st.subheader("One probe closely")
     left, right = st.columns(2)
-    tasks = list(dict.fromkeys(probe.mine.task for probe in probes))
-    with left:
-        task = select("Task", tasks, "compare_task")
-    sources = sorted((probe.source for probe in probes if probe.mine.task == task), key=lambda source: "@" in source)
-    with right:
-        source = select("Read from", sources, "compare_source")
-    probe = next(probe for probe in probes if (probe.mine.task, probe.source) == (task, source))
+    tasks = list(dict.fromkeys(probe.mine.task for probe in read.probes))
+    task = ui.select("Task", tasks, "compare_task", place=left)
+    sources = sorted(
+        (probe.source for probe in read.probes if probe.mine.task == task), key=lambda source: "@" in source
+    )
+    source = ui.select("Read from", sources, "compare_source", place=right)
+    probe = next(probe for probe in read.probes if (probe.mine.task, probe.source) == (task, source))
     over = {
         line.mine.layer: value
-        for line, value in differences
+        for line, value in lines
         if (line.mine.task, line.mine.representation) == (task, probe.mine.representation)
         and line.mine.layer is not None
     }
@@ -352,29 +320,30 @@ def _one_probe(
             layers,
             axis=f"layer of {probe.mine.representation}",
             title=f"{escape(task)}, over the layers",
-            subtitle=f"{measure.lower()} · {probe.mine.n:,} images",
-            names=two.names,
-            unit=measure.lower(),
+            subtitle=f"{read.measure.lower()} · {probe.mine.n:,} images",
+            names=read.two.names,
+            unit=read.measure.lower(),
         )
         draw(figure, "compare_task_layers")
-        how_to_read("Left, both runs; right, their difference, with its 95 % interval at each layer by itself.")
-    assert runs[0] is not None and runs[1] is not None
-    _learning(two, probe, measure, (runs[0], runs[1]))
-    _confusion(two, probe, (runs[0], runs[1]))
-    _telling(two, probe, scored.get(probe.key))
+        ui.how_to_read("Left, both runs; right, their difference, with its 95 % interval at each layer by itself.")
+    _learning(read, probe)
+    _confusion(read, probe)
+    _telling(read.two, probe, read.scored.get(probe.key))
 
 
-def _learning(two: Two, probe: Probe, measure: str, runs: tuple[Results, Results]) -> None:
-    def curve(results: Results, row: Row) -> dict[int, CurvePoint]:
-        return {
-            point.images: point
-            for point in results.curves
-            if (point.task, point.representation, point.layer) == (row.task, row.representation, row.layer)
-        }
+def _like(found: Sequence[Item], row: Row) -> list[Item]:
+    """Those of the same task, representation and layer."""
+    key = row.task, row.representation, row.layer
+    return [one for one in found if (one.task, one.representation, one.layer) == key]
 
-    mine, theirs = curve(runs[0], probe.mine), curve(runs[1], probe.theirs)
+
+def _learning(read: _Read, probe: Probe) -> None:
+    mine, theirs = (
+        {point.images: point for point in _like(results.curves, row)}
+        for results, row in zip(read.runs, (probe.mine, probe.theirs), strict=True)
+    )
     counts = sorted(mine.keys() & theirs.keys())
-    bits = measure == "Bits"
+    bits = read.measure == "Bits"
     pairs = {
         n: _estimates(*((points[n].bits if bits else points[n].score) for points in (mine, theirs))) for n in counts
     }
@@ -387,26 +356,18 @@ def _learning(two: Two, probe: Probe, measure: str, runs: tuple[Results, Results
             axis="training images",
             title=f"{escape(probe.mine.task)}: the learning curve",
             subtitle=f"read from {escape(probe.source)} · {probe.mine.metric} · taken as independent",
-            names=two.names,
+            names=read.two.names,
             unit="bits" if bits else "score",
         )
         draw(figure, "compare_learning")
-        how_to_read("From how few images the task can be learnt: where the two part, one token needs fewer.")
+        ui.how_to_read("From how few images the task can be learnt: where the two part, one token needs fewer.")
 
 
-def _confusion(two: Two, probe: Probe, runs: tuple[Results, Results]) -> None:
-    def matrix(results: Results, row: Row) -> Confusion | None:
-        return next(
-            (
-                confusion
-                for confusion in results.confusions
-                if (confusion.task, confusion.representation, confusion.layer)
-                == (row.task, row.representation, row.layer)
-            ),
-            None,
-        )
-
-    mine, theirs = matrix(runs[0], probe.mine), matrix(runs[1], probe.theirs)
+def _confusion(read: _Read, probe: Probe) -> None:
+    mine, theirs = (
+        next(iter(_like(results.confusions, row)), None)
+        for results, row in zip(read.runs, (probe.mine, probe.theirs), strict=True)
+    )
     if mine is None or theirs is None or mine.classes != theirs.classes:
         return
     counts = [np.array(confusion.counts) for confusion in (mine, theirs)]
@@ -418,7 +379,7 @@ def _confusion(two: Two, probe: Probe, runs: tuple[Results, Results]) -> None:
         shares[1],
         title=f"{escape(probe.mine.task)}: which classes are taken for which",
         subtitle=f"% of the images of each true class · {counts[0].sum():,} and {counts[1].sum():,} held-out images",
-        names=two.names,
+        names=read.two.names,
         unit="%",
         labels=(mine.classes, mine.classes),
         axes=("true class", "chosen class"),
@@ -426,7 +387,7 @@ def _confusion(two: Two, probe: Probe, runs: tuple[Results, Results]) -> None:
         marked=marked,
     )
     draw(figure, "compare_confusion")
-    how_to_read(
+    ui.how_to_read(
         "Each row sums to 100 %. Difference: orange on the diagonal is what this run gets right more often. A dot: no "
         f"chance finding at 5 % among {marked.size:,} cells (Holm), with binomial errors that take the two runs as "
         "independent."
@@ -457,7 +418,7 @@ def _telling(two: Two, probe: Probe, scored: compare.Scored | None) -> None:
         required=True,
         key="compare_which",
         label_visibility="collapsed",
-        format_func=lambda kind: plain(f"{names[kind]} ({int(kinds[names[kind]].sum()):,})"),
+        format_func=lambda kind: ui.plain(f"{names[kind]} ({int(kinds[names[kind]].sum()):,})"),
     )
     places = np.flatnonzero(kinds[names[kind]])
     if not len(places):
@@ -477,15 +438,15 @@ def _telling(two: Two, probe: Probe, scored: compare.Scored | None) -> None:
         )
         for row, source, bits in zip(rows, sources, gain[order], strict=False)
     ]
-    gallery.show(pictures, "compare_gallery", go_to_image)
+    gallery.show(pictures, "compare_gallery", ui.go_to_image)
     st.button(
         f"Select all {len(rows):,} of them",
         key="compare_select",
-        on_click=choose,
+        on_click=ui.choose,
         args=(rows,),
         help="The selection goes to the other pages; Next and Previous stay among them.",
     )
-    how_to_read(
+    ui.how_to_read(
         f"The first {len(pictures)}, by how much the two differ: how many more bits this run's probe gives to what is "
         "true; below 0, the other's gives more. Click one to see it on every page."
     )

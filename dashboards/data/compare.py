@@ -32,6 +32,10 @@ class Pairs(NamedTuple):
     def paired(self) -> bool:
         return self.other_groups is None
 
+    def differences(self, own: np.ndarray, others: np.ndarray) -> compare.Differences:
+        """Of what was measured on each of them in this run and the other, see `compare.of_images`."""
+        return compare.of_images(own, others, self.groups, self.other_groups)
+
     def evenly(self, most: int) -> "Pairs":
         """At most so many of them."""
         mine, theirs = (att.evenly(np.arange(len(rows)), most) for rows in (self.rows, self.other_rows))
@@ -64,7 +68,7 @@ def mass_differences(key: RunKey, other: RunKey, chosen: tuple[int, ...]) -> com
     """(L, H) of the attention on the anchors, over all pairs; both runs have as many layers and heads."""
     pair, mass, other_mass = pairs(key, other, chosen), anchor_mass(key), anchor_mass(other)
     parts = [
-        compare.of_images(mass[pair.rows, layer], other_mass[pair.other_rows, layer], pair.groups, pair.other_groups)
+        pair.differences(mass[pair.rows, layer], other_mass[pair.other_rows, layer])
         for layer in range(mass.shape[1])  # a layer at a time, which is less to hold in float64
     ]
     return compare.joined(parts)

@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import streamlit as st
@@ -16,8 +17,7 @@ from htc_probe.analysis.stats.draws import Intervals
 from htc_probe.dashboards import data, figures
 from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.parts.chart import draw, made, points
-from htc_probe.dashboards.views.compare.two import Two, number, p_value, signed
-from htc_probe.probes.scores.intervals import holm
+from htc_probe.dashboards.views.compare.two import Two, columns_of
 
 _PERCENT = "% of all attention"
 _TOKENS = 16
@@ -43,55 +43,42 @@ _ANALYSED = {
 def on_average(two: Two) -> None:
     """On average over images."""
     _overall(two)
-    selection, names = two.view.selection, two.names
-    shared = _quantities(two)
-    if shared:
-        name = ui.select(
-            "Quantity", list(shared), "compared", disabled=len(shared) == 1, help="As on the Attention page."
-        )
-        quantity = shared[name]
+    if shared := _quantities(two):
+        told = "As on the Attention page."
+        name = ui.select("Quantity", list(shared), "compared", disabled=len(shared) == 1, help=told)
         if two.same_cells:
-            cells, curve, band, words = _levels(two, quantity)
-            unit = _unit(quantity)
-            left, right = ui.side_by_side([2, 3], "compare_levels", least=380)
-            with left:
-                figure = made(
-                    figures.difference_heatmap,
-                    cells,
-                    title=f"{name}: the difference",
-                    subtitle=f"{unit} · {words}",
-                    names=names,
-                    unit=unit,
-                    mark=(selection.layer, selection.head),
-                )
-                draw(figure, "compare_heatmap", on_click=partial(ui.go_to_clicked, "compare_heatmap"))
-                count = int(cells.marked.sum())
-                ui.how_to_read(
-                    f"Orange: more in this run; purple: less. A dot: no chance finding at 5 %, corrected for all "
-                    f"{cells.p.size:,} cells (Holm): {count:,} of them. Click a cell to select its layer and head."
-                )
-            with right:
-                figure = made(
-                    figures.difference_curve,
-                    curve,
-                    np.arange(1, len(curve.estimate) + 1),
-                    title=f"{name}, over the layers",
-                    subtitle=f"{selection.head_words} · {words}",
-                    names=names,
-                    unit=unit,
-                    band=band,
-                )
-                draw(figure, "compare_curve")
-                ui.how_to_read(
-                    "Left, both runs; right, their difference, with the 95 % interval of its mean over images (each "
-                    "layer by itself), not corrected for their number."
-                    + (" Grey: how the difference of single images lies." if band is not None else "")
-                )
+            _by_layer(two, name, shared[name])
         else:
-            _relative_depth(two, quantity)
+            _relative_depth(two, shared[name])
     _roles_and_images(two)
     _patches(two)
     _first_tokens(two)
+
+
+def _by_layer(two: Two, name: str, quantity: att.Quantity) -> None:
+    """By layer and head, and over the layers."""
+    selection, unit = two.view.selection, _unit(quantity)
+    cells, curve, band, words = _levels(two, quantity)
+    given: dict[str, Any] = {"names": two.names, "unit": unit}
+    left, right = ui.side_by_side([2, 3], "compare_levels", least=380)
+    with left:
+        given |= {"title": f"{name}: the difference", "subtitle": f"{unit} · {words}"}
+        figure = made(figures.difference_heatmap, cells, mark=(selection.layer, selection.head), **given)
+        draw(figure, "compare_heatmap", on_click=partial(ui.go_to_clicked, "compare_heatmap"))
+        ui.how_to_read(
+            f"Orange: more in this run; purple: less. A dot: no chance finding at 5 %, corrected for all "
+            f"{cells.p.size:,} cells (Holm): {int(cells.marked.sum()):,} of them. Click a cell to select its layer and "
+            "head."
+        )
+    with right:
+        given |= {"title": f"{name}, over the layers", "subtitle": f"{selection.head_words} · {words}"}
+        layers = np.arange(1, len(curve.estimate) + 1)
+        draw(made(figures.difference_curve, curve, layers, band=band, **given), "compare_curve")
+        ui.how_to_read(
+            "Left, both runs; right, their difference, with the 95 % interval of its mean over images (each "
+            "layer by itself), not corrected for their number."
+            + (" Grey: how the difference of single images lies." if band is not None else "")
+        )
 
 
 def _quantities(two: Two) -> dict[str, att.Quantity]:
@@ -109,10 +96,10 @@ def _levels(two: Two, quantity: att.Quantity) -> tuple[Differences, Differences,
     chosen, factor = view.selection.chosen, 100 if quantity.unit == "share of all attention" else 1
     if quantity.name == "anchor_mass":
         cells = data.mass_differences(view.key, two.key, chosen)
-        own, others = data.paired_mass(view.key, two.key, chosen, head)
+        own, others = two.mass(head)
         pairs, words = two.pairs, two.images
     else:
-        mine, theirs, pairs = data.paired_attention(view.key, two.key, chosen)
+        mine, theirs, pairs = two.attention
         sections = _sections(two)
         if len(pairs.rows) < len(two.pairs.rows) and not chosen and sections is not None:
             cells = _analysed(sections, two, quantity, lambda part: part.by_head if isinstance(part, Levels) else None)
@@ -120,11 +107,11 @@ def _levels(two: Two, quantity: att.Quantity) -> tuple[Differences, Differences,
             curve = curve if head is None else cells.map(lambda values: values[:, head])
             return cells.times(factor), curve.times(factor), None, _how(curve, sections)
         one_NLH, other_NLH = (quantity.of(sample.values) for sample in (mine, theirs))
-        cells = compare.of_images(one_NLH, other_NLH, pairs.groups, pairs.other_groups)
+        cells = pairs.differences(one_NLH, other_NLH)
         own, others = att.head_mean(one_NLH, head), att.head_mean(other_NLH, head)
         whole = len(pairs.rows) == len(two.pairs.rows)
         words = two.images if whole else f"{len(pairs.rows):,}, evenly spaced, of {two.images}"
-    curve = compare.of_images(own, others, pairs.groups, pairs.other_groups)
+    curve = pairs.differences(own, others)
     band = att.band((own - others) * factor) if pairs.paired else None
     return cells.times(factor), curve.times(factor), band, words
 
@@ -164,9 +151,9 @@ def _overall(two: Two) -> None:
     sections = _sections(two)
     chosen, by_name, how = two.view.selection.chosen, {}, {}
     if two.anchors:
-        means = [values.mean(1) for values in data.paired_mass(two.view.key, two.key, chosen, None)]
+        means = [values.mean(1) for values in two.mass(None)]
         pairs = two.pairs
-        by_name["anchor_mass"] = compare.of_images(means[0], means[1], pairs.groups, pairs.other_groups)
+        by_name["anchor_mass"] = pairs.differences(means[0], means[1])
         how["anchor_mass"] = two.images
     if sections is not None and not chosen:
         for name, (words, unit, _) in _ANALYSED.items():
@@ -178,20 +165,13 @@ def _overall(two: Two) -> None:
                 how[name] = _how(by_name[name], sections)
     st.markdown("**Averages over images, layers and heads**")
     if by_name:
-        lines = {name: line.times(_ANALYSED[name][2]) for name, line in by_name.items()}
-        adjusted = holm(np.array([float(line.p) for line in lines.values()]))
+        lines = [line.times(_ANALYSED[name][2]) for name, line in by_name.items()]
+        columns = {
+            "quantity": [_ANALYSED[name][0] for name in by_name],
+            "unit": [_ANALYSED[name][1] for name in by_name],
+        }
         ui.table(
-            {
-                "quantity": [_ANALYSED[name][0] for name in lines],
-                "unit": [_ANALYSED[name][1] for name in lines],
-                two.names[0]: [number(line.this) for line in lines.values()],
-                two.names[1]: [number(line.other) for line in lines.values()],
-                "difference": [signed(line.estimate) for line in lines.values()],
-                "95 % interval": [f"{signed(line.lower)} to {signed(line.upper)}" for line in lines.values()],
-                "p (Holm)": [p_value(p) for p in adjusted],
-                "images": [how[name] for name in lines],
-            },
-            "compare_overall",
+            columns | columns_of(lines, two.names) | {"images": [how[name] for name in by_name]}, "compare_overall"
         )
         ui.how_to_read(
             "p is corrected for the lines of this table. Differences that are taken as independent have intervals that "
@@ -207,7 +187,7 @@ def _overall(two: Two) -> None:
 
 def _relative_depth(two: Two, quantity: att.Quantity) -> None:
     """Curves of runs whose layers are not each other's."""
-    mine, theirs, pairs = data.paired_attention(two.view.key, two.key, two.view.selection.chosen)
+    mine, theirs, pairs = two.attention
     factor = 100 if quantity.unit == "share of all attention" else 1
     other_groups = pairs.groups if pairs.other_groups is None else pairs.other_groups
     curves = []
@@ -232,7 +212,7 @@ def _relative_depth(two: Two, quantity: att.Quantity) -> None:
 def _roles_and_images(two: Two) -> None:
     selection = two.view.selection
     left, right = ui.side_by_side(2, "compare_roles", least=380)
-    mine, theirs, pairs = data.paired_attention(two.view.key, two.key, selection.chosen)
+    mine, theirs, pairs = two.attention
     count = (
         f"{len(pairs.rows):,} images"
         if pairs.paired
@@ -249,7 +229,7 @@ def _roles_and_images(two: Two) -> None:
                         else np.zeros(of_run.by_layer_NLS.shape[:2], np.float32)
                         for of_run in (mine, theirs)
                     )
-                    by_role[role] = compare.of_images(own, others, pairs.groups, pairs.other_groups).times(100)
+                    by_role[role] = pairs.differences(own, others).times(100)
             figure = made(
                 figures.role_differences, by_role, subtitle=f"{selection.head_words} · {count}", names=two.names
             )
@@ -279,7 +259,7 @@ def _roles_and_images(two: Two) -> None:
 def _masses(two: Two) -> tuple[np.ndarray, np.ndarray, str]:
     """(n,) of each run: attention on the anchors in %, at the selected layer and head; in words."""
     layer, head, words = _selected(two)
-    own, others = data.paired_mass(two.view.key, two.key, two.view.selection.chosen, head)
+    own, others = two.mass(head)
     if layer is None:
         return own.mean(1) * 100, others.mean(1) * 100, words
     return own[:, layer] * 100, others[:, layer] * 100, words
@@ -296,16 +276,15 @@ def _selected(two: Two) -> tuple[int | None, int | None, str]:
 def _patches(two: Two) -> None:
     """The average map of patches of both."""
     layer, head, words = _selected(two)
-    mine, theirs, pairs = data.paired_attention(two.view.key, two.key, two.view.selection.chosen)
+    mine, theirs, pairs = two.attention
     rows = [sample.select(layer, head) for sample in (mine, theirs)]
-    maps = [_map(values.mean(0), header) for values, header in zip(rows, two.headers, strict=True)]
-    if maps[0] is None or maps[1] is None or maps[0].shape != maps[1].shape:
-        st.info("The runs have no grid of patches in common, so that their maps are not compared.")
+    maps = _both_maps(two, [values.mean(0) for values in rows])
+    if maps is None:
         return
     patches = [
         values[:, att.role_mask(header.shape.roles, "patch")] for values, header in zip(rows, two.headers, strict=True)
     ]
-    differences = compare.of_images(patches[0], patches[1], pairs.groups, pairs.other_groups)
+    differences = pairs.differences(patches[0], patches[1])
     shape = two.view.header.shape
     marked_S = np.zeros(shape.keys)
     marked_S[att.role_mask(shape.roles, "patch")] = differences.marked
@@ -314,8 +293,7 @@ def _patches(two: Two) -> None:
     sample_words = f"{len(pairs.rows):,} images, paired" if pairs.paired else "unpaired"
     figure = made(
         figures.two_maps,
-        maps[0] * 100,
-        maps[1] * 100,
+        *maps,
         title="Where it looks in the picture, on average",
         names=two.names,
         unit=_PERCENT,
@@ -327,6 +305,15 @@ def _patches(two: Two) -> None:
         f"The first two share a scale. A dot: that patch's difference is no chance finding at 5 %, corrected for all "
         f"{differences.p.size:,} patches (Holm): {int(differences.marked.sum()):,} of them."
     )
+
+
+def _both_maps(two: Two, rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Of each run's (S,), in %; None, and why, where they have no patches at the same places."""
+    mine, theirs = (_map(values * 100, header) for values, header in zip(rows, two.headers, strict=True))
+    if mine is None or theirs is None or mine.shape != theirs.shape:
+        st.info("The runs have no grid of patches in common, so that their maps are not compared.")
+        return None
+    return mine, theirs
 
 
 def _map(values_S: np.ndarray, header: data.Header) -> np.ndarray | None:
@@ -342,13 +329,13 @@ def _first_tokens(two: Two) -> None:
         st.caption("The first tokens of the two runs are not each other's, so that their attention is not compared.")
         return
     head = two.view.selection.head
-    mine, theirs, pairs = data.paired_attention(two.view.key, two.key, two.view.selection.chosen)
+    mine, theirs, pairs = two.attention
     ends = []
     for sample, shape in zip((mine, theirs), shapes, strict=True):
         keys = att.first_hybrid(shape.roles, _TOKENS)
         values = sample.by_layer_NLS if head is None else sample.rows_NLHS[:, :, head]
         ends.append(values[..., keys].astype(np.float32))
-    differences = compare.of_images(ends[0], ends[1], pairs.groups, pairs.other_groups).times(100)
+    differences = pairs.differences(ends[0], ends[1]).times(100)
     figure = made(
         figures.difference_heatmap,
         differences.map(lambda values: values.T),
@@ -391,14 +378,11 @@ def one_image(two: Two) -> None:
             st.image(theirs.thumbnail, width=180, alt="the other run's thumbnail")
     with maps:
         rows = [att.select(record.attention, layer, head) for record in (mine, theirs)]
-        grids = [_map(values, run) for values, run in zip(rows, two.headers, strict=True)]
-        if grids[0] is None or grids[1] is None or grids[0].shape != grids[1].shape:
-            st.info("The runs have no grid of patches in common, so that their maps are not compared.")
-        else:
+        maps_of_both = _both_maps(two, rows)
+        if maps_of_both is not None:
             figure = made(
                 figures.two_maps,
-                grids[0] * 100,
-                grids[1] * 100,
+                *maps_of_both,
                 title="Where both look in this picture",
                 names=two.names,
                 unit=_PERCENT,

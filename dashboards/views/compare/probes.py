@@ -13,10 +13,9 @@ from htc_probe.dashboards.figures.base import OF, escape
 from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.parts import gallery
 from htc_probe.dashboards.parts.chart import draw, made
-from htc_probe.dashboards.views.compare.two import Two, number, p_value, signed
+from htc_probe.dashboards.views.compare.two import Two, columns_of, number
 from htc_probe.dashboards.views.view import scores
 from htc_probe.probes.files.results import NOT_DEFINED, Confusion, CurvePoint, Interval, Results, Row, SuiteMean, label
-from htc_probe.probes.scores.intervals import holm
 from htc_probe.probes.show.table import not_defined
 
 _SHOWN = 24
@@ -245,26 +244,19 @@ def _how_paired(read: _Read, left_out: Mapping[str, Sequence[str]]) -> None:
 
 
 def _numbers(read: _Read, lines: Sequence[tuple[Probe, Differences]]) -> None:
-    adjusted, names = holm(np.array([float(line.p) for _, line in lines])), read.two.names
     floors = [read.floors(probe) for probe, _ in lines]
+    columns = {
+        "suite": [probe.mine.suite for probe, _ in lines],
+        "task": [probe.mine.task for probe, _ in lines],
+        "read from": [probe.source for probe, _ in lines],
+        "measure": [read.metric(probe) for probe, _ in lines],
+        **columns_of([line for _, line in lines], read.two.names),
+    }
+    for side, name in enumerate(read.two.names):
+        columns[f"floor of {name}"] = [number(both[side]) for both in floors]
+    columns["compared"] = ["paired" if line.paired else "as independent" for _, line in lines]
     with st.expander("All numbers"):
-        ui.table(
-            {
-                "suite": [probe.mine.suite for probe, _ in lines],
-                "task": [probe.mine.task for probe, _ in lines],
-                "read from": [probe.source for probe, _ in lines],
-                "measure": [read.metric(probe) for probe, _ in lines],
-                names[0]: [number(line.this) for _, line in lines],
-                names[1]: [number(line.other) for _, line in lines],
-                "difference": [signed(line.estimate) for _, line in lines],
-                "95 % interval": [f"{signed(line.lower)} to {signed(line.upper)}" for _, line in lines],
-                "p (Holm)": [p_value(p) for p in adjusted],
-                f"floor of {names[0]}": [number(floor) for floor, _ in floors],
-                f"floor of {names[1]}": [number(floor) for _, floor in floors],
-                "compared": ["paired" if line.paired else "as independent" for _, line in lines],
-            },
-            "compare_numbers",
-        )
+        ui.table(columns, "compare_numbers")
 
 
 def _layers(read: _Read, lines: Sequence[tuple[Probe, Differences]]) -> None:

@@ -20,7 +20,7 @@ from htc_probe.probes.show.table import not_defined
 
 _SHOWN = 24
 """Images of a kind on the page."""
-Item = TypeVar("Item", CurvePoint, Confusion)
+_Item = TypeVar("_Item", CurvePoint, Confusion)
 
 
 class Probe(NamedTuple):
@@ -323,7 +323,7 @@ def _one_probe(read: _Read, lines: Sequence[tuple[Probe, Differences]]) -> None:
     _telling(read.two, probe, read.scored.get(probe.key))
 
 
-def _like(found: Sequence[Item], row: Row) -> list[Item]:
+def _like(found: Sequence[_Item], row: Row) -> list[_Item]:
     """Those of the same task, representation and layer."""
     key = row.task, row.representation, row.layer
     return [one for one in found if (one.task, one.representation, one.layer) == key]

@@ -389,7 +389,7 @@ def command(settings, photos, tmp_path):
     tokenizer.save_pretrained(start)
     return [
         "-m",
-        "extract.training.cli",
+        "htc_probe.extract.training.cli",
         "--init-from",
         str(start),
         "--data",

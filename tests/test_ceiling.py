@@ -13,7 +13,7 @@ from htc_probe.probes.scores.metrics import Gaussian, Prediction, VonMises, eval
 from htc_probe.probes.study import ceiling, protocol
 from htc_probe.probes.study.ceiling import Reader
 from htc_probe.probes.study.protocol import Settings
-from htc_probe.probes.study.work import Ceiling
+from htc_probe.probes.study.work import Bench, Ceiling
 
 N, D = 1000, 12
 RNG = np.random.default_rng(0)
@@ -110,7 +110,7 @@ def test_a_cell_is_kept_as_it_was() -> None:
         Labels("circular", np.degrees(np.arctan2(Z[:, 0] * Z[:, 1], Z[:, 2])) % 360, 0, 360.0),
     ]
     cell = Ceiling(Representation("z_voco", 4), 0, ~TEST, TEST, np.ones(4))
-    found = cell.compute(X, tasks, GROUPS, Settings())
+    found = cell.compute(Bench(X, GROUPS, Settings(), None, ""), tasks)
     again = cell.unpack(cell.pack(found), tasks)
     assert [one[1:] for one in found] == [one[1:] for one in again]
     for one, other in zip(found, again, strict=True):

@@ -16,16 +16,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from htc_probe.extract.errors import UserError, reason
 from htc_probe.extract.files import settle
 from htc_probe.extract.store import NUMERIC, Kind
-from htc_probe.probes.files.weights import Key, unknown_key
+from htc_probe.probes.files.weights import Key, opened, unknown_key
 from htc_probe.probes.inputs import circular
 from htc_probe.probes.scores.metrics import Gaussian, Prediction, VonMises
 
@@ -89,7 +87,7 @@ class Predicted:
         """(n,) the probability of the chosen class, (n, C) that of each label; None for numbers and angles."""
         if self.kind == "classes":
             return np.exp(self.logs[:, 0])
-        return None if isinstance(self.prediction, tuple) else _sigmoid(self.prediction)
+        return np.exp(-np.logaddexp(0, -self.prediction)) if isinstance(self.prediction, np.ndarray) else None
 
     @cached_property
     def of_true(self) -> np.ndarray | None:
@@ -126,10 +124,8 @@ class Writer:
         about = {
             "schema": _SCHEMA,
             "run": json.dumps(dict(run)),
-            "tasks": json.dumps(
-                [[one.task, one.kind, list(one.classes), *([one.period] if one.period else [])] for one in asked]
-            ),
-            "representations": json.dumps([list(at) for at in representations]),
+            "tasks": json.dumps([[*one[:3], *([one.period] if one.period else [])] for one in asked]),
+            "representations": json.dumps(representations),
         }
         self._file: BinaryIO | None = None
         with self._guard():
@@ -159,9 +155,7 @@ class Writer:
     def __enter__(self) -> Writer:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._file is not None:
             with contextlib.suppress(OSError):  # what a full disk left in the buffer
                 self._file.close()
@@ -208,7 +202,7 @@ class Predictions(Mapping[Key, Predicted]):
             raise unknown_key(key, self._places.keys(), self._path)
         t, r = self._places[key]
         _, kind, classes, period = self._tasks[t]
-        with _opened(self._path) as file:
+        with opened(self._path, _SCHEMA, "predictions") as (file, _):
 
             def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
                 array = file.get_tensor(name)
@@ -222,7 +216,7 @@ class Predictions(Mapping[Key, Predicted]):
             stored = {name: read(f"{t}.{r}.{name}", shape) for name, _, shape in _tensors(kind, K, n)}
             if kind == "classes" and any((array < 0).any() or (array >= K).any() for array in (y, stored["said"])):
                 raise ValueError(f"{key[0]} has classes without a name")
-            return _predicted(kind, classes, rows, fold, y, stored, period)
+            return Predicted(kind, classes, rows, fold, y, *_said(kind, K, y, stored, period))
 
     def __contains__(self, key: object) -> bool:
         return key in self._places
@@ -236,24 +230,8 @@ class Predictions(Mapping[Key, Predicted]):
 
 def load(path: Path | str) -> Predictions:
     """What htc-probe wrote. Raises UserError for a file that is missing, damaged or something else."""
-    path = Path(path)
-    with _opened(path) as file:
-        about = file.metadata() or {}
-        if about.get("schema") != _SCHEMA:
-            raise UserError(f"{path} holds no predictions (its schema is not {_SCHEMA}); htc-probe writes them")
-        return Predictions(path, about)
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """The file, with what may be wrong with it told as a UserError."""
-    try:
-        with safe_open(str(path), "np") as file:
-            yield file
-    except FileNotFoundError:
-        raise UserError(f"no predictions at {path}; make them with: htc-probe semantic detail") from None
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f"{path} cannot be read ({error}); run htc-probe again") from error
+    with opened(path, _SCHEMA, "predictions") as (_, about):
+        return Predictions(Path(path), about)
 
 
 # ---- what is stored
@@ -278,10 +256,8 @@ def _tensors(kind: Kind, n_classes: int, n: int) -> list[tuple[str, str, tuple[i
 
 def _stored(asked: Asked, prediction: Prediction) -> dict[str, np.ndarray]:
     """A prediction as those tensors."""
-    if isinstance(prediction, Gaussian):
-        return {"mean": prediction.mean, "scale": prediction.scale}
-    if isinstance(prediction, VonMises):
-        return {"mean": prediction.mean, "concentration": prediction.concentration}
+    if isinstance(prediction, tuple):
+        return dict(zip(prediction._fields, prediction[:2], strict=False))
     halves = np.clip(prediction, -_LARGEST, _LARGEST)
     if asked.kind == "multilabel":
         return {"logits": halves}
@@ -291,30 +267,24 @@ def _stored(asked: Asked, prediction: Prediction) -> dict[str, np.ndarray]:
     return {"said": said, "logs": halves}
 
 
-def _predicted(
-    kind: Kind,
-    classes: tuple[str, ...],
-    rows: np.ndarray,
-    fold: np.ndarray,
-    y: np.ndarray,
-    stored: dict[str, Any],
-    period: float,
-) -> Predicted:
-    none = np.empty((len(rows), 0), np.float32)
+def _said(
+    kind: Kind, n_classes: int, y: np.ndarray, stored: dict[str, Any], period: float
+) -> tuple[np.ndarray, Prediction | None, np.ndarray, float]:
+    """What follows from those tensors: `said`, `prediction`, `logs` and `period` of Predicted."""
+    none = np.empty((len(y), 0), np.float32)
     if kind == "circular":
         if not 0 < period < np.inf:
             raise ValueError(f"a circular task of period {period}")
-        said = VonMises(stored["mean"], stored["concentration"], period)
-        return Predicted(kind, classes, rows, fold, y, said.mean, said, none, period)
+        return stored["mean"], VonMises(**stored, period=period), none, period
     if kind == "number":
-        return Predicted(kind, classes, rows, fold, y, stored["mean"], Gaussian(stored["mean"], stored["scale"]), none)
+        return stored["mean"], Gaussian(**stored), none, 0.0
     if kind == "multilabel":
         logits = stored["logits"].astype(np.float32)
-        return Predicted(kind, classes, rows, fold, y, logits > 0, logits, none)
+        return logits > 0, logits, none, 0.0
     logs, said = stored["logs"].astype(np.float32), stored["said"].astype(np.int32)
-    whole = len(classes) <= _MOST_CLASSES
+    whole = n_classes <= _MOST_CLASSES
     both = np.take_along_axis(logs, np.stack([said, y], 1), 1) if whole else logs
-    return Predicted(kind, classes, rows, fold, y, said, logs if whole else None, both)
+    return said, logs if whole else None, both, 0.0
 
 
 def _layout(asked: Sequence[Asked], representations: int) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -342,7 +312,3 @@ def _head(layout: Mapping[str, tuple[str, tuple[int, ...]]], about: Mapping[str,
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
-
-
-def _sigmoid(logits: np.ndarray | None) -> np.ndarray | None:
-    return None if logits is None else np.exp(-np.logaddexp(0, -logits))

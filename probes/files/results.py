@@ -10,7 +10,7 @@ import io
 import json
 import math
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard, get_args, get_origin, get_type_hints
@@ -296,6 +296,11 @@ def is_defined(retention: Interval | None) -> TypeGuard[Interval]:
     return retention is not None and None not in retention
 
 
+def is_undefined(retention: Interval | None) -> bool:
+    """Whether there is one, and it is `NOT_DEFINED`."""
+    return retention is not None and not is_defined(retention)
+
+
 def default_path(run: Path) -> Path:
     """`NAME.probes.json` next to the run."""
     return run.with_name(run.stem + ".probes.json")
@@ -324,30 +329,11 @@ def classes_path(path: Path) -> Path:
 def write(results: Results, path: Path) -> tuple[Path, ...]:
     """Writes `path` (JSON) and its two CSV, each whole or not at all. Raises UserError when that fails."""
     body = {"schema": _SCHEMA, "schema_version": _SCHEMA_VERSION, **asdict(results)}
-    rows = []
-    for row in results.rows:
-        cells = {item.name: _cell(getattr(row, item.name)) for item in fields(Row)}
-        if row.retention is not None and not is_defined(row.retention):
-            cells["retention"] = NOT_DEFINED
-        rows.append(list(cells.values()))
-    by_class = [
-        [
-            one.suite,
-            one.task,
-            one.representation,
-            one.layer,
-            one.name,
-            one.metric,
-            *one.score,
-            one.floor,
-            one.n,
-            one.n_groups,
-        ]
-        for one in results.by_class
-    ]
+    undefined = {"retention": NOT_DEFINED}
+    rows = [vars(row) | (undefined if is_undefined(row.retention) else {}) for row in results.rows]
     texts = {
         csv_path(path): _table([item.name for item in fields(Row)], rows),
-        classes_path(path): _table(_BY_CLASS, by_class),
+        classes_path(path): _table(_BY_CLASS, [vars(one) | one.score._asdict() for one in results.by_class]),
         path: json.dumps(body, indent=1, allow_nan=False, ensure_ascii=False) + "\n",
     }
     for place, text in texts.items():
@@ -359,11 +345,11 @@ def write(results: Results, path: Path) -> tuple[Path, ...]:
 _BY_CLASS = ("suite", "task", "representation", "layer", "name", "metric", *Interval._fields, "floor", "n", "n_groups")
 
 
-def _table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def _table(names: Sequence[str], records: Sequence[Mapping[str, Any]]) -> str:
     table = io.StringIO(newline="")
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(names)
-    writer.writerows([_cell(value) for value in row] for row in rows)
+    writer.writerows([_cell(record[name]) for name in names] for record in records)
     return table.getvalue()
 
 

@@ -8,10 +8,12 @@ What a probe reads is not all that there is of its label, see `directions`; `pro
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -22,6 +24,7 @@ from htc_probe.extract.files import replaced
 from htc_probe.probes.inputs import circular
 
 _SCHEMA = "htc-probe-weights-1"
+_ARRAYS = ("weights", "intercepts", "mean")
 Key = tuple[str, str, int | None]
 """Task, representation, layer (None but for z_voco)."""
 
@@ -68,7 +71,9 @@ class Probe:
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         """(n, C) of features (n, D); numbers: the predicted values; circular: cosine and sine."""
-        return self._checked(features) @ self.weights + self.intercepts
+        if features.ndim != 2 or features.shape[1] != len(self.weights):
+            raise UserError(f"features of shape {features.shape}; this probe takes (rows, {len(self.weights)})")
+        return features.astype(np.float64) @ self.weights + self.intercepts
 
     def predict(self, features: np.ndarray) -> np.ndarray:
         """(n,) names of classes, (n, C) bool, (n,) numbers, or (n,) circular values from 0 to below the period, for
@@ -94,11 +99,6 @@ class Probe:
         axes, sizes, _ = np.linalg.svd(w, full_matrices=False)
         return axes[:, sizes > 1e-9 * max(sizes.max(initial=0), np.finfo(float).tiny)]
 
-    def _checked(self, features: np.ndarray) -> np.ndarray:
-        if features.ndim != 2 or features.shape[1] != len(self.weights):
-            raise UserError(f"features of shape {features.shape}; this probe takes (rows, {len(self.weights)})")
-        return features.astype(np.float64)
-
 
 class Probes(dict[Key, Probe]):
     """Probes by key, made by `load`. A key that is not there raises UnknownKey, which lists those that are."""
@@ -116,7 +116,7 @@ def save(probes: Mapping[Key, Probe], path: Path) -> Path:
     tensors: dict[str, np.ndarray] = {}
     described = []
     for number, ((task, representation, layer), probe) in enumerate(probes.items()):
-        for name in ("weights", "intercepts", "mean"):
+        for name in _ARRAYS:
             tensors[f"{number}.{name}"] = np.ascontiguousarray(getattr(probe, name), dtype=np.float32)
         period = [probe.period] if probe.kind == "circular" else []
         described.append([task, representation, layer, probe.kind, list(probe.classes), *period])
@@ -128,36 +128,35 @@ def save(probes: Mapping[Key, Probe], path: Path) -> Path:
 
 def load(path: Path | str) -> Probes:
     """The probes that htc-probe wrote. Raises UserError for a file that is missing, damaged or something else."""
+    with opened(path, _SCHEMA, "probes") as (file, about):
+        found: dict[Key, Probe] = {}
+        for number, (task, representation, layer, kind, classes, *period) in enumerate(json.loads(about["probes"])):
+            arrays = [file.get_tensor(f"{number}.{name}").astype(np.float64) for name in _ARRAYS]
+            found[task, representation, layer] = _checked(Probe(kind, tuple(classes), *arrays, *period))
+        return Probes(found, path)
+
+
+@contextlib.contextmanager
+def opened(path: Path | str, schema: str, what: str) -> Iterator[tuple[Any, dict[str, str]]]:
+    """The safetensors file and its metadata, with what may be wrong with it told as a UserError; `what` it holds."""
     try:
         with safe_open(str(path), "np") as file:
             about = file.metadata() or {}
-            if about.get("schema") != _SCHEMA:
-                raise UserError(f"{path} holds no probes (its schema is not {_SCHEMA}); htc-probe writes them")
-            found: dict[Key, Probe] = {}
-            for number, (task, representation, layer, kind, classes, *period) in enumerate(json.loads(about["probes"])):
-                arrays = [
-                    file.get_tensor(f"{number}.{name}").astype(np.float64) for name in ("weights", "intercepts", "mean")
-                ]
-                found[task, representation, layer] = _probe(kind, tuple(classes), *arrays, *period)
-            return Probes(found, path)
+            if about.get("schema") != schema:
+                raise UserError(f"{path} holds no {what} (its schema is not {schema}); htc-probe writes them")
+            yield file, about
     except FileNotFoundError:
-        raise UserError(f"no probes at {path}; make them with: htc-probe semantic detail") from None
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"no {what} at {path}; make them with: htc-probe semantic detail") from None
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"{path} cannot be read ({error}); run htc-probe again") from error
 
 
-def _probe(
-    kind: str,
-    classes: tuple[str, ...],
-    weights: np.ndarray,
-    intercepts: np.ndarray,
-    mean: np.ndarray,
-    period: float = 0.0,
-) -> Probe:
+def _checked(probe: Probe) -> Probe:
+    kind, classes, weights, intercepts, mean, period = vars(probe).values()
     of_classes = 1 if len(classes) == 2 else len(classes)
     columns = {"classes": of_classes, "multilabel": len(classes), "number": 1, "circular": 2}[kind]
     if not weights.shape == (*mean.shape, *intercepts.shape) == (len(mean), columns):
         raise ValueError(f"weights of shape {weights.shape} for {len(classes)} classes and means of {mean.shape}")
     if (kind == "circular") != (period > 0):
         raise ValueError(f"a {kind} probe of period {period}")
-    return Probe(kind, classes, weights, intercepts, mean, period)
+    return probe

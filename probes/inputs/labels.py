@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from htc_probe.extract.store import Kind
+from htc_probe.extract.store import NUMERIC, Kind
 
 
 class Labels(NamedTuple):
@@ -23,3 +24,9 @@ class Labels(NamedTuple):
     def among(self, rows: np.ndarray | slice) -> Labels:
         """Of these rows alone: numbers, (n,) bool or a slice."""
         return self._replace(y=self.y[rows])
+
+
+def by_solver(tasks: Sequence[Labels]) -> tuple[list[int], list[int], list[int]]:
+    """Which tasks are logistic, which numbers, and which circular."""
+    numbers, turning = ([i for i, task in enumerate(tasks) if task.kind == kind] for kind in ("number", "circular"))
+    return [i for i, task in enumerate(tasks) if task.kind not in NUMERIC], numbers, turning

@@ -277,12 +277,8 @@ def _measure_multilabel(
             return bits
         harmonic = np.append(0, np.cumsum(1 / np.arange(1, 1 + (sizes_G @ weights_GR).max())))
         nothing_R = np.full(weights_GR.shape[1], np.nan)
-        precision_CR = np.stack(
-            [
-                mean_known(np.stack([nothing_R, *(fold.average_precision(weights_GR, harmonic) for fold in folds)]), 0)
-                for folds in rankings
-            ]
-        )
+        by_fold = [[nothing_R, *(fold.average_precision(weights_GR, harmonic) for fold in folds)] for folds in rankings]
+        precision_CR = np.stack([mean_known(np.stack(folds), 0) for folds in by_fold])
         return {"mAP": mean_known(precision_CR, 0), **bits, _BY_CLASS: precision_CR}
 
     return measure
@@ -295,7 +291,7 @@ def _measure_number(
     bits = row_bits("number", y, prediction)
     columns = [np.ones(len(y)), centred, centred**2, error**2, np.abs(error), bits]
     sums_SG = (membership @ np.stack(columns, 1)).T
-    whole = _rows_by(fold) if ranks else []
+    whole = [np.flatnonzero(fold == k) for k in np.unique(fold)] if ranks else []
     folds = [(groups[rows], _Ties.of(y[rows]), _Ties.of(prediction.mean[rows])) for rows in whole]
 
     def measure(weights_GR: np.ndarray) -> _Metrics:
@@ -315,9 +311,7 @@ def _measure_circular(y: np.ndarray, prediction: VonMises, membership: sparse.cs
 
     def measure(weights_GR: np.ndarray) -> _Metrics:
         n, *sums = sums_SG @ weights_GR
-        return {
-            name: _ratio(sum_R, n) for name, sum_R in zip(("mean cosine", "MAE", "cross-entropy"), sums, strict=True)
-        }
+        return dict(zip(("mean cosine", "MAE", "cross-entropy"), (_ratio(sum_R, n) for sum_R in sums), strict=True))
 
     return measure
 
@@ -438,10 +432,6 @@ def take(prediction: Prediction, rows: np.ndarray) -> Prediction:
 def _array(prediction: Prediction) -> np.ndarray:
     assert isinstance(prediction, np.ndarray), f"a {type(prediction).__name__} for classes or labels"
     return prediction
-
-
-def _rows_by(fold: np.ndarray) -> list[np.ndarray]:
-    return [np.flatnonzero(fold == k) for k in np.unique(fold)]
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:

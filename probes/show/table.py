@@ -32,6 +32,7 @@ from htc_probe.probes.files.results import (
     SuiteGap,
     SuiteMean,
     is_defined,
+    is_undefined,
     label,
 )
 from htc_probe.probes.inputs.representations import Representation
@@ -162,9 +163,8 @@ def between(results: Results, suite: str, a: Representation, b: Representation) 
 
 def kept(results: Results, suite: str) -> dict[tuple[str | None, Representation], Kept]:
     """(task, column) -> whether the column keeps what v_pooled has of the task; task None: of the mean."""
-    return _in_order(
-        results, suite, {(verdict.task, key_of(verdict)): verdict for verdict in results.kept if verdict.suite == suite}
-    )
+    by_key = {(verdict.task, key_of(verdict)): verdict for verdict in results.kept if verdict.suite == suite}
+    return _in_order(results, suite, by_key)
 
 
 def gaps(results: Results) -> dict[Representation, SuiteGap]:
@@ -183,9 +183,8 @@ def holds(claim: Comparison | Ceiling | SuiteGap | Kept) -> bool:
 def ceilings(results: Results, suite: str) -> dict[tuple[str, Representation], Ceiling]:
     """(task, column) -> what a reader that is not linear finds."""
     by_key = {(ceiling.task, key_of(ceiling)): ceiling for ceiling in results.ceilings if ceiling.suite == suite}
-    return {
-        (task, key): ceiling for (task, key), ceiling in _in_order(results, suite, by_key).items() if task is not None
-    }
+    order = [(task, key) for task in tasks(results, suite) for key in columns(results, suite)]
+    return {place: by_key[place] for place in order if place in by_key}
 
 
 def added(pair: Comparison) -> tuple[str, str]:
@@ -196,7 +195,7 @@ def added(pair: Comparison) -> tuple[str, str]:
 
 def not_defined(items: Iterable[Row | SuiteMean]) -> list[str]:
     """The tasks, or the suites of means, whose retention is not defined; each once."""
-    without = [item for item in items if item.retention is not None and not is_defined(item.retention)]
+    without = [item for item in items if is_undefined(item.retention)]
     return list(dict.fromkeys(item.task if isinstance(item, Row) else item.suite for item in without))
 
 
@@ -264,9 +263,8 @@ def _bits(results: Results, suite: str) -> Grid:
     lines = []
     for task, own in tasks(results, suite).items():
         by_key = {key: row for row in own if (key := key_of(row)) in keys}
-        lines.append(
-            Line(Text(task), {key: _interval(row.metrics.get("V-information")) for key, row in by_key.items()})
-        )
+        cells = {key: _interval(row.metrics.get("V-information")) for key, row in by_key.items()}
+        lines.append(Line(Text(task), cells))
         if any(row.compression is not None for row in by_key.values()):
             cells = {key: _interval(row.compression_interval) for key, row in by_key.items()}
             lines.append(Line(Text(" compression", style=GREY), cells))
@@ -287,14 +285,12 @@ def _differences(results: Results, suite: str) -> Grid:
 
 def _lines(cells: Mapping[tuple[str | None, Representation], Text]) -> list[Line]:
     """One a task, and one of their mean."""
-    return [
-        Line(
-            Text("mean of the tasks" if task is None else task, style="bold" if task is None else ""),
-            {key: cell for (of_task, key), cell in cells.items() if of_task == task},
-            section=task is None,
-        )
-        for task in dict.fromkeys(task for task, _ in cells)
-    ]
+    lines = []
+    for task in dict.fromkeys(task for task, _ in cells):
+        name = Text("mean of the tasks", style="bold") if task is None else Text(task)
+        own = {key: cell for (of_task, key), cell in cells.items() if of_task == task}
+        lines.append(Line(name, own, section=task is None))
+    return lines
 
 
 def _added(results: Results, suite: str) -> Grid:
@@ -317,9 +313,7 @@ def _kept(results: Results, suite: str) -> Grid:
 
 
 def _verdict(verdict: Kept) -> Text:
-    sure = holds(verdict)
-    ends = _ends(verdict.difference.lower, verdict.difference.upper, 3)
-    return Text(_SHORT[verdict.verdict], style="" if sure else GREY) + Text("\n" + ends, style=GREY)
+    return _with_ends(_SHORT[verdict.verdict], "" if holds(verdict) else GREY, verdict.difference, 3)
 
 
 def _ceilings(results: Results, suite: str) -> Grid:
@@ -328,10 +322,9 @@ def _ceilings(results: Results, suite: str) -> Grid:
     lines = []
     for task in dict.fromkeys(task for task, _ in by_key):
         of_task = {key: ceiling for (name, key), ceiling in by_key.items() if name == task}
+        over = {key: _difference(ceiling) for key, ceiling in of_task.items()}
         lines.append(Line(Text(task), {key: _interval(ceiling.score) for key, ceiling in of_task.items()}))
-        lines.append(
-            Line(Text(" over linear", style=GREY), {key: _difference(ceiling) for key, ceiling in of_task.items()})
-        )
+        lines.append(Line(Text(" over linear", style=GREY), over))
     heads = _heads(list(dict.fromkeys(key for _, key in by_key)))
     return Grid(f"{suite}: ceiling, what a reader with a hidden layer finds", heads, lines)
 
@@ -346,11 +339,10 @@ def _gaps(results: Results) -> Grid:
 
 
 def _difference(claim: Comparison | Ceiling | SuiteGap) -> Text:
-    value, lower, upper = claim.difference
-    sure = holds(claim)
+    value, sure = claim.difference.estimate, holds(claim)
     sign = "+" if (value or 0) > 0 else ""
-    first = Text(f"{sign}{_number(value, 3)}{'*' if sure else ''}", style="" if sure else GREY)
-    return first + Text("\n" + _ends(lower, upper, 3), style=GREY)
+    first = f"{sign}{_number(value, 3)}{'*' if sure else ''}"
+    return _with_ends(first, "" if sure else GREY, claim.difference, 3)
 
 
 def _legend(results: Results) -> str:
@@ -360,6 +352,9 @@ def _legend(results: Results) -> str:
     matched = results.config.get("protocol", {}).get("match_dim")
     undefined = not_defined(results.suite_means)
     kinds = {"bits" if item.metric == "bits" else "scores" for item in results.comparisons}
+    controls, codes = (any(getattr(row, name) is not None for row in rows) for name in ("control", "compression"))
+    margin = next((verdict.margin for verdict in results.kept), 0.0)
+    shares, above = results.suite_gaps, results.ceilings
     sentences = {
         "Scores are held out, with their 95 % interval below. "
         + "; ".join(f"{name}: {METRICS.get(name, '')}" for name in metrics)
@@ -370,35 +365,23 @@ def _legend(results: Results) -> str:
         "Grey: floors, and what is not above its own. floor: without features (majority class, random ranking, "
         "mean).": True,
         "pixels: a probe of the thumbnail.": any(row.representation == "pixels" for row in rows),
-        "control: a probe of random labels of object categories, which shows how well it tells these apart.": any(
-            row.control is not None for row in rows
-        ),
+        "control: a probe of random labels of object categories, which shows how well it tells these apart.": controls,
         "category alone: the best guess from the image's category.": results.baselines,
         "A suite's mean counts each task once, though metrics differ.": len(metrics) > 1,
         "retention: (mean - floor) / (v_pooled's mean - floor).": any(mean.retention for mean in results.suite_means),
         f"retention of {' and '.join(undefined)}: {NOT_DEFINED}.": undefined,
-        f"kept: within {_margin(results)} of v_pooled's score by two one-sided tests; lost, gained: further from it "
+        f"kept: within {margin:g} of v_pooled's score by two one-sided tests; lost, gained: further from it "
         "than that; each with p < 0.05 after Holm's correction. ?: not decided by so many images. -: v_pooled is not "
         "clearly further than that above its floor. Below, the 95 % interval of the score minus "
         "v_pooled's.": results.kept,
-        "Shares kept: above 0, semantics are kept better than details.": any(
-            item.p is not None for item in results.suite_gaps
-        ),
-        "ceiling: a hidden layer on top of the linear probe; over linear: that score minus the linear probe's.": (
-            results.ceilings
-        ),
+        "Shares kept: above 0, semantics are kept better than details.": any(gap.p is not None for gap in shares),
+        "ceiling: a hidden layer on top of the linear probe; over linear: that score minus the linear probe's.": above,
         "Bits: V-information, what the probe saves over knowing how often labels occur.": True,
-        "compression: of the online code, which also rewards learning from few images; 1 saves nothing.": any(
-            row.compression is not None for row in rows
-        ),
+        "compression: of the online code, which also rewards learning from few images; 1 saves nothing.": codes,
         "One given another: I(a; Y | b), what a probe of both saves over a probe of b alone; below 0, the wider one "
         "learned worse from as many images.": "bits" in kinds,
     }
     return " ".join(text for text, there in sentences.items() if there) + "\n"
-
-
-def _margin(results: Results) -> str:
-    return f"{next((one.margin for one in results.kept), 0.0):g}"
 
 
 def paper_reference(suite: str) -> str:
@@ -426,22 +409,23 @@ def _range(numbers: set[int]) -> str:
 
 def _score(item: Row | SuiteMean, key: Representation, marked: bool) -> Text:
     grey = key.is_floor or item.lower <= item.floor
-    first = Text(_number(item.estimate) + ("*" if marked else ""), style=GREY if grey else "bold" if marked else "")
-    return first + Text("\n" + _ends(item.lower, item.upper), style=GREY)
+    first, style = _number(item.estimate) + ("*" if marked else ""), GREY if grey else "bold" if marked else ""
+    return _with_ends(first, style, item)
 
 
 def _interval(value: Interval | None) -> Text:
     if value is None or value.estimate is None:
         return Text("-", style=GREY)
-    return Text(_number(value.estimate)) + Text("\n" + _ends(value.lower, value.upper), style=GREY)
+    return _with_ends(_number(value.estimate), "", value)
 
 
-def _ends(lower: float | None, upper: float | None, digits: int = 2) -> str:
+def _with_ends(first: str, style: str, value: Interval | Row | SuiteMean, digits: int = 2) -> Text:
     """Short enough for a narrow column; where a number is negative, on two lines if need be."""
-    if lower is None or upper is None:
-        return "no interval"
-    low, high = (re.sub(r"^(-?)0\.", r"\1.", _number(value, digits)) for value in (lower, upper))
-    return f"{low} to {high}" if low.startswith("-") else f"{low}-{high}"
+    ends = "no interval"
+    if value.lower is not None and value.upper is not None:
+        low, high = (re.sub(r"^(-?)0\.", r"\1.", _number(end, digits)) for end in (value.lower, value.upper))
+        ends = f"{low} to {high}" if low.startswith("-") else f"{low}-{high}"
+    return Text(first, style=style) + Text("\n" + ends, style=GREY)
 
 
 def _number(value: float | None, digits: int = 2) -> str:

@@ -18,18 +18,8 @@ import torch
 from torch import Tensor
 
 from htc_probe.extract.store import UNKNOWN
-from htc_probe.probes.solvers.problems import (
-    Block,
-    Fit,
-    Layout,
-    Target,
-    bound,
-    jacobian_,
-    label_columns,
-    losses,
-    newton_weights,
-    probabilities,
-)
+from htc_probe.probes.solvers import problems
+from htc_probe.probes.solvers.problems import Block, Fit, Layout, Target, jacobian_, newton_weights, probabilities
 from htc_probe.probes.solvers.products import Rows
 from htc_probe.probes.solvers.survey import PAIRS, Features, Survey, label_sums, tiles
 
@@ -57,15 +47,14 @@ class _Point:
     residual: Tensor
     """(P,) float64: mean squared residual, summed over the columns."""
 
-    def take(self, columns: Tensor, problems: Tensor) -> _Point:
-        return _Point(
-            *(part[columns] for part in (self.w, self.g, self.h)),
-            *(part[problems] for part in (self.loss, self.bend, self.residual)),
-        )
+    def take(self, columns: Tensor, chosen: Tensor) -> _Point:
+        """Of these columns and problems alone."""
+        sums = self.loss[chosen], self.bend[chosen], self.residual[chosen]
+        return _Point(self.w[columns], self.g[columns], self.h[columns], *sums)
 
-    def put(self, columns: Tensor, problems: Tensor, point: _Point) -> None:
+    def put(self, columns: Tensor, chosen: Tensor, point: _Point) -> None:
         self.w[columns], self.g[columns], self.h[columns] = point.w, point.g, point.h
-        self.loss[problems], self.bend[problems], self.residual[problems] = point.loss, point.bend, point.residual
+        self.loss[chosen], self.bend[chosen], self.residual[chosen] = point.loss, point.bend, point.residual
 
 
 class StreamedPath:
@@ -177,7 +166,7 @@ class StreamedPath:
             y, known = self._labels(first + rows, columns)
             z = torch.addmm(w[:, -1:], flat_CD, x_bD.T)
             p = probabilities(block.groups, z, known)
-            loss_P += losses(block.groups, z, y, known, z.dtype, torch.float64)
+            loss_P += problems.losses(block.groups, z, y, known, z.dtype, torch.float64)
             for group, of_group in zip(block.groups, between, strict=True):
                 of_group += group.view(p) @ group.view(p).mT
             newton = newton_weights(p)
@@ -195,18 +184,12 @@ class StreamedPath:
             # Of a softmax the rows of the Hessian sum to 0; a constant in its null space makes it invertible.
             hessian += (h.mean(1) if group.k > 1 else h[:, 0] * 0 + 1e-12)[:, None, None]
             bends.append((b * torch.linalg.solve(hessian, b)).sum(1))
-        return _Point(
-            w,
-            g,
-            sums_C3[:, 1:2].float().clamp_min(1e-10),
-            loss_P / self._problem_rows[block.problem],
-            torch.cat([loss_P[:0], *bends]),
-            block.sums(sums_C3[:, 2]),
-        )
+        h, loss = sums_C3[:, 1:2].float().clamp_min(1e-10), loss_P / self._problem_rows[block.problem]
+        return _Point(w, g, h, loss, torch.cat([loss_P[:0], *bends]), block.sums(sums_C3[:, 2]))
 
     def _labels(self, rows: np.ndarray, columns: np.ndarray) -> tuple[Tensor, Tensor | None]:
         """(C, b) 0 or 1, 0 where unknown; and which are known, None where all are."""
-        parts = [label_columns(Target(target.y[rows], target.classes)) for target in self._layout.targets]
+        parts = [problems.label_columns(Target(target.y[rows], target.classes)) for target in self._layout.targets]
         y_bC = np.concatenate(parts, 1)[:, columns]
         known_bC = ~np.isnan(y_bC)
         y = torch.from_numpy(np.nan_to_num(y_bC).T.astype(np.float32)).to(self._device)
@@ -281,7 +264,7 @@ class StreamedPath:
         # The largest eigenvalue and the trace of x'x over the known rows are no larger than over all rows.
         more = self._survey.n / self._problem_rows[block.problem]
         top, trace = float(self._scale[0]) * more, float(self._scale[:-1].double().sum()) * more
-        return bound(block, g, point.bend, point.residual, top, trace, strength)
+        return problems.bound(block, g, point.bend, point.residual, top, trace, strength)
 
 
 def _kinds_of_labels(target: Target, training_n: np.ndarray) -> np.ndarray:

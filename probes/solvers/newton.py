@@ -19,18 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from htc_probe.probes.solvers.problems import (
-    Block,
-    Fit,
-    Group,
-    Layout,
-    Target,
-    bound,
-    jacobian_,
-    losses,
-    newton_weights,
-    probabilities,
-)
+from htc_probe.probes.solvers import problems
+from htc_probe.probes.solvers.problems import Block, Fit, Group, Layout, Target, jacobian_, probabilities
 from htc_probe.probes.solvers.products import Rows
 
 _MAX_STEPS = 50
@@ -87,19 +77,15 @@ def _mean_curvature(live: _Live) -> list[Tensor]:
     for group in live.block.groups:
         p, weight = group.view(live.p), group.view(live.weight.double())
         if group.k == 1:
-            means.append((newton_weights(p[:, 0]).double()[:, None, None] * weight).clamp_min(1e-12))
+            means.append((problems.newton_weights(p[:, 0]).double()[:, None, None] * weight).clamp_min(1e-12))
             continue
         between = (p @ p.mT).double().mul_(weight)
         between.diagonal(dim1=1, dim2=2).zero_()
         scale = between.sum((1, 2))[:, None, None] / group.k
         # The rows of the Hessian sum to 0; a constant in its null space makes it invertible, and the rest
         # where every row is predicted with certainty, so that it is 0.
-        means.append(
-            torch.diag_embed(between.sum(2))
-            - between
-            + scale / group.k
-            + (1e-12 * scale + 1e-12) * torch.eye(group.k, dtype=torch.float64, device=p.device)
-        )
+        eye = (1e-12 * scale + 1e-12) * torch.eye(group.k, dtype=torch.float64, device=p.device)
+        means.append(torch.diag_embed(between.sum(2)) - between + scale / group.k + eye)
     return means
 
 
@@ -178,11 +164,11 @@ class Path:
         def labels(target: Target) -> np.ndarray:
             return np.concatenate([target.y[segment] for segment in segments])
 
-        self._layout, problems = Layout.of(targets, len(x_nr), labels, x_nr)
+        self._layout, solved = Layout.of(targets, len(x_nr), labels, x_nr)
         self._block, n, device = self._layout.block, self._rows.n, x_nr.device
         owner = self._block.owner
-        y = np.concatenate([np.zeros((0, n), dtype=bool), *(problem.y for problem in problems)])
-        known = np.stack([np.ones(n, dtype=bool), *(problem.known for problem in problems)])[1:]
+        y = np.concatenate([np.zeros((0, n), dtype=bool), *(problem.y for problem in solved)])
+        known = np.stack([np.ones(n, dtype=bool), *(problem.known for problem in solved)])[1:]
         self._y = torch.as_tensor(y, device=device).to(x_nr)
         counts = torch.as_tensor(known.sum(1), device=device)
         self._known = None if known.all() else torch.as_tensor(known, device=device).to(x_nr)[owner]
@@ -222,8 +208,8 @@ class Path:
                 near = energy <= 2 * self._tolerance * live.objective * torch.where(live.close, 5, 0.2)
                 done = near | live.stuck | (step == _MAX_STEPS)
                 if done.any():
-                    problems = live.block.problem
-                    objective[problems], gap[problems] = self._certify(live, residual, g, strength, curvature)
+                    ended = live.block.problem
+                    objective[ended], gap[ended] = self._certify(live, residual, g, strength, curvature)
                     self._settle(live.keep(done)[0])
                     live, columns = live.keep(~done)
                     if done.all():
@@ -390,22 +376,19 @@ class Path:
         for its largest eigenvalue.
         """
         block, weight = live.block, live.weight[:, 0]
-        slope = torch.cat(
-            [
-                (group.view(g[:, -1]).double()[:, None] @ inverse @ group.view(g[:, -1]).double()[..., None]).flatten()
-                for group, inverse in zip(block.groups, curvature, strict=True)
-            ]
-        )
+        left = [group.view(g[:, -1]).double() for group in block.groups]
+        pairs = zip(left, curvature, strict=True)
+        slope = torch.cat([(b[:, None] @ inverse @ b[..., None]).flatten() for b, inverse in pairs])
         trace = self._total / self._counts[block.problem]
         errors = block.sums((residual.square().sum(1) * weight) * (1 + live.z.square().sum(1) * weight))
-        above = bound(block, g[:, :-1], slope, errors, trace, trace, strength)
+        above = problems.bound(block, g[:, :-1], slope, errors, trace, trace, strength)
         objective = self._objective(live, strength, torch.float64)
         # The objective is known to some roundings of the logits, so no bound claims less.
         return objective, above / objective + 4 * torch.finfo(g.dtype).eps
 
     def _objective(self, live: _Live, strength: float, dtype: torch.dtype) -> Tensor:
         """(P,), computed in `dtype`."""
-        loss = losses(live.block.groups, live.z, live.y, live.known, dtype, dtype)
+        loss = problems.losses(live.block.groups, live.z, live.y, live.known, dtype, dtype)
         penalty = 0.5 * strength * live.block.sums(live.w[:, :-1].to(dtype).square().sum(1))
         return loss / self._counts[live.block.problem] + penalty
 

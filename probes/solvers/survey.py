@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -280,7 +280,7 @@ def survey(
     numbers_nT: np.ndarray | None = None,
     labels: Sequence[Target] = (),
     *,
-    pairs: Sequence[tuple[int, int]] = (),
+    pairs: Collection[tuple[int, int]] = (),
     strengths: Sequence[float] = ridge.STRENGTHS,
     budget: int = BUDGET,
     seed: int = 0,
@@ -334,22 +334,11 @@ def survey(
             intercept_T[cohort] += total.y / total.rows - offset_D @ weights_DT[:, cohort]
 
     of_numbers = slice(0, columns.numbers.shape[1])
-    rotation_Dr = axes_Dr.float()
     fit = ridge.Fit(axes_Dr.T @ weights_DT[:, of_numbers], intercept_T[of_numbers])
-    choice = ridge.choose(variance_ST[:, of_numbers], strengths)
-    surveyed = Survey(
-        budgeted,
-        int((folds_n >= 0).sum()),
-        scaler,
-        rotation_Dr,
-        eigenvalues_r.float(),
-        reading.drawn,
-        rotation_Dr[:0],
-        choice,
-        variance_ST[:, of_numbers],
-        fit,
-        _centres(columns, variance_ST, strengths),
-    )
+    numbers = ridge.choose(variance_ST[:, of_numbers], strengths), variance_ST[:, of_numbers], fit
+    basis = scaler, axes_Dr.float(), eigenvalues_r.float()
+    count, centres = int((folds_n >= 0).sum()), _centres(columns, variance_ST, strengths)
+    surveyed = Survey(budgeted, count, *basis, reading.drawn, axes_Dr[:0], *numbers, centres)
     return surveyed._replace(sample=_rotated(surveyed, reading.kept))
 
 

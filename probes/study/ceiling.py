@@ -88,14 +88,15 @@ def hold_out(
 
 
 def _hold_out(basis: Basis, task: Labels, strength: float, inner_n: np.ndarray, test_mr: Tensor, seed: int) -> Reader:
-    known = _known(task)
+    known = np.zeros(len(task.y), bool)
+    known[labelled(task.kind, task.y)] = True
     if not known.any() or (task.kind in NUMERIC and np.ptp(task.y[known]) == 0):
         return _LINEAR
     parts = [np.flatnonzero(known & (inner_n == k)) for k in range(INNER_FOLDS)]
-    said = [
-        dict(_path(basis, task, strength, known & (inner_n != k), basis.train[torch.from_numpy(part)], seed, _DECAYS))
-        for k, part in enumerate(parts)
-    ]
+    said = []
+    for k, part in enumerate(parts):
+        held_out_mr = basis.train[torch.from_numpy(part)]
+        said.append(dict(_path(basis, task, strength, known & (inner_n != k), held_out_mr, seed, _DECAYS)))
     costs = {choice: _cost(task, parts, [of[choice] for of in said]) for choice in said[0]}
     best = min(costs, key=lambda choice: (costs[choice], choice.epochs, -choice.decay))
     if best.epochs == 0:
@@ -192,12 +193,6 @@ def _points(task: Labels) -> np.ndarray:
     if task.kind == "circular":
         return circular.vectors(task.y, task.period)
     return task.y[:, None] if task.kind == "number" else task.y
-
-
-def _known(task: Labels) -> np.ndarray:
-    known = np.zeros(len(task.y), bool)
-    known[labelled(task.kind, task.y)] = True
-    return known
 
 
 class _Hidden:

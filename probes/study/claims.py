@@ -9,23 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from htc_probe.probes.files.results import (
-    GAINED,
-    KEPT,
-    LOST,
-    NOTHING,
-    UNDECIDED,
-    Ceiling,
-    ClassScore,
-    Interval,
-    Kept,
-    SuiteGap,
-    finite,
-)
+from htc_probe.probes.files import results
+from htc_probe.probes.files.results import Ceiling, ClassScore, Comparison, Interval, Kept, SuiteGap, finite
 from htc_probe.probes.inputs.representations import WHOLE, Representation
 from htc_probe.probes.inputs.tasks import SUITES, ProbeTask
 from htc_probe.probes.scores import intervals
@@ -35,6 +24,7 @@ from htc_probe.probes.scores.metrics import METRIC, Scores
 _LEVEL = 1 - intervals.COVERAGE
 _OF_CLASS = {"classes": "recall", "multilabel": "average precision"}
 
+_Tested = TypeVar("_Tested", Ceiling, Comparison, SuiteGap)
 TaskScores = Mapping[str, Scores]
 """By the task's name."""
 AllScores = Mapping[Representation, TaskScores]
@@ -80,16 +70,10 @@ def kept(tasks: Sequence[ProbeTask], scores_of: AllScores, margin: float) -> lis
     whole = scores_of.get(WHOLE)
     if whole is None:
         return []
+    beside = [(representation, scores) for representation, scores in scores_of.items() if representation != WHOLE]
     decided: list[Kept] = []
     for family in (single_tasks(tasks), suite_means(tasks)):
-        decided += _decided(
-            [
-                _kept(subject, representation, scores, whole, margin)
-                for representation, scores in scores_of.items()
-                if representation != WHOLE
-                for subject in family
-            ]
-        )
+        decided += _decided([_kept(subject, *column, whole, margin) for column in beside for subject in family])
     return decided
 
 
@@ -111,8 +95,7 @@ def suite_gaps(tasks: Sequence[ProbeTask], scores_of: AllScores) -> list[SuiteGa
         if first is not None and second is not None:
             told, p = difference_of(first, second, groups)
         gaps.append(SuiteGap(*representation, *SUITES, told, p, p))
-    adjusted = _holm([gap.p for gap in gaps])
-    return [replace(gap, p_holm=p) for gap, p in zip(gaps, adjusted, strict=True)]
+    return corrected(gaps)
 
 
 def by_class(tasks: Sequence[ProbeTask], scores_of: AllScores) -> Iterator[ClassScore]:
@@ -152,8 +135,13 @@ def ceilings(
             told, p = difference_of(score, linear[representation][name].of[metric], groups)
             used = folds[representation][name]
             made.append(Ceiling(suite, name, *representation, metric, interval_of(score, groups), told, p, p, used))
-    adjusted = _holm([ceiling.p for ceiling in made])
-    return [replace(one, p_holm=math.nan if p is None else p) for one, p in zip(made, adjusted, strict=True)]
+    return corrected(made)
+
+
+def corrected(family: Sequence[_Tested]) -> list[_Tested]:
+    """With the p of each for being so many."""
+    adjusted = _holm([claim.p for claim in family])
+    return [replace(claim, p_holm=claim.p if p is None else p) for claim, p in zip(family, adjusted, strict=True)]
 
 
 def _kept(
@@ -173,13 +161,13 @@ def _decided(family: Sequence[Kept]) -> list[Kept]:
     for one, near, far in zip(family, within, beyond, strict=True):
         assert far is not None
         more = (one.difference.estimate or 0) > 0
-        verdict = UNDECIDED
+        verdict = results.UNDECIDED
         if far < _LEVEL:
-            verdict = GAINED if more else LOST
+            verdict = results.GAINED if more else results.LOST
         elif near is None:
-            verdict = NOTHING
+            verdict = results.NOTHING
         elif near < _LEVEL:
-            verdict = KEPT
+            verdict = results.KEPT
         decided.append(replace(one, within_holm=near, beyond_holm=far, verdict=verdict))
     return decided
 

@@ -23,16 +23,17 @@ depends on that resolution: compare it between representations, not with classes
 Legend: n rows, t of them sent before, m of the next block, K classes, C labels, S strengths.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy import special
+from torch import Tensor
 
-from htc_probe.extract.store import NUMERIC, is_known
+from htc_probe.extract.store import is_known
 from htc_probe.probes.inputs import circular
-from htc_probe.probes.inputs.labels import Labels
+from htc_probe.probes.inputs.labels import Labels, by_solver
 from htc_probe.probes.scores.metrics import Gaussian, Prediction, VonMises
 from htc_probe.probes.solvers import angles, ridge
 from htc_probe.probes.solvers.basis import Basis
@@ -116,10 +117,8 @@ def online(
             choices[number].append(choice)
             before[number] = bits_Sm.sum(1)
         sent = np.concatenate([sent, block])
-    return [
-        Codelength(bits, sender.uniform, tuple(chosen))
-        for sender, bits, chosen in zip(senders, row_bits, choices, strict=True)
-    ]
+    uniform = [sender.uniform for sender in senders]
+    return list(map(Codelength, row_bits, uniform, map(tuple, choices)))
 
 
 class _Sender:
@@ -186,9 +185,7 @@ def probes_of(
     """Linear probes trained on the rows sent: logistic ones side by side along `strengths` (strong to weak), numbers by
     ridge, whose one strength and deviation come from leaving out groups of the rows sent.
     """
-
-    logistic = [i for i, task in enumerate(tasks) if task.kind not in NUMERIC]
-    numbers = [i for i, task in enumerate(tasks) if task.kind == "number"]
+    logistic, numbers, turning = by_solver(tasks)
 
     def predict(train: np.ndarray, test: np.ndarray) -> list[list[Prediction]]:
         made: list[list[Prediction]] = [[] for _ in tasks]
@@ -205,46 +202,43 @@ def probes_of(
                 said = dict(zip(here, fitted, strict=True))
                 for t, i in enumerate(logistic):
                     made[i].append(said[t] if t in said else made[i][-1])
+        if numbers or turning:
+            # Centred in double precision too, which leaving out all but one group of a few rows needs.
+            basis = Basis.fit(x_nD[train].astype(np.float64), device=device, dtype=torch.float64)
+            test_mr = basis.rotate(x_nD[test].astype(np.float64))
         if numbers:
             y_nT = np.stack([tasks[i].y for i in numbers], 1)
-            for i, gaussian in zip(numbers, _gaussians(x_nD, y_nT, groups, train, test, device), strict=True):
+            for i, gaussian in zip(numbers, _gaussians(basis, test_mr, y_nT, groups, train), strict=True):
                 made[i].append(gaussian)
-        for i, task in enumerate(tasks):
-            if task.kind == "circular":
-                made[i].append(_von_mises(x_nD, task, groups, train, test, device))
+        for i in turning:
+            made[i].append(_von_mises(basis, test_mr, tasks[i], groups, train))
         return made
 
     return predict
 
 
 def _gaussians(
-    x_nD: np.ndarray, y_nT: np.ndarray, groups: np.ndarray, train: np.ndarray, test: np.ndarray, device: str
-) -> list[Gaussian]:
+    basis: Basis, test_mr: Tensor, y_nT: np.ndarray, groups: np.ndarray, train: np.ndarray
+) -> Iterator[Gaussian]:
     """What is predicted of every number: where it is known for fewer than two groups yet, the middle of its range."""
     lowest, highest = np.nanmin(y_nT, 0), np.nanmax(y_nT, 0)
-    mean_mT = np.tile((lowest + highest) / 2, (len(test), 1))
+    mean_mT = np.tile((lowest + highest) / 2, (len(test_mr), 1))
     scale_T = highest - lowest
     known_nT = np.isfinite(y_nT[train])
     enough = [t for t, known in enumerate(known_nT.T) if len(np.unique(groups[train][known])) >= 2]
     if enough:
-        # Centred in double precision too, which leaving out all but one group of a few rows needs.
-        basis = Basis.fit(x_nD[train].astype(np.float64), device=device, dtype=torch.float64)
         y_kT = y_nT[train][:, enough]
         held_out_SkT = ridge.leave_out(basis, y_kT, ridge.STRENGTHS, groups[train])
         variance_ST = ridge.residual_variance(held_out_SkT, y_kT)
         fit = ridge.fit(basis, y_kT, np.take(ridge.STRENGTHS, variance_ST.argmin(0)))
-        mean_mT[:, enough] = ridge.predict(fit, basis.rotate(x_nD[test].astype(np.float64)))
+        mean_mT[:, enough] = ridge.predict(fit, test_mr)
         scale_T[enough] = np.maximum(np.sqrt(variance_ST.min(0)), 1e-6 * scale_T[enough])
-    return [Gaussian(mean_mT[:, t], np.full(len(test), scale_T[t])) for t in range(y_nT.shape[1])]
+    return (Gaussian(mean_m, np.full(len(mean_m), scale)) for mean_m, scale in zip(mean_mT.T, scale_T, strict=True))
 
 
-def _von_mises(
-    x_nD: np.ndarray, task: Labels, groups: np.ndarray, train: np.ndarray, test: np.ndarray, device: str
-) -> VonMises:
+def _von_mises(basis: Basis, test_mr: Tensor, task: Labels, groups: np.ndarray, train: np.ndarray) -> VonMises:
     """What is predicted of a circular task: anything alike where it is known for fewer than two groups yet."""
     known = np.isfinite(task.y[train])
     if len(np.unique(groups[train][known])) < 2:
-        return VonMises(np.zeros(len(test)), np.zeros(len(test)), task.period)
-    basis = Basis.fit(x_nD[train].astype(np.float64), device=device, dtype=torch.float64)
-    probe = angles.fit(basis, task.y[train], task.period, groups[train])
-    return probe.predict(basis.rotate(x_nD[test].astype(np.float64)))
+        return VonMises(np.zeros(len(test_mr)), np.zeros(len(test_mr)), task.period)
+    return angles.fit(basis, task.y[train], task.period, groups[train]).predict(test_mr)

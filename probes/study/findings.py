@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
@@ -32,6 +32,7 @@ from htc_probe.probes.files.weights import Key, Probe
 from htc_probe.probes.inputs.representations import WHOLE, Representation
 from htc_probe.probes.inputs.tasks import ProbeTask
 from htc_probe.probes.scores import intervals
+from htc_probe.probes.scores.intervals import Sampled
 from htc_probe.probes.scores.metrics import METRIC, Prediction
 from htc_probe.probes.solvers import ridge
 from htc_probe.probes.study import claims, protocol
@@ -72,13 +73,12 @@ def refit(plan: Plan, results: Results) -> dict[Key, Probe]:
     strengths = {(row.task, row.representation, row.layer): row.strength for row in results.rows}
     probes: dict[Key, Probe] = {}
     rows = plan.fold == -1 if plan.train is not None else plan.used
-    settings = replace(plan.settings, match_dim=None)
     for rep in plan.shown:
         if rep in plan.streamed:
             continue
         x_nD = plan.features(rep)[rows]
         labels = [task.labels.among(rows) for task in plan.tasks]
-        fitted = protocol.refit(x_nD, labels, [strengths[task.task.name, *rep] for task in plan.tasks], settings)
+        fitted = protocol.refit(x_nD, labels, [strengths[task.task.name, *rep] for task in plan.tasks], plan.settings)
         mean_D = x_nD.mean(0, dtype=np.float64)
         for task, (weights_DC, intercepts_C) in zip(plan.tasks, fitted, strict=True):
             kind, period = task.task.kind, task.task.period
@@ -99,11 +99,10 @@ def _results(plan: Plan, readings: _AllReadings, config: dict[str, Any]) -> Resu
     for task in plan.tasks:
         for rep, given in readings.items():
             reading = given.tasks[task.task.name]
-            row = _row(task, rep, given.width, reading, scores.get(WHOLE))
-            warnings += [*_doubts(row, baselines.get(row.task)), *_disagreements(row, reading)]
-            rows.append(row)
+            rows.append(_row(task, rep, given.width, reading, scores.get(WHOLE)))
+            warnings += _doubts(rows[-1], reading, baselines.get(task.task.name))
     compared = {rep: scores[rep] for rep in plan.columns}
-    ceilings = {rep: _ceilings(readings[rep]) for rep in plan.columns if any(_ceilings(readings[rep]))}
+    ceilings = {rep: told for rep in plan.columns if (told := _ceilings(readings[rep]))}
     used = {rep: {name: reading.ceiling_folds for name, reading in readings[rep].tasks.items()} for rep in ceilings}
     return Results(
         config=config | {"protocol": _protocol(plan)},
@@ -147,21 +146,13 @@ def _row(task: ProbeTask, rep: Representation, width: int, reading: Reading, who
     kind, scores = task.task.kind, reading.scores
     metric, groups = METRIC[kind], scores.effective_groups
     score = scores.of[metric]
-    estimate, lower, upper = _with_ends(interval_of(score, groups), score.estimate)
     gaps = [fold.gap for fold in reading.folds if fold.gap is not None]
     control, code = reading.control, reading.code
+    best = None if whole is None else whole[task.task.name]
+    about = task.task.suite, task.task.name, kind, task.task.unit, *rep, width, metric
     return Row(
-        suite=task.task.suite,
-        task=task.task.name,
-        kind=kind,
-        unit=task.task.unit,
-        representation=rep.name,
-        layer=rep.layer,
-        width=width,
-        metric=metric,
-        estimate=estimate,
-        lower=lower,
-        upper=upper,
+        *about,
+        *_with_ends(interval_of(score, groups), score.estimate),
         n=scores.n,
         n_groups=scores.n_groups,
         floor=scores.floor[metric].estimate,
@@ -172,11 +163,7 @@ def _row(task: ProbeTask, rep: Representation, width: int, reading: Reading, who
         code_bits=None if code is None else code.bits / scores.n,
         control=None if control is None else control.estimate,
         selectivity=None if control is None else difference_of(score, control, groups)[0],
-        retention=None
-        if whole is None
-        else _retention(
-            intervals.retention(score, whole[task.task.name].of[metric], whole[task.task.name].floor[metric], groups)
-        ),
+        retention=None if best is None else _retention(score, best.of[metric], best.floor[metric], groups),
         strength=float(np.median([fold.strength for fold in reading.folds])),
         coded_strength=float(np.median([fold.coded_strength for fold in reading.folds])),
         at_edge=2 * sum(fold.at_edge for fold in reading.folds) > len(reading.folds),
@@ -186,46 +173,33 @@ def _row(task: ProbeTask, rep: Representation, width: int, reading: Reading, who
     )
 
 
-def _doubts(row: Row, shortcut: Baseline | None) -> list[str]:
+def _doubts(row: Row, reading: Reading, shortcut: Baseline | None) -> Iterator[str]:
     """Why this row should not be trusted."""
     name = f"{row.task} from {label(row.representation, row.layer)}"
-    notes = []
     # Stronger than strong is the floor itself, so a score at the floor has nothing to gain outside the ladder.
     if row.at_edge and (row.strength < 1 or row.lower > row.floor) and row.estimate < 0.995:
         end = "weakest" if row.strength < 1 else "strongest"
-        notes.append(f"{name}: most folds chose the {end} strength that was tried; the score may be too low")
+        yield f"{name}: most folds chose the {end} strength that was tried; the score may be too low"
     if row.gap is not None and row.gap > _LOOSE and row.lower > row.floor and row.estimate < 0.995:
-        notes.append(f"{name}: the solver proves its objective only to {row.gap:.0e} of the minimum")
+        yield f"{name}: the solver proves its objective only to {row.gap:.0e} of the minimum"
     known = None if shortcut is None else shortcut.score.estimate
     if known is not None and row.lower > row.floor and row.lower <= known + _NO_BETTER:
-        notes.append(f"{name}: no better than knowing the category alone ({known:.2f}); it may read no more")
-    return notes
-
-
-def _disagreements(row: Row, reading: Reading) -> Iterator[str]:
+        yield f"{name}: no better than knowing the category alone ({known:.2f}); it may read no more"
     if intervals.folds_disagree(reading.fold_scores, reading.scores.of[row.metric]):
         told = ", ".join(f"{score:.2f}" for score in reading.fold_scores)
-        yield (
-            f"{row.task} from {label(row.representation, row.layer)}: folds disagree ({told}), more than their images "
-            "explain; look for outliers, or groups of another kind"
-        )
+        more = "more than their images explain; look for outliers, or groups of another kind"
+        yield f"{name}: folds disagree ({told}), {more}"
 
 
 def _suite_mean(subject: Subject, rep: Representation, scores: TaskScores, whole: TaskScores | None) -> SuiteMean:
     groups, score, floor = subject.groups(scores), subject.score(scores), subject.floor(scores)
-    estimate, lower, upper = _with_ends(interval_of(score, groups), score.estimate)
     return SuiteMean(
-        suite=subject.suite,
-        representation=rep.name,
-        layer=rep.layer,
-        estimate=estimate,
-        lower=lower,
-        upper=upper,
+        subject.suite,
+        *rep,
+        *_with_ends(interval_of(score, groups), score.estimate),
         floor=floor.estimate,
         bits=interval_of(subject.score(scores, "V-information"), groups),
-        retention=None
-        if whole is None
-        else _retention(intervals.retention(score, subject.score(whole), floor, groups)),
+        retention=None if whole is None else _retention(score, subject.score(whole), floor, groups),
         tasks=len(subject.tasks),
     )
 
@@ -240,9 +214,8 @@ def _differences(tasks: Sequence[ProbeTask], compared: _Compared) -> Iterator[Co
         for a, b in combinations(compared, 2):
             for subject in family:
                 ours, theirs = (subject.score(compared[rep]) for rep in (a, b))
-                told = difference_of(ours, theirs, subject.groups(compared[a]))
-                made.append(_comparison(subject, a, b, subject.metric, *told))
-        yield from _corrected(made)
+                made.append(_comparison(subject, a, b, subject.metric, ours, theirs, subject.groups(compared[a])))
+        yield from claims.corrected(made)
 
 
 def _conditional(tasks: Sequence[ProbeTask], compared: _Compared) -> list[Comparison]:
@@ -254,9 +227,8 @@ def _conditional(tasks: Sequence[ProbeTask], compared: _Compared) -> list[Compar
         for part in parts:
             for subject in claims.single_tasks(tasks):
                 before, after = (subject.score(compared[rep], "cross-entropy") for rep in (part, join))
-                told = difference_of(before, after, subject.groups(compared[join]))
-                made.append(_comparison(subject, join, part, "bits", *told))
-    return _corrected(made)
+                made.append(_comparison(subject, join, part, "bits", before, after, subject.groups(compared[join])))
+    return claims.corrected(made)
 
 
 def _code_differences(plan: Plan, readings: _AllReadings) -> list[Comparison]:
@@ -266,20 +238,16 @@ def _code_differences(plan: Plan, readings: _AllReadings) -> list[Comparison]:
         for subject in claims.single_tasks(plan.tasks):
             ours, theirs = (readings[rep].tasks[str(subject.task)] for rep in (a, b))
             if ours.compression is not None and theirs.compression is not None:
-                told = difference_of(ours.compression, theirs.compression, ours.scores.effective_groups)
-                made.append(_comparison(subject, a, b, "compression", *told))
-    return _corrected(made)
+                codes = ours.compression, theirs.compression
+                made.append(_comparison(subject, a, b, "compression", *codes, ours.scores.effective_groups))
+    return claims.corrected(made)
 
 
 def _comparison(
-    subject: Subject, a: Representation, b: Representation, metric: str, told: Interval, p: float
+    subject: Subject, a: Representation, b: Representation, metric: str, more: Sampled, less: Sampled, groups: float
 ) -> Comparison:
+    told, p = difference_of(more, less, groups)
     return Comparison(subject.suite, subject.task, label(*a), label(*b), metric, told, p, p)
-
-
-def _corrected(family: Sequence[Comparison]) -> list[Comparison]:
-    adjusted = intervals.holm(np.array([comparison.p for comparison in family]))
-    return [replace(comparison, p_holm=float(p)) for comparison, p in zip(family, adjusted, strict=True)]
 
 
 def _baselines(plan: Plan) -> Iterator[Baseline]:
@@ -321,8 +289,9 @@ def _protocol(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _retention(retention: intervals.Retention) -> Interval:
+def _retention(score: Sampled, whole: Sampled, floor: Sampled, groups: float) -> Interval:
     """Three times None where it is not defined, see `results.NOT_DEFINED`."""
+    retention = intervals.retention(score, whole, floor, groups)
     return Interval(*finite(retention[:3])) if retention.bounded else Interval(None, None, None)
 
 

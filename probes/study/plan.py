@@ -174,21 +174,17 @@ class Plan:
         """Whether a number's labels differ in every training fold and where they are scored; else its R2 is not
         defined. Few types may have drawn the same one.
         """
-        parts = [train for train, _ in self.splits.values()] + [self.scored]
-        return labels.kind not in NUMERIC or all(
-            np.nanmin(labels.y[part]) < np.nanmax(labels.y[part]) for part in parts
-        )
+        values = [labels.y[part] for part in (*(train for train, _ in self.splits.values()), self.scored)]
+        return labels.kind not in NUMERIC or all(np.nanmin(y) < np.nanmax(y) for y in values)
 
     def asked(self) -> list[Asked]:
         """Every task, with the images of the run that score it."""
         before = len(self.fold) - len(self.run)
         told = []
-        for task in self.tasks:
-            rows = np.flatnonzero(self.scored)[self.labelled(task.labels)]
-            y = task.labels.y[rows]
-            told.append(
-                Asked(task.task.name, task.task.kind, task.classes, rows - before, self.fold[rows], y, task.task.period)
-            )
+        for task, labels, classes in self.tasks:
+            rows = np.flatnonzero(self.scored)[self.labelled(labels)]
+            images = rows - before, self.fold[rows], labels.y[rows]
+            told.append(Asked(task.name, task.kind, classes, *images, task.period))
         return told
 
     def labelled(self, labels: Labels) -> np.ndarray:
@@ -270,6 +266,8 @@ def make_plan(run: Run, settings: Settings, *, train: Run | None = None, random:
             raise UserError(f"{random.path} does not hold the images of {run.path} in their order; extract it alike")
         chosen += (RANDOM_WEIGHTS,)
     folded = _folded(run, asked, settings) if train is None else _learned_from(train, run, asked)
+    if not folded.tasks:
+        raise UserError(f"no task of {run.path.name} can be probed: " + "; ".join(folded.warnings))
     fold, warnings = folded.fold, folded.warnings + _uneven(folded.groups[folded.fold >= 0])
     text_reads_voco = run.shape.layers > 1 and run.info.topology != "uncompressed"
     if text_reads_voco and READ not in chosen and not settings.representations:
@@ -313,7 +311,6 @@ def _folded(run: Run, asked: Sequence[Task], settings: Settings) -> _Folded:
     groups = tasks.group_codes(run.groups())
     labels = [run.labels(task.name) for task in asked]
     ready, warnings = tasks.prepare(asked, labels, groups, 2 * settings.folds, np.ones(len(run), bool))
-    _check_some(run, ready, warnings)
     fold = folds.assign([task.labels for task in ready], groups, settings.folds, settings.seed)
     return _Folded(ready, groups, fold, warnings)
 
@@ -329,13 +326,7 @@ def _learned_from(train: Run, run: Run, asked: Sequence[Task]) -> _Folded:
     ready, notes = tasks.prepare(asked, labels, groups, 2 * INNER_FOLDS, counted)
     ready, more = tasks.scorable(ready, groups, ~is_train)
     warnings = ((left_out,) if lost else ()) + differ + notes + more
-    _check_some(run, ready, warnings)
     return _Folded(ready, groups, np.where(is_train, np.where(counted, -1, -2), 0), warnings)
-
-
-def _check_some(run: Run, ready: Sequence[ProbeTask], warnings: Sequence[str]) -> None:
-    if not ready:
-        raise UserError(f"no task of {run.path.name} can be probed: " + "; ".join(warnings))
 
 
 def _uneven(groups: np.ndarray) -> tuple[str, ...]:

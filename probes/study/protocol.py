@@ -12,16 +12,16 @@ Legend: N rows, n training rows, m held-out rows, D features, r rank of the basi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from htc_probe.extract.store import NUMERIC, UNKNOWN, Kind
+from htc_probe.extract.store import UNKNOWN, Kind
 from htc_probe.probes.inputs import folds
-from htc_probe.probes.inputs.labels import Labels
+from htc_probe.probes.inputs.labels import Labels, by_solver
 from htc_probe.probes.scores.metrics import METRIC, Gaussian, Prediction, VonMises, row_bits
 from htc_probe.probes.solvers import angles, ridge
 from htc_probe.probes.solvers.basis import Basis
@@ -117,34 +117,27 @@ def hold_out(
     bounds = np.searchsorted(np.sort(inner), np.arange(INNER_FOLDS + 1))
     parts = [slice(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
     labels = [task.among(rows) for task in tasks]
-    logistic = [i for i, task in enumerate(tasks) if task.kind not in NUMERIC]
-    numbers = [i for i, task in enumerate(labels) if task.kind == "number" and np.isfinite(task.y).any()]
-    turning = [i for i, task in enumerate(labels) if task.kind == "circular" and np.isfinite(task.y).any()]
+    logistic, *numeric = by_solver(labels)
+    numbers, turning = ([i for i in own if np.isfinite(labels[i].y).any()] for own in numeric)
     found: dict[int, HeldOut] = {}
     if logistic:
         basis = basis_of(x_ND[rows], settings, torch.float32)
         test_mr = basis.rotate(x_ND[test])
         chosen = _logistic(basis, [labels[i] for i in logistic], parts, test_mr, settings)
         found |= dict(zip(logistic, chosen, strict=True))
-    if numbers:
+    if numbers or turning:
         # Single precision predicts 5e-3 off at weak strengths.
         basis = basis_of(x_ND[rows].astype(np.float64), settings, torch.float64)
+        test_mr = basis.rotate(x_ND[test].astype(np.float64))
+    if numbers:
         y_nT = np.stack([labels[i].y for i in numbers], 1)
         held_out_SnT = ridge.leave_out(basis, y_nT, ridge.STRENGTHS, np.sort(inner))
         choice = ridge.choose(ridge.residual_variance(held_out_SnT, y_nT), ridge.STRENGTHS)
-        fit = ridge.fit(basis, y_nT, choice.strengths)
-        mean_mT = ridge.predict(fit, basis.rotate(x_ND[test].astype(np.float64)))
-        for at, i in enumerate(numbers):
-            # At least a thousandth of the values' own deviation, so that no density is infinite; of equal values none.
-            scale = max(np.sqrt(choice.residual_variance[at]), 1e-3 * np.nanstd(y_nT[:, at])) or np.nan
-            gaussian = Gaussian(mean_mT[:, at], np.full(len(mean_mT), scale))
-            found[i] = exact(gaussian, choice.strengths[at], choice.at_edge[at])
-    if turning:
-        basis = basis_of(x_ND[rows].astype(np.float64), settings, torch.float64)
-        test_mr = basis.rotate(x_ND[test].astype(np.float64))
-        for i in turning:
-            probe = angles.fit(basis, labels[i].y, labels[i].period, np.sort(inner))
-            found[i] = exact(probe.predict(test_mr), probe.strength, probe.at_edge)
+        mean_mT = ridge.predict(ridge.fit(basis, y_nT, choice.strengths), test_mr)
+        found |= dict(zip(numbers, of_numbers(mean_mT, y_nT, choice), strict=True))
+    for i in turning:
+        probe = angles.fit(basis, labels[i].y, labels[i].period, np.sort(inner))
+        found[i] = exact(probe.predict(test_mr), probe.strength, probe.at_edge)
     return [found.get(i) or _of_unknown(task, int(test.sum())) for i, task in enumerate(tasks)]
 
 
@@ -162,6 +155,15 @@ def _of_unknown(task: Labels, m: int) -> HeldOut:
     return exact(said, ridge.STRENGTHS[0], False)
 
 
+def of_numbers(mean_mT: np.ndarray, y_nT: np.ndarray, choice: ridge.Choice) -> Iterator[HeldOut]:
+    """Of each column of y, what was learned from, with the error of the inner folds as scale: at least a thousandth of
+    the values' own deviation, so that no density is infinite; of equal values none.
+    """
+    for mean_m, y_n, strength, at_edge, variance in zip(mean_mT.T, y_nT.T, *choice, strict=True):
+        scale = max(np.sqrt(variance), 1e-3 * np.nanstd(y_n)) or np.nan
+        yield exact(Gaussian(mean_m, np.full(len(mean_m), scale)), strength, at_edge)
+
+
 def exact(prediction: Gaussian | VonMises, strength: float, at_edge: bool) -> HeldOut:
     """Of a number or an angle: one strength serves its score and its bits, and least squares are solved exactly."""
     return HeldOut(prediction, prediction, float(strength), float(strength), bool(at_edge), None)
@@ -174,28 +176,25 @@ def refit(
     settings: Settings = Settings(),  # noqa: B008
 ) -> list[Weights]:
     """Probes of all rows, each task's at its own strength: to be applied elsewhere, not to be scored."""
-    logistic = [i for i, task in enumerate(tasks) if task.kind not in NUMERIC]
-    numbers = [i for i, task in enumerate(tasks) if task.kind == "number"]
-    turning = [i for i, task in enumerate(tasks) if task.kind == "circular"]
+    logistic, numbers, turning = by_solver(tasks)
     found: dict[int, Weights] = {}
     if logistic:
         basis = basis_of(x_ND, settings, torch.float32)
-        path = Path(basis.train, basis.eigenvalues, [_target(tasks[i]) for i in logistic])
+        path = Path(basis.train, basis.eigenvalues, targets([tasks[i] for i in logistic]))
         for strength in sorted({strengths[i] for i in logistic}, reverse=True):
             here = [at for at, i in enumerate(logistic) if strengths[i] == strength]
             fit = path.advance(strength, here)
             for at, columns in zip(here, fit.columns, strict=True):
                 found[logistic[at]] = _on_features(basis, fit.weights[:, columns], fit.intercepts[columns])
-    if numbers:
+    if numbers or turning:
         basis = basis_of(x_ND.astype(np.float64), settings, torch.float64)
+    if numbers:
         solved = ridge.fit(basis, np.stack([tasks[i].y for i in numbers], 1), [strengths[i] for i in numbers])
         for at, i in enumerate(numbers):
             found[i] = _on_features(basis, solved.weights[:, [at]], solved.intercepts[[at]])
-    if turning:
-        basis = basis_of(x_ND.astype(np.float64), settings, torch.float64)
-        for i in turning:
-            solved = angles.at_strength(basis, tasks[i].y, tasks[i].period, strengths[i])
-            found[i] = _on_features(basis, solved.weights, solved.intercepts)
+    for i in turning:
+        solved = angles.at_strength(basis, tasks[i].y, tasks[i].period, strengths[i])
+        found[i] = _on_features(basis, *solved)
     return [found[i] for i in range(len(tasks))]
 
 
@@ -205,22 +204,14 @@ def refit(
 def _logistic(
     basis: Basis, labels: Sequence[Labels], parts: Sequence[slice], test_mr: torch.Tensor, settings: Settings
 ) -> list[HeldOut]:
-    targets = [_target(task) for task in labels]
     columns = sum(max(task.n_classes, 1) if task.kind == "classes" else task.y.shape[1] for task in labels)
     half = half_copy(basis.train, columns)
-    pointed = [[LADDER.index(one) for one in of] for of in ridge.brackets(basis, targets, LADDER)]
+    questions = targets(labels)
+    pointed = [[LADDER.index(one) for one in of] for of in ridge.brackets(basis, questions, LADDER)]
     searches = [Search(of) if settings.guided and of else Search(FIRST, of) for of in pointed]
-    paths = [
-        Path(
-            basis.train,
-            basis.eigenvalues,
-            targets,
-            segments=[other for other in parts if other is not part],
-            half=half,
-            tolerance=_SEARCHED,
-        )
-        for part in parts
-    ]
+    problem = basis.train, basis.eigenvalues, questions
+    others = [[other for other in parts if other is not part] for part in parts]
+    paths = [Path(*problem, segments=segments, half=half, tolerance=_SEARCHED) for segments in others]
     while wanted := by_rung([search.missing() for search in searches]):
         for rung, here in wanted:
             predictions = []
@@ -230,10 +221,8 @@ def _logistic(
                 predictions.append([smoothed(labels[t], value, n) for t, value in zip(here, values, strict=True)])
             for t, pieces in zip(here, zip(*predictions, strict=True), strict=True):
                 searches[t].costs[rung] = costs(labels[t], parts, pieces)
-    choices = [
-        (search.best(METRIC[task.kind]), search.best(BITS)) for search, task in zip(searches, labels, strict=True)
-    ]
-    last = Path(basis.train, basis.eigenvalues, targets, half=half)
+    choices = list(map(rungs, labels, searches))
+    last = Path(*problem, half=half)
     predicted: list[dict[int, np.ndarray]] = [{} for _ in labels]
     gaps = np.zeros(len(labels))
     for rung, here in by_rung(choices):
@@ -241,17 +230,22 @@ def _logistic(
         gaps[here] = np.maximum(gaps[here], fit.gap)
         for t, held_out in zip(here, log_probabilities(fit, test_mr), strict=True):
             predicted[t][rung] = smoothed(labels[t], held_out, len(basis.train)).astype(np.float32)
-    return [
-        HeldOut(
-            of[scored], of[coded], LADDER[scored], LADDER[coded], any(map(search.at_edge, criteria(kind))), float(gap)
-        )
-        for of, (scored, coded), search, kind, gap in zip(
-            predicted, choices, searches, (task.kind for task in labels), gaps, strict=True
-        )
-    ]
+    return list(map(searched, labels, searches, predicted, gaps))
 
 
-def by_rung(rungs_of: Sequence[Iterable[int]]) -> list[tuple[int, list[int]]]:
+def rungs(task: Labels, search: Search) -> list[int]:
+    """The best by each of `criteria`."""
+    return [search.best(criterion) for criterion in criteria(task.kind)]
+
+
+def searched(task: Labels, search: Search, predicted: Mapping[int, np.ndarray], gap: float) -> HeldOut:
+    """Of a logistic task, from what is predicted at each of its `rungs`."""
+    scored, coded = rungs(task, search)
+    at_edge = any(map(search.at_edge, criteria(task.kind)))
+    return HeldOut(predicted[scored], predicted[coded], LADDER[scored], LADDER[coded], at_edge, float(gap))
+
+
+def by_rung(rungs_of: Iterable[Iterable[int]]) -> list[tuple[int, list[int]]]:
     """(rung, the tasks that it is of), strong to weak: weaker fits start from what stronger ones found."""
     tasks: dict[int, list[int]] = {}
     for t, rungs in enumerate(rungs_of):
@@ -328,8 +322,9 @@ def basis_of(x_nD: np.ndarray, settings: Settings, dtype: torch.dtype) -> Basis:
     )
 
 
-def _target(task: Labels) -> Target:
-    return Target(task.y, task.n_classes)
+def targets(tasks: Sequence[Labels]) -> list[Target]:
+    """As logistic solvers take them."""
+    return [Target(task.y, task.n_classes) for task in tasks]
 
 
 def _on_features(basis: Basis, weights_rC: torch.Tensor, intercepts_C: torch.Tensor) -> Weights:

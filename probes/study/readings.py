@@ -91,28 +91,18 @@ def read(
     cells = [cell for cell in plan.cells if cell.representation == representation]
     answers = answered([cell for cell in cells if not isinstance(cell, Ceiling)])
     held_out = {question: _by_fold(answers, question) for question in plan.questions}
-    on_predictions(
-        [
-            metrics.take(_assembled(plan, labels, _predictions(held_out[question])), plan.labelled(labels))
-            for question, labels in plan.questions.items()
-        ]
-    )
+    said = {question: _predictions(folds) for question, folds in held_out.items()}
+    asked = plan.questions.items()
+    on_predictions([metrics.take(_assembled(plan, y, said[question]), plan.labelled(y)) for question, y in asked])
     readings = {task.task.name: _reading(plan, representation, task, answers) for task in plan.tasks}
-    readers = answered(
-        [
-            replace(cell, strengths=np.array([folds[cell.number].strength for folds in held_out.values()]))
-            for cell in cells
-            if isinstance(cell, Ceiling)
-        ]
-    )
-    if readers:
-        for question, labels in plan.questions.items():
-            said = {
-                cell.number: given[question].prediction for cell, given in readers.items() if isinstance(cell, Ceiling)
-            }
-            better = {number: prediction for number, prediction in said.items() if prediction is not None}
-            scores = _scored_by(plan, labels, _predictions(held_out[question]) | better)
-            readings[question.task] = readings[question.task]._replace(ceiling=scores, ceiling_folds=len(better))
+    hidden = [cell for cell in cells if isinstance(cell, Ceiling)]
+    strengths = {number: [folds[number].strength for folds in held_out.values()] for number in plan.numbers}
+    readers = answered([replace(cell, strengths=np.array(strengths[cell.number])) for cell in hidden])
+    for question, labels in asked if hidden else ():
+        by_fold = {cell.number: readers[cell][question].prediction for cell in hidden}
+        better = {number: prediction for number, prediction in by_fold.items() if prediction is not None}
+        scores = _scored_by(plan, labels, said[question] | better)
+        readings[question.task] = readings[question.task]._replace(ceiling=scores, ceiling_folds=len(better))
     return Readings(x_ND.shape[1], readings, _odd(plan, representation, x_ND))
 
 
@@ -179,13 +169,10 @@ def _curve(plan: Plan, task: ProbeTask, answers: _Answers, scores: Scores) -> tu
             sizes.setdefault(cell.share, []).append(int(cell.train.sum()))
     if len(sizes) == 1:
         return ()
-    question = Question(task.task.name)
+    parts = {share: _by_fold(answers, Question(task.task.name), share) for share in sorted(sizes)}
     return tuple(
-        (
-            round(float(np.mean(sizes[share]))),
-            scores if share == 1 else _scores(plan, task.labels, _by_fold(answers, question, share)),
-        )
-        for share in sorted(sizes)
+        (round(float(np.mean(sizes[share]))), scores if share == 1 else _scores(plan, task.labels, held_out))
+        for share, held_out in parts.items()
     )
 
 
@@ -220,12 +207,8 @@ def _scores(plan: Plan, labels: Labels, held_out: Mapping[int, HeldOut]) -> Scor
 def _scored_by(plan: Plan, labels: Labels, parts: Mapping[int, Prediction], *, ranks: bool = True) -> Scores:
     scores = scores_of(plan, labels, _assembled(plan, labels, parts), ranks=ranks)
     folds = len(plan.numbers)
-    return scores._replace(
-        of={
-            name: intervals.over_training_sets(quantity, folds, *metrics.RANGE.get(name, ()))
-            for name, quantity in scores.of.items()
-        }
-    )
+    own = {name: (quantity, folds, *metrics.RANGE.get(name, ())) for name, quantity in scores.of.items()}
+    return scores._replace(of={name: intervals.over_training_sets(*given) for name, given in own.items()})
 
 
 def scores_of(plan: Plan, labels: Labels, prediction: Prediction, *, ranks: bool = True) -> Scores:
@@ -248,10 +231,8 @@ def without_features(plan: Plan, labels: Labels, categories: np.ndarray | None =
 def _compression(plan: Plan, code: Codelength) -> Sampled:
     """Of other images, sent in the same order: the lengths of both codes are sums over groups."""
     groups = plan.groups[plan.scored]
-    bits_G, uniform_G = (
-        np.bincount(groups, row_bits, plan.draws_RG.shape[1]) for row_bits in (code.row_bits, code.row_uniform)
-    )
-    bits, uniform = plan.draws_RG @ bits_G, plan.draws_RG @ uniform_G
+    rows = code.row_bits, code.row_uniform
+    bits, uniform = (plan.draws_RG @ np.bincount(groups, bits, plan.draws_RG.shape[1]) for bits in rows)
     return Sampled(code.compression, np.divide(uniform, bits, out=np.full(len(bits), np.nan), where=bits > 0))
 
 

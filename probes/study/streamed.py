@@ -10,15 +10,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from htc_probe.extract.store import NUMERIC
 from htc_probe.probes.inputs import circular
-from htc_probe.probes.inputs.labels import Labels
-from htc_probe.probes.scores.metrics import Gaussian, VonMises
+from htc_probe.probes.inputs.labels import Labels, by_solver
+from htc_probe.probes.scores.metrics import VonMises
 from htc_probe.probes.solvers import ridge
 from htc_probe.probes.solvers import survey as stream
 from htc_probe.probes.solvers.lbfgs import StreamedPath
 from htc_probe.probes.solvers.problems import Fit, Target, log_probabilities
-from htc_probe.probes.study.protocol import HeldOut, Settings, by_rung, costs, criteria, exact, inner_folds, smoothed
+from htc_probe.probes.study import protocol
+from htc_probe.probes.study.protocol import HeldOut, Settings, by_rung, costs, smoothed
 from htc_probe.probes.study.strengths import LADDER, Search
 
 
@@ -29,63 +29,46 @@ def hold_out(
     train: np.ndarray,
     test: np.ndarray,
     settings: Settings,
-    budget: int = stream.BUDGET,
 ) -> list[HeldOut]:
-    """`protocol.hold_out` with memory of `budget` bytes, labels aside, whatever the number of rows.
+    """`protocol.hold_out` within the memory of `settings`, labels aside, whatever the number of rows.
 
     Numbers are probed as there, exactly. Of circular values the strength is that of the least squared error of cosine
     and sine. Logistic probes begin with the strengths within a decade of the one that ridge on the labels prefers and
     go on from there as `strengths` says, each on one inner fold in place of three: a pass over the rows costs minutes.
-    Raises UserError for features that are not finite and a budget that is too small.
+    Raises UserError for features that are not finite and too little memory.
     """
-    inner_N = inner_folds(tasks, groups, train, settings.seed)
-    logistic = [i for i, task in enumerate(tasks) if task.kind not in NUMERIC]
-    numbers = [i for i, task in enumerate(tasks) if task.kind == "number"]
-    turning = [i for i, task in enumerate(tasks) if task.kind == "circular"]
-    targets = [Target(tasks[i].y, tasks[i].n_classes) for i in logistic]
+    inner_N = protocol.inner_folds(tasks, groups, train, settings.seed)
+    logistic, numbers, turning = by_solver(tasks)
+    labels = [tasks[i] for i in logistic]
+    targets = protocol.targets(labels)
     columns = [tasks[i].y[:, None] for i in numbers] + [circular.vectors(tasks[i].y, tasks[i].period) for i in turning]
     y_NT = np.concatenate(columns, 1) if columns else None
     pairs = {i: (len(numbers) + 2 * at, len(numbers) + 2 * at + 1) for at, i in enumerate(turning)}
+    budget, seed, device = settings.budget, settings.seed, settings.device
     survey = stream.survey(
-        features,
-        inner_N,
-        y_NT,
-        targets,
-        pairs=list(pairs.values()),
-        budget=budget,
-        seed=settings.seed,
-        device=settings.device,
+        features, inner_N, y_NT, targets, pairs=pairs.values(), budget=budget, seed=seed, device=device
     )
     found: dict[int, HeldOut] = {}
     if y_NT is not None:
         probe = survey.flat(survey.numbers)
         mean_mT = np.concatenate([ridge.predict(probe, x) for x in _rows(features, survey, test)])
-        for at, i in enumerate(numbers):
-            scale = max(np.sqrt(survey.choice.residual_variance[at]), 1e-3 * np.nanstd(y_NT[train, at]))
-            gaussian = Gaussian(mean_mT[:, at], np.full(len(mean_mT), scale))
-            found[i] = exact(gaussian, survey.choice.strengths[at], survey.choice.at_edge[at])
+        found |= dict(zip(numbers, protocol.of_numbers(mean_mT, y_NT[train], survey.choice), strict=False))
         for i, pair in pairs.items():
             at, period = pair[0], tasks[i].period
-            kappa = _concentration(survey, np.array(pair), tasks[i])
-            said = circular.values_of(mean_mT[:, pair], period)
-            turned = VonMises(said, np.full(len(said), kappa), period)
-            found[i] = exact(turned, survey.choice.strengths[at], survey.choice.at_edge[at])
+            kappa = np.full(len(mean_mT), _concentration(survey, np.array(pair), tasks[i]))
+            turned = VonMises(circular.values_of(mean_mT[:, pair], period), kappa, period)
+            found[i] = protocol.exact(turned, survey.choice.strengths[at], survey.choice.at_edge[at])
     if logistic:
-        labels = [tasks[i] for i in logistic]
         searches = _search(features, survey, labels, targets, inner_N)
-        choices = [tuple(map(search.best, criteria(task.kind))) for search, task in zip(searches, labels, strict=True)]
         last = StreamedPath(features, survey, targets, train)
+        choices = map(protocol.rungs, labels, searches)
         fits = [(rung, here, last.advance(LADDER[rung], here)) for rung, here in by_rung(choices)]
         gaps = np.zeros(len(labels))
         for _, here, fit in fits:
             gaps[here] = np.maximum(gaps[here], fit.gap)
         flat = [(rung, here, survey.flat(fit)) for rung, here, fit in fits]
         predicted = _predict(features, survey, labels, flat, test, survey.n)
-        for t, i in enumerate(logistic):
-            scored, coded = (predicted[t][rung].astype(np.float32) for rung in choices[t])
-            edge = any(map(searches[t].at_edge, criteria(labels[t].kind)))
-            strength, coded_strength = (LADDER[rung] for rung in choices[t])
-            found[i] = HeldOut(scored, coded, strength, coded_strength, edge, float(gaps[t]))
+        found |= dict(zip(logistic, map(protocol.searched, labels, searches, predicted, gaps), strict=True))
     return [found[i] for i in range(len(tasks))]
 
 
@@ -110,16 +93,14 @@ def _search(
     """What each task's strengths cost on the first inner fold. The predictions for its rows are held in memory."""
     held, n = inner_N == 0, int((inner_N > 0).sum())
     part = [task.among(held) for task in labels]
-    whole = slice(0, int(held.sum()))
     path = StreamedPath(features, survey, targets, inner_N > 0)
     pointed = [ridge.around(centre, LADDER) if np.isfinite(centre) else LADDER[:1] for centre in survey.centres]
     searches = [Search(map(LADDER.index, strengths)) for strengths in pointed]
     while wanted := by_rung([search.missing() for search in searches]):
         flat = [(rung, here, survey.flat(path.advance(LADDER[rung], here))) for rung, here in wanted]
-        for search, task, predictions in zip(
-            searches, part, _predict(features, survey, labels, flat, held, n), strict=True
-        ):
-            search.costs |= {rung: costs(task, [whole], [values]) for rung, values in predictions.items()}
+        predicted = _predict(features, survey, labels, flat, held, n)
+        for search, task, by_strength in zip(searches, part, predicted, strict=True):
+            search.costs |= {rung: costs(task, [slice(None)], [values]) for rung, values in by_strength.items()}
     return searches
 
 

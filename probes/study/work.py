@@ -23,7 +23,6 @@ from htc_probe.extract.store import NUMERIC
 from htc_probe.probes.inputs.labels import Labels
 from htc_probe.probes.inputs.representations import Representation
 from htc_probe.probes.scores.metrics import Gaussian, Prediction, VonMises
-from htc_probe.probes.solvers import survey
 from htc_probe.probes.study import ceiling, codelength, protocol, streamed
 from htc_probe.probes.study.ceiling import Reader
 from htc_probe.probes.study.codelength import Codelength
@@ -36,8 +35,8 @@ _VERSION = 2  # of what a cell computes and of its file
 
 
 @dataclass(frozen=True)
-class Fold:
-    """Probes of all tasks, trained on `train` and used on `test`."""
+class _Split:
+    """What is learned from the rows `train` and used on `test`."""
 
     representation: Representation
     number: int
@@ -46,18 +45,22 @@ class Fold:
     """(N,) bool"""
     test: np.ndarray = field(compare=False, repr=False)
     """(N,) bool"""
-    share: float = 1.0
-    """Of the images to be learned from that are."""
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
         """What it is computed from, beside features and labels."""
         return self.train, self.test
 
-    def compute(
-        self, x_ND: np.ndarray, tasks: Sequence[Labels], groups: np.ndarray, settings: Settings
-    ) -> list[HeldOut]:
-        return protocol.hold_out(x_ND, tasks, groups, self.train, self.test, settings)
+
+@dataclass(frozen=True)
+class Fold(_Split):
+    """Probes of all tasks."""
+
+    share: float = 1.0
+    """Of the images to be learned from that are."""
+
+    def compute(self, bench: Bench, tasks: Sequence[Labels]) -> list[HeldOut]:
+        return protocol.hold_out(bench.x_ND, tasks, bench.groups, self.train, self.test, bench.settings)
 
     def pack(self, answers: Sequence[HeldOut]) -> dict[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = {}
@@ -84,31 +87,24 @@ class Fold:
 class StreamedFold(Fold):
     """The same for features that are read as they are needed, within a budget in bytes."""
 
-    def compute(  # type: ignore[override]
-        self, features: survey.Features, tasks: Sequence[Labels], groups: np.ndarray, settings: Settings
-    ) -> list[HeldOut]:
-        return streamed.hold_out(features, tasks, groups, self.train, self.test, settings, settings.budget)
+    def compute(self, bench: Bench, tasks: Sequence[Labels]) -> list[HeldOut]:
+        return streamed.hold_out(bench.x_ND, tasks, bench.groups, self.train, self.test, bench.settings)
 
 
 @dataclass(frozen=True)
-class Ceiling:
-    """Readers with a hidden layer, on top of the linear probes of a fold: `train` and `test` are its rows."""
+class Ceiling(_Split):
+    """Readers with a hidden layer, on top of the linear probes of a fold."""
 
-    representation: Representation
-    number: int
-    train: np.ndarray = field(compare=False, repr=False)
-    test: np.ndarray = field(compare=False, repr=False)
     strengths: np.ndarray = field(compare=False, repr=False, default_factory=lambda: np.zeros(0))
     """Of the linear probes, by task: known when these are fitted."""
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
-        return self.train, self.test, self.strengths
+        return *super().arrays, self.strengths
 
-    def compute(
-        self, x_ND: np.ndarray, tasks: Sequence[Labels], groups: np.ndarray, settings: Settings
-    ) -> list[Reader]:
-        return ceiling.hold_out(x_ND, tasks, groups, self.train, self.test, self.strengths.tolist(), settings)
+    def compute(self, bench: Bench, tasks: Sequence[Labels]) -> list[Reader]:
+        rows, strengths = (self.train, self.test), self.strengths.tolist()
+        return ceiling.hold_out(bench.x_ND, tasks, bench.groups, *rows, strengths, bench.settings)
 
     def pack(self, answers: Sequence[Reader]) -> dict[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = {}
@@ -139,13 +135,11 @@ class Code:
     def arrays(self) -> tuple[np.ndarray, ...]:
         return (self.used,)
 
-    def compute(
-        self, x_ND: np.ndarray, tasks: Sequence[Labels], groups: np.ndarray, settings: Settings
-    ) -> list[Codelength]:
-        x_nD, groups_n = x_ND[self.used], groups[self.used]
+    def compute(self, bench: Bench, tasks: Sequence[Labels]) -> list[Codelength]:
+        x_nD, groups_n = bench.x_ND[self.used], bench.groups[self.used]
         labels = [task.among(self.used) for task in tasks]
-        predict = codelength.probes_of(x_nD, labels, groups_n, device=settings.device)
-        return codelength.online(labels, groups_n, predict, settings.seed)
+        predict = codelength.probes_of(x_nD, labels, groups_n, device=bench.settings.device)
+        return codelength.online(labels, groups_n, predict, bench.settings.seed)
 
     def pack(self, answers: Sequence[Codelength]) -> dict[str, np.ndarray]:
         arrays: dict[str, np.ndarray] = {}
@@ -181,12 +175,12 @@ class Kept:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def path(self, cell: Cell, features: str, tasks: Sequence[Labels], groups: np.ndarray, settings: Settings) -> Path:
-        """Where the cell is kept; `features` says where its array comes from, which is cheaper than its digest."""
-        digest = hashlib.blake2b(digest_size=16)
-        about = (_VERSION, type(cell).__name__, features, settings.of_fits, [task[:1] + task[2:] for task in tasks])
-        digest.update(repr(about).encode())
-        for array in (*cell.arrays, groups, *(task.y for task in tasks)):
+    def path(self, cell: Cell, bench: Bench, tasks: Sequence[Labels]) -> Path:
+        """Where the cell is kept."""
+        fits, kinds = bench.settings.of_fits, [task[:1] + task[2:] for task in tasks]
+        about = (_VERSION, type(cell).__name__, bench.features, fits, kinds)
+        digest = hashlib.blake2b(repr(about).encode(), digest_size=16)
+        for array in (*cell.arrays, bench.groups, *(task.y for task in tasks)):
             digest.update(np.ascontiguousarray(array).tobytes())
         return self.folder / f"{digest.hexdigest()}.npz"
 
@@ -224,7 +218,7 @@ class Bench(NamedTuple):
     settings: Settings
     kept: Kept | None
     features: str
-    """Where they come from."""
+    """Where they come from, which is cheaper to tell apart than they are."""
 
     def answers(self, jobs: Sequence[Job], processes: int) -> Iterator[list[Any]]:
         """Of every job in order: one by one with all threads for 0 processes; else side by side, each with one thread,
@@ -239,11 +233,11 @@ class Bench(NamedTuple):
     def _answer(self, job: Job) -> list[Any]:
         cell, labels = job
         if self.kept is None:
-            return cell.compute(self.x_ND, labels, self.groups, self.settings)
-        path = self.kept.path(cell, self.features, labels, self.groups, self.settings)
+            return list(cell.compute(self, labels))
+        path = self.kept.path(cell, self, labels)
         answers: Any = self.kept.read(path, cell, labels)
         if answers is None:
-            answers = cell.compute(self.x_ND, labels, self.groups, self.settings)
+            answers = cell.compute(self, labels)
             self.kept.write(path, cell.pack(answers))
         return list(answers)
 

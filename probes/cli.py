@@ -6,6 +6,7 @@ Parse, call, print. torch and scikit-learn are imported once a run is open, so t
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -124,7 +125,7 @@ def probe(config: ProbeConfig) -> None:
             outcome = findings.probe(
                 plan,
                 keep=keep,
-                config={name: _plain(value) for name, value in asdict(config).items()},
+                config=json.loads(json.dumps(asdict(config), default=str)),
                 on_cell=bar.advance,
                 on_predictions=writer.add,
             )
@@ -159,13 +160,6 @@ def _check(config: ProbeConfig) -> None:
         raise UserError(f"--jobs {config.jobs} is negative; use 0 for one process a core")
     if config.device != "cpu":
         command.usable_device(config.device)
-
-
-def _plain(value: object) -> object:
-    """A setting as JSON has it."""
-    if isinstance(value, tuple):
-        return list(value)
-    return str(value) if isinstance(value, Path) else value
 
 
 if __name__ == "__main__":

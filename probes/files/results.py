@@ -316,11 +316,6 @@ def predictions_path(path: Path) -> Path:
     return path.with_suffix(".predictions.safetensors")
 
 
-def csv_path(path: Path) -> Path:
-    """The table of probes that goes with the JSON file `path`."""
-    return path.with_suffix(".csv")
-
-
 def classes_path(path: Path) -> Path:
     """The table of single classes that goes with the JSON file `path`."""
     return path.with_suffix(".classes.csv")
@@ -331,15 +326,16 @@ def write(results: Results, path: Path) -> tuple[Path, ...]:
     body = {"schema": _SCHEMA, "schema_version": _SCHEMA_VERSION, **asdict(results)}
     undefined = {"retention": NOT_DEFINED}
     rows = [vars(row) | (undefined if is_undefined(row.retention) else {}) for row in results.rows]
+    table, classes = path.with_suffix(".csv"), classes_path(path)
     texts = {
-        csv_path(path): _table([item.name for item in fields(Row)], rows),
-        classes_path(path): _table(_BY_CLASS, [vars(one) | one.score._asdict() for one in results.by_class]),
+        table: _table([item.name for item in fields(Row)], rows),
+        classes: _table(_BY_CLASS, [vars(one) | one.score._asdict() for one in results.by_class]),
         path: json.dumps(body, indent=1, allow_nan=False, ensure_ascii=False) + "\n",
     }
     for place, text in texts.items():
         with replaced(place, "choose another place with --out") as partial:
             partial.write_text(text, encoding="utf-8")
-    return path, csv_path(path), classes_path(path)
+    return path, table, classes
 
 
 _BY_CLASS = ("suite", "task", "representation", "layer", "name", "metric", *Interval._fields, "floor", "n", "n_groups")

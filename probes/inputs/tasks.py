@@ -53,10 +53,8 @@ def select(run: Run, names: Sequence[str]) -> tuple[Task, ...]:
     for name in names:
         found = {task.name for task in run.tasks if name in (task.suite, task.name)}
         if not found and name not in SUITES:
-            listed = "; ".join(
-                f"{suite}: {', '.join(task.name for task in run.tasks if task.suite == suite) or 'none'}"
-                for suite in SUITES
-            )
+            by_suite = {suite: [task.name for task in run.tasks if task.suite == suite] for suite in SUITES}
+            listed = "; ".join(f"{suite}: {', '.join(of) or 'none'}" for suite, of in by_suite.items())
             raise UserError(f"{name!r} is neither a suite nor a task of {run.path.name}; it has {listed}")
         wanted |= found
     if not wanted:
@@ -124,9 +122,8 @@ def prepare_one(
     classes = tuple(task.classes[c] for c in kept)
     if task.kind == "multilabel":
         y = labels[:, kept]
-        return ProbeTask(task, Labels("multilabel", y), classes), notes + _left_out(
-            task, np.asarray(~task.known(y).any(1))
-        )
+        nothing = np.asarray(~task.known(y).any(1))
+        return ProbeTask(task, Labels("multilabel", y), classes), notes + _left_out(task, nothing)
     y = np.full(len(labels), -1)
     used = np.isin(labels, kept)
     y[used] = np.searchsorted(kept, labels[used])
@@ -218,10 +215,9 @@ def together(train: Run, test: Run, tasks: Sequence[Task]) -> Together:
             theirs = codes[theirs]
         elif task.kind == "multilabel":
             columns = {name: number for number, name in enumerate(other.classes)}
-            unknown = task.unknown(len(theirs))
-            theirs = np.stack(
-                [theirs[:, columns[name]] if name in columns else unknown[:, 0] for name in task.classes], 1
-            )
+            unknown = task.unknown(len(theirs))[:, 0]
+            own = [theirs[:, columns[name]] if name in columns else unknown for name in task.classes]
+            theirs = np.stack(own, 1)
         found.append(np.concatenate([theirs, ours]))
     return Together(found, tuple(warnings))
 

@@ -429,6 +429,18 @@ def take(prediction: Prediction, rows: np.ndarray) -> Prediction:
     return prediction[rows]
 
 
+def stacked(prediction: Prediction) -> np.ndarray:
+    """As one array: of a distribution (2, n)."""
+    return np.stack(prediction[:2]) if isinstance(prediction, tuple) else prediction
+
+
+def unstacked(kind: Kind, values: np.ndarray, period: float) -> Prediction:
+    """What `stacked` made an array of."""
+    if kind == "number":
+        return Gaussian(*values)
+    return VonMises(values[0], values[1], period) if kind == "circular" else values
+
+
 def _array(prediction: Prediction) -> np.ndarray:
     assert isinstance(prediction, np.ndarray), f"a {type(prediction).__name__} for classes or labels"
     return prediction

@@ -122,16 +122,13 @@ def forest(
     if not shown:
         return None
     cells = [one.difference for one in shown]
+    symbols = ["circle" if table.holds(one) else "circle-open" for one in shown]
     dots = go.Scatter(
         x=[cell.estimate for cell in cells],
         y=list(range(len(shown))),
         mode="markers",
         error_x=whiskers(cells),
-        marker={
-            "size": 9,
-            "color": colours,
-            "symbol": ["circle" if table.holds(one) else "circle-open" for one in shown],
-        },
+        marker={"size": 9, "color": colours, "symbol": symbols},
         customdata=[[_words(cell), _p(one)] for cell, one in zip(cells, shown, strict=True)],
         hovertemplate="%{x:+.3f} %{customdata[0]}, %{customdata[1]}<extra></extra>",
         showlegend=False,
@@ -222,11 +219,9 @@ def whiskers(cells: Sequence[Interval], colour: str = NEUTRAL) -> dict[str, Any]
     def reach(cell: Interval, end: float | None) -> float:
         return 0.0 if end is None or cell.estimate is None else abs(end - cell.estimate)
 
-    ends = {
-        "array": [reach(cell, cell.upper) for cell in cells],
-        "arrayminus": [reach(cell, cell.lower) for cell in cells],
-    }
-    return {"type": "data", "symmetric": False, **ends, "color": colour, "thickness": 1.5, "width": 3}
+    up, down = ([reach(cell, getattr(cell, end)) for cell in cells] for end in ("upper", "lower"))
+    look = {"color": colour, "thickness": 1.5, "width": 3}
+    return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, **look}
 
 
 def _words(cell: Interval) -> str:

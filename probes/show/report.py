@@ -23,6 +23,7 @@ from htc_probe.probes.files.results import NOT_DEFINED, Results
 from htc_probe.probes.show import figures, table
 
 _CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
+_HTML: dict[str, Any] = {"config": _CONFIG, "include_plotlyjs": False, "full_html": False}
 
 
 def write(results: Results, folder: Path) -> Path:
@@ -77,7 +78,9 @@ def sections(results: Results) -> list[Section]:
 def page(results: Results) -> str:
     """The whole HTML page. The same results give the same text."""
     name = html.escape(str(results.run.get("file", "")))
-    body = [f"<h1>Linear probes of {name}</h1>", f"<p>{html.escape(_what(results))}</p>"]
+    what = f"{_images(results.run)}, extracted {str(results.run.get('created', ''))[:10]}."
+    methods_below = "How it was done is at the end of the page, ready to paste."
+    body = [f"<h1>Linear probes of {name}</h1>", f"<p>{html.escape(f'{what} {methods_below}')}</p>"]
     if found := table.doubts(results):
         body.append('<ul class="doubts">' + "".join(f"<li>{html.escape(one)}</li>" for one in found) + "</ul>")
     number = 0
@@ -87,11 +90,7 @@ def page(results: Results) -> str:
         for figure in section.figures:
             number += 1
             figure.update_layout(template="plotly_white")
-            body.append(
-                plotly.io.to_html(
-                    figure, config=_CONFIG, include_plotlyjs=False, full_html=False, div_id=f"figure-{number}"
-                )
-            )
+            body.append(plotly.io.to_html(figure, **_HTML, div_id=f"figure-{number}"))
     body.append("<h2>Methods</h2>")
     body += [f"<p>{html.escape(paragraph)}</p>" for paragraph in methods(results)]
     return _PAGE.format(title=name, script=get_plotlyjs(), body="\n".join(body))
@@ -130,27 +129,20 @@ def methods(results: Results) -> list[str]:
     return [" ".join(part) for part in (_data(results), _probes(results), _statistics(results), _limits(results))]
 
 
-def _what(results: Results) -> str:
-    run = results.run
-    return (
-        f"{run.get('images', '?')} images of {run.get('dataset', '?')} {run.get('split', '')} through "
-        f"{run.get('model') or 'an unnamed model'}, extracted {str(run.get('created', ''))[:10]}. "
-        "How it was done is at the end of the page, ready to paste."
-    )
+def _images(run: Mapping[str, Any]) -> str:
+    images = f"{run.get('images', '?')} images of {run.get('dataset', '?')} {run.get('split', '')}"
+    return f"{images} through {run.get('model') or 'an unnamed model'}"
 
 
 def _run_words(run: Mapping[str, Any]) -> str:
     weights = f" (weights sha256 {str(run['sha256'])[:12]})" if run.get("sha256") else ""
-    return (
-        f"{run.get('images', '?')} images of {run.get('dataset', '?')} {run.get('split', '')} through "
-        f"{run.get('model') or 'an unnamed model'}{weights}, topology {run.get('topology', '?')}"
-    )
+    return f"{_images(run)}{weights}, topology {run.get('topology', '?')} (run {run.get('file', '?')})"
 
 
 def _data(results: Results) -> Iterator[str]:
-    yield f"We probed {_run_words(results.run)} (run {results.run.get('file', '?')})."
+    yield f"We probed {_run_words(results.run)}."
     if train := results.run.get("train"):
-        yield f"The probes were trained on a run of its own, {_run_words(train)} (run {train.get('file', '?')})."
+        yield f"The probes were trained on a run of its own, {_run_words(train)}."
     widths = {row.representation: row.width for row in results.rows}
     yield "Representations: " + ", ".join(f"{name} ({width} features)" for name, width in widths.items()) + "."
     if layers := sorted({row.layer for row in results.rows if row.layer is not None}):

@@ -22,6 +22,15 @@ from torch import Tensor
 from htc_probe.extract.errors import UserError
 
 
+class Weights(NamedTuple):
+    """A probe on the features as they are: prediction = x @ weights + intercepts."""
+
+    weights: np.ndarray
+    """(D, C)"""
+    intercepts: np.ndarray
+    """(C,)"""
+
+
 class Scaler(NamedTuple):
     """Standardises features; one that is constant over the training rows becomes 0 everywhere."""
 
@@ -79,6 +88,12 @@ class Basis:
             raise UserError(f"rows of {x.shape[1]} features; expected {len(self.rotation)}, as the basis was fitted on")
         return _standardise(x, self.scaler, self.rotation.dtype) @ self.rotation
 
+    def on_features(self, weights_rC: Tensor, intercepts_C: Tensor) -> Weights:
+        """A probe in the basis, float64."""
+        on_scaled = (self.rotation.double() @ weights_rC.double()).cpu().numpy()
+        weights_DC = on_scaled * self.scaler.factor[:, None]
+        return Weights(weights_DC, intercepts_C.double().cpu().numpy() - self.scaler.mean @ weights_DC)
+
 
 _WIDE = {np.dtype(np.float16): torch.float32, np.dtype(np.float32): torch.float32, np.dtype(np.float64): torch.float64}
 """What features are computed in, by the type they come in; any other is computed in double precision."""
@@ -92,11 +107,15 @@ def _tensor(x_nD: np.ndarray, device: str | torch.device) -> Tensor:
     finite = x.isfinite()
     if not finite.all():
         row, feature = (~finite).nonzero()[0].tolist()
-        raise UserError(
-            f"row {row}, feature {feature} is {x_nD[row, feature]}; a probe needs finite features: leave the row out, "
-            "or extract it again (float16 overflows above 65504)"
-        )
+        raise not_finite(row, feature, x_nD[row, feature])
     return x
+
+
+def not_finite(row: int, feature: int, value: float) -> UserError:
+    return UserError(
+        f"row {row}, feature {feature} is {value}; a probe needs finite features: leave the row out, "
+        "or extract it again (float16 overflows above 65504)"
+    )
 
 
 def _fit_scaler(x_nD: Tensor) -> Scaler:

@@ -163,8 +163,7 @@ class RidgeProbe(MultiOutputMixin, RegressorMixin, BaseEstimator):
             held_out = ridge.leave_out(basis, y_nT, self.strengths, np.arange(len(X)))
             strength_T = ridge.choose(ridge.residual_variance(held_out, y_nT), self.strengths).strengths
         probe = ridge.fit(basis, y_nT, strength_T)
-        coef_DT = (basis.rotation @ probe.weights).cpu().numpy() * basis.scaler.factor[:, None]
-        intercept_T = probe.intercepts.cpu().numpy() - basis.scaler.mean @ coef_DT
+        coef_DT, intercept_T = basis.on_features(*probe)
         single = y.ndim == 1
         self.coef_ = coef_DT[:, 0] if single else coef_DT.T
         self.intercept_ = intercept_T[0] if single else intercept_T

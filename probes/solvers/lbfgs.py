@@ -104,10 +104,7 @@ class StreamedPath:
         self._known_in_sample = known
 
     def advance(self, strength: float, tasks: Sequence[int] | None = None) -> Fit:
-        """The fit of `tasks` (all of them) at a strength, from where the path left each of them.
-
-        Strengths from strong to weak are fastest; any order is exact.
-        """
+        """See `newton.Path.advance`."""
         tasks = list(range(len(self._layout.targets)) if tasks is None else tasks)
         if self._last is None:
             self._last = self._evaluate(self._layout.block, self._start)

@@ -80,9 +80,8 @@ class Block:
 
     def sums(self, values: Tensor) -> Tensor:
         """(C,) -> (P,) float64."""
-        return torch.zeros(len(self.problem), dtype=torch.float64, device=values.device).index_add_(
-            0, self.owner, values.double()
-        )
+        sums = torch.zeros(len(self.problem), dtype=torch.float64, device=values.device)
+        return sums.index_add_(0, self.owner, values.double())
 
     def spread(self, values: Tensor, dtype: torch.dtype) -> Tensor:
         """(P,) -> (C, 1)."""

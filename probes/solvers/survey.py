@@ -25,7 +25,7 @@ from torch import Tensor
 
 from htc_probe.extract.errors import UserError
 from htc_probe.probes.solvers import ridge
-from htc_probe.probes.solvers.basis import Scaler
+from htc_probe.probes.solvers.basis import Scaler, not_finite
 from htc_probe.probes.solvers.problems import Fit, Target, label_columns
 from htc_probe.probes.solvers.products import multiplies_bfloat16
 
@@ -401,10 +401,7 @@ class _Reading:
         x_bD = x_bD[np.flatnonzero(folds_b >= 0)]
         if not x_bD.isfinite().all():
             row, feature = np.argwhere(~np.isfinite(tile) & (folds_b >= 0)[:, None])[0]
-            raise UserError(
-                f"row {first + row}, feature {feature} is {tile[row, feature]}; a probe needs finite features: leave "
-                "the row out, or extract it again (float16 overflows above 65504)"
-            )
+            raise not_finite(first + row, feature, tile[row, feature])
         if self.shift is None:
             self.shift = x_bD.mean(0)
             self._low, self._high = x_bD.amin(0), x_bD.amax(0)

@@ -87,10 +87,9 @@ def suite_gaps(tasks: Sequence[ProbeTask], scores_of: AllScores) -> list[SuiteGa
         if representation == WHOLE:
             continue
         groups = max(subject.groups(scores) for subject in means.values())
-        first, second = (
-            intervals.kept(means[suite].score(scores), means[suite].score(whole), means[suite].floor(whole), groups)
-            for suite in SUITES
-        )
+        of_suites = (means[suite] for suite in SUITES)
+        quantities = [(mean.score(scores), mean.score(whole), mean.floor(whole)) for mean in of_suites]
+        first, second = (intervals.kept(*own, groups) for own in quantities)
         told, p = Interval(None, None, None), None
         if first is not None and second is not None:
             told, p = difference_of(first, second, groups)
@@ -110,17 +109,8 @@ def by_class(tasks: Sequence[ProbeTask], scores_of: AllScores) -> Iterator[Class
                 score = classes.of[c]
                 told = score.estimate, *intervals.share_interval(score, effective_groups(sizes))
                 (floor,) = finite([classes.floor[c]])
-                yield ClassScore(
-                    task.task.suite,
-                    task.task.name,
-                    *representation,
-                    task.classes[c],
-                    _OF_CLASS[task.task.kind],
-                    Interval(*finite(told)),
-                    floor,
-                    int(classes.images[c]),
-                    len(sizes),
-                )
+                about = task.task.suite, task.task.name, *representation, task.classes[c], _OF_CLASS[task.task.kind]
+                yield ClassScore(*about, Interval(*finite(told)), floor, int(classes.images[c]), len(sizes))
 
 
 def ceilings(

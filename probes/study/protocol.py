@@ -24,7 +24,7 @@ from htc_probe.probes.inputs import folds
 from htc_probe.probes.inputs.labels import Labels, by_solver
 from htc_probe.probes.scores.metrics import METRIC, Gaussian, Prediction, VonMises, row_bits
 from htc_probe.probes.solvers import angles, ridge
-from htc_probe.probes.solvers.basis import Basis
+from htc_probe.probes.solvers.basis import Basis, Weights
 from htc_probe.probes.solvers.newton import Path
 from htc_probe.probes.solvers.problems import Target, log_probabilities
 from htc_probe.probes.solvers.products import half_copy
@@ -86,15 +86,6 @@ class HeldOut(NamedTuple):
     """One of the strengths ends the ladder and its neighbour is worse: a still better one may lie outside."""
     gap: float | None
     """Certified share by which the objective may exceed its minimum; None for ridge, which is exact."""
-
-
-class Weights(NamedTuple):
-    """A probe on the features as they are: prediction = x @ weights + intercepts."""
-
-    weights: np.ndarray
-    """(D, C)"""
-    intercepts: np.ndarray
-    """(C,)"""
 
 
 def hold_out(
@@ -185,16 +176,16 @@ def refit(
             here = [at for at, i in enumerate(logistic) if strengths[i] == strength]
             fit = path.advance(strength, here)
             for at, columns in zip(here, fit.columns, strict=True):
-                found[logistic[at]] = _on_features(basis, fit.weights[:, columns], fit.intercepts[columns])
+                found[logistic[at]] = basis.on_features(fit.weights[:, columns], fit.intercepts[columns])
     if numbers or turning:
         basis = basis_of(x_ND.astype(np.float64), settings, torch.float64)
     if numbers:
         solved = ridge.fit(basis, np.stack([tasks[i].y for i in numbers], 1), [strengths[i] for i in numbers])
         for at, i in enumerate(numbers):
-            found[i] = _on_features(basis, solved.weights[:, [at]], solved.intercepts[[at]])
+            found[i] = basis.on_features(solved.weights[:, [at]], solved.intercepts[[at]])
     for i in turning:
         solved = angles.at_strength(basis, tasks[i].y, tasks[i].period, strengths[i])
-        found[i] = _on_features(basis, *solved)
+        found[i] = basis.on_features(*solved)
     return [found[i] for i in range(len(tasks))]
 
 
@@ -314,20 +305,10 @@ def basis_of(x_nD: np.ndarray, settings: Settings, dtype: torch.dtype) -> Basis:
     if settings.match_dim is None or settings.match_dim >= len(basis.eigenvalues):
         return basis
     first = slice(settings.match_dim)  # of the largest eigenvalues
-    return replace(
-        basis,
-        rotation=basis.rotation[:, first].contiguous(),
-        eigenvalues=basis.eigenvalues[first],
-        train=basis.train[:, first].contiguous(),
-    )
+    rotation, train = (part[:, first].contiguous() for part in (basis.rotation, basis.train))
+    return replace(basis, rotation=rotation, eigenvalues=basis.eigenvalues[first], train=train)
 
 
 def targets(tasks: Sequence[Labels]) -> list[Target]:
     """As logistic solvers take them."""
     return [Target(task.y, task.n_classes) for task in tasks]
-
-
-def _on_features(basis: Basis, weights_rC: torch.Tensor, intercepts_C: torch.Tensor) -> Weights:
-    on_scaled = (basis.rotation.double() @ weights_rC.double()).cpu().numpy()
-    weights_DC = on_scaled * basis.scaler.factor[:, None]
-    return Weights(weights_DC, intercepts_C.double().cpu().numpy() - basis.scaler.mean @ weights_DC)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import joblib
 import numpy as np
 
+from htc_probe.extract.store import NUMERIC
 from htc_probe.probes.files.results import label
 from htc_probe.probes.inputs import oddities
 from htc_probe.probes.inputs.labels import Labels
@@ -20,7 +21,7 @@ from htc_probe.probes.inputs.representations import Representation
 from htc_probe.probes.inputs.tasks import ProbeTask
 from htc_probe.probes.scores import controls, intervals, metrics
 from htc_probe.probes.scores.intervals import Sampled
-from htc_probe.probes.scores.metrics import METRIC, Gaussian, Prediction, Scores, VonMises
+from htc_probe.probes.scores.metrics import METRIC, Prediction, Scores
 from htc_probe.probes.study import protocol
 from htc_probe.probes.study.codelength import Codelength
 from htc_probe.probes.study.plan import Plan, Question
@@ -108,11 +109,8 @@ def read(
 
 def _by_fold(answers: _Answers, question: Question, share: float = 1.0) -> dict[int, HeldOut]:
     """Of the probes that learned from that share of the images."""
-    return {
-        cell.number: given[question]
-        for cell, given in answers.items()
-        if isinstance(cell, Fold) and cell.share == share
-    }
+    folds = [cell for cell in answers if isinstance(cell, Fold) and cell.share == share]
+    return {cell.number: answers[cell][question] for cell in folds}
 
 
 def _predictions(held_out: Mapping[int, HeldOut]) -> dict[int, Prediction]:
@@ -132,20 +130,19 @@ def _odd(plan: Plan, representation: Representation, x_ND: Any) -> tuple[str, ..
 def _reading(plan: Plan, representation: Representation, task: ProbeTask, answers: _Answers) -> Reading:
     own = Question(task.task.name)
     held_out = _by_fold(answers, own)
+    said = _predictions(held_out)
     scores = _scores(plan, task.labels, held_out)
     compared = representation in plan.columns  # of many layers all would not fit into memory
     codes = [given[own] for cell, given in answers.items() if isinstance(cell, Code)]
     return Reading(
         scores=scores if compared else scores._replace(by_class=None),
         folds=tuple(held._replace(prediction=np.empty(0), coded=np.empty(0)) for held in held_out.values()),
-        fold_scores=_fold_scores(plan, task.labels, _predictions(held_out)),
+        fold_scores=_fold_scores(plan, task.labels, said),
         control=_control(plan, task, answers),
         code=codes[0] if codes else None,
         compression=_compression(plan, codes[0]) if codes else None,
         curve=_curve(plan, task, answers, scores),
-        confusion=_confusion(plan, task.labels, _predictions(held_out))
-        if compared and representation not in plan.streamed
-        else None,
+        confusion=_confusion(plan, task.labels, said) if compared and representation not in plan.streamed else None,
     )
 
 
@@ -181,18 +178,10 @@ def _curve(plan: Plan, task: ProbeTask, answers: _Answers, scores: Scores) -> tu
 
 def _assembled(plan: Plan, labels: Labels, parts: Mapping[int, Prediction]) -> Prediction:
     """Predictions of all scored images in their order, from those of each fold."""
-
-    def whole(column: int | None = None) -> np.ndarray:
-        pieces = {number: np.asarray(part if column is None else part[column]) for number, part in parts.items()}
-        first = next(iter(pieces.values()))
-        out = np.empty((len(plan.scored_fold), *first.shape[1:]), first.dtype)
-        for number, piece in pieces.items():
-            out[plan.scored_fold == number] = piece
-        return out
-
-    if labels.kind == "number":
-        return Gaussian(whole(0), whole(1))
-    return VonMises(whole(0), whole(1), labels.period) if labels.kind == "circular" else whole()
+    rows = np.concatenate([np.flatnonzero(plan.scored_fold == number) for number in parts])
+    axis = 1 if labels.kind in NUMERIC else 0
+    values = np.concatenate([metrics.stacked(part) for part in parts.values()], axis)
+    return metrics.unstacked(labels.kind, values.take(np.argsort(rows), axis), labels.period)
 
 
 def _scores(plan: Plan, labels: Labels, held_out: Mapping[int, HeldOut]) -> Scores:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from htc_probe.extract.files import replaced
 from htc_probe.extract.store import NUMERIC
 from htc_probe.probes.inputs.labels import Labels
 from htc_probe.probes.inputs.representations import Representation
-from htc_probe.probes.scores.metrics import Gaussian, Prediction, VonMises
+from htc_probe.probes.scores.metrics import stacked, unstacked
 from htc_probe.probes.study import ceiling, codelength, protocol, streamed
 from htc_probe.probes.study.ceiling import Reader
 from htc_probe.probes.study.codelength import Codelength
@@ -34,8 +34,29 @@ _VERSION = 2  # of what a cell computes and of its file
 # Cells are one where what they are of is one: their arrays follow from that, and are not compared.
 
 
+class _Cell:
+    """An answer a task, which is kept as arrays by a letter each."""
+
+    def arrays_of(self, answer: Any) -> dict[str, np.ndarray]:
+        raise NotImplementedError
+
+    def answer_of(self, arrays: dict[str, np.ndarray], task: Labels) -> Any:
+        raise NotImplementedError
+
+    def pack(self, answers: Sequence[Any]) -> dict[str, np.ndarray]:
+        """As letter and number of the task."""
+        kept = [(number, self.arrays_of(answer)) for number, answer in enumerate(answers)]
+        return {f"{letter}{number}": array for number, arrays in kept for letter, array in arrays.items()}
+
+    def unpack(self, arrays: Mapping[str, np.ndarray], tasks: Sequence[Labels]) -> list[Any]:
+        by_task: list[dict[str, np.ndarray]] = [{} for _ in tasks]
+        for name, array in arrays.items():
+            by_task[int(name[1:])][name[0]] = array
+        return list(map(self.answer_of, by_task, tasks))
+
+
 @dataclass(frozen=True)
-class _Split:
+class _Split(_Cell):
     """What is learned from the rows `train` and used on `test`."""
 
     representation: Representation
@@ -62,25 +83,20 @@ class Fold(_Split):
     def compute(self, bench: Bench, tasks: Sequence[Labels]) -> list[HeldOut]:
         return protocol.hold_out(bench.x_ND, tasks, bench.groups, self.train, self.test, bench.settings)
 
-    def pack(self, answers: Sequence[HeldOut]) -> dict[str, np.ndarray]:
-        arrays: dict[str, np.ndarray] = {}
-        for number, answer in enumerate(answers):
-            arrays[f"p{number}"] = _stacked(answer.prediction)
-            if not isinstance(answer.prediction, tuple):  # of numbers and angles both are one
-                arrays[f"q{number}"] = np.asarray(answer.coded)
-            gap = np.nan if answer.gap is None else answer.gap
-            arrays[f"c{number}"] = np.array([answer.strength, answer.coded_strength, answer.at_edge, gap])
+    def arrays_of(self, answer: HeldOut) -> dict[str, np.ndarray]:
+        gap = np.nan if answer.gap is None else answer.gap
+        chosen = np.array([answer.strength, answer.coded_strength, answer.at_edge, gap])
+        arrays = {"p": stacked(answer.prediction), "c": chosen}
+        if not isinstance(answer.prediction, tuple):  # of numbers and angles both are one
+            arrays["q"] = np.asarray(answer.coded)
         return arrays
 
-    def unpack(self, arrays: dict[str, np.ndarray], tasks: Sequence[Labels]) -> list[HeldOut]:
-        answers = []
-        for number, task in enumerate(tasks):
-            strength, coded_strength, at_edge, gap = arrays[f"c{number}"].tolist()
-            prediction = _prediction(task, arrays[f"p{number}"])
-            coded = prediction if task.kind in NUMERIC else arrays[f"q{number}"]
-            gap = None if np.isnan(gap) else gap
-            answers.append(HeldOut(prediction, coded, strength, coded_strength, bool(at_edge), gap))
-        return answers
+    def answer_of(self, arrays: dict[str, np.ndarray], task: Labels) -> HeldOut:
+        strength, coded_strength, at_edge, gap = arrays["c"].tolist()
+        prediction = unstacked(task.kind, arrays["p"], task.period)
+        coded = prediction if task.kind in NUMERIC else arrays["q"]
+        gap = None if np.isnan(gap) else gap
+        return HeldOut(prediction, coded, strength, coded_strength, bool(at_edge), gap)
 
 
 @dataclass(frozen=True)
@@ -106,25 +122,18 @@ class Ceiling(_Split):
         rows, strengths = (self.train, self.test), self.strengths.tolist()
         return ceiling.hold_out(bench.x_ND, tasks, bench.groups, *rows, strengths, bench.settings)
 
-    def pack(self, answers: Sequence[Reader]) -> dict[str, np.ndarray]:
-        arrays: dict[str, np.ndarray] = {}
-        for number, answer in enumerate(answers):
-            arrays[f"c{number}"] = np.array([answer.epochs, answer.decay])
-            if answer.prediction is not None:
-                arrays[f"p{number}"] = _stacked(answer.prediction)
-        return arrays
+    def arrays_of(self, answer: Reader) -> dict[str, np.ndarray]:
+        prediction = {} if answer.prediction is None else {"p": stacked(answer.prediction)}
+        return {"c": np.array([answer.epochs, answer.decay])} | prediction
 
-    def unpack(self, arrays: dict[str, np.ndarray], tasks: Sequence[Labels]) -> list[Reader]:
-        answers = []
-        for number, task in enumerate(tasks):
-            epochs, decay = arrays[f"c{number}"].tolist()
-            prediction = _prediction(task, arrays[f"p{number}"]) if epochs else None
-            answers.append(Reader(prediction, int(epochs), decay))
-        return answers
+    def answer_of(self, arrays: dict[str, np.ndarray], task: Labels) -> Reader:
+        epochs, decay = arrays["c"].tolist()
+        prediction = unstacked(task.kind, arrays["p"], task.period) if epochs else None
+        return Reader(prediction, int(epochs), decay)
 
 
 @dataclass(frozen=True)
-class Code:
+class Code(_Cell):
     """The online code of all tasks over the rows `used`."""
 
     representation: Representation
@@ -141,32 +150,14 @@ class Code:
         predict = codelength.probes_of(x_nD, labels, groups_n, device=bench.settings.device)
         return codelength.online(labels, groups_n, predict, bench.settings.seed)
 
-    def pack(self, answers: Sequence[Codelength]) -> dict[str, np.ndarray]:
-        arrays: dict[str, np.ndarray] = {}
-        for number, code in enumerate(answers):
-            arrays |= {f"r{number}": code.row_bits, f"u{number}": code.row_uniform}
-            arrays[f"c{number}"] = np.array(code.choices, dtype=int)
-        return arrays
+    def arrays_of(self, answer: Codelength) -> dict[str, np.ndarray]:
+        return {"r": answer.row_bits, "u": answer.row_uniform, "c": np.array(answer.choices, dtype=int)}
 
-    def unpack(self, arrays: dict[str, np.ndarray], tasks: Sequence[Labels]) -> list[Codelength]:
-        answers = []
-        for number in range(len(tasks)):
-            choices = tuple(arrays[f"c{number}"].tolist())
-            answers.append(Codelength(arrays[f"r{number}"], arrays[f"u{number}"], choices))
-        return answers
+    def answer_of(self, arrays: dict[str, np.ndarray], task: Labels) -> Codelength:
+        return Codelength(arrays["r"], arrays["u"], tuple(arrays["c"].tolist()))
 
 
 Cell = Fold | Ceiling | Code
-
-
-def _stacked(prediction: Prediction) -> np.ndarray:
-    return np.stack(prediction[:2]) if isinstance(prediction, tuple) else prediction
-
-
-def _prediction(task: Labels, values: np.ndarray) -> Prediction:
-    if task.kind == "number":
-        return Gaussian(*values)
-    return VonMises(values[0], values[1], task.period) if task.kind == "circular" else values
 
 
 class Kept:

@@ -29,7 +29,7 @@ from htc_probe.probes.solvers.basis import Scaler, not_finite
 from htc_probe.probes.solvers.problems import Fit, Target, label_columns
 from htc_probe.probes.solvers.products import multiplies_bfloat16
 
-BUDGET = 4 * 2**30
+_BUDGET = 4 * 2**30
 """Bytes."""
 
 _TILE = (128, 4096)
@@ -60,7 +60,7 @@ class Plan(NamedTuple):
     """Sums of products (D, D) held at once."""
 
 
-def plan(features: Features, columns: int, folds: int, budget: int = BUDGET) -> Plan:
+def plan(features: Features, columns: int, folds: int, budget: int) -> Plan:
     """How `survey` and StreamedPath keep within `budget` bytes, labels and torch itself aside.
 
     `columns`: of all targets side by side that one StreamedPath solves. Raises UserError where it cannot be done.
@@ -282,7 +282,7 @@ def survey(
     *,
     pairs: Collection[tuple[int, int]] = (),
     strengths: Sequence[float] = ridge.STRENGTHS,
-    budget: int = BUDGET,
+    budget: int = _BUDGET,
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> Survey:

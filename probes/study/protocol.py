@@ -225,14 +225,14 @@ def _logistic(
 
 
 def rungs(task: Labels, search: Search) -> list[int]:
-    """The best by each of `criteria`."""
-    return [search.best(criterion) for criterion in criteria(task.kind)]
+    """The best by each of `_criteria`."""
+    return [search.best(criterion) for criterion in _criteria(task.kind)]
 
 
 def searched(task: Labels, search: Search, predicted: Mapping[int, np.ndarray], gap: float) -> HeldOut:
     """Of a logistic task, from what is predicted at each of its `rungs`."""
     scored, coded = rungs(task, search)
-    at_edge = any(map(search.at_edge, criteria(task.kind)))
+    at_edge = any(map(search.at_edge, _criteria(task.kind)))
     return HeldOut(predicted[scored], predicted[coded], LADDER[scored], LADDER[coded], at_edge, float(gap))
 
 
@@ -245,13 +245,13 @@ def by_rung(rungs_of: Iterable[Iterable[int]]) -> list[tuple[int, list[int]]]:
     return sorted(tasks.items())
 
 
-def criteria(kind: Kind) -> tuple[str, str]:
+def _criteria(kind: Kind) -> tuple[str, str]:
     """What strengths of a kind of task are chosen by."""
     return METRIC[kind], BITS
 
 
 def costs(task: Labels, parts: Sequence[slice], predictions: Sequence[np.ndarray]) -> dict[str, float]:
-    """By each of `criteria`, less is better, of predictions for the rows of each part: bits an image; the share of
+    """By each of `_criteria`, less is better, of predictions for the rows of each part: bits an image; the share of
     wrong classes, or 1 - mAP, ranked within parts.
     """
     bits, wrong, precision, n = 0.0, 0.0, [], 0

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -23,7 +24,6 @@ from htc_probe.extract.errors import UserError
 
 if TYPE_CHECKING:
     from htc_probe.analysis.records import Record
-    from htc_probe.analysis.sections import Attention, Contributions, Interchange, Knockouts, Map, Reading, Reconstruct
     from htc_probe.extract.models import Place
     from htc_probe.extract.store import Run
     from htc_probe.extract.vlm.model import HTCVLM
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from htc_probe.probes.files.weights import Key, Probe
 
 Name = Literal["attention", "reconstruct", "contributions", "knockouts", "interchange", "reading", "map"]
+_PACKAGES = ("numpy", "scipy", "torch", "transformers", "umap-learn")
 _Progress = Callable[[int, int], object]
 """Is told how much is done, and of how much."""
 
@@ -78,24 +79,24 @@ class _Job(NamedTuple):
     name: str
     needs_model: bool
     settings: dict[str, Any]
-    compute: Callable[[_Inputs, _Progress], Record]
 
 
+@dataclass
 class _Inputs:
     """What analyses work on; the model is loaded once, for the first that needs it."""
 
-    def __init__(self, config: AnalyzeConfig, run: Run, against: Run | None, probes: dict[Key, Probe] | None) -> None:
-        self.config, self.run, self.against, self.probes = config, run, against, probes
-        self.place: Place | None = None
-        self._model: HTCVLM | None = None
+    config: AnalyzeConfig
+    run: Run
+    against: Run | None
+    probes: dict[Key, Probe] | None
+    place: Place | None = None
 
+    @cached_property
     def model(self) -> HTCVLM:
         from htc_probe.extract import models
 
         assert self.place is not None
-        if self._model is None:
-            self._model = models.load_from(self.place)
-        return self._model
+        return models.load_from(self.place)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -177,13 +178,13 @@ def _jobs(config: AnalyzeConfig, against: Run | None, probes: Path | None) -> li
     fitted = {"probes": None if probes is None else hashlib.sha256(probes.read_bytes()).hexdigest()}
     beside = None if against is None else results.identity(against)
     return [
-        _Job("attention", False, seed | {"against": beside}, _attention),
-        _Job("reconstruct", True, seed | images, _reconstruct),
-        _Job("contributions", True, seed | images, _contributions),
-        _Job("knockouts", True, seed | images | fitted, _knockouts),
-        _Job("interchange", True, seed | {"pairs": config.pairs} | fitted, _interchange),
-        _Job("reading", True, seed | {"reading_images": config.reading_images} | fitted, _reading),
-        _Job("map", False, seed, _map),
+        _Job("attention", False, seed | {"against": beside}),
+        _Job("reconstruct", True, seed | images),
+        _Job("contributions", True, seed | images),
+        _Job("knockouts", True, seed | images | fitted),
+        _Job("interchange", True, seed | {"pairs": config.pairs} | fitted),
+        _Job("reading", True, seed | {"reading_images": config.reading_images} | fitted),
+        _Job("map", False, seed),
     ]
 
 
@@ -242,93 +243,52 @@ def _make(job: _Job, inputs: _Inputs, out: Path) -> None:
 
     started = time.monotonic()
     with command.progress(f"{job.name:<13}") as bar:
-        section = job.compute(inputs, bar.reach)
+        section = _compute(job.name, inputs, bar.reach)
     seconds = time.monotonic() - started
-    results.write(
-        out,
-        job.name,
-        section,
-        run=results.identity(inputs.run),
-        settings=job.settings,
-        libraries=_libraries(),
-        seconds=seconds,
-    )
+    libraries = {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
+    run = results.identity(inputs.run)
+    results.write(out, job.name, section, run=run, settings=job.settings, libraries=libraries, seconds=seconds)
     print(f"{job.name:<14}{seconds:.1f} s", flush=True)
 
 
-def _libraries() -> dict[str, str]:
-    packages = ("numpy", "scipy", "torch", "transformers", "umap-learn")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
-
-
-# ---- the analyses
-
-
-def _attention(inputs: _Inputs, progress: _Progress) -> Attention:
-    from htc_probe.analysis.attention import rows
-
-    return rows.analyse(inputs.run, inputs.against, seed=inputs.config.seed)
-
-
-def _reconstruct(inputs: _Inputs, progress: _Progress) -> Reconstruct:
-    from htc_probe.analysis.contents import reconstruction
-
-    config, run = inputs.config, inputs.run
+def _compute(name: str, inputs: _Inputs, progress: _Progress) -> Record:
+    """Runs an analysis, which alone is imported."""
+    config, run, seed = inputs.config, inputs.run, inputs.config.seed
     total = min(config.images, len(run))
-    return reconstruction.analyse(
-        inputs.model(), run, limit=config.images, seed=config.seed, on_images=lambda done: progress(done, total)
-    )
+    drawn: dict[str, Any] = {"limit": config.images, "seed": seed, "on_images": lambda done: progress(done, total)}
+    match name:
+        case "attention":
+            from htc_probe.analysis.attention import rows
 
+            return rows.analyse(run, inputs.against, seed=seed)
+        case "reconstruct":
+            from htc_probe.analysis.contents import reconstruction
 
-def _contributions(inputs: _Inputs, progress: _Progress) -> Contributions:
-    from htc_probe.analysis.attention import updates
+            return reconstruction.analyse(inputs.model, run, **drawn)
+        case "contributions":
+            from htc_probe.analysis.attention import updates
 
-    config, run = inputs.config, inputs.run
-    total = min(config.images, len(run))
-    return updates.analyse(
-        inputs.model(), run, limit=config.images, seed=config.seed, on_images=lambda done: progress(done, total)
-    )
+            return updates.analyse(inputs.model, run, **drawn)
+        case "knockouts":
+            from htc_probe.analysis.causes import knockouts
 
+            return knockouts.analyse(inputs.model, run, probes=inputs.probes, **drawn)
+        case "interchange":
+            from htc_probe.analysis.causes import interchange
 
-def _knockouts(inputs: _Inputs, progress: _Progress) -> Knockouts:
-    from htc_probe.analysis.causes import knockouts
+            return interchange.analyse(
+                inputs.model, run, None, inputs.probes, pairs=config.pairs, seed=seed, progress=progress
+            )
+        case "reading":
+            from htc_probe.analysis.contents import reading
+            from htc_probe.extract import again
 
-    config, run = inputs.config, inputs.run
-    total = min(config.images, len(run))
-    return knockouts.analyse(
-        inputs.model(),
-        run,
-        limit=config.images,
-        probes=inputs.probes,
-        seed=config.seed,
-        on_images=lambda done: progress(done, total),
-    )
-
-
-def _interchange(inputs: _Inputs, progress: _Progress) -> Interchange:
-    from htc_probe.analysis.causes import interchange
-
-    config = inputs.config
-    return interchange.analyse(
-        inputs.model(), inputs.run, None, inputs.probes, pairs=config.pairs, seed=config.seed, progress=progress
-    )
-
-
-def _reading(inputs: _Inputs, progress: _Progress) -> Reading:
-    from htc_probe.analysis.contents import reading
-    from htc_probe.extract import again
-
-    assert inputs.place is not None
-    config, tokenizer = inputs.config, again.read_tokenizer(inputs.place)
-    return reading.analyse(
-        inputs.run, inputs.model(), inputs.probes, tokenizer, images=config.reading_images, seed=config.seed
-    )
-
-
-def _map(inputs: _Inputs, progress: _Progress) -> Map:
+            assert inputs.place is not None
+            tokenizer = again.read_tokenizer(inputs.place)
+            return reading.analyse(run, inputs.model, inputs.probes, tokenizer, config.reading_images, seed)
     from htc_probe.analysis.contents import maps
 
-    return maps.analyse(inputs.run, seed=inputs.config.seed)
+    return maps.analyse(run, seed)
 
 
 if __name__ == "__main__":

@@ -176,9 +176,8 @@ def write(
     the record is not as it is declared.
     """
     values = records.flat(record)
-    made = Made(
-        dict(run), dict(settings), dict(libraries), record.VERSION, datetime.now(UTC).isoformat(), float(seconds)
-    )
+    created = datetime.now(UTC).isoformat()
+    made = Made(dict(run), dict(settings), dict(libraries), record.VERSION, created, float(seconds))
     with replaced(path, "free some space, or choose another place with --out") as unfinished:
         unfinished.write_bytes(_content(path, name, values, made))
 

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from htc_probe.analysis.causes.following import rows as rows_of
-from htc_probe.analysis.sections import Attention, Codes, Interchange, Knockouts, Reading, Sections
+from htc_probe.analysis.sections import Attention, Interchange, Knockouts, Sections
+from htc_probe.analysis.sections.contents import Codes, Reading
 from htc_probe.analysis.stats.draws import Interval, interval_of_mean
 from htc_probe.probes.files.results import Results, SuiteMean
 from htc_probe.probes.scores.intervals import mean_known
@@ -143,10 +144,8 @@ def honest(knockouts: Knockouts) -> Sentence | str:
         -1: "The heat map goes against what causes what",
         0: "Whether the heat map says what causes what cannot be told",
     }[sign(attention)]
-    text += (
-        f": over an image's tokens, the rank correlation of attention with what knocking a token out does to {what} is "
-        f"{words(attention)}"
-    )
+    text += ": over an image's tokens, the rank correlation of attention with what knocking a token out does to "
+    text += f"{what} is {words(attention)}"
     if "answers" in effects and "z" in effects:
         text += f" (to z_voco: {words(mean(0, effects.index('z')))})"
     rank_NP = knockouts.rank[:, :, effect, -1]
@@ -221,20 +220,16 @@ def follows(interchange: Interchange) -> Sentence | str:
             anchors, patches, chance = found
             which = _apart(anchors, patches)
             whom = {1: "follow the anchors", -1: "follow the patches", 0: "cannot be told to follow either"}[which]
-            told.append(
-                f"{name} {whom} (anchors' image {words(anchors)}, patches' image {words(patches)}, chance {chance:.2f})"
-            )
+            shares = f"anchors' image {words(anchors)}, patches' image {words(patches)}"
+            told.append(f"{name} {whom} ({shares}, chance {chance:.2f})")
             agrees.append(None if which == 0 else which == wanted)
         if told:
             text.append(f"of {suite} tasks the {' and the '.join(told)}")
     if not text:
         return "Whom answers and probes follow: no task has classes that the mixed images differ in."
     verdict = False if False in agrees else None if None in agrees else True
-    return Sentence(
-        "With the anchors of one image and the patches of another, " + ", ".join(text) + ".",
-        "semantics come from the anchors, details from the patches",
-        verdict,
-    )
+    whole = f"With the anchors of one image and the patches of another, {', '.join(text)}."
+    return Sentence(whole, "semantics come from the anchors, details from the patches", verdict)
 
 
 def _follow(interchange: Interchange, suite: str, readout: str) -> tuple[Interval, Interval, float] | None:

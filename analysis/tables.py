@@ -60,11 +60,9 @@ def _attention(section: Attention) -> Iterator[RenderableType]:
             cells.append(f"{int(chosen.sum())} of {len(chosen)}")
         rows.append([str(layer + 1), *cells])
     yield _table(f"Attention of <voco>, {section.images} images, mean over heads", ["layer", *levels, *heads], rows)
-    yield Text(
-        "times uniform: of what falls on anchors and patches, the anchors' part over a uniform look's; top patches: as "
-        "many patches as anchors, chosen anew in each row; heads: those that prefer the anchors",
-        style=_GREY,
-    )
+    lift = "times uniform: of what falls on anchors and patches, the anchors' part over a uniform look's"
+    top = "top patches: as many patches as anchors, chosen anew in each row"
+    yield Text(f"{lift}; {top}; heads: those that prefer the anchors", style=_GREY)
 
 
 def _reconstruct(section: Reconstruct) -> Iterator[RenderableType]:
@@ -96,14 +94,12 @@ def _knockouts(knockouts: Knockouts) -> Iterator[RenderableType]:
     ]
     yield _table(f"Taken away together, {count}", ["", "replaced by", *there], rows)
     effects = [f"effect on {effect}" for effect in knockouts.rank_effects]
-    yield _table(
-        f"What tells the effect of taking single tokens away: rank correlation, mean of layers, {count}",
-        ["", *effects],
-        [
-            [predictor] + [words(mean.rank.at(number, effect, -1)) for effect in range(len(effects))]
-            for number, predictor in enumerate(knockouts.rank_predictors)
-        ],
-    )
+    rows = [
+        [predictor] + [words(mean.rank.at(number, effect, -1)) for effect in range(len(effects))]
+        for number, predictor in enumerate(knockouts.rank_predictors)
+    ]
+    title = f"What tells the effect of taking single tokens away: rank correlation, mean of layers, {count}"
+    yield _table(title, ["", *effects], rows)
 
 
 def _interchange(interchange: Interchange) -> Iterator[RenderableType]:
@@ -148,11 +144,8 @@ def _reading(section: Reading) -> Iterator[RenderableType]:
             found = (words(near.score.at(task, at)) for at in each)
             rows.append([f"{name}, {metric}", *found, f"{near.floor[task]:.2f}"])
     yield _table(f"What can be read from each, {section.images} images", ["", *section.representations, "floor"], rows)
-    yield Text(
-        "patches: a linear map to each, held out; bits of a code: a linear readout, held out; tasks: 10 nearest "
-        "neighbours",
-        style=_GREY,
-    )
+    readouts = "patches: a linear map to each, held out; bits of a code: a linear readout, held out"
+    yield Text(f"{readouts}; tasks: 10 nearest neighbours", style=_GREY)
     if section.code is not None and (doubt := few_draws(section.code.draws, section.code.size)):
         yield Text(f"! {doubt}", style="yellow")
 
@@ -173,10 +166,8 @@ def _some(layers: int) -> list[int]:
 
 
 def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    columns = (Column(Text(name)) for name in head)
-    table = Table(
-        *columns, title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
-    )
+    look: Any = {"title_justify": "left", "box": box.SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)}
+    table = Table(*(Column(Text(name)) for name in head), title=Text(title), **look)
     for row in rows:
         table.add_row(*map(Text, row))
     return table

@@ -62,14 +62,9 @@ def write_shards(
         print(f"the GPU's memory ran out: batches of {size} images from here on", file=sys.stderr, flush=True)
 
     # One capture for all: a shard is whole batches, and only the last one of all may end with a smaller one.
+    on_memory = halved if plan.auto else None
     batches = capture(
-        model,
-        left,
-        batch_size=batch_size,
-        stack=job.shape.stack,
-        workers=workers,
-        check=check,
-        on_memory=halved if plan.auto else None,
+        model, left, batch_size=batch_size, stack=job.shape.stack, workers=workers, check=check, on_memory=on_memory
     )
     try:
         with contextlib.closing(batches):

@@ -8,12 +8,8 @@ _PACKAGES = ("htc-probe", "torch", "transformers", "diffusers", "numpy", "h5py",
 
 def environment(device: str) -> dict[str, str]:
     """Versions by package, of Python and the platform, and the `device` in words."""
-    return {
-        **{package: _version(package) for package in _PACKAGES},
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": device,
-    }
+    machine = {"python": platform.python_version(), "platform": platform.platform(), "device": device}
+    return {package: _version(package) for package in _PACKAGES} | machine
 
 
 def _version(package: str) -> str:

@@ -88,7 +88,7 @@ def show(run: Run) -> None:
 
     info, settings = run.info, run.info.config
     model = info.model.get("config") or {}
-    rows = {
+    lines = {
         "run": f"{run.path}, complete, {run.created[:19]}, {decimal(run.nbytes)}",
         "model": f"{info.model.get('name')} {str(info.model.get('sha256'))[:8]}, {info.topology}",
         **({"image": square_words(model)} if "image_fit" in model else {}),
@@ -96,23 +96,16 @@ def show(run: Run) -> None:
         "made": ", ".join(f"{key} {settings[key]}" for key in ("dtype", "device", "limit", "seed") if key in settings),
         "with": ", ".join(f"{name} {version}" for name, version in info.environment.items()),
     }
-    for name, words in rows.items():
+    for name, words in lines.items():
         print(f"{name:<7}{words}")
     if run.virtual:
         print("       its large datasets lie in the shards beside it")
-    _print_table(
-        ("dataset", "axes", "shape", "type", "on disk"),
-        [
-            (
-                at.name,
-                ", ".join(at.dims),
-                " x ".join(map(str, at.shape)),
-                at.dtype,
-                "in the shards" if run.virtual and at.nbytes == 0 else decimal(at.nbytes),
-            )
-            for at in run.contents()
-        ],
-    )
+    rows = []
+    for dataset in run.contents():
+        size = "in the shards" if run.virtual and dataset.nbytes == 0 else decimal(dataset.nbytes)
+        shape = " x ".join(map(str, dataset.shape))
+        rows.append((dataset.name, ", ".join(dataset.dims), shape, dataset.dtype, size))
+    _print_table(("dataset", "axes", "shape", "type", "on disk"), rows)
     if run.tasks:
         ordered = sorted(run.tasks, key=lambda task: task.suite, reverse=True)
         _print_table(("suite", "task", "kind", "what"), [(t.suite, t.name, t.kind, _what(t)) for t in ordered])
@@ -122,10 +115,8 @@ def square_words(config: Mapping[str, Any]) -> str:
     """How the model with this configuration, as a run keeps it, makes its images square, in words."""
     verbs = {"pad": "padded to a square", "crop": "the middle cropped to a square", "stretch": "stretched to a square"}
     side, resize = config.get("vision_config", {}).get("image_size"), config.get("image_resize")
-    scaled = f" of {resize}" if resize else ""
-    return (
-        f"{verbs.get(config['image_fit'], 'made square')}, {side} px{scaled}, {config.get('image_resample', 'bicubic')}"
-    )
+    scaled, resample = f" of {resize}" if resize else "", config.get("image_resample", "bicubic")
+    return f"{verbs.get(config['image_fit'], 'made square')}, {side} px{scaled}, {resample}"
 
 
 def _what(task: Task) -> str:
@@ -159,9 +150,7 @@ def verify(run: Run) -> Iterator[Check]:
     A chunk whose checksum does not fit is found by reading it; runs of before checksums have none to fit.
     """
     contents = run.contents()
-    without = [
-        dataset.name for dataset in contents if not dataset.checked and dataset.nbytes and dataset.dtype != "text"
-    ]
+    without = [stored.name for stored in contents if not stored.checked and stored.nbytes and stored.dtype != "text"]
     ids: list[str] = []
     for dataset in contents:
         if not dataset.shape[0] or 0 in dataset.shape:

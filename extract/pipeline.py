@@ -118,10 +118,10 @@ def without_stand_ins(batch: Batch) -> tuple[Batch, list[tuple[str, str]]]:
 
 
 @contextlib.contextmanager
-def behind(consume: Callable[[T], object], *, waiting: int = 2) -> Iterator[Callable[[T], None]]:
+def behind(consume: Callable[[T], object]) -> Iterator[Callable[[T], None]]:
     """A function that hands things to `consume`, which takes them one by one and in order in a thread of its own.
 
-    At most `waiting` things wait or are being consumed: then the function blocks. At the end of the block all are
+    At most two things wait or are being consumed: then the function blocks. At the end of the block all are
     consumed. What `consume` raises comes out of the next call, or of the end of the block; after it, and after an
     exception in the block itself, nothing more is consumed.
     """
@@ -139,7 +139,7 @@ def behind(consume: Callable[[T], object], *, waiting: int = 2) -> Iterator[Call
     with ThreadPoolExecutor(1) as thread:
 
         def put(thing: T) -> None:
-            while handed and (len(handed) >= waiting or handed[0].done()):
+            while handed and (len(handed) >= 2 or handed[0].done()):
                 handed.popleft().result()
             handed.append(thread.submit(work, thing))
 
@@ -162,9 +162,8 @@ def _prepared(source: Source, index: int, frame: Frame) -> _Found:
     except ImageError as error:
         return error.path, error.reason
     resize = None if frame.resize is None else round(frame.resize * THUMBNAIL / frame.size)  # the same square, smaller
-    pixels, small = (
-        thumbnail(item.image, **size._asdict()) for size in (frame, frame._replace(size=THUMBNAIL, resize=resize))
-    )
+    frames = frame, frame._replace(size=THUMBNAIL, resize=resize)
+    pixels, small = (thumbnail(item.image, **size._asdict()) for size in frames)
     return Prepared(item.id, item.path, item.group, item.labels, pixels, small)
 
 

@@ -185,9 +185,8 @@ def refuse_other_shards(shards: Shards, plan: Plan, job: Job) -> None:
 def _differences(info: RunInfo, images: int, tasks: Sequence[Task], plan: Plan, free: set[str]) -> Iterator[str]:
     """What a run with `info`, `images` and `tasks` has otherwise than the plan, but for the settings in `free`."""
     stored = RunSettings.of(info, str(plan.out)).config()
-    pairs: dict[str, Any] = {
-        name: (stored[name], value) for name, value in plan.settings.config().items() if name not in free
-    }
+    settings = plan.settings.config()
+    pairs: dict[str, Any] = {name: (stored[name], settings[name]) for name in settings if name not in free}
     pairs["images"] = images, plan.shape.images
     if info.model["sha256"] != plan.info.model["sha256"]:
         pairs["model"] = model_words(info), model_words(plan.info)

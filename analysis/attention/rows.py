@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from htc_probe.analysis.sections import Attention, Difference, Differences, Levels, LevelsEach
+from htc_probe.analysis.sections.attention import Attention, Difference, Differences, Levels, LevelsEach
 from htc_probe.analysis.stats import draws
 from htc_probe.extract.store import Run
 from htc_probe.probes.scores.intervals import COVERAGE, Groups
@@ -58,10 +58,9 @@ class Quantity(NamedTuple):
         levels: Levels | LevelsEach | None = getattr(section, self.name)
         if not isinstance(levels, LevelsEach):
             return levels
-        parts = levels.estimate, levels.lower, levels.upper
-        estimate, lower, upper = (self._own(part) for part in parts)
+        head = {name: self._own(getattr(levels, name)) for name in draws.Intervals._fields}
         by_layer, overall = (draws.Intervals(*map(self._own, ends)) for ends in (levels.by_layer, levels.overall))
-        return Levels(estimate=estimate, lower=lower, upper=upper, by_layer=by_layer, overall=overall)
+        return Levels(**head, by_layer=by_layer, overall=overall)
 
     def difference(self, section: Attention) -> Difference | None:
         """From the second run; None where there was none, or that has none."""
@@ -111,9 +110,8 @@ def measure(rows: np.ndarray, roles: Sequence[str]) -> dict[str, np.ndarray]:
         found["anchor_mass"] = mass["anchor"]
         found["anchor_mass_each"] = rows[..., role_mask(roles, "anchor")]
         found["anchor_share"] = _ratio(mass["anchor"], mass["patch"] + mass["anchor"])
-        found["anchor_lift"] = found["anchor_share"] * np.float32(
-            len(first_hybrid(roles, len(roles))) / roles.count("anchor")
-        )
+        times = len(first_hybrid(roles, len(roles))) / roles.count("anchor")
+        found["anchor_lift"] = found["anchor_share"] * np.float32(times)
     logs = np.log2(rows, out=np.zeros_like(rows), where=rows > 0)
     found["entropy_bits"] = np.maximum(-(rows * logs).sum(-1), 0)
     return found
@@ -185,9 +183,8 @@ def role_mass(attention: np.ndarray, roles: Sequence[str]) -> dict[str, np.ndarr
     attention: (..., S), rows that sum to 1. Returns role -> (...), for the roles that have a key at all, in
     the order of the keys. The values of one row sum to 1.
     """
-    return {
-        role: attention[..., role_mask(roles, role)].sum(axis=-1, dtype=np.float32) for role in ROLES if role in roles
-    }
+    present = [role for role in ROLES if role in roles]
+    return {role: attention[..., role_mask(roles, role)].sum(axis=-1, dtype=np.float32) for role in present}
 
 
 def quantities(roles: Sequence[str]) -> dict[str, Quantity]:
@@ -288,19 +285,15 @@ class Sample(NamedTuple):
 
 def sample(blocks: Iterable[np.ndarray], roles: Sequence[str]) -> Sample:
     """Of attention (B, L, H, S), block by block."""
-    parts = [
-        Sample(
-            rows.astype(np.float16),
-            rows.mean(2, dtype=np.float32),
-            rows.mean(1, dtype=np.float32),
-            role_mass(rows, roles),
-            measure(rows.astype(np.float32), roles),
-        )
-        for rows in blocks
-    ]
-    arrays = [np.concatenate([part[at] for part in parts]) for at in range(3)]
-    named = [{name: np.concatenate([part[at][name] for part in parts]) for name in parts[0][at]} for at in (3, 4)]
-    return Sample(arrays[0], arrays[1], arrays[2], named[0], named[1])
+    parts: list[Sample] = []
+    for block in blocks:
+        by_layer, by_head = (block.mean(axis, dtype=np.float32) for axis in (2, 1))
+        values = measure(block.astype(np.float32), roles)
+        parts.append(Sample(block.astype(np.float16), by_layer, by_head, role_mass(block, roles), values))
+    rows, by_layer, by_head = (np.concatenate([part[at] for part in parts]) for at in range(3))
+    mass = {name: np.concatenate([part.mass[name] for part in parts]) for name in parts[0].mass}
+    values = {name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values}
+    return Sample(rows, by_layer, by_head, mass, values)
 
 
 def _stream(run: Run) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -325,19 +318,13 @@ def _levels(value_NLH: np.ndarray, groups: Groups, seed: int) -> Levels | Levels
     shapes = (L, H, *each), (L, *each), tuple(each) or (1,)
     starts = np.cumsum([np.prod(shape) for shape in shapes])
     assert starts[-1] == joined.shape[1]
-    parts = (
-        [part.reshape(shape) for part, shape in zip(np.split(end, starts[:-1]), shapes, strict=True)] for end in ends
+    split = [np.split(end, starts[:-1]) for end in ends]
+    by_head, by_layer, overall = (
+        draws.Intervals(*(end.reshape(shape) for end in part))
+        for part, shape in zip(zip(*split, strict=True), shapes, strict=True)
     )
-    by_head, by_layer, overall = zip(*parts, strict=True)
-    estimate, lower, upper = (np.asarray(end, np.float32) for end in by_head)
-    kind = LevelsEach if each else Levels
-    return kind(
-        estimate=estimate,
-        lower=lower,
-        upper=upper,
-        by_layer=draws.Intervals(*by_layer),
-        overall=draws.Intervals(*overall),
-    )
+    head = {name: np.asarray(end, np.float32) for name, end in by_head._asdict().items()}
+    return (LevelsEach if each else Levels)(**head, by_layer=by_layer, overall=overall)
 
 
 def _differences(

@@ -90,17 +90,12 @@ def ranks_of_attention(
     """Of attention (B, kinds, L, T); effects: `windows` (B, L, T), on `answers` (B, T, Q), on `probes` (B, T, P)."""
 
     def ranks(mean: np.ndarray, effects: np.ndarray | None) -> np.ndarray | None:
-        return (
-            None
-            if effects is None
-            else rank_correlation(mean[:, :, None], np.abs(np.moveaxis(effects, -1, 1))[:, None])
-        )
+        if effects is None:
+            return None
+        return rank_correlation(mean[:, :, None], np.abs(np.moveaxis(effects, -1, 1))[:, None])
 
-    return AttentionRanks(
-        rank_correlation(attention, np.abs(windows)[:, None]),
-        ranks(mean_of_read_layers(attention), answers),
-        ranks(attention.mean(2), probes),
-    )
+    by_layer = rank_correlation(attention, np.abs(windows)[:, None])
+    return AttentionRanks(by_layer, ranks(mean_of_read_layers(attention), answers), ranks(attention.mean(2), probes))
 
 
 def times_even(values_T: np.ndarray) -> np.ndarray:

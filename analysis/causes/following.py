@@ -19,7 +19,7 @@ from htc_probe.probes.scores.intervals import COVERAGE, resample_groups
 
 if TYPE_CHECKING:
     from htc_probe.analysis.causes.mixing import Mix
-    from htc_probe.analysis.sections import Interchange, NumberRows
+    from htc_probe.analysis.sections.causes import Interchange, NumberRows
 
 Readout = Literal["answer", "probe"]
 WHOM = ("anchors' image", "patches' image", "neither")

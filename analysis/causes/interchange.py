@@ -22,7 +22,7 @@ import torch
 from htc_probe.analysis.causes import effects, following, mixing, scene_questions
 from htc_probe.analysis.causes.following import Measure, Values
 from htc_probe.analysis.causes.mixing import BATCH, Design, Mix
-from htc_probe.analysis.sections import Interchange, NumberRows, Readouts
+from htc_probe.analysis.sections.causes import Interchange, NumberRows, Readouts
 from htc_probe.extract import again
 from htc_probe.extract.data import scene_words
 from htc_probe.extract.data.source import Source
@@ -145,15 +145,11 @@ def _readouts(tasks: Sequence[Task], true: Values, unmixed: Values, swapped: Val
         told = np.where(is_known(m.kind, labels), labels, np.nan)
         mixed = np.full(told.shape, np.nan)
         mixed[partner >= 0] = swapped[m]
-        blocks.append(
-            tuple(values.reshape(len(partner), -1).astype(np.float32) for values in (told, unmixed[m], mixed))
-        )
+        parts = told, unmixed[m], mixed
+        blocks.append(tuple(values.reshape(len(partner), -1).astype(np.float32) for values in parts))
     of_true, of_unmixed, of_swapped = (np.concatenate(parts, 1) for parts in zip(*blocks, strict=True))
     return Readouts(
-        task=[m.task for m, _, _ in columns],
-        suite=[m.suite for m, _, _ in columns],
-        kind=[m.kind for m, _, _ in columns],
-        readout=[str(m.readout) for m, _, _ in columns],
+        **{name: [getattr(m, name) for m, _, _ in columns] for name in ("task", "suite", "kind", "readout")},
         label=[label for _, label, _ in columns],
         classes=[names for _, _, names in columns],
         true=of_true,
@@ -170,11 +166,9 @@ def read_mix(model: HTCVLM, mix: Mix, read: Reader, direct: Sequence[Direct] | N
     """What is read from <voco> of the mixed images, (m, ...) of each measure. `direct`: see `HTCVLM.compress`."""
     found: list[Values] = []
     for start in range(0, len(mix.couple), BATCH):
-        halves = [
-            half.tokens[torch.from_numpy(half.rows[start : start + BATCH])].to(model.device)
-            for half in (mix.anchors, mix.patches)
-        ]
-        found.append(read(model.compress(*halves, direct=direct)))
+        some = slice(start, start + BATCH)
+        anchors, patches = (half.tokens[torch.from_numpy(half.rows[some])] for half in (mix.anchors, mix.patches))
+        found.append(read(model.compress(anchors.to(model.device), patches.to(model.device), direct=direct)))
     return {measure: np.concatenate([part[measure] for part in found]) for measure in found[0]}
 
 

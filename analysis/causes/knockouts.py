@@ -28,7 +28,8 @@ from torch.nn import functional as F
 from htc_probe.analysis.attention.rows import mean_of_read_layers
 from htc_probe.analysis.causes import effects
 from htc_probe.analysis.records import Record, fields
-from htc_probe.analysis.sections import KnockoutMeans, Knockouts, LeaveOneOut, Shapley, TokenGroups, Tokens, Windows
+from htc_probe.analysis.sections import Knockouts
+from htc_probe.analysis.sections.causes import KnockoutMeans, LeaveOneOut, Shapley, TokenGroups, Tokens, Windows
 from htc_probe.analysis.stats.draws import Intervals, intervals_of_means
 from htc_probe.extract.again import Sample, Texts, take
 from htc_probe.extract.store import NUMERIC, Run
@@ -39,6 +40,8 @@ from htc_probe.probes.files.weights import Key, Probe
 from htc_probe.probes.scores.intervals import mean_known
 
 _NUMBERS = 2**25
+_DRAWS = 8  # of random patches, per image
+_DONORS = 2  # for resampling, per image
 
 
 class Effects(NamedTuple):
@@ -71,7 +74,6 @@ def knock_out(
     model: HTCVLM,
     shared: Shared,
     closed: Tensor,
-    *,
     texts: Texts | None = None,
     base_answers: Tensor | None = None,
     instead: Keys | None = None,
@@ -101,10 +103,8 @@ def knock_out(
 def answers_of(model: HTCVLM, shared: Shared, out: Passes, texts: Texts) -> Tensor:
     """(B, V, Q) log-probability, in nats, of the true answers with their end, read behind each variant."""
     position = shared.base.rows[0].shape[-1]
-    columns = [
-        passes.log_probabilities(model, out, texts.ids[:, q], texts.labels[:, q], position=position)
-        for q in range(len(texts.names))
-    ]
+    pairs = zip(texts.ids.unbind(1), texts.labels.unbind(1), strict=True)
+    columns = [passes.log_probabilities(model, out, ids, labels, position=position) for ids, labels in pairs]
     return torch.stack(columns, -1)
 
 
@@ -171,8 +171,6 @@ class _Study(NamedTuple):
     """(1, n, d) of each hybrid token over the sample."""
     shifts: np.ndarray
     """How far on in the sample the images are that tokens are taken from."""
-    draws: int
-    """Of random patches, per image."""
 
 
 class _Batch(NamedTuple):
@@ -193,15 +191,9 @@ class _Batch(NamedTuple):
         self, closed: np.ndarray, *, instead: Keys | None = None, layers: range | None = None, asked: bool = True
     ) -> Effects:
         """See `knock_out`; not `asked`: of z_voco alone."""
-        return knock_out(
-            self.study.model,
-            self.shared,
-            torch.from_numpy(closed).to(self.hybrid.device),
-            texts=self.texts if asked else None,
-            base_answers=self.base_answers,
-            instead=instead,
-            layers=layers,
-        )
+        keys = torch.from_numpy(closed).to(self.hybrid.device)
+        texts = self.texts if asked else None
+        return knock_out(self.study.model, self.shared, keys, texts, self.base_answers, instead, layers)
 
 
 class _Measured(NamedTuple):
@@ -223,20 +215,16 @@ def analyse(
     limit: int = 200,
     probes: Mapping[Key, Probe] | None = None,
     seed: int = 0,
-    draws: int = 8,
-    donors: int = 2,
     on_images: Callable[[int], object] | None = None,
 ) -> Knockouts:
-    """Over `limit` images of the run; `on_images` is told how many are done. `draws` of random patches and `donors` for
-    resampling, per image.
-    """
+    """Over `limit` images of the run; `on_images` is told how many are done."""
     sample = take(model, run, limit, seed)
     rng = np.random.default_rng(seed)
     mean = sample.hybrid.float().mean(0, keepdim=True).to(sample.hybrid.dtype)
-    shifts = rng.choice(np.arange(1, len(sample.ids)), min(donors, len(sample.ids) - 1), replace=False)
+    shifts = rng.choice(np.arange(1, len(sample.ids)), min(_DONORS, len(sample.ids) - 1), replace=False)
     text = model.config.text
     readable = effects.probes_of_voco(probes, text.num_hidden_layers, text.hidden_size)
-    study = _Study(model, sample, _places(model), readable, mean.to(model.device), shifts, draws)
+    study = _Study(model, sample, _places(model), readable, mean.to(model.device), shifts)
     batches = []
     for images in passes.batches(model, len(sample.ids)):
         batches.append(_measure(study, images, rng))
@@ -301,11 +289,8 @@ def _measure(study: _Study, images: np.ndarray, rng: np.random.Generator) -> _Me
     tokens = _closed(study.places, *study.places.tokens[:, None])
     out = batch.effects(tokens[None])
     probe_changes, changes_and_mean = _of_probes(batch, out.z)
-    loo = LeaveOneOut(
-        change=_numpy(out.change),
-        answers=None if batch.texts is None else _numpy(out.answers),
-        probe_changes=probe_changes,
-    )
+    answers = None if batch.texts is None else _numpy(out.answers)
+    loo = LeaveOneOut(change=_numpy(out.change), answers=answers, probe_changes=probe_changes)
     window_change, window_answers = _windows(batch, tokens)
     single, together = np.split(window_change, [len(tokens)], -1)
     group = _groups(batch, together, window_answers, rng)
@@ -366,17 +351,17 @@ def _windows(batch: _Batch, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray 
 def _groups(
     batch: _Batch, window_change: np.ndarray, window_answers: np.ndarray | None, rng: np.random.Generator
 ) -> TokenGroups:
-    places, draws = batch.study.places, batch.study.draws
+    places = batch.study.places
     looks = batch.shared.base.rows[:-1] or batch.shared.base.rows  # text reads no other; a single layer nobody reads
     attention = _numpy(torch.stack([row[:, 0].mean(1) for row in looks], 1).mean(1))  # (B, S)
-    size = _group_size(places)
+    size = min(len(places.anchors) or 4, len(places.patches))  # as many as anchors, the paper's 4 where there are none
     variants = []
     for looked in attention:
         most = places.patches[np.argsort(-looked[places.patches], kind="stable")[:size]]
-        random = [rng.choice(places.patches, size, replace=False) for _ in range(draws)]
+        random = [rng.choice(places.patches, size, replace=False) for _ in range(_DRAWS)]
         variants.append(_closed(places, places.anchors, *random, most, places.patches))
     closed = np.array(variants)
-    group_of = np.array([0, *[1] * draws, 2, 3])
+    group_of = np.array([0, *[1] * _DRAWS, 2, 3])
     swaps = _swaps(batch)
     change = np.full((len(closed), len(_MODES), len(_GROUPS)), np.nan)
     answers = None if batch.texts is None else np.full((*change.shape, len(batch.texts.names)), np.nan)
@@ -469,11 +454,6 @@ def _places(model: HTCVLM) -> _Places:
         if inside.any():
             players[f"{name} patches"] = patches[inside]
     return _Places(np.sort(np.concatenate([anchors, patches])), anchors, patches, players, len(roles) - 1)
-
-
-def _group_size(places: _Places) -> int:
-    """As many patches as there are anchors, the paper's 4 where there are none."""
-    return min(len(places.anchors) or 4, len(places.patches))
 
 
 def _closed(places: _Places, *groups: np.ndarray) -> np.ndarray:

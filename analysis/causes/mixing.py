@@ -137,7 +137,8 @@ def changed_scenes(
         told = scene_questions.truths(both)
         drawn = scene_questions.Drawn(both, model.config.image_size)
         answers = told.answers if asks else None
-        yield Design(factor, drawn, told.labels, answers, _halves(len(pairs)), scene_questions.FACTORS[factor])
+        partners = np.roll(np.arange(len(both)), len(pairs))  # the second half are those of the first
+        yield Design(factor, drawn, told.labels, answers, partners, scene_questions.FACTORS[factor])
 
 
 def matched(run: Run, source: Source, most: int, rng: np.random.Generator) -> Iterator[Design]:
@@ -147,9 +148,8 @@ def matched(run: Run, source: Source, most: int, rng: np.random.Generator) -> It
     labels = {task.name: run.labels(task.name)[rows] for task in run.tasks}
     for task in run.tasks if len(run.tasks) > 1 else ():
         own = labels[task.name].reshape(len(rows), -1)
-        rest = np.concatenate(
-            [labels[t.name].reshape(len(rows), -1).astype(np.float64) for t in run.tasks if t.name != task.name], 1
-        )
+        others = [values for name, values in labels.items() if name != task.name]
+        rest = np.concatenate([values.reshape(len(rows), -1).astype(np.float64) for values in others], 1)
         known = task.known(own).all(1)
         for also in run.tasks:
             known &= also.known(labels[also.name].reshape(len(rows), -1)).all(1)
@@ -172,14 +172,8 @@ def matched(run: Run, source: Source, most: int, rng: np.random.Generator) -> It
         ends = np.searchsorted(order, used)
         partner[ends[:, 0]], partner[ends[:, 1]] = ends[:, 1], ends[:, 0]
         images = again.Chosen(run, source, rows[order])
-        yield Design(
-            task.name, images, {name: values[order] for name, values in labels.items()}, None, partner, (task.name,)
-        )
-
-
-def _halves(count: int) -> np.ndarray:
-    """Partners where the second half of 2 * count images are those of the first."""
-    return np.concatenate([np.arange(count) + count, np.arange(count)])
+        chosen = {name: values[order] for name, values in labels.items()}
+        yield Design(task.name, images, chosen, None, partner, (task.name,))
 
 
 # ---- mixing
@@ -213,11 +207,8 @@ def replacements(tokens: Hybrid, alike: np.ndarray, rng: np.random.Generator) ->
     for side in ("anchors", "patches"):
         kept = own[side].tokens
         mean = kept.float().mean(0, keepdim=True).to(kept.dtype)
-        instead = {
-            "noise": Half(gaussian_like(kept, rng), number, None),
-            "mean": Half(mean, np.zeros_like(number), None),
-        }
-        for name, half in instead.items():
+        noise, zeros = Half(gaussian_like(kept, rng), number, None), np.zeros_like(number)
+        for name, half in (("noise", noise), ("mean", Half(mean, zeros, None))):
             yield Mix(f"{side} {name}", **(own | {side: half}), couple=number, replaced=side)
     mixed = np.flatnonzero(alike >= 0)
     if len(mixed):

@@ -37,17 +37,7 @@ answers are lists, is not among them."""
 NUMBERS = {"size": "size", "position_x": "position", "position_y": "position"}
 """The question whose answer says something of a task that is a number."""
 
-FACTORS = {
-    "category": ("category",),
-    "scene": ("scene",),
-    "count": ("count",),
-    "relation": ("relation",),
-    "texture": ("texture",),
-    "orientation": ("orientation",),
-    "shade": ("shade",),
-    "size": ("size",),
-    "position": ("position", "position_x", "position_y"),
-}
+FACTORS = {question: (question,) for question in ANSWERS} | {"position": ("position", "position_x", "position_y")}
 """What can be changed in a scene while all else stays, and the tasks and questions that it decides."""
 
 
@@ -127,13 +117,11 @@ class Truths(NamedTuple):
 
 def truths(pictures: Sequence[Scene]) -> Truths:
     told, labels = [scene.answers for scene in pictures], [scene.labels for scene in pictures]
-    return Truths(
-        {
-            name: np.array([answers.index(each[name]) if name in each else -1 for each in told])
-            for name, answers in ANSWERS.items()
-        },
-        {task.name: np.array([each[task.name] for each in labels]) for task in scenes.TASKS},
-    )
+    numbers = {
+        name: np.array([answers.index(each[name]) if name in each else -1 for each in told])
+        for name, answers in ANSWERS.items()
+    }
+    return Truths(numbers, {task.name: np.array([each[task.name] for each in labels]) for task in scenes.TASKS})
 
 
 def as_numbers(log_shares_BK: np.ndarray, values_K: np.ndarray) -> np.ndarray:
@@ -181,11 +169,10 @@ def _turned(scene: Scene, relation: int) -> Scene:
     main, second = scene.things[:2]
     angle = np.deg2rad(45 * (relation - scene.relation))
     dx, dy = second.x - main.x, second.y - main.y
-    second = second._replace(
-        x=float(main.x + dx * np.cos(angle) - dy * np.sin(angle)),
-        y=float(main.y + dx * np.sin(angle) + dy * np.cos(angle)),
-    )
-    return replace(scene, things=(main, second, *scene.things[2:]), relation=relation)
+    x = main.x + dx * np.cos(angle) - dy * np.sin(angle)
+    y = main.y + dx * np.sin(angle) + dy * np.cos(angle)
+    turned = second._replace(x=float(x), y=float(y))
+    return replace(scene, things=(main, turned, *scene.things[2:]), relation=relation)
 
 
 class Drawn:

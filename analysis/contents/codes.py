@@ -125,9 +125,8 @@ def information(values_NV: np.ndarray, labels_N: np.ndarray, groups_N: stats.Gro
     if n < 2:
         return Information(np.full(V, np.nan), np.full(V, np.nan), pointwise, 0.0)
     K = int(values.max()) + 1
-    hot = sparse.csr_array(
-        (np.ones(n * V, np.float32), (values + np.arange(V) * K).ravel(), np.arange(0, n * V + 1, V)), shape=(n, V * K)
-    )
+    entries = np.ones(n * V, np.float32), (values + np.arange(V) * K).ravel(), np.arange(0, n * V + 1, V)
+    hot = sparse.csr_array(entries, shape=(n, V * K))
     label_hot = np.eye(len(classes), dtype=np.float32)[labels]
     share = label_hot.mean(0, dtype=np.float64)
 
@@ -200,9 +199,8 @@ def readable_vectors(
         white = np.einsum("nva,vab->nvb", vectors - mean, axes) / scales
         found = ridge.fit(features_ND[train], white[train])
         said = found.predict(features_ND[test])
-        counts = np.stack(
-            [[np.bincount(codes_NPG[train, at, group], minlength=K) for group in range(G)] for at in range(P)]
-        )
+        counts = np.zeros((P, G, K), int)
+        np.add.at(counts, (np.arange(P)[:, None], np.arange(G), codes_NPG[train]), 1)
         everywhere = (counts.sum(0) + 1) / (counts.sum((0, 2))[..., None] + K)
         log_share = np.log((counts + _SMOOTHING * everywhere) / (len(train) + _SMOOTHING))
         for place, group in np.ndindex(P, G):
@@ -225,9 +223,8 @@ def cells(codebook_GKc: np.ndarray, count: int, seed: int) -> np.ndarray:
     """(groups, K) ints: which of `count` cells of similar vectors a code is in, by k-means within its group."""
     from sklearn.cluster import KMeans
 
-    return np.stack(
-        [KMeans(min(count, len(codes)), n_init=1, random_state=seed).fit_predict(codes) for codes in codebook_GKc]
-    )
+    means = KMeans(min(count, codebook_GKc.shape[1]), n_init=1, random_state=seed)
+    return np.stack([means.fit_predict(codes) for codes in codebook_GKc])
 
 
 def _readouts(

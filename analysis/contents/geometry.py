@@ -64,9 +64,8 @@ def neighbours(features_ND: np.ndarray, groups_N: draws.Groups, k: int = NEIGHBO
     """
     first, which = distinct(features_ND)
     length = np.linalg.norm(features_ND[first], axis=1, keepdims=True)
-    unit = np.divide(
-        features_ND[first], length, out=np.zeros((len(first), features_ND.shape[1]), np.float32), where=length > 0
-    )
+    blank = np.zeros((len(first), features_ND.shape[1]), np.float32)
+    unit = np.divide(features_ND[first], length, out=blank, where=length > 0)
     return by_likeness(lambda start, stop: (unit[which[start:stop]] @ unit.T)[:, which], groups_N, k)
 
 
@@ -102,9 +101,8 @@ def vote(near_NK: np.ndarray, labels: np.ndarray, task: Task) -> tuple[np.ndarra
     circular values it is the same with 1 - cosine of the error, and what is said is the direction of their mean point.
     The second array is 1 or 0 in the first two cases: whether the image counts. Neighbours without a label do not vote.
     """
-    around = np.where(
-        (near_NK >= 0).reshape(near_NK.shape + (1,) * (labels.ndim - 1)), labels[near_NK], task.unknown(1)[0]
-    )
+    near = (near_NK >= 0).reshape(near_NK.shape + (1,) * (labels.ndim - 1))
+    around = np.where(near, labels[near_NK], task.unknown(1)[0])
     known_NK = is_labelled(task.kind, around)
     known = is_labelled(task.kind, labels) & known_NK.any(1)
     if task.kind == "circular":

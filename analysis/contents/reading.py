@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from htc_probe.analysis.contents import codes, geometry
-from htc_probe.analysis.sections import CodeLabels, Codes, Dimension, Lens, Neighbours, Overlaps, Patches, Reading
+from htc_probe.analysis.sections import Reading
+from htc_probe.analysis.sections.contents import CodeLabels, Codes, Dimension, Lens, Neighbours, Overlaps, Patches
 from htc_probe.analysis.stats import draws, ridge
 from htc_probe.extract import again
 from htc_probe.extract.errors import UserError
@@ -176,14 +177,8 @@ def lens(
         there = log_words(last_ND[start : start + step], unembed_VD, None)
         weight, last = np.exp2(here), np.exp2(there)
         mean += weight.sum(0, dtype=np.float64)
-        parts.append(
-            (
-                (last * (there - here)).sum(1),
-                -(weight * here).sum(1),
-                here.argmax(1) == there.argmax(1),
-                here[:, list(words)],
-            )
-        )
+        same = here.argmax(1) == there.argmax(1)
+        parts.append(((last * (there - here)).sum(1), -(weight * here).sum(1), same, here[:, list(words)]))
     surprise, entropy, same, chosen = (np.concatenate(part) for part in zip(*parts, strict=True))
     return LayerWords(np.maximum(surprise, 0), entropy, same, mean / len(hidden_ND), chosen)
 
@@ -336,9 +331,8 @@ def _lens(run: Run, model: HTCVLM, tokenizer: PreTrainedTokenizerBase | None, se
             labels = run.labels(task)[rows]
             said = found.chosen[:, [words.index(word) for word in ids]].argmax(1)
             right.append(np.where(labels >= 0, said == labels, np.nan))
-    named: dict[str, Any] = {
-        name: draws.intervals_of_means(np.stack(by_layer, 1), groups, seed) for name, by_layer in values.items()
-    }
+    stacks = {name: np.stack(by_layer, 1) for name, by_layer in values.items()}
+    named: dict[str, Any] = {name: draws.intervals_of_means(stack, groups, seed) for name, stack in stacks.items()}
     if tokenizer is not None:
         named["words"] = [" | ".join(str(tokenizer.decode([int(one)])) for one in best) for best in tokens]
         named["tasks"] = list(tasks)
@@ -346,13 +340,8 @@ def _lens(run: Run, model: HTCVLM, tokenizer: PreTrainedTokenizerBase | None, se
         accuracy = np.stack(right, 1).reshape(len(rows), len(run.shape.stack), len(tasks)).swapaxes(1, 2)
         named["accuracy"] = draws.intervals_of_means(accuracy, groups, seed)
         named["floor"] = np.array([geometry.floor(run.labels(name)[rows], run.task(name)) for name in tasks])
-    return Lens(
-        layers=np.array(run.shape.stack),
-        images=len(rows),
-        tokens=np.array(tokens),
-        probability=np.array(probability, np.float32),
-        **named,
-    )
+    named |= {"tokens": np.array(tokens), "probability": np.array(probability, np.float32)}
+    return Lens(layers=np.array(run.shape.stack), images=len(rows), **named)
 
 
 def _angles(run: Run, probes: Mapping[Key, Probe], rows: np.ndarray, features: np.ndarray, seed: int) -> dict[str, Any]:

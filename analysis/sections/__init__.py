@@ -5,62 +5,9 @@ declared, and for the names of values in the file. Knows no files, runs or model
 from __future__ import annotations
 
 from htc_probe.analysis.records import Record, fields
-from htc_probe.analysis.sections.attention import Attention, Contributions, Difference, Differences, Levels, LevelsEach
-from htc_probe.analysis.sections.causes import (
-    Interchange,
-    KnockoutMeans,
-    Knockouts,
-    LeaveOneOut,
-    NumberRows,
-    Readouts,
-    Shapley,
-    TokenGroups,
-    Tokens,
-    Windows,
-)
-from htc_probe.analysis.sections.contents import (
-    CodeLabels,
-    Codes,
-    Dimension,
-    Lens,
-    Map,
-    Neighbours,
-    Overlaps,
-    Patches,
-    Reading,
-    Reconstruct,
-)
-
-__all__ = [
-    "Attention",
-    "CodeLabels",
-    "Codes",
-    "Contributions",
-    "Difference",
-    "Differences",
-    "Dimension",
-    "Interchange",
-    "KINDS",
-    "KnockoutMeans",
-    "Knockouts",
-    "LeaveOneOut",
-    "Lens",
-    "Levels",
-    "LevelsEach",
-    "Map",
-    "Neighbours",
-    "NumberRows",
-    "Overlaps",
-    "Patches",
-    "Reading",
-    "Readouts",
-    "Reconstruct",
-    "Sections",
-    "Shapley",
-    "TokenGroups",
-    "Tokens",
-    "Windows",
-]
+from htc_probe.analysis.sections.attention import Attention, Contributions
+from htc_probe.analysis.sections.causes import Interchange, Knockouts
+from htc_probe.analysis.sections.contents import Map, Reading, Reconstruct
 
 
 class Sections(Record):

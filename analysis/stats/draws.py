@@ -115,9 +115,8 @@ def max_t(means: Draws, null: float) -> MaxT:
     largest = np.nanmax(deviation, axis=1) if deviation.size else np.zeros(R)
     t = (means.estimate - null) / spread
     p = (1 + (largest[:, None] >= t.ravel()).sum(0)) / (R + 1)
-    return MaxT(
-        np.where(np.isfinite(t), p.reshape(t.shape), np.nan), means.estimate - np.quantile(largest, COVERAGE) * spread
-    )
+    lower = means.estimate - np.quantile(largest, COVERAGE) * spread
+    return MaxT(np.where(np.isfinite(t), p.reshape(t.shape), np.nan), lower)
 
 
 def jackknife(estimate: np.ndarray, without_BQ: np.ndarray) -> Intervals:

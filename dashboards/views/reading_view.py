@@ -8,7 +8,8 @@ from typing import Any
 
 import streamlit as st
 
-from htc_probe.analysis.sections import Contributions, Lens, Overlaps, Reading
+from htc_probe.analysis.sections import Contributions
+from htc_probe.analysis.sections.contents import Lens, Overlaps, Reading
 from htc_probe.dashboards import data, figures
 from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.parts.chart import draw, made

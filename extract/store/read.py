@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, get_args
 
 import h5py
@@ -91,9 +90,7 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -142,7 +139,7 @@ class Run:
             if not 0 <= number <= last:
                 raise UserError(f"layer {layer} is not in {self.path.name}: its layers are 0 to {last}")
             raise UserError(
-                f"layer {layer} is not stored in {self.path.name} (it holds {_listed(self.shape.stack)}); "
+                f"layer {layer} is not stored in {self.path.name} (it holds {', '.join(map(str, self.shape.stack))}); "
                 "extract again with --layers"
             )
         return self._read("latents/z_voco", (images, self.shape.stack.index(number))).astype(np.float32)
@@ -344,14 +341,9 @@ def _parse(path: Path, file: h5py.File) -> Run:
         )
     if not bool(attrs["complete"]):
         raise UserError(f"{path} is incomplete: its extraction did not finish; run htc-extract again")
-    info = RunInfo(
-        config=hdf5.json_object(attrs, "config"),
-        model=hdf5.json_object(attrs, "model"),
-        dataset=hdf5.text(attrs["dataset"]),
-        split=hdf5.text(attrs["split"]),
-        topology=hdf5.text(attrs["topology"]),
-        environment=hdf5.json_object(attrs, "environment"),
-    )
+    texts: dict[str, Any] = {name: hdf5.text(attrs[name]) for name in ("dataset", "split", "topology")}
+    objects: dict[str, Any] = {name: hdf5.json_object(attrs, name) for name in ("config", "model", "environment")}
+    info = RunInfo(**texts, **objects)
     parts = _parse_parts(path, file)
     sources = {part.pattern for part in parts}
     labels = hdf5.group(file, "labels")
@@ -389,9 +381,8 @@ def _parse(path: Path, file: h5py.File) -> Run:
 
 def _parse_parts(path: Path, file: h5py.File) -> tuple[Part, ...]:
     """The shards of a virtual run, all there: (). Links are refused, as they lead to other files."""
-    parts = tuple(
-        Part(str(name), int(images), int(size)) for name, images, size in json.loads(file.attrs.get("shards", "[]"))
-    )
+    shards = json.loads(file.attrs.get("shards", "[]"))
+    parts = tuple(Part(str(name), int(images), int(size)) for name, images, size in shards)
     for part in parts:
         folder, _, name = part.name.partition("/")
         if not folder.endswith(".shards") or "/" in name or not name.endswith(".h5") or "\0" in part.name:
@@ -443,7 +434,3 @@ def newest_run(folder: Path | str) -> Path:
     if not runs:
         raise UserError(f"no finished run in {folder}/; make one with: htc-extract --split val")
     return runs[0]
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(str(number) for number in numbers)

@@ -132,9 +132,8 @@ class RunShape:
 
     def __post_init__(self) -> None:
         if not len(self.roles) == len(self.rows) == len(self.cols):
-            raise ValueError(
-                f"{len(self.roles)} roles, {len(self.rows)} rows, {len(self.cols)} cols: one of each a key"
-            )
+            lengths = f"{len(self.roles)} roles, {len(self.rows)} rows, {len(self.cols)} cols"
+            raise ValueError(f"{lengths}: one of each a key")
         if list(self.stack) != sorted(set(self.stack)) or not all(0 <= at <= self.layers for at in self.stack):
             raise ValueError(f"stack {self.stack} must ascend within 0 to {self.layers}")
         if self.roles.count("anchor") != self.anchors:

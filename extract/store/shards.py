@@ -155,7 +155,9 @@ def _enter(out: Path, lock: int, job: Job | None, *, alone: bool) -> Job:
     while True:
         if _lock(lock, fcntl.LOCK_EX):
             if job is not None and not any(manifest.parent.glob("*.h5")):
-                _write(manifest, _as_json(job))
+                content = {"schema": "htc-shards", "schema_version": 1, **asdict(job)}
+                with replaced(manifest) as partial:
+                    partial.write_text(json.dumps(content, sort_keys=True), encoding="utf-8")
             if alone or _lock(lock, fcntl.LOCK_SH):
                 return _read(manifest)
         elif alone:
@@ -192,15 +194,6 @@ def _lock(handle: int, how: int) -> bool:
     if os.fstat(handle).st_nlink == 0:  # removed with its folder by the process that finished the run
         raise UserError("the run was finished by another process just now; run the same command again")
     return True
-
-
-def _as_json(job: Job) -> dict[str, Any]:
-    return {"schema": "htc-shards", "schema_version": 1, **asdict(job)}
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    with replaced(path) as partial:
-        partial.write_text(json.dumps(content, sort_keys=True), encoding="utf-8")
 
 
 def _read(path: Path) -> Job:

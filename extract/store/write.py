@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, get_args
 
 import h5py
@@ -105,8 +104,7 @@ class GrowingRun:
             )
         for task in self._tasks:
             label = self._file[f"labels/{task.name}"].attrs
-            label["suite"], label["kind"], label["unit"] = task.suite, task.kind, task.unit
-            label["note"] = task.note
+            label["suite"], label["kind"], label["unit"], label["note"] = task.suite, task.kind, task.unit, task.note
             label["classes"] = json.dumps(task.classes)
             if task.kind == "circular":
                 label["period"] = float(task.period)
@@ -114,9 +112,7 @@ class GrowingRun:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._discard()
 
     def _room_for(self, images: int) -> tuple[int, int]:
@@ -179,7 +175,9 @@ class GrowingRun:
                 os.posix_fallocate(ballast.fileno(), 0, need)
 
     def _complaint(self, error: BaseException) -> UserError:
-        if _no_room(error):
+        # HDF5 hides the system's number in its message on some paths.
+        known = isinstance(error, OSError) and error.errno in _NO_ROOM
+        if known or any(f"errno = {number}," in str(error) for number in _NO_ROOM):
             return UserError(
                 f"no room left for {self.path} after {self._count} of {self._shape.images} images: "
                 "free some space, choose another disk with --out, or store less with --limit or --layers"
@@ -241,9 +239,8 @@ class RunWriter(GrowingRun):
             raise ValueError(f"labels of {sorted(batch.labels)}, expected {sorted(task.name for task in self._tasks)}")
         is_anchor_S = np.array([role == "anchor" for role in self._shape.roles], dtype=bool)
         given: dict[str, Any] = {f"labels/{name}": value for name, value in batch.labels.items()}
-        given["attention/anchor_mass"] = np.asarray(batch.attention, dtype=np.float32)[..., is_anchor_S].sum(
-            -1, dtype=np.float32
-        )
+        attention = np.asarray(batch.attention, dtype=np.float32)
+        given["attention/anchor_mass"] = attention[..., is_anchor_S].sum(-1, dtype=np.float32)
         values: dict[str, np.ndarray] = {}
         for name, column in self._columns.items():
             value = getattr(batch, column.dataset.field) if column.dataset.field else given[name]
@@ -286,9 +283,3 @@ def _check_labels(task: Task, value: np.ndarray) -> None:
         words = {"classes": f"-1 to {len(task.classes) - 1}", "multilabel": f"0, 1 or {UNKNOWN}"}
         expected = words.get(task.kind, "a finite number or NaN")
         raise ValueError(f"labels/{task.name} holds {value[~good].flat[0]}, expected {expected}")
-
-
-def _no_room(error: BaseException) -> bool:
-    """HDF5 hides the system's number in its message on some paths."""
-    known = isinstance(error, OSError) and error.errno in _NO_ROOM
-    return known or any(f"errno = {number}," in str(error) for number in _NO_ROOM)

@@ -12,7 +12,7 @@ from htc_probe.analysis import compare
 from htc_probe.analysis.attention import rows as att
 from htc_probe.analysis.compare import Differences
 from htc_probe.analysis.results import same_run
-from htc_probe.analysis.sections import Attention, Difference, Levels
+from htc_probe.analysis.sections.attention import Attention, Difference, Levels
 from htc_probe.analysis.stats.draws import Intervals
 from htc_probe.dashboards import data, figures
 from htc_probe.dashboards.parts import controls as ui

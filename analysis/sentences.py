@@ -31,15 +31,6 @@ CAUSE = "Do the anchors matter causally?"
 FOLLOWING = "Whom do answers and probes follow?"
 SURVIVAL = "What survives in the one token?"
 PATCHES = "And of each patch?"
-ANALYSES = {
-    PREFERENCE: "attention",
-    HONESTY: "knockouts",
-    CAUSE: "knockouts",
-    FOLLOWING: "interchange",
-    SURVIVAL: "",
-    PATCHES: "reading",
-}
-"""The five questions, and what no claim of the paper is about -> the analysis that answers; "" is the probes."""
 
 
 class Sentence(NamedTuple):
@@ -59,14 +50,10 @@ class Sentence(NamedTuple):
 def answers(sections: Sections, probes: Results | None = None) -> dict[str, Sentence | str]:
     """To each question in `ANALYSES`; of what was not analysed or probed, how to do that."""
     found: dict[str, Sentence | str] = {}
-    for question, analysis in ANALYSES.items():
-        section = getattr(sections, analysis) if analysis else None
-        if question == SURVIVAL:
-            found[question] = _survives(probes)
-        elif section is None:
-            found[question] = f"{_SAID[question][0]}: not analysed yet; htc-analyze {analysis}"
-        else:
-            found[question] = _SAID[question][1](section)
+    for question, (analysis, subject, say) in _ANSWERS.items():
+        asked = getattr(sections, analysis) if analysis else probes
+        way = f"analysed yet; htc-analyze {analysis}" if analysis else "probed yet; htc-probe semantic detail"
+        found[question] = f"{subject}: not {way}" if asked is None else say(asked)
     return found
 
 
@@ -243,9 +230,7 @@ def _follow(interchange: Interchange, suite: str, readout: str) -> tuple[Interva
     return None
 
 
-def _survives(probes: Results | None) -> Sentence | str:
-    if probes is None:
-        return "What survives: not probed yet; htc-probe semantic detail"
+def _survives(probes: Results) -> Sentence | str:
     kept: list[str] = []
     of_anchors: list[str] = []
     signs: list[int] = []
@@ -360,10 +345,13 @@ def _apart(one: Interval, other: Interval) -> int:
     return int(one.lower > other.upper) - int(one.upper < other.lower)
 
 
-_SAID: dict[str, tuple[str, Callable[[Any], Sentence | str]]] = {
-    PREFERENCE: ("Whether <voco> prefers the anchors", _looks),
-    HONESTY: ("Whether the heat map is honest", honest),
-    CAUSE: ("Whether the anchors matter causally", matters),
-    FOLLOWING: ("Whom answers and probes follow", follows),
-    PATCHES: ("What is told of each patch", _patches),
+_ANSWERS: dict[str, tuple[str, str, Callable[[Any], Sentence | str]]] = {
+    PREFERENCE: ("attention", "Whether <voco> prefers the anchors", _looks),
+    HONESTY: ("knockouts", "Whether the heat map is honest", honest),
+    CAUSE: ("knockouts", "Whether the anchors matter causally", matters),
+    FOLLOWING: ("interchange", "Whom answers and probes follow", follows),
+    SURVIVAL: ("", "What survives", _survives),
+    PATCHES: ("reading", "What is told of each patch", _patches),
 }
+ANALYSES = {question: analysis for question, (analysis, _, _) in _ANSWERS.items()}
+"""The five questions, and what no claim of the paper is about -> the analysis that answers; "" is the probes."""

@@ -190,8 +190,7 @@ def is_scenes(run: Run) -> bool:
 
 def scenes_of(run: Run, rows: Sequence[int] | np.ndarray) -> list[scenes.Scene]:
     """What the images of these rows show, in a run of the built-in scenes."""
-    ids = run.ids()
-    return [scenes.scene(run.info.split, int(ids[row].rsplit("-", 1)[1])) for row in rows]
+    return [scenes.scene(run.info.split, int(name.rsplit("-", 1)[1])) for name in run.ids(rows)]
 
 
 class Texts(NamedTuple):
@@ -230,13 +229,12 @@ def take(model: HTCVLM, run: Run, limit: int, seed: int) -> Sample:
         raise UserError(f"--images {limit} leaves no image; use 1 or more")
     check_model(run, model.config)
     rows = sample(run, limit, seed)
-    ids, groups = run.ids(), run.groups()
     with torch.inference_mode():
         tokens = [model.before_voco(*hybrid) for hybrid in encode(model, images(run, model, rows))]
     return Sample(
         rows=rows,
-        ids=[ids[row] for row in rows],
-        groups=[groups[row] for row in rows],
+        ids=run.ids(rows),
+        groups=run.groups(rows),
         hybrid=torch.cat([hybrid.cpu() for _, hybrid in tokens]),
         prefix=tokens[0][0][0].cpu(),
         texts=_texts(model, run, rows),

@@ -82,13 +82,22 @@ def capture(
                 yield batch
 
 
-def fitting_batch_size(model: HTCVLM, *, most: int = 256) -> int:
-    """How many images to run at once: on a GPU a power of 2, doubled until memory runs out or the pace stops growing.
+def fitting_batch_size(model: HTCVLM, images: int = 256) -> int:
+    """How many of `images` to run at once: on a GPU a power of 2, doubled until memory runs out or the pace stops
+    growing; at most 256.
 
-    On a CPU, and up to `most`. It is measured, so the next call may find another: what it gives belongs in the
-    settings of a run. Raises OutOfMemoryError where not even one image fits.
+    It is measured, so the next call may find another: what it gives belongs in the settings of a run. Raises UserError
+    where not even one image fits.
     """
-    return _CPU_BATCH_SIZE if model.device.type == "cpu" else search_batch_size(model, most=most)
+    if model.device.type == "cpu":
+        return _CPU_BATCH_SIZE
+    try:
+        return search_batch_size(model, most=max(1, min(256, images)))
+    except torch.cuda.OutOfMemoryError as error:
+        raise UserError(
+            f"beside the model, the memory of {model.device} has no room for one image "
+            f"({str(error).splitlines()[0]}); use --dtype bfloat16, or another --device"
+        ) from error
 
 
 def search_batch_size(model: HTCVLM, *, most: int) -> int:

@@ -148,10 +148,10 @@ def _settle_batch_size(plan: Plan, engine: str) -> tuple[int, HTCVLM | None]:
 
         return on_ray.batch_size(plan), None
     from htc_probe.extract import models
-    from htc_probe.extract.engine import find_batch_size
+    from htc_probe.extract.capture import fitting_batch_size
 
     model = models.load_from(plan.place)
-    return find_batch_size(model, plan.shape.images), model
+    return fitting_batch_size(model, plan.shape.images), model
 
 
 def _write(plan: Plan, shards: Shards, engine: str, model: HTCVLM | None, asked: threading.Event) -> int:

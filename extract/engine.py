@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from htc_probe.extract.capture import capture, fitting_batch_size
+from htc_probe.extract.capture import capture
 from htc_probe.extract.data.source import ImageError
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.pipeline import Rest, behind, default_workers, without_stand_ins
@@ -22,17 +22,6 @@ from htc_probe.extract.store import RunWriter
 from htc_probe.extract.store.shards import Shards
 from htc_probe.extract.vlm.invariants import InvariantError
 from htc_probe.extract.vlm.model import HTCVLM
-
-
-def find_batch_size(model: HTCVLM, images: int) -> int:
-    """See `extract.capture.fitting_batch_size`. Raises UserError where not even one image fits."""
-    try:
-        return fitting_batch_size(model, most=max(1, min(256, images)))
-    except torch.cuda.OutOfMemoryError as error:
-        raise UserError(
-            f"beside the model, the memory of {model.device} has no room for one image "
-            f"({str(error).splitlines()[0]}); use --dtype bfloat16, or another --device"
-        ) from error
 
 
 def write_shards(

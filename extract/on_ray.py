@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from htc_probe.extract import models
-from htc_probe.extract.engine import find_batch_size, write_shards
+from htc_probe.extract.capture import fitting_batch_size
+from htc_probe.extract.engine import write_shards
 from htc_probe.extract.environment import environment
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.plan import Plan
@@ -221,4 +222,4 @@ def _gpu_name() -> str:
 
 
 def _batch_size(place: models.Place, images: int) -> int:
-    return find_batch_size(models.load_from(place), images)
+    return fitting_batch_size(models.load_from(place), images)

@@ -96,7 +96,6 @@ def analyse(
             if progress is not None:
                 progress(done, total)
     assert each is not None
-    ids = run.ids()
     return Interchange(
         **shares.columns(),
         only_right=shares.column("only_right"),
@@ -105,7 +104,7 @@ def analyse(
         number=NumberRows(**numbers.columns(), weight=numbers.column("values")),
         answers=why_no_answers or "yes",
         probes=why_no_probes or "yes",
-        images=[ids[row] for row in chosen],
+        images=run.ids(chosen),
         partner=whole.partner.astype(np.int32),
         read=each,
     )

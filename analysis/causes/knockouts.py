@@ -30,7 +30,7 @@ from htc_probe.analysis.causes import effects
 from htc_probe.analysis.records import Record, fields
 from htc_probe.analysis.sections import Knockouts
 from htc_probe.analysis.sections.causes import KnockoutMeans, LeaveOneOut, Shapley, TokenGroups, Tokens, Windows
-from htc_probe.analysis.stats.draws import Intervals, intervals_of_means
+from htc_probe.analysis.stats.draws import intervals_of_means
 from htc_probe.extract.again import Sample, Texts, take
 from htc_probe.extract.store import NUMERIC, Run
 from htc_probe.extract.vlm import parts, passes
@@ -255,26 +255,13 @@ def _joined(batches: Sequence[Any]) -> Any:
 
 
 def _means(measured: _Measured, groups: list[str], seed: int) -> KnockoutMeans:
-    def mean(values: np.ndarray) -> Intervals:
-        return intervals_of_means(values, groups, seed)
-
-    def mean_if(values: np.ndarray | None) -> Intervals | None:
-        return None if values is None else mean(values)
-
+    single: dict[str, Any] = measured._asdict()
+    for part in ("window", "group", "shapley"):
+        single |= {f"{part}_{name}": values for name, values in vars(single[part]).items()}
     answers = measured.group.answers
-    return KnockoutMeans(
-        group_change=mean(measured.group.change),
-        group_answers=mean_if(answers),
-        group_answer=None if answers is None else mean(mean_known(answers, -1)),
-        group_window_change=mean(measured.group.window_change),
-        group_window_answers=mean_if(measured.group.window_answers),
-        shapley_cosine=mean(measured.shapley.cosine),
-        shapley_answers=mean_if(measured.shapley.answers),
-        rank=mean(measured.rank),
-        window_rank=mean(measured.window.rank),
-        question_rank=mean_if(measured.question_rank),
-        probe_rank=mean_if(measured.probe_rank),
-    )
+    single["group_answer"] = None if answers is None else mean_known(answers, -1)
+    known = (field.name for field in fields(KnockoutMeans) if single[field.name] is not None)
+    return KnockoutMeans(**{name: intervals_of_means(single[name], groups, seed) for name in known})
 
 
 _ANCHOR_PLAYERS = 4  # with four quadrants 256 coalitions, which are all run

@@ -49,8 +49,7 @@ def analyse(run: Run, seed: int = 0) -> Map:
     if len(run) < _LEAST:
         raise UserError(f"{run.path.name} has {len(run)} images; a map needs at least {_LEAST}: extract more images")
     rows = again.sample(run, _IMAGES, seed)
-    all_groups = run.groups()
-    groups = [all_groups[row] for row in rows]
+    groups = run.groups(rows)
     features = {name: geometry.standardised(values) for name, values in reading.representations(run, rows).items()}
     if run.shape.codes is not None:
         features["codes"] = run.codes()[rows].reshape(len(rows), -1)

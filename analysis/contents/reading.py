@@ -8,6 +8,7 @@ Legend: N images, L layers, D width, P patches, G code groups, V words of the vo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -75,7 +76,7 @@ def analyse(
         )
     rows = again.sample(run, _IMAGES, seed)
     features = representations(run, rows)
-    some = [groups[row] for row in rows]
+    some = run.groups(rows)
     names, cka, dimension = _likeness(run, rows, features, some, seed)
     return Reading(
         images=len(rows),
@@ -130,7 +131,7 @@ def patch_components(batches: Iterator[np.ndarray], components: int = _COMPONENT
     basis = np.linalg.eigh(off.T @ off)[1][:, ::-1][:, :components].astype(np.float32)
     found, count = [], 0
     total, squares = np.zeros(start.shape[1:]), 0.0
-    for batch in _again(start, batches):
+    for batch in chain([start], batches):
         found.append(batch.astype(np.float32) @ basis)
         total += batch.sum(0, dtype=np.float64)
         squares += float((batch.astype(np.float64) ** 2).sum())
@@ -195,7 +196,8 @@ def _neighbours(
     floors = []
     for task in tasks:
         labels = run.labels(task.name)[rows]
-        scores += [_score(*geometry.vote(places, labels, task), groups, seed) for places in near]
+        votes = [geometry.vote(places, labels, task) for places in near]
+        scores += [draws.draws_of_ratios(*errors, groups, seed).complement() for errors in votes]
         floors.append(geometry.floor(labels, task))
     metric = {"classes": "accuracy", "number": "R2", "circular": "circular R2", "multilabel": "mean accuracy"}
     return Neighbours(
@@ -289,8 +291,8 @@ def _codes(
 
 
 def _patches(run: Run, model: HTCVLM, images: int, seed: int) -> Patches:
-    rows, all_groups = again.sample(run, images, seed), run.groups()
-    groups = [all_groups[row] for row in rows]
+    rows = again.sample(run, images, seed)
+    groups = run.groups(rows)
     hybrids = again.encode(model, again.images(run, model, rows))
     patches, kept = patch_components(hybrid.patches.float().cpu().numpy() for hybrid in hybrids)
     features = representations(run, rows)
@@ -311,8 +313,8 @@ def _lens(run: Run, model: HTCVLM, tokenizer: PreTrainedTokenizerBase | None, se
     last = run.shape.layers
     if last not in run.shape.stack:
         return None
-    rows, all_groups = again.sample(run, _LENS_IMAGES, seed), run.groups()
-    groups = [all_groups[row] for row in rows]
+    rows = again.sample(run, _LENS_IMAGES, seed)
+    groups = run.groups(rows)
     unembed, weights, epsilon = readout(model)
     norm = weights, epsilon
     tasks = {} if tokenizer is None else _single_words(run, tokenizer, rows)
@@ -428,11 +430,6 @@ def _empty(run: Run, task: Task, rows: np.ndarray) -> bool:
     return len(np.unique(labels[is_labelled(task.kind, labels)], axis=0)) < 2
 
 
-def _score(errors: np.ndarray, whole: np.ndarray, groups: Groups, seed: int) -> draws.Draws:
-    found = draws.draws_of_ratios(errors, whole, groups, seed)
-    return draws.Draws(1 - found.estimate, 1 - found.draws, found.n_groups)
-
-
 def _table(cells: Sequence[draws.Draws], shape: tuple[int, ...]) -> draws.Intervals:
     found = [cell.intervals() for cell in cells]
     return draws.Intervals(*(np.stack(part).reshape(shape) for part in zip(*found, strict=True)))
@@ -440,8 +437,3 @@ def _table(cells: Sequence[draws.Draws], shape: tuple[int, ...]) -> draws.Interv
 
 def _joined(intervals: Sequence[draws.Interval]) -> draws.Intervals:
     return draws.Intervals(*(np.array(part) for part in zip(*intervals, strict=True)))
-
-
-def _again(first: np.ndarray, rest: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    yield first
-    yield from rest

@@ -39,7 +39,6 @@ def analyse(
     if run.shape.codes is None or model.mgvq is None:
         raise UserError(f"{run.path.name} has no codes to decode: its model ({run.info.model.get('name')}) has no MGVQ")
     rows = again.sample(run, limit, seed)
-    ids, all_groups = run.ids(), run.groups()
     pictures, psnr, flat = [], [], []
     for start in range(0, len(rows), _BATCH):
         some = rows[start : start + _BATCH]
@@ -50,10 +49,10 @@ def analyse(
             psnr.append(peak_signal_to_noise(picture, seen))
             flat.append(peak_signal_to_noise(np.broadcast_to(seen.mean((0, 1)).round(), seen.shape), seen))
         on_images(len(pictures))
-    groups = [all_groups[row] for row in rows]
+    groups = run.groups(rows)
     psnr_N, flat_N = np.array(psnr), np.array(flat)
     return Reconstruct(
-        images=[ids[row] for row in rows],
+        images=run.ids(rows),
         pictures=np.stack(pictures),
         psnr_of=psnr_N.astype(np.float32),
         psnr=draws.intervals_of_means(psnr_N, groups, seed),

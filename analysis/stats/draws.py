@@ -63,6 +63,10 @@ class Draws(NamedTuple):
     def intervals(self) -> Intervals:
         return Intervals(self.estimate, *percentiles(self.draws, self.n_groups))
 
+    def complement(self) -> "Draws":
+        """1 minus it: of what is unexplained, R2."""
+        return Draws(1 - self.estimate, 1 - self.draws, self.n_groups)
+
 
 class MaxT(NamedTuple):
     """One-sided tests of many means against one value, corrected for being many."""

@@ -47,8 +47,7 @@ class Errors(NamedTuple):
     def r2(self, groups_N: draws.Groups, seed: int) -> draws.Draws:
         """(P + 1,) of every target, and last of all together."""
         left, whole = (np.concatenate([part, part.sum(1, keepdims=True)], 1) for part in self)
-        unexplained = draws.draws_of_ratios(left, whole, groups_N, seed)
-        return draws.Draws(1 - unexplained.estimate, 1 - unexplained.draws, unexplained.n_groups)
+        return draws.draws_of_ratios(left, whole, groups_N, seed).complement()
 
 
 def fit(features_ND: np.ndarray, targets_NPd: np.ndarray) -> Fit:

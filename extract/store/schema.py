@@ -182,8 +182,11 @@ class Dataset(NamedTuple):
     """Of a `Batch` that holds it."""
     alone: tuple[str, ...] = ()
     """The axes of which a chunk holds one entry; of images it otherwise holds as many as fill CHUNK_BYTES."""
-    linked: bool = False
-    """Whether it stays in the shards of a virtual run: nearly all of its bytes. Ids and labels are copied."""
+
+    @property
+    def linked(self) -> bool:
+        """Whether it stays in the shards of a virtual run: nearly all of its bytes. Ids and labels are copied."""
+        return self.dtype != "text" and not self.name.startswith("labels/")
 
 
 DATASETS = (
@@ -197,7 +200,6 @@ DATASETS = (
         "the image as the model saw it, 96 px a side, red, green and blue from 0 to 255",
         "thumbnails",
         ("image",),
-        linked=True,
     ),
     Dataset(
         "latents/z_voco",
@@ -206,7 +208,6 @@ DATASETS = (
         "hidden state of `<voco>` after each stored layer (attribute `layers`: their numbers, 0 the embedding)",
         "z_voco",
         ("layer",),
-        linked=True,
     ),
     Dataset(
         "latents/v_pooled",
@@ -214,7 +215,6 @@ DATASETS = (
         "stored",
         "mean of the projected patches, the detail channel",
         "v_pooled",
-        linked=True,
     ),
     Dataset(
         "attention/voco",
@@ -223,14 +223,12 @@ DATASETS = (
         "attention of `<voco>` over its keys, 0 to 1; each row sums to 1",
         "attention",
         ("image",),
-        linked=True,
     ),
     Dataset(
         "attention/anchor_mass",
         ("image", "block", "head"),
         "float32",
         "attention of `<voco>` summed over the anchors, 0 to 1, before it is rounded for storage",
-        linked=True,
     ),
     Dataset(
         "latents/v_d",
@@ -238,7 +236,6 @@ DATASETS = (
         "stored",
         "the anchors, the semantic channel; absent where the model has none",
         "v_d",
-        linked=True,
     ),
     Dataset(
         "codes",
@@ -246,7 +243,6 @@ DATASETS = (
         "uint16",
         "index of the MGVQ code, from 0; absent where the model has no MGVQ",
         "codes",
-        linked=True,
     ),
 )
 """With a row an image, in the order in which they are written."""

@@ -172,9 +172,7 @@ def _bits(probe: Predicted) -> np.ndarray:
 
 
 def _entropy(probe: Predicted, labels: np.ndarray) -> float:
-    """Bits that a label costs someone who knows how often labels occur; of a number, with normal errors, of a circular
-    value with von Mises'.
-    """
+    """Bits that a label costs who knows how often labels occur (numbers: normal errors; circular: von Mises')."""
     if probe.kind == "number":
         return float(np.log2(2 * np.pi * np.e * labels.var()) / 2)
     if probe.kind == "circular":

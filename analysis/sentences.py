@@ -220,9 +220,7 @@ def follows(interchange: Interchange) -> Sentence | str:
 
 
 def _follow(interchange: Interchange, suite: str, readout: str) -> tuple[Interval, Interval, float] | None:
-    """The shares in which the anchors' and the patches' image are followed where all is mixed, and the anchors' by
-    chance, means of the suite's tasks. None without any.
-    """
+    """The suite's mean shares of anchors and patches where all is mixed, and the former's chance; None without any."""
     for row in rows_of(interchange):
         if row.key == (suite, "", "mean", readout, "all", "swapped", False) and row.cases:
             anchors, patches = (Interval(*map(float, share)) for share in row.whom[:2])

@@ -100,9 +100,7 @@ def read_tokenizer(place: models.Place) -> PreTrainedTokenizerBase | None:
 
 
 def open_images(run: Run, resolution: int) -> Source:
-    """The data of the run, scenes drawn with `resolution` pixels a side. Raises UserError where they are not there any
-    more, or more or fewer than they were.
-    """
+    """The run's data, scenes with `resolution` pixels a side. Raises UserError where they are gone, more or fewer."""
     settings = _settings_of(run)
     source = open_source(settings.data, run.info.split, limit=settings.limit, resolution=resolution)
     if len(source) != len(run) + len(run.skipped):
@@ -152,9 +150,7 @@ def sample(run: Run, count: int, seed: int) -> np.ndarray:
 
 
 def images(run: Run, model: HTCVLM, rows: Sequence[int] | np.ndarray) -> Iterator[Prepared]:
-    """The images of these rows of the run as the model takes them, in order of their rows. Raises UserError, see
-    `open_images` and `Chosen`.
-    """
+    """Images of these rows as the model takes them, by row. Raises UserError, see `open_images` and `Chosen`."""
     return prepared(model, Chosen(run, open_images(run, model.config.image_size), np.sort(rows)))
 
 

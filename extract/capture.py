@@ -166,9 +166,7 @@ def _run(
 
 
 def as_pixels(images: Sequence[Prepared], device: torch.device) -> torch.Tensor:
-    """(B, 3, R, R) float32 in [0, 1], as `extract.images.prepare` makes them, in any precision of the model: the
-    codes must not depend on that.
-    """
+    """(B, 3, R, R) float32 in [0, 1], as `images.prepare`, in any precision: the codes must not depend on that."""
     bytes_BRRC = torch.from_numpy(np.stack([image.pixels for image in images])).to(device)
     # By a tensor: a GPU would multiply by 1 / 255 instead of dividing by a number.
     return bytes_BRRC.permute(0, 3, 1, 2).contiguous().float() / torch.tensor(255.0, device=device)

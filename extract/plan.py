@@ -139,9 +139,7 @@ def make_job(plan: Plan) -> Job:
 
 
 def is_finished(plan: Plan) -> bool:
-    """Whether the run is there. Raises UserError where the file at `plan.out` is no run, or one of other settings or
-    data.
-    """
+    """Whether the run is there. Raises UserError where `plan.out` is no run, or one of other settings or data."""
     if not plan.out.exists():
         return False
     try:

@@ -152,9 +152,7 @@ def top_count(patches: int) -> int:
 
 
 def anchor_heads(lift_NLH: np.ndarray, groups_N: Groups, seed: int) -> draws.MaxT:
-    """Which heads look at anchors more than evenly: tests of mean lift > 1, corrected for all L x H heads, and by more
-    than float16 can make of 1.
-    """
+    """Heads whose mean lift of anchors is above 1, by more than float16 can make of 1; for all L x H heads."""
     return draws.max_t(draws.draws_of_means(lift_NLH, groups_N, seed), null=1 + _STORED)
 
 

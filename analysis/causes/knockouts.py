@@ -308,9 +308,7 @@ def _open(study: _Study, images: np.ndarray) -> _Batch:
 
 
 def _of_probes(batch: _Batch, z: Tensor) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
-    """Changes (B, V, P) of what probes read of variants, and (B, V, P+1) with the mean over those that are not of
-    numbers.
-    """
+    """Changes (B, V, P) of what probes read of variants, and (B, V, P+1) with the mean over all but numbers'."""
     probes = batch.study.probes.values()
     if not probes:
         return None, None

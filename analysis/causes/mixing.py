@@ -142,8 +142,7 @@ def changed_scenes(
 
 
 def matched(run: Run, source: Source, most: int, rng: np.random.Generator) -> Iterator[Design]:
-    """By task, at most `most` couples of images of the run that differ in it and, as far as the run knows, in nothing
-    else."""
+    """By task, at most `most` couples of images that differ in it and, as far as the run knows, in nothing else."""
     rows = one_a_group(run.groups(), len(run), rng)
     labels = {task.name: run.labels(task.name)[rows] for task in run.tasks}
     for task in run.tasks if len(run.tasks) > 1 else ():
@@ -198,9 +197,7 @@ def swaps(tokens: Hybrid, partner: np.ndarray) -> Iterator[Mix]:
 
 
 def replacements(tokens: Hybrid, alike: np.ndarray, rng: np.random.Generator) -> Iterator[Mix]:
-    """Each half replaced by noise and by its mean; the anchors by those of an image of the same class (`alike` (n,), -1
-    without one).
-    """
+    """Each half replaced by noise and its mean; anchors by those of one of its class (`alike` (n,), -1 without)."""
     number = np.arange(len(tokens.anchors))
     own = {"anchors": Half(tokens.anchors, number, number), "patches": Half(tokens.patches, number, number)}
     side: Side

@@ -59,9 +59,7 @@ def standardised(features_ND: np.ndarray) -> np.ndarray:
 
 
 def neighbours(features_ND: np.ndarray, groups_N: draws.Groups, k: int = NEIGHBOURS) -> np.ndarray:
-    """(N, k) the images with the largest cosine, nearest first, none of the image's own group; -1 where there are not
-    as many.
-    """
+    """(N, k) images with the largest cosine, nearest first, none of the own group; -1 where there are too few."""
     first, which = distinct(features_ND)
     length = np.linalg.norm(features_ND[first], axis=1, keepdims=True)
     blank = np.zeros((len(first), features_ND.shape[1]), np.float32)
@@ -219,9 +217,7 @@ def read_out_angles(one_Dk: np.ndarray, other_Dk: np.ndarray, features_ND: np.nd
 
 
 def by_likeness(likeness: Callable[[int, int], np.ndarray], groups_N: draws.Groups, k: int) -> np.ndarray:
-    """The same by any likeness: `likeness(start, stop)` gives (stop - start, N), which is overwritten. Of those that
-    are equally near, the earlier images come first.
-    """
+    """The same by `likeness(start, stop)`, (stop - start, N), which is overwritten; equally near: earlier first."""
     _, group = np.unique(np.asarray(groups_N), return_inverse=True)
     N = len(group)
     step = max(1, 2**23 // N)

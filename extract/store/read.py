@@ -156,9 +156,7 @@ class Run:
         return self._read("latents/v_pooled", (images,)).astype(np.float32)
 
     def codes(self, rows: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-        """(N, h, w, groups) uint16: MGVQ code indices, of some images only where their rows are given. Raises UserError
-        where the model has no MGVQ.
-        """
+        """(N, h, w, groups) uint16 MGVQ codes, of all images or these rows. Raises UserError where there is no MGVQ."""
         if self.shape.codes is None:
             raise UserError(f"{self.path.name} has no codes: its model ({self.info.model['name']}) has no MGVQ")
         return self._read("codes") if rows is None else self._rows("codes", np.asarray(rows))
@@ -193,9 +191,7 @@ class Run:
         raise UserError(f"task {name!r} is not in {self.path.name}; its tasks: {names}")
 
     def labels(self, name: str) -> np.ndarray:
-        """Labels of one task: (N,) int32, -1 unknown; (N,) float64, NaN unknown; or (N, C) uint8, 255
-        unknown.
-        """
+        """Labels of one task: (N,) int32, -1 unknown; (N,) float64, NaN unknown; or (N, C) uint8, 255 unknown."""
         return self._read(f"labels/{self.task(name).name}")
 
     def contents(self) -> list[Stored]:
@@ -235,9 +231,7 @@ class Run:
             return hdf5.values(dataset, at)
 
     def _gather(self, name: str, at: Any) -> np.ndarray:
-        """The same from the shards, one open at a time: HDF5 reads a shard that it cannot open, such as one file
-        too many at once, as zeros.
-        """
+        """The same from the shards, one at a time: HDF5 reads one that it cannot open, as one too many, as zeros."""
         rows, *rest = at if isinstance(at, tuple) and at else (slice(None) if at == () else at,)
         first, stop, _ = rows.indices(len(self)) if isinstance(rows, slice) else (rows, rows + 1, 1)
         pieces: list[np.ndarray] = []

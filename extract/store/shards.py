@@ -60,9 +60,7 @@ _ALONE = Share(0, 1)
 
 
 def shard_images(shape: RunShape, tasks: Sequence[Task], store_dtype: StoreDtype, batch_size: int) -> int:
-    """Images of a shard: some 128 MB of them, at most 1,024, and whole batches, so that no batch depends on where a
-    run was interrupted.
-    """
+    """Some 128 MB of images, at most 1,024; whole batches, so that none depends on where a run was interrupted."""
     each = estimate_bytes(shape, tasks, store_dtype) / shape.images
     return max(1, min(_SHARD_IMAGES, int(_SHARD_BYTES / each)) // batch_size) * batch_size
 

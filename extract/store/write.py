@@ -189,9 +189,7 @@ class GrowingRun:
 
     @contextlib.contextmanager
     def _guard(self) -> Iterator[None]:
-        """Turns what HDF5 and the system say about the disk into a UserError, with the partial file
-        removed.
-        """
+        """Turns what HDF5 and the system say about the disk into a UserError, with the partial file removed."""
         try:
             yield
         except (OSError, RuntimeError) as error:
@@ -213,9 +211,7 @@ class GrowingRun:
 
 
 class RunWriter(GrowingRun):
-    """Writes one run: `with RunWriter(path, info, shape, tasks) as writer: ... writer.append(batch);
-    writer.finish()`.
-    """
+    """Writes a run: `with RunWriter(path, info, shape, tasks) as writer: ... writer.append(batch); writer.finish()`."""
 
     def append(self, batch: Batch) -> None:
         """Adds B images after those already written.

@@ -161,7 +161,7 @@ def verify(run: Run) -> Iterator[Check]:
             if dataset.name == "images/id":
                 ids += map(str, rows)
         if dataset.name == "images/id" and not failures:
-            failures += _repeated(ids)
+            failures += [f"image {name!r} is there {n} times" for name, n in Counter(ids).items() if n > 1]
         checked = "" if dataset.name not in without or run.virtual else " (it has no checksums)"
         law = _LAWS.get(dataset.name) or _LAWS.get(dataset.name.split("/")[0], "can be read")
         yield Check(f"{dataset.name} {law}{checked}", failures)
@@ -202,11 +202,6 @@ def _image(run: Run, row: int) -> str:
         return f"image {str(run.rows('images/id', row, row + 1)[0])!r}"
     except UserError:
         return f"image number {row}"
-
-
-def _repeated(ids: Sequence[str]) -> list[str]:
-    counts = Counter(ids)
-    return [f"image {name!r} is there {count} times" for name, count in counts.items() if count > 1]
 
 
 def _broken(run: Run, name: str, start: int, rows: np.ndarray) -> Iterator[str]:

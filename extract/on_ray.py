@@ -108,12 +108,10 @@ def write_on_ray(shards: Shards, plan: Plan, *, on_images: Callable[[int], objec
                 )
             answers, _ = ray.wait(list(busy), timeout=_PATIENCE)
             if not answers and all(shard is None for _, _, shard in busy.values()):
-                print(
-                    f"no Ray worker is ready after {time.monotonic() - started:.0f} s; free in the cluster: "
-                    f"{_words(ray.available_resources())}",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                resources, waited = ray.available_resources(), time.monotonic() - started
+                free = ", ".join(f"{resources.get(name, 0):g} {name}" for name in ("CPU", "GPU"))
+                words = f"no Ray worker is ready after {waited:.0f} s; free in the cluster: {free}"
+                print(words, file=sys.stderr, flush=True)
             for answer in answers:
                 slot, worker, shard = busy.pop(answer)
                 try:
@@ -199,10 +197,6 @@ def _slots(device: str, most: int) -> list[_Slot]:
     if not slots:
         raise UserError("the Ray cluster has no machine with a GPU or a CPU to give; add one with `ray start`")
     return slots[:most]
-
-
-def _words(resources: dict[str, float]) -> str:
-    return ", ".join(f"{resources.get(name, 0):g} {name}" for name in ("CPU", "GPU"))
 
 
 def _answer(reference: Any) -> Any:

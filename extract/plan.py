@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +45,7 @@ class Plan(NamedTuple):
 
     def with_batch_size(self, images: int) -> Plan:
         settings = replace(self.settings, batch_size=images)
-        return self._replace(settings=settings, info=replace(self.info, config=settings.config()))
+        return self._replace(settings=settings, info=replace(self.info, config=asdict(settings)))
 
 
 def parse_share(text: str | None) -> Share:
@@ -107,7 +107,7 @@ def make_plan(config: ExtractConfig, device: str, device_words: str) -> Plan:
     seed = config.seed if config.random_weights else None
     place = models.Place(folder, config.adapter, seed, settings.dtype, device)
     info = RunInfo(
-        config=settings.config(),
+        config=asdict(settings),
         model={
             "name": config.model + (" (random weights)" if config.random_weights else ""),
             "sha256": models.digest_of(place),
@@ -182,8 +182,8 @@ def refuse_other_shards(shards: Shards, plan: Plan, job: Job) -> None:
 
 def _differences(info: RunInfo, images: int, tasks: Sequence[Task], plan: Plan, free: set[str]) -> Iterator[str]:
     """What a run with `info`, `images` and `tasks` has otherwise than the plan, but for the settings in `free`."""
-    stored = RunSettings.of(info, str(plan.out)).config()
-    settings = plan.settings.config()
+    stored = asdict(RunSettings.of(info, str(plan.out)))
+    settings = asdict(plan.settings)
     pairs: dict[str, Any] = {name: (stored[name], settings[name]) for name in settings if name not in free}
     pairs["images"] = images, plan.shape.images
     if info.model["sha256"] != plan.info.model["sha256"]:

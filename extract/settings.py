@@ -5,9 +5,9 @@ Knows no model, no data and no file; imports nothing heavy.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Literal, get_type_hints
 
 from htc_probe.extract.errors import UserError
 
@@ -109,7 +109,3 @@ class RunSettings:
                     f"{name} does not say its {setting}, so its model cannot be run again; extract it again"
                 )
         return cls(**values)
-
-    def config(self) -> dict[str, Any]:
-        """As they are saved."""
-        return asdict(self)

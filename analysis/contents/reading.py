@@ -22,7 +22,7 @@ from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import Run, Task, is_labelled
 from htc_probe.extract.vlm.parts import readout
 from htc_probe.probes.files.weights import Key, Probe
-from htc_probe.probes.scores.intervals import Groups
+from htc_probe.probes.scores.intervals import Groups, mean_known
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -249,11 +249,7 @@ def _codes(
         if _empty(run, task, rows):
             continue
         found = [codes.information(values, one, groups, seed) for one in _as_classes(run.labels(task.name)[rows], task)]
-        parts = np.stack([one.pointwise for one in found])
-        known = np.isfinite(parts)
-        count = known.sum(0)
-        total = np.where(known, parts, 0).sum(0)
-        pointwise = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0).reshape(n, P, G)
+        pointwise = mean_known(np.stack([one.pointwise for one in found]), 0).reshape(n, P, G)
         bits.append(draws.draws_of_means(pointwise.mean(1), groups, seed))
         maps.append(np.mean([one.bits for one in found], 0).reshape(P, G).mean(1))
         entropies.append(np.mean([one.entropy for one in found]))

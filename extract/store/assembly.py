@@ -117,7 +117,7 @@ def _copy(shard: Run, name: str, target: h5py.Dataset, start: int) -> None:
     """The rows of a shard's dataset into `target` from row `start` on. Chunks that fit are copied as they are."""
     if len(shard) == 0 or 0 in target.shape:
         return
-    if _fits(target, start):
+    if not hdf5.is_text(target.dtype) and start % target.chunks[0] == 0:
         for at in target.iter_chunks(tuple(slice(start, None) if i == 0 else slice(None) for i in range(target.ndim))):
             offset = tuple(piece.start for piece in at)
             mask, packed = shard.packed_chunk(name, (offset[0] - start, *offset[1:]))
@@ -136,8 +136,3 @@ def _same(shard: Run, name: str, written: h5py.Dataset, start: int) -> bool:
     if hdf5.is_text(written.dtype):
         return bool(np.array_equal(ours, theirs))
     return ours.dtype == theirs.dtype and ours.tobytes() == theirs.tobytes()
-
-
-def _fits(target: h5py.Dataset, start: int) -> bool:
-    """Whether chunks of a shard are chunks of a run that has `start` images before it."""
-    return not hdf5.is_text(target.dtype) and start % target.chunks[0] == 0

@@ -91,7 +91,7 @@ class Analysis:
         self._forms = {name: _forms(group) for name, group in groups.items()}
 
     def of(self, run: Mapping[str, Any]) -> Sections:
-        """The sections of this run and version. Asking for one that is not as declared raises UserError."""
+        """This run's sections of the present version. Asking for one that is not as declared raises UserError."""
         pending: dict[str, Callable[[], Any]] = {}
         for name, made in self.made.items():
             kind = KINDS.get(name)
@@ -100,7 +100,7 @@ class Analysis:
         return records.lazy(Sections, pending)
 
     def record(self, name: str, kind: type[R]) -> R:
-        """Read when its values are asked for. Raises UserError where there is none, or another than declared."""
+        """The section as a record, read when asked for. Raises UserError where there is none, or not as declared."""
         if name not in self.made:
             there = ", ".join(self.made) or "none"
             raise UserError(f"{self.path} has no section {name!r} (it has {there}); make it with: htc-analyze {name}")

@@ -37,19 +37,36 @@ class Frame(NamedTuple):
     resample: Resample = "bicubic"
 
 
-def prepare(image: Image.Image, size: int, **fields: Any) -> Tensor:
+def prepare(
+    image: Image.Image,
+    size: int,
+    *,
+    fit: Fit = "pad",
+    mean: Sequence[float] = CLIP_MEAN,
+    resize: int | None = None,
+    resample: Resample = "bicubic",
+) -> Tensor:
     """(3, size, size) float32 in [0, 1]; an RGB image of that size already keeps its pixels exactly.
 
-    `fields`: the others of a `Frame`.
+    The arguments are those of a `Frame`.
     """
     import torch
 
-    return torch.from_numpy(thumbnail(image, size, **fields)).permute(2, 0, 1).contiguous().float() / 255
+    square = _square(image, Frame(size, fit, mean, resize, resample))
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous().float() / 255
 
 
-def thumbnail(image: Image.Image, size: int = 96, **fields: Any) -> np.ndarray:
-    """(size, size, 3) uint8, the square of this `Frame`."""
-    return np.array(_square(image, Frame(size, **fields)))
+def thumbnail(
+    image: Image.Image,
+    size: int = 96,
+    *,
+    fit: Fit = "pad",
+    mean: Sequence[float] = CLIP_MEAN,
+    resize: int | None = None,
+    resample: Resample = "bicubic",
+) -> np.ndarray:
+    """(size, size, 3) uint8, of the same square that `prepare` makes."""
+    return np.array(_square(image, Frame(size, fit, mean, resize, resample)))
 
 
 def square_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -114,14 +114,14 @@ class Run:
         return tuple(left_out for shard in self._shards() for left_out in shard.skipped)
 
     def ids(self, rows: Sequence[int] | np.ndarray | None = None) -> list[str]:
-        """Of some images only where their rows are given."""
+        """Names of the images, or of those of these rows."""
         return list(self._read("images/id") if rows is None else self._read("images/id")[rows])
 
     def paths(self) -> list[str]:
         return list(self._read("images/path"))
 
     def groups(self, rows: Sequence[int] | np.ndarray | None = None) -> list[str]:
-        """Images of one group must not be split between train and test. Of some only where their rows are given."""
+        """Images of one group must not be split between train and test; all, or those of these rows."""
         return list(self._read("images/group") if rows is None else self._read("images/group")[rows])
 
     def thumbnail(self, image: int) -> np.ndarray:

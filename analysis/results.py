@@ -43,17 +43,10 @@ def default_path(run: Path) -> Path:
 
 def identity(run: Run) -> dict[str, Any]:
     """Which run a section is of. Two with the same `created` and `sha256` are one run, whatever its file is called."""
-    info = run.info
-    return {
-        "file": run.path.name,
-        "created": run.created,
-        "sha256": info.model.get("sha256"),
-        "model": info.model.get("name"),
-        "dataset": info.dataset,
-        "split": info.split,
-        "topology": info.topology,
-        "images": len(run),
-    }
+    info, model = run.info, run.info.model
+    file = {"file": run.path.name, "created": run.created, "images": len(run)}
+    source = {"dataset": info.dataset, "split": info.split, "topology": info.topology}
+    return file | source | {"sha256": model.get("sha256"), "model": model.get("name")}
 
 
 def same_run(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -222,9 +222,9 @@ def _broken(run: Run, name: str, start: int, rows: np.ndarray) -> Iterator[str]:
         wrong_N = of_images(~np.isfinite(rows))
         yield from told(wrong_N, "a value that is no finite number")
         if group == "attention":
-            sums = _sums(run, name, start, rows)
+            excess, failure = _excess(run, name, start, rows)
             with np.errstate(invalid="ignore"):
-                yield from told(~wrong_N & of_images(sums.off > sums.allowed), sums.words)
+                yield from told(~wrong_N & of_images(excess > 0), failure)
     elif group == "codes":
         codes = run.info.codes_per_group
         if codes is not None:
@@ -238,22 +238,15 @@ def _broken(run: Run, name: str, start: int, rows: np.ndarray) -> Iterator[str]:
         yield from told(of_images(~task.allowed(rows)), words.get(task.kind, "an infinite number"))
 
 
-class _Sums(NamedTuple):
-    """How far sums over keys are from what they must be."""
-
-    off: np.ndarray
-    allowed: float
-    words: str
-
-
-def _sums(run: Run, name: str, start: int, rows: np.ndarray) -> _Sums:
+def _excess(run: Run, name: str, start: int, rows: np.ndarray) -> tuple[np.ndarray, str]:
+    """How much further than allowed sums over keys are from what they must be; and that in words."""
     import numpy as np
 
     # Of a weight, float16 keeps 11 bits, and of the smallest ones steps of 2**-24: this much a sum may be off.
     half = 2**-11 + run.shape.keys * 2**-25 if run.store_dtype == np.float16 else 0.0
     allowed = half + 1e-4
     if name == "attention/voco":
-        return _Sums(np.abs(rows.sum(-1, dtype=np.float64) - 1), allowed, "attention that does not sum to 1")
+        return np.abs(rows.sum(-1, dtype=np.float64) - 1) - allowed, "attention that does not sum to 1"
     is_anchor_S = np.array([role == "anchor" for role in run.shape.roles])
     off = np.zeros(rows.shape)
     first = 0
@@ -263,7 +256,7 @@ def _sums(run: Run, name: str, start: int, rows: np.ndarray) -> _Sums:
             off[part] = np.abs(attention[..., is_anchor_S].sum(-1, dtype=np.float64) - rows[part])
     except UserError:  # told where attention itself is read
         pass
-    return _Sums(off, allowed, "anchor_mass that is not the attention of the anchors")
+    return off - allowed, "anchor_mass that is not the attention of the anchors"
 
 
 def _show_checks(checks: Iterator[Check]) -> bool:

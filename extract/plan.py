@@ -106,18 +106,12 @@ def make_plan(config: ExtractConfig, device: str, device_words: str) -> Plan:
     settings = RunSettings(**asked | resolved)
     seed = config.seed if config.random_weights else None
     place = models.Place(folder, config.adapter, seed, settings.dtype, device)
-    info = RunInfo(
-        config=asdict(settings),
-        model={
-            "name": config.model + (" (random weights)" if config.random_weights else ""),
-            "sha256": models.digest_of(place),
-            "config": json.loads(model.to_json_string(use_diff=False)),
-        },
-        dataset=source.name,
-        split=config.split,
-        topology=model.topology,
-        environment=environment(device_words),
-    )
+    described = {
+        "name": config.model + (" (random weights)" if config.random_weights else ""),
+        "sha256": models.digest_of(place),
+        "config": json.loads(model.to_json_string(use_diff=False)),
+    }
+    info = RunInfo(asdict(settings), described, source.name, config.split, model.topology, environment(device_words))
     shape = run_shape(model, len(source), stack)
     return Plan(out, place, source, shape, settings, info, config.batch_size == "auto")
 

@@ -201,19 +201,17 @@ def _missing(jobs: Sequence[_Job], out: Path, run: dict[str, Any]) -> list[_Job]
         print(f"{out} is of another run of this name ({', '.join(foreign)}): they go")
     for job in jobs:
         made, version = analysis.made.get(job.name), KINDS[job.name].VERSION
-        if made is None or job.name in foreign:
-            missing.append(job)
-        elif made.version != version:
-            words = f"is there in version {made.version}, and this is version {version}"
-            print(f"{job.name:<14}{words}: made anew in its place")
-            missing.append(job)
-        elif made.fits(run, job.settings):
-            print(f"{job.name:<14}is there already")
-        else:
+        if made is not None and job.name not in foreign:
             old, new = made.settings, job.settings
             changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
-            print(f"{job.name:<14}is there with other settings ({', '.join(changed)}): made anew in its place")
-            missing.append(job)
+            words = f"is there with other settings ({', '.join(changed)})"
+            if made.version != version:
+                words = f"is there in version {made.version}, and this is version {version}"
+            elif made.fits(run, new):
+                print(f"{job.name:<14}is there already")
+                continue
+            print(f"{job.name:<14}{words}: made anew in its place")
+        missing.append(job)
     return missing
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from htc_probe.analysis.attention.rows import ROLES
 from htc_probe.analysis.sections import Contributions
 from htc_probe.analysis.stats.draws import Intervals, intervals_of_means
 from htc_probe.extract.again import Texts, take
@@ -26,8 +27,6 @@ from htc_probe.extract.vlm.model import HTCVLM
 from htc_probe.extract.vlm.parts import along, answer_directions, decompose, lens_direction
 from htc_probe.extract.vlm.passes import Shared, batches, share
 
-_ROLES = ("prefix", "anchor", "patch", "text", "voco")
-
 
 def analyse(
     model: HTCVLM, run: Run, *, limit: int = 200, seed: int = 0, on_images: Callable[[int], object] | None = None
@@ -35,7 +34,7 @@ def analyse(
     """What tokens hand over on `limit` images of the run; `on_images` is told how many are done."""
     taken = take(model, run, limit, seed)
     roles, _, _ = model.config.keys_of_voco()
-    present = [role for role in _ROLES if role in roles]
+    present = [role for role in ROLES if role in roles]
     of_role = np.array([[role == name for name in present] for role in roles], dtype=np.float64)  # (S, R)
     collected: dict[str, list[np.ndarray]] = {}
 

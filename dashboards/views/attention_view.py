@@ -200,17 +200,10 @@ def _figure3(view: View) -> None:
     token_NLHF = data.first_tokens(view.key, rows, _FIGURE_TOKENS)
     share_NF = np.stack([att.select(token_LHF, selection.layer, selection.head) for token_LHF in token_NLHF])
     names = att.token_names(shape.roles, shape.rows, shape.cols, _FIGURE_TOKENS)
-    figure = made(
-        figures.first_tokens,
-        share_NF,
-        names,
-        [row + 1 for row in rows],
-        [header.ids[row] for row in rows],
-        1 / shape.keys,
-        selection=selection.words,
-        anchors=min(shape.anchors, _FIGURE_TOKENS),
-        shown=selection.image + 1,
-    )
+    numbers, ids = [row + 1 for row in rows], [header.ids[row] for row in rows]
+    told: dict[str, Any] = {"anchors": min(shape.anchors, _FIGURE_TOKENS), "shown": selection.image + 1}
+    given = share_NF, names, numbers, ids, 1 / shape.keys
+    figure = made(figures.first_tokens, *given, selection=selection.words, **told)
     draw(figure, "first_tokens", on_click=partial(_image_at, rows))
     largest = int((share_NF.argmax(axis=1) < shape.anchors).sum())
     on_anchors = f" In {largest} of these {len(rows)} images the largest of the weights shown is on an anchor."
@@ -249,15 +242,9 @@ def _one(view: View) -> None:
             st.info("This run has no patch positions, so attention cannot be drawn on the image.")
         else:
             title, unit = ("Attention × value", "of the update") if signed else ("Attention", "of all attention")
+            told: dict[str, Any] = {"title": f"{title} on the patches", "of": unit, "selection": words}
             figure = made(
-                figures.patch_overlay,
-                patch_RC,
-                1 / shape.keys,
-                selection=words,
-                image=record.thumbnail,
-                title=f"{title} on the patches",
-                of=unit,
-                signed=signed,
+                figures.patch_overlay, patch_RC, 1 / shape.keys, image=record.thumbnail, signed=signed, **told
             )
             draw(figure, "overlay")
             ui.how_to_read(_WEIGHTED_WORDS if signed else _PLAIN_WORDS)

@@ -142,11 +142,8 @@ def _usage(view: View, read: data.Codes, section: Reading | None, group: int, co
             ends = lower, upper
             used, size, n = section.code.used, section.code.size, len(view.header.ids)
         else:
-            entropy, used = (
-                np.array([associations.entropy(share_K) for share_K in read.shares]),
-                (read.shares > 0).sum(1),
-            )
-            ends, size, n = None, read.size, len(read.rows)
+            entropy = np.array([associations.entropy(share_K) for share_K in read.shares])
+            used, ends, size, n = (read.shares > 0).sum(1), None, read.size, len(read.rows)
         figure = made(figures.code_entropy, entropy, used, size, n=n, interval=ends, chosen=group)
         draw(figure, "codes_entropy", on_click=_take("codes_entropy", codegroup=0))
         ui.how_to_read(
@@ -203,11 +200,8 @@ def _labels(
             f"corrected for the {codes.tests:,} pairs of a code and an answer that could be looked at."
         )
         return task.name, number
-    draw(
-        made(figures.code_lifts, kept, group=group, answer=f"{task.name}: {known[number]}", chosen=code),
-        "codes_lifts",
-        on_click=_take("codes_lifts", code=0),
-    )
+    figure = made(figures.code_lifts, kept, group=group, answer=f"{task.name}: {known[number]}", chosen=code)
+    draw(figure, "codes_lifts", on_click=_take("codes_lifts", code=0))
     ui.how_to_read(
         f"Of {len(kept.code):,} codes that images with this answer hold more often than others, those that are surest "
         "to. A point at 3 means: three times as often as in other images. Each is tested by itself (Fisher's exact "
@@ -253,14 +247,8 @@ def _bits(view: View, section: Reading | None, group: int, task: str) -> None:
     left, right = ui.side_by_side([7, 5], "codes_told", least=380)
     with left:
         place = tasks.index(task) if task in tasks else None
-        figure = made(
-            figures.code_label_bits,
-            *reading.label.bits,
-            reading.label.entropy,
-            tasks,
-            n=n,
-            mark=None if place is None else (place, group),
-        )
+        mark = None if place is None else (place, group)
+        figure = made(figures.code_label_bits, *reading.label.bits, reading.label.entropy, tasks, n=n, mark=mark)
 
         def taken() -> None:
             for point in points("codes_bits")[:1]:
@@ -277,16 +265,8 @@ def _bits(view: View, section: Reading | None, group: int, task: str) -> None:
         if place is None:
             st.info(f"All images have the same answer to {ui.plain(task)}, or none, so codes cannot tell of it.")
             return
-        figure = made(
-            figures.code_label_map,
-            reading.label.map[place],
-            reading.rows.tolist(),
-            reading.cols.tolist(),
-            view.header.shape.codes[:2],
-            task=task,
-            n=n,
-        )
-        draw(figure, "codes_map")
+        cells = reading.rows.tolist(), reading.cols.tolist(), view.header.shape.codes[:2]
+        draw(made(figures.code_label_map, reading.label.map[place], *cells, task=task, n=n), "codes_map")
         ui.how_to_read("Where in the image one code tells most of the label, the mean over groups.")
 
 
@@ -329,14 +309,9 @@ def _one_code(view: View, read: data.Codes, group: int, code: int | None, answer
             return
         shown = holding[np.argsort(-here_NP[holding].sum(1), kind="stable")[:_EXAMPLES]]
         rows = [int(row) for row in read.rows[shown]]
-        figure = made(
-            figures.code_examples,
-            data.pictures(view.key, rows),
-            here_NP[shown].reshape(-1, R, C),
-            [view.header.ids[row] for row in rows],
-            title=f"Images {words}",
-            subtitle=f"outlined: cells with code {code} · {len(rows)} of {len(holding):,} images",
-        )
+        given = data.pictures(view.key, rows), here_NP[shown].reshape(-1, R, C), [view.header.ids[row] for row in rows]
+        subtitle = f"outlined: cells with code {code} · {len(rows)} of {len(holding):,} images"
+        figure = made(figures.code_examples, *given, title=f"Images {words}", subtitle=subtitle)
 
         def taken() -> None:
             for point in points("codes_examples")[:1]:

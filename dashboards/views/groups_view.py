@@ -4,7 +4,7 @@ Lays out; draws by figures. Letters in names: N images, M ways of taking away, G
 axis of 3 is an estimate with its interval.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -100,10 +100,8 @@ def show(knockouts: Knockouts, here: int | None) -> None:
         ui.how_to_read(f"Closed to &lt;voco&gt; in one decoder layer and open in all others. {effect.note}")
     own_P = None if here is None else effect.shapley_NP[here]
     players = knockouts.shapley.players
-    draw(
-        made(figures.shapley_bars, players, effect.shapley_P3, own_P=own_P, unit=effect.worth, what=effect.over, n=n),
-        "shapley",
-    )
+    told: dict[str, Any] = {"unit": effect.worth, "what": effect.over, "n": n}
+    draw(made(figures.shapley_bars, players, effect.shapley_P3, own_P=own_P, **told), "shapley")
     ui.how_to_read(
         "What each adds when anchors and quarters of the patches join one by one, the mean over all orders: every "
         "coalition was run, so that an image's values are exact. They sum to what all are worth more than none. "
@@ -132,17 +130,10 @@ def _bars(knockouts: Knockouts, effect: _Effect, here: int | None, n: int) -> No
     }
     known = np.isfinite(effect.group_MG3[..., 0]).any(0)  # a model may have no anchors
     groups = [names.get(name, name) for name, has in zip(knockouts.group.names, known, strict=True) if has]
-    figure = made(
-        figures.group_bars,
-        groups,
-        [_MODES.get(name, name) for name in knockouts.group.modes],
-        effect.group_MG3[:, known],
-        own_MG=None if here is None else effect.group_NMG[here][:, known],
-        unit=effect.unit,
-        what=effect.what,
-        n=n,
-    )
-    draw(figure, "groups")
+    modes = [_MODES.get(name, name) for name in knockouts.group.modes]
+    own_MG = None if here is None else effect.group_NMG[here][:, known]
+    told: dict[str, Any] = {"unit": effect.unit, "what": effect.what, "n": n}
+    draw(made(figures.group_bars, groups, modes, effect.group_MG3[:, known], own_MG=own_MG, **told), "groups")
     ui.how_to_read(
         "Bars: what is lost when a group cannot be read, when its tokens are replaced by the sample's mean at "
         "their place, or by those of another image. Compare the anchors with as many patches, random ones and the "

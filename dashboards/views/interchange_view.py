@@ -116,18 +116,10 @@ def _overview(interchange: Interchange, table_of: _Table) -> None:
 
 
 def _two_by_two(task: _Task, mixed: Row, own: Row, differ: str) -> None:
-    figure = made(
-        figures.two_by_two,
-        own.whom[0],
-        mixed.whom[:2],
-        readout=f"Read by {mixed.readout}s",
-        what=f"{task.name or 'mean, ' + task.suite}, images differ {differ}",
-        chance=mixed.chance,
-        cases=mixed.cases,
-        couples=mixed.couples,
-        measure="weight" if task.is_number else "reads",
-    )
-    draw(figure, f"cells_{mixed.readout}")
+    what = f"{task.name or 'mean, ' + task.suite}, images differ {differ}"
+    words = {"readout": f"Read by {mixed.readout}s", "what": what, "measure": "weight" if task.is_number else "reads"}
+    given: dict[str, Any] = {"chance": mixed.chance, "cases": mixed.cases, "couples": mixed.couples, **words}
+    draw(made(figures.two_by_two, own.whom[0], mixed.whom[:2], **given), f"cells_{mixed.readout}")
 
 
 def _all_rows(every: Sequence[Row]) -> None:

@@ -5,7 +5,7 @@ Lays out; reads through data, draws by figures.
 
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import streamlit as st
@@ -21,7 +21,6 @@ from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import NUMERIC, Task
 from htc_probe.probes.files.predictions import Predicted
 
-_COMMAND = "htc-analyze map"
 _AT_ONCE = 24
 """Pictures of the selection on the page."""
 _NAMES = {"z_voco": "z_voco", "v_d": "v_d (anchors)", "v_pooled": "pooled V", "codes": "codes"}
@@ -48,10 +47,8 @@ def show(view: View) -> None:
     """Draws the page."""
     maps = data.sections(view.path, view.header).map
     if maps is None:
-        reason = (
-            "No map of this run." if view.header.finished else "No map of this run; it needs the run to be finished."
-        )
-        ui.fill(reason, _COMMAND, view.path)
+        needs = "" if view.header.finished else "; it needs the run to be finished"
+        ui.fill(f"No map of this run{needs}.", "htc-analyze map", view.path)
         return
     data.check_map(maps, view.header.shape.images)
     method, number, coloured = _choices(view, maps)
@@ -167,19 +164,13 @@ def _map(view: View, maps: Map, method: str, number: int, coloured: _Coloured) -
     total = header.shape.images
     of_all = "" if len(maps.rows) == total else f" of {total:,}"
     by = f", coloured by {coloured.words}" if coloured.words else ""
-    figure = made(
-        figures.latent_map,
-        points_MN2[number],
-        maps.rows,
-        coloured.colour,
-        title=f"{method} of {_NAMES.get(maps.map_of[number], maps.map_of[number])}{by}",
-        subtitle=f"{len(maps.rows):,}{of_all} images; {estimate:.1%} [{lower:.1%}, {upper:.1%}] of an image's 10 "
-        f"nearest<br>are its 10 nearest on this map, by chance {maps.kept_chance:.1%}",
-        axes=axes,
-        chosen=np.flatnonzero(np.isin(maps.rows, selection.chosen)),
-        current=maps.place(selection.image),
-        current_name=f"image {selection.image + 1:,}",
-    )
+    title = f"{method} of {_NAMES.get(maps.map_of[number], maps.map_of[number])}{by}"
+    kept_words = f"{estimate:.1%} [{lower:.1%}, {upper:.1%}] of an image's 10 nearest<br>are its 10 nearest on this map"
+    subtitle = f"{len(maps.rows):,}{of_all} images; {kept_words}, by chance {maps.kept_chance:.1%}"
+    current = {"current": maps.place(selection.image), "current_name": f"image {selection.image + 1:,}"}
+    told: dict[str, Any] = {"title": title, "subtitle": subtitle, "axes": axes, **current}
+    chosen = np.flatnonzero(np.isin(maps.rows, selection.chosen))
+    figure = made(figures.latent_map, points_MN2[number], maps.rows, coloured.colour, chosen=chosen, **told)
     draw(figure, "map", on_click=partial(ui.go_to_point, "map"), on_area=_select)
 
     def picture(row: int) -> hover.Picture:
@@ -265,9 +256,8 @@ def _rows(view: View, maps: Map, task: Task | None, place: int) -> None:
         known_K = rows >= 0
         st.markdown(f"**{_NAMES.get(name, ui.plain(name))}**{_same(view, maps, task, rows[known_K])}")
         away = [f"{value:.2f}" for value in maps.nearest_distance[number, place][known_K]]
-        _gallery(
-            view, task, rows[known_K], f"map_near_{number}", away, shared if name in ("z_voco", "v_pooled") else ()
-        )
+        framed = shared if name in ("z_voco", "v_pooled") else ()
+        _gallery(view, task, rows[known_K].tolist(), f"map_near_{number}", away, framed)
 
 
 def _same(view: View, maps: Map, task: Task | None, rows: np.ndarray) -> str:
@@ -285,22 +275,15 @@ def _same(view: View, maps: Map, task: Task | None, rows: np.ndarray) -> str:
 
 
 def _gallery(
-    view: View,
-    task: Task | None,
-    rows: np.ndarray,
-    key: str,
-    notes: Sequence[str] | None = None,
-    marked: Collection[int] = (),
+    view: View, task: Task | None, rows: list[int], key: str, notes: Sequence[str] = (), marked: Collection[int] = ()
 ) -> None:
-    """Thumbnails to click, with the label of the task under each."""
+    """Thumbnails to click, under each the label of the task and its note, or the end of its id."""
     ids, pictures = view.header.ids, []
-    for place, (row, source) in enumerate(
-        zip(map(int, rows), data.pictures(view.key, list(map(int, rows))), strict=True)
-    ):
+    for place, (row, source) in enumerate(zip(rows, data.pictures(view.key, rows), strict=True)):
         label = None if task is None else _label(view, task, row)
         name = f"{row + 1:,} · {ids[row]}" + ("" if task is None else f" · {task.name}: {label}")
         short = ids[row] if len(ids[row]) <= 12 else "…" + ids[row][-11:]
-        lines = (*([] if label is None else [label]), short if notes is None else notes[place])
+        lines = (*([] if label is None else [label]), notes[place] if notes else short)
         pictures.append(gallery.Picture(row, source, name, lines, row == view.selection.image, row in marked))
     gallery.show(pictures, key, ui.go_to_image)
 
@@ -323,7 +306,7 @@ def _selection(view: View, coloured: _Coloured) -> None:
     if st.session_state.get("map_page", 1) > pages:
         st.session_state["map_page"] = 1
     page = st.pagination(pages, key="map_page", max_visible_pages=5) if pages > 1 else 1
-    _gallery(view, coloured.task, chosen[_AT_ONCE * (page - 1) : _AT_ONCE * page], "map_chosen")
+    _gallery(view, coloured.task, chosen[_AT_ONCE * (page - 1) : _AT_ONCE * page].tolist(), "map_chosen")
     lines = st.expander("As a table", key="map_lines", on_change="rerun")
     if lines.open:
         with lines:

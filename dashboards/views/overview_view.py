@@ -58,9 +58,8 @@ def show(view: View) -> None:
     if header.skipped:
         st.warning(f"{_count(len(header.skipped), 'image')} could not be read and left out; they are listed below.")
     some = [int(row) for row in att.evenly(range(header.shape.images), _THUMBNAILS)]
-    st.image(
-        [data.thumbnail(view.key, row) for row in some], width=72, alt=[f"image {header.ids[row]}" for row in some]
-    )
+    thumbnails = [data.thumbnail(view.key, row) for row in some]
+    st.image(thumbnails, width=72, alt=[f"image {header.ids[row]}" for row in some])
     ui.how_to_read(
         f"{len(some)} of the {header.shape.images:,} images, evenly spaced, as thumbnails. The model squeezes each "
         "into the one token &lt;voco&gt;; this run holds that token at every layer and what it looked at. Text reads "
@@ -141,13 +140,11 @@ def _probes(view: View) -> None:
         for mean in results.suite_means
         if (mean.suite, mean.representation, mean.layer) == (suite, *key)
     ]
+    keys = [(mean.representation, mean.layer) for mean, _ in lines]
     ui.table(
         {
             "suite": [mean.suite for mean, _ in lines],
-            "read from": [
-                mean.representation if mean.layer is None else f"{mean.representation}, layer {mean.layer}"
-                for mean, _ in lines
-            ],
+            "read from": [key if layer is None else f"{key}, layer {layer}" for (key, layer) in keys],
             "mean score": [f"{mean.estimate:.3f}" for mean, _ in lines],
             "95 % interval": [f"{mean.lower:.3f} to {mean.upper:.3f}" for mean, _ in lines],
             "floor": [f"{mean.floor:.3f}" for mean, _ in lines],
@@ -168,21 +165,18 @@ def _details(view: View) -> None:
     header = view.header
     info, shape = header.info, header.shape
     st.header("What made it")
-    st.table(
-        [
-            {"": "created", " ": ui.plain(_time(header.created))},
-            {"": "finished", " ": "yes" if header.finished else f"no: {shape.images:,} of {header.expected:,} images"},
-            {"": "weights (sha256)", " ": ui.plain(str(info.model.get("sha256", "unknown")))},
-            {"": "hidden width", " ": f"{shape.width:,}"},
-            {"": "layers of z_voco stored", " ": _ranges(shape.stack)},
-            {"": "codes", " ": _codes(shape.codes)},
-            {"": "labelled tasks", " ": f"{len(header.tasks)}" if header.tasks else "none"},
-            {"": "images skipped", " ": f"{len(header.skipped):,}"},
-        ],
-        border="horizontal",
-        hide_index=True,
-        hide_header=True,
-    )
+    rows = {
+        "created": ui.plain(_time(header.created)),
+        "finished": "yes" if header.finished else f"no: {shape.images:,} of {header.expected:,} images",
+        "weights (sha256)": ui.plain(str(info.model.get("sha256", "unknown"))),
+        "hidden width": f"{shape.width:,}",
+        "layers of z_voco stored": _ranges(shape.stack),
+        "codes": _codes(shape.codes),
+        "labelled tasks": f"{len(header.tasks)}" if header.tasks else "none",
+        "images skipped": f"{len(header.skipped):,}",
+    }
+    lines = [{"": name, " ": value} for name, value in rows.items()]
+    st.table(lines, border="horizontal", hide_index=True, hide_header=True)
     if header.skipped:
         with st.expander(f"{_count(len(header.skipped), 'image')} that could not be read"):
             names = {"path": [path for path, _ in header.skipped], "reason": [reason for _, reason in header.skipped]}

@@ -241,15 +241,9 @@ def _counts_alone(results: Results, task: str, key: tuple[str, int | None]) -> N
     """The confusion matrix of the results, where there are no predictions to look into."""
     for matrix in results.confusions:
         if (matrix.task, matrix.representation, matrix.layer) == (task, *key):
-            counts_KK = np.array(matrix.counts)
-            figure = made(
-                figures.confusion,
-                counts_KK,
-                matrix.classes,
-                title=f"{escape(task)} from {escape(label(*key))}",
-                subtitle=f"held-out images by true class and chosen class · n = {counts_KK.sum():,}",
-            )
-            draw(figure, "probe_counts")
+            counts_KK, title = np.array(matrix.counts), f"{escape(task)} from {escape(label(*key))}"
+            subtitle = f"held-out images by true class and chosen class · n = {counts_KK.sum():,}"
+            draw(made(figures.confusion, counts_KK, matrix.classes, title=title, subtitle=subtitle), "probe_counts")
             ui.how_to_read(ui.plain(of_probes.CAPTIONS["confusions"]))
 
 
@@ -259,16 +253,8 @@ def _overview(view: View, told: Answers, name: str, sample: str, unit: str) -> t
         error = f"{np.abs(told.error).mean():.3g} {escape(unit)}".strip() if len(told.rows) else "unknown"
         # What is said of a circular value lies where the error is the short way round, beyond the period if need be.
         drawn, way = (told.true + told.error, ", the short way round") if told.period else (told.said, "")
-        figure = made(
-            figures.said_and_true,
-            told.true,
-            drawn,
-            told.rows,
-            unit=unit,
-            title=name,
-            subtitle=f"{sample} · mean error {error}{way}",
-            mark=view.selection.image,
-        )
+        words = {"unit": unit, "title": name, "subtitle": f"{sample} · mean error {error}{way}"}
+        figure = made(figures.said_and_true, told.true, drawn, told.rows, mark=view.selection.image, **words)
         draw(figure, "probe_values", on_click=partial(ui.go_to_point, "probe_values"))
 
         def picture(row: int) -> hover.Picture:
@@ -288,14 +274,8 @@ def _overview(view: View, told: Answers, name: str, sample: str, unit: str) -> t
             st.session_state["probe_cell"] = cell._replace(marked=(int(point["y"]) - 1, int(point["x"]) - 1))
 
     right = float((told.true == told.said).mean()) if len(told.rows) else float("nan")
-    figure = made(
-        figures.confusion,
-        told.counts(),
-        told.names,
-        title=name,
-        subtitle=f"{sample} · {right:.1%} right",
-        mark=cell.marked,
-    )
+    words = {"title": name, "subtitle": f"{sample} · {right:.1%} right"}
+    figure = made(figures.confusion, told.counts(), told.names, mark=cell.marked, **words)
     draw(figure, "probe_confusion", on_click=click)
     ui.how_to_read(
         "Rows: what is true. Columns: what the probe chose for images that it was not trained on. Colour: the share of "
@@ -369,26 +349,19 @@ def _gallery(view: View, told: Answers, places: np.ndarray, words: str) -> None:
     title.markdown(f"**{len(places):,} images** {ui.plain(words)}")
     with middle:
         page = st.pagination(pages, key=f"probe_page_{lists}") if pages > 1 else 1
+    rows = told.rows[places]
     button.button(
-        f"Select these {len(places):,}",
-        on_click=ui.choose,
-        args=(told.rows[places],),
-        width="stretch",
-        help="On all pages.",
+        f"Select these {len(rows):,}", on_click=ui.choose, args=(rows,), width="stretch", help="On all pages."
     )
     on_page = places[_AT_ONCE * (page - 1) : _AT_ONCE * page]
     pictures = []
     for place, source in zip(on_page, data.pictures(view.key, [int(row) for row in told.rows[on_page]]), strict=True):
         row = int(told.rows[place])
-        lines: tuple[str, ...]
         if told.sure is None:
-            lines = (f"true {told.true[place]:.4g}", f"said {told.said[place]:.4g}")
+            lines = [f"true {told.true[place]:.4g}", f"said {told.said[place]:.4g}"]
         else:
-            lines = (
-                f"true {told.names[told.true[place]]}",
-                f"said {told.names[told.said[place]]}",
-                f"p {told.sure[place]:.3f}",
-            )
+            true, said = told.names[told.true[place]], told.names[told.said[place]]
+            lines = [f"true {true}", f"said {said}", f"p {told.sure[place]:.3f}"]
         name = f"{row + 1:,} · {view.header.ids[row]} · {', '.join(lines)}"
         shown = (_end(view.header.ids[row]), *lines)
         pictures.append(gallery.Picture(row, source, name, shown, row == view.selection.image))

@@ -199,19 +199,11 @@ def _maps(view: View, knockouts: Knockouts, effect: _Effect, maps: Sequence[_Map
         if even_RC is None or raw_RC is None:
             column.info("This run has no patch positions, so maps cannot be drawn on the image.")
             return
-        figure = made(
-            figures.token_map,
-            even_RC,
-            shown.even_T[anchors],
-            largest[shown.key] if own_scale else max(largest.values()),
-            title=shown.title,
-            image=thumbnail,
-            signed=effect.signed,
-            lines=list(shown.lines),
-            raw=(raw_RC, shown.values_T[anchors]),
-            unit=shown.unit,
-        )
+        limit, raw = largest[shown.key] if own_scale else max(largest.values()), (raw_RC, shown.values_T[anchors])
+        told: dict[str, Any] = {"title": shown.title, "lines": list(shown.lines), "unit": shown.unit, "raw": raw}
+        given = even_RC, shown.even_T[anchors], limit
         with column:
+            figure = made(figures.token_map, *given, image=thumbnail, signed=effect.signed, **told)
             draw(figure, f"map_{shown.key}")
     if unmeasured:
         columns[2].info(f"This image is not among the {unmeasured:,} whose value-weighted attention was measured.")

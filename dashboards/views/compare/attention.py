@@ -59,10 +59,9 @@ def _by_layer(two: Two, name: str, quantity: att.Quantity) -> None:
     """By layer and head, and over the layers."""
     selection, unit = two.view.selection, _unit(quantity)
     cells, curve, band, words = _levels(two, quantity)
-    given: dict[str, Any] = {"names": two.names, "unit": unit}
     left, right = ui.side_by_side([2, 3], "compare_levels", least=380)
     with left:
-        given |= {"title": f"{name}: the difference", "subtitle": f"{unit} · {words}"}
+        given = two.words(f"{name}: the difference", f"{unit} · {words}", unit)
         figure = made(figures.difference_heatmap, cells, mark=(selection.layer, selection.head), **given)
         draw(figure, "compare_heatmap", on_click=partial(ui.go_to_clicked, "compare_heatmap"))
         ui.how_to_read(
@@ -71,7 +70,7 @@ def _by_layer(two: Two, name: str, quantity: att.Quantity) -> None:
             "head."
         )
     with right:
-        given |= {"title": f"{name}, over the layers", "subtitle": f"{selection.head_words} · {words}"}
+        given = two.words(f"{name}, over the layers", f"{selection.head_words} · {words}", unit)
         layers = np.arange(1, len(curve.estimate) + 1)
         draw(made(figures.difference_curve, curve, layers, band=band, **given), "compare_curve")
         ui.how_to_read(
@@ -196,16 +195,9 @@ def _relative_depth(two: Two, quantity: att.Quantity) -> None:
         mean = compare.of_images(values, np.zeros_like(values), groups)
         curves.append((mean.estimate, mean.lower, mean.upper))
     read = "" if len(pairs.rows) == len(two.pairs.rows) else f"{len(pairs.rows):,} of "
-    figure = made(
-        figures.two_curves,
-        curves[0],
-        curves[1],
-        title=f"{quantity.title}, over the depth",
-        unit=_unit(quantity),
-        names=two.names,
-        subtitle=f"mean over heads, with its 95 % interval · {read}{two.images}",
-    )
-    draw(figure, "compare_depth")
+    subtitle = f"mean over heads, with its 95 % interval · {read}{two.images}"
+    words = two.words(f"{quantity.title}, over the depth", subtitle, _unit(quantity))
+    draw(made(figures.two_curves, curves[0], curves[1], **words), "compare_depth")
     ui.how_to_read("Each run over its own layers, the last at 100 %. The same depth is not the same layer.")
 
 
@@ -238,16 +230,9 @@ def _roles_and_images(two: Two) -> None:
     with right:
         if two.pairs.paired and two.anchors:
             own, others, words = _masses(two)
-            figure = made(
-                figures.pairs_scatter,
-                own,
-                others,
-                two.pairs.rows,
-                names=two.names,
-                unit=_PERCENT,
-                shown=selection.image,
-                subtitle=f"attention on the anchors, {words} · {len(own):,} images",
-            )
+            subtitle = f"attention on the anchors, {words} · {len(own):,} images"
+            told: dict[str, Any] = {"names": two.names, "unit": _PERCENT, "subtitle": subtitle}
+            figure = made(figures.pairs_scatter, own, others, two.pairs.rows, shown=selection.image, **told)
             draw(figure, "compare_scatter", on_click=_picked)
             share = float((own > others).mean())
             ui.how_to_read(
@@ -291,16 +276,9 @@ def _patches(two: Two) -> None:
     marked = _map(marked_S, two.view.header)
     assert marked is not None
     sample_words = f"{len(pairs.rows):,} images, paired" if pairs.paired else "unpaired"
-    figure = made(
-        figures.two_maps,
-        *maps,
-        title="Where it looks in the picture, on average",
-        names=two.names,
-        unit=_PERCENT,
-        subtitle=f"{words} · {_PERCENT}, a patch · {sample_words}",
-        marked=marked > 0,
-    )
-    draw(figure, "compare_patches")
+    subtitle = f"{words} · {_PERCENT}, a patch · {sample_words}"
+    given = two.words("Where it looks in the picture, on average", subtitle, _PERCENT)
+    draw(made(figures.two_maps, *maps, marked=marked > 0, **given), "compare_patches")
     ui.how_to_read(
         f"The first two share a scale. A dot: that patch's difference is no chance finding at 5 %, corrected for all "
         f"{differences.p.size:,} patches (Holm): {int(differences.marked.sum()):,} of them."
@@ -336,16 +314,15 @@ def _first_tokens(two: Two) -> None:
         values = sample.by_layer_NLS if head is None else sample.rows_NLHS[:, :, head]
         ends.append(values[..., keys].astype(np.float32))
     differences = pairs.differences(ends[0], ends[1]).times(100)
+    title = "The first tokens, over the layers (the paper's Figure 3)"
+    words = two.words(title, f"{two.view.selection.head_words} · {len(pairs.rows):,} images", _PERCENT)
     figure = made(
         figures.difference_heatmap,
         differences.map(lambda values: values.T),
-        title="The first tokens, over the layers (the paper's Figure 3)",
-        subtitle=f"{two.view.selection.head_words} · {len(pairs.rows):,} images",
-        names=two.names,
-        unit=_PERCENT,
         columns=tokens[0],
         axes=("decoder layer", "token"),
         mark=(None, two.view.selection.layer),
+        **words,
     )
     draw(figure, "compare_tokens")
     ui.how_to_read(
@@ -380,16 +357,9 @@ def one_image(two: Two) -> None:
         rows = [att.select(record.attention, layer, head) for record in (mine, theirs)]
         maps_of_both = _both_maps(two, rows)
         if maps_of_both is not None:
-            figure = made(
-                figures.two_maps,
-                *maps_of_both,
-                title="Where both look in this picture",
-                names=two.names,
-                unit=_PERCENT,
-                subtitle=f"{words} · {_PERCENT}, a patch · 1 image, so there is no interval",
-                image=mine.thumbnail,
-            )
-            draw(figure, "compare_overlay")
+            subtitle = f"{words} · {_PERCENT}, a patch · 1 image, so there is no interval"
+            given = two.words("Where both look in this picture", subtitle, _PERCENT)
+            draw(made(figures.two_maps, *maps_of_both, image=mine.thumbnail, **given), "compare_overlay")
             ui.how_to_read(
                 "The first two share a scale. Difference: orange where this run looks more, purple where less."
             )
@@ -413,29 +383,18 @@ def one_image(two: Two) -> None:
         if two.same_cells:
             own, others = mine.anchor_mass * 100, theirs.anchor_mass * 100
             unknown = np.full(own.shape, np.nan)
-            figure = made(
-                figures.difference_heatmap,
-                Differences(own, others, own - others, unknown, unknown, unknown, True),
-                title="Anchors, by layer and head",
-                subtitle=f"{_PERCENT} · 1 image",
-                names=two.names,
-                unit=_PERCENT,
-                mark=(layer, head),
-            )
+            differences = Differences(own, others, own - others, unknown, unknown, unknown, True)
+            given = two.words("Anchors, by layer and head", f"{_PERCENT} · 1 image", _PERCENT)
+            figure = made(figures.difference_heatmap, differences, mark=(layer, head), **given)
             draw(figure, "compare_image_heatmap", on_click=partial(ui.go_to_clicked, "compare_image_heatmap"))
             ui.how_to_read("Orange: this run gives the anchors more. Click a cell to select its layer and head.")
     with place:
         own, others, _ = _masses(two)
         own_place = np.flatnonzero(two.pairs.rows == image)
-        figure = made(
-            figures.difference_histogram,
-            own - others,
-            float((own - others)[own_place[0]]) if len(own_place) else None,
-            title="This image among all",
-            subtitle=f"attention on the anchors, {words}<br>{len(own):,} images",
-            unit="% points",
-        )
-        draw(figure, "compare_histogram")
+        shown = float((own - others)[own_place[0]]) if len(own_place) else None
+        subtitle, unit = f"attention on the anchors, {words}<br>{len(own):,} images", "% points"
+        told = {"title": "This image among all", "subtitle": subtitle, "unit": unit}
+        draw(made(figures.difference_histogram, own - others, shown, **told), "compare_histogram")
         ui.how_to_read("How far the two runs differ in each image; at the thin line, not at all.")
 
 
@@ -455,16 +414,8 @@ def _handed_over(two: Two, thumbnail: np.ndarray) -> None:
         )
         return
     words = "mean over layers" if layer is None else f"layer {layer + 1}"
-    figure = made(
-        figures.two_maps,
-        maps[0],
-        maps[1],
-        title="What each patch hands over in this picture",
-        names=two.names,
-        unit="% of the update",
-        subtitle=f"attention × value · {words}, all heads · 1 image",
-        image=thumbnail,
-        signed=True,
-    )
+    subtitle = f"attention × value · {words}, all heads · 1 image"
+    given = two.words("What each patch hands over in this picture", subtitle, "% of the update")
+    figure = made(figures.two_maps, maps[0], maps[1], image=thumbnail, signed=True, **given)
     draw(figure, "compare_handed_over")
     ui.how_to_read("The part of the token's update that comes from each patch; purple works against it.")

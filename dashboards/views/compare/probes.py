@@ -171,17 +171,11 @@ def _forest(read: _Read, suite: str, chosen: Sequence[str], lines: Sequence[tupl
     counts = {int(scored[line.key].asked.sum()) if line.key in scored else line.mine.n for line, _ in own.values()}
     images = " to ".join(f"{n:,}" for n in sorted({min(counts), max(counts)}))
     paired = all(line.paired for _, line in own.values())
-    figure = made(
-        figures.differences_by_name,
-        series,
-        [*labels, f"mean of {len(tasks)} tasks"],
-        names=read.two.names,
-        unit=measure,
-        title=f"What can be read: {suite}",
-        subtitle=f"{measure} · {images} images, {'paired' if paired else 'taken as independent'}",
-        colours={source: OF[source] for source in chosen if source in OF},
-    )
-    draw(figure, f"compare_{suite}")
+    subtitle = f"{measure} · {images} images, {'paired' if paired else 'taken as independent'}"
+    words = read.two.words(f"What can be read: {suite}", subtitle, measure)
+    colours = {source: OF[source] for source in chosen if source in OF}
+    labels.append(f"mean of {len(tasks)} tasks")
+    draw(made(figures.differences_by_name, series, labels, colours=colours, **words), f"compare_{suite}")
 
 
 def _suite_mean(read: _Read, suite: str, source: str, probes: Sequence[Probe]) -> Differences | None:
@@ -266,20 +260,11 @@ def _layers(read: _Read, lines: Sequence[tuple[Probe, Differences]]) -> None:
         return
     cells = {(probe.mine.task, probe.mine.layer): line for probe, line in lines if probe.mine.layer is not None}
     tasks = list(dict.fromkeys(task for task, _ in cells))
-    grid = compare.joined(
-        [compare.joined([cells.get((task, layer), compare.NONE) for task in tasks]) for layer in layers]
-    )
-    figure = made(
-        figures.difference_heatmap,
-        grid,
-        title="Over the layers of z_voco",
-        subtitle=f"{read.measure.lower()} · every task of both runs",
-        names=read.two.names,
-        unit=read.measure.lower(),
-        columns=[str(layer) for layer in layers],
-        rows=tasks,
-        axes=("task", "layer"),
-    )
+    by_layer = [[cells.get((task, layer), compare.NONE) for task in tasks] for layer in layers]
+    grid = compare.joined([compare.joined(line) for line in by_layer])
+    measure, columns = read.measure.lower(), [str(layer) for layer in layers]
+    words = read.two.words("Over the layers of z_voco", f"{measure} · every task of both runs", measure)
+    figure = made(figures.difference_heatmap, grid, columns=columns, rows=tasks, axes=("task", "layer"), **words)
     draw(figure, "compare_layers")
     ui.how_to_read(
         "Layer 0 is the embedding, the same for every image. A dot: no chance finding at 5 %, corrected for all "
@@ -298,25 +283,15 @@ def _one_probe(read: _Read, lines: Sequence[tuple[Probe, Differences]]) -> None:
     )
     source = ui.select("Read from", sources, "compare_source", place=right)
     probe = next(probe for probe in read.probes if (probe.mine.task, probe.source) == (task, source))
-    over = {
-        line.mine.layer: value
-        for line, value in lines
-        if (line.mine.task, line.mine.representation) == (task, probe.mine.representation)
-        and line.mine.layer is not None
-    }
+    same = (task, probe.mine.representation)
+    own = [(line.mine.layer, value) for line, value in lines if (line.mine.task, line.mine.representation) == same]
+    over = {layer: value for layer, value in own if layer is not None}
     layers = sorted(over)
     if len(layers) > 1:
-        figure = made(
-            figures.difference_curve,
-            compare.joined([over[layer] for layer in layers]),
-            layers,
-            axis=f"layer of {probe.mine.representation}",
-            title=f"{escape(task)}, over the layers",
-            subtitle=f"{read.measure.lower()} · {probe.mine.n:,} images",
-            names=read.two.names,
-            unit=read.measure.lower(),
-        )
-        draw(figure, "compare_task_layers")
+        measure, axis = read.measure.lower(), f"layer of {probe.mine.representation}"
+        words = read.two.words(f"{escape(task)}, over the layers", f"{measure} · {probe.mine.n:,} images", measure)
+        values = compare.joined([over[layer] for layer in layers])
+        draw(made(figures.difference_curve, values, layers, axis=axis, **words), "compare_task_layers")
         ui.how_to_read("Left, both runs; right, their difference, with its 95 % interval at each layer by itself.")
     _learning(read, probe)
     _confusion(read, probe)
@@ -341,17 +316,10 @@ def _learning(read: _Read, probe: Probe) -> None:
     }
     known = {n: value for n, value in pairs.items() if value is not None}
     if len(known) > 1:
-        figure = made(
-            figures.difference_curve,
-            compare.joined(list(known.values())),
-            list(known),
-            axis="training images",
-            title=f"{escape(probe.mine.task)}: the learning curve",
-            subtitle=f"read from {escape(probe.source)} · {probe.mine.metric} · taken as independent",
-            names=read.two.names,
-            unit="bits" if bits else "score",
-        )
-        draw(figure, "compare_learning")
+        title, unit = f"{escape(probe.mine.task)}: the learning curve", "bits" if bits else "score"
+        subtitle = f"read from {escape(probe.source)} · {probe.mine.metric} · taken as independent"
+        words, values = read.two.words(title, subtitle, unit), compare.joined(list(known.values()))
+        draw(made(figures.difference_curve, values, list(known), axis="training images", **words), "compare_learning")
         ui.how_to_read("From how few images the task can be learnt: where the two part, one token needs fewer.")
 
 
@@ -365,14 +333,12 @@ def _confusion(read: _Read, probe: Probe) -> None:
     counts = [np.array(confusion.counts) for confusion in (mine, theirs)]
     marked = compare.of_shares(counts[0], counts[1]).marked
     shares = [compare.shares(table) * 100 for table in counts]
+    title = f"{escape(probe.mine.task)}: which classes are taken for which"
+    images = f"{counts[0].sum():,} and {counts[1].sum():,} held-out images"
     figure = made(
         figures.two_maps,
-        shares[0],
-        shares[1],
-        title=f"{escape(probe.mine.task)}: which classes are taken for which",
-        subtitle=f"% of the images of each true class · {counts[0].sum():,} and {counts[1].sum():,} held-out images",
-        names=read.two.names,
-        unit="%",
+        *shares,
+        **read.two.words(title, f"% of the images of each true class · {images}", "%"),
         labels=(mine.classes, mine.classes),
         axes=("true class", "chosen class"),
         limit=100,
@@ -398,9 +364,8 @@ def _telling(two: Two, probe: Probe, scored: compare.Scored | None) -> None:
         "both": mine & theirs,
         "neither": known & ~mine & ~theirs,
     }
-    words = {"number": "within the deviation of the labels", "circular": "nearer than without looking"}.get(
-        probe.mine.kind, "right"
-    )
+    by_kind = {"number": "within the deviation of the labels", "circular": "nearer than without looking"}
+    words = by_kind.get(probe.mine.kind, "right")
     st.markdown(f"**Images that tell the runs apart**: which probe is {words}")
     names = list(kinds)
     kind = st.segmented_control(
@@ -420,16 +385,10 @@ def _telling(two: Two, probe: Probe, scored: compare.Scored | None) -> None:
     order = np.argsort(np.abs(gain))[::-1]
     rows = data.pairs(two.view.key, two.key).rows[places[order]].tolist()
     ids, sources = two.view.header.ids, data.pictures(two.view.key, rows[:_SHOWN])
-    pictures = [
-        gallery.Picture(
-            row,
-            source,
-            f"{row + 1:,} · {ids[row]}",
-            (f"{row + 1:,}", f"{bits:+.1f} bits"),
-            row == two.view.selection.image,
-        )
-        for row, source, bits in zip(rows, sources, gain[order], strict=False)
-    ]
+    pictures = []
+    for row, source, bits in zip(rows, sources, gain[order], strict=False):
+        lines, current = (f"{row + 1:,}", f"{bits:+.1f} bits"), row == two.view.selection.image
+        pictures.append(gallery.Picture(row, source, f"{row + 1:,} · {ids[row]}", lines, current))
     gallery.show(pictures, "compare_gallery", ui.go_to_image)
     st.button(
         f"Select all {len(rows):,} of them",

@@ -62,6 +62,10 @@ class Two(NamedTuple):
         """See `data.paired_mass`."""
         return data.paired_mass(self.view.key, self.key, self.view.selection.chosen, head)
 
+    def words(self, title: str, subtitle: str, unit: str) -> dict[str, Any]:
+        """What every figure of the two is told."""
+        return {"title": title, "subtitle": subtitle, "names": self.names, "unit": unit}
+
 
 def columns_of(lines: Sequence[Differences], names: tuple[str, str]) -> dict[str, list[str]]:
     """Of a table with a line a difference; p is corrected for all of them."""

@@ -161,16 +161,13 @@ def role_bars(mass: Mapping[str, np.ndarray], *, selection: str, n: int = 1) -> 
         look = {"name": ROLE_NAMES[role], "marker": {"color": ROLE_COLOURS[role]}}
         hover = f"layer %{{x}}, {ROLE_NAMES[role]}: %{{y:.2%}}<extra></extra>"
         traces.append(go.Bar(x=np.arange(1, len(share_L) + 1), y=share_L, hovertemplate=hover, **look))
-    return titled(
-        traces,
+    title, subtitle = (
         "Where all of the attention goes, over the layers",
         f"{selection} · all keys = 100 % · {images(n)}",
-        400,
-        xaxis=layer_axis(len(next(iter(mass.values())))),
-        yaxis={"title": "share of all attention", "tickformat": ".0%", "range": [0, 1]},
-        barmode="stack",
-        bargap=0.15,
     )
+    x = layer_axis(len(next(iter(mass.values()))))
+    y = {"title": "share of all attention", "tickformat": ".0%", "range": [0, 1]}
+    return titled(traces, title, subtitle, 400, xaxis=x, yaxis=y, barmode="stack", bargap=0.15)
 
 
 def anchor_bars(
@@ -182,17 +179,10 @@ def anchor_bars(
     selection: which layer and head, in words. n: images averaged.
     """
     anchors = np.arange(1, len(value_A) + 1)
-    traces: list[Any] = [
-        go.Bar(
-            x=anchors,
-            y=value_A,
-            name="anchors",
-            marker={"color": ROLE_COLOURS["anchor"]},
-            customdata=value_A / uniform,
-            hovertemplate="anchor %{x}: %{y:.2%}<br>%{customdata:.3g}× uniform<extra></extra>",
-        ),
-        dashed([0.5, len(anchors) + 0.5], [uniform, uniform], "uniform", f"uniform: {uniform:.3%}"),
-    ]
+    look = {"name": "anchors", "marker": {"color": ROLE_COLOURS["anchor"]}, "customdata": value_A / uniform}
+    hover = "anchor %{x}: %{y:.2%}<br>%{customdata:.3g}× uniform<extra></extra>"
+    line = dashed([0.5, len(anchors) + 0.5], [uniform, uniform], "uniform", f"uniform: {uniform:.3%}")
+    traces = [go.Bar(x=anchors, y=value_A, hovertemplate=hover, **look), line]
     subtitle = f"{selection}<br>dashed: uniform = {uniform:.2%} · {images(n)}"
     x, y = counted("anchor", len(anchors)), {"title": of, "tickformat": ".3~%", "rangemode": "tozero"}
     return titled(traces, "The anchors, one by one", subtitle, 430, xaxis=x, yaxis=y, showlegend=False)
@@ -294,29 +284,18 @@ def distribution(value_N: np.ndarray, value: float, uniform: float, *, selection
     """
     counts, edges = np.histogram(np.asarray(value_N, dtype=np.float64), bins=min(40, max(5, len(value_N) // 4)))
     ends = np.stack([edges[:-1], edges[1:]], axis=-1)
-    traces: list[Any] = [
-        go.Bar(
-            x=ends.mean(axis=-1),
-            y=counts,
-            width=np.diff(edges),
-            customdata=ends,
-            name="images",
-            marker={"color": ROLE_COLOURS["anchor"]},
-            showlegend=False,
-            hovertemplate="%{customdata[0]:.2%} to %{customdata[1]:.2%}: %{y:,} images<extra></extra>",
-        )
-    ]
+    look = {"name": "images", "marker": {"color": ROLE_COLOURS["anchor"]}, "showlegend": False, "customdata": ends}
+    hover = "%{customdata[0]:.2%} to %{customdata[1]:.2%}: %{y:,} images<extra></extra>"
+    bars = go.Bar(x=ends.mean(axis=-1), y=counts, width=np.diff(edges), hovertemplate=hover, **look)
+    traces: list[Any] = [bars]
     top = counts.max()
     for name, x, line in (
         (f"uniform: {uniform:.2%}", uniform, {"color": NEUTRAL, "dash": "dash", "width": 1.5}),
         (f"image {image:,}: {value:.2%}", value, {"color": _MARK, "width": 3}),
     ):
         traces.append(go.Scatter(x=[x, x], y=[0, top], mode="lines", name=name, line=line, hoverinfo="name"))
-    return titled(
-        traces,
-        "This image among all images",
-        f"{selection} · image {image:,}: {value:.2%}, more than {below(value_N, value):.0%} of {len(value_N):,} images",
-        400,
-        xaxis={"title": "share of all attention that falls on the anchors", "tickformat": ".3~%", "showgrid": False},
-        yaxis={"title": "images", "rangemode": "tozero"},
-    )
+    share = f"more than {below(value_N, value):.0%} of {len(value_N):,} images"
+    subtitle = f"{selection} · image {image:,}: {value:.2%}, {share}"
+    axis = {"title": "share of all attention that falls on the anchors", "tickformat": ".3~%", "showgrid": False}
+    y = {"title": "images", "rangemode": "tozero"}
+    return titled(traces, "This image among all images", subtitle, 400, xaxis=axis, yaxis=y)

@@ -103,27 +103,16 @@ def rank_dots(
     looked at. effect: on what, in words.
     """
     names = [escape(name) for name in predictors]
-    means = go.Scatter(
-        x=rank_K3[:, 0],
-        y=names,
-        mode="markers",
-        name=f"mean of {n:,} images, 95 % interval",
-        marker={"color": SERIES[0], "size": 10},
-        error_x=_error(rank_K3, SERIES[0]),
-        customdata=rank_K3[:, 1:],
-        hovertemplate="%{y}: %{x:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra></extra>",
-    )
+    look = {"mode": "markers", "name": f"mean of {n:,} images, 95 % interval", "customdata": rank_K3[:, 1:]}
+    look |= {"marker": {"color": SERIES[0], "size": 10}, "error_x": _error(rank_K3, SERIES[0])}
+    hover = "%{y}: %{x:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra></extra>"
+    means = go.Scatter(x=rank_K3[:, 0], y=names, hovertemplate=hover, **look)
     subtitle = f"over the tokens of an image, with the size of the effect on {escape(effect)} · {n:,} images"
-    return titled(
-        [means, *_own(own_K, names, "%{y}: %{x:.3f}")],
-        "What tells the effect of a knock-out",
-        subtitle,
-        210 + 44 * len(names),
-        shapes=[across(x=0, line={"color": NEUTRAL, "width": 1, "dash": "dash"})],
-        showlegend=True,
-        xaxis={"title": "rank correlation with the effect", "range": [-1.05, 1.05], "zeroline": False},
-        yaxis=_DOWN,
-    )
+    x = {"title": "rank correlation with the effect", "range": [-1.05, 1.05], "zeroline": False}
+    shapes = [across(x=0, line={"color": NEUTRAL, "width": 1, "dash": "dash"})]
+    traces, title = [means, *_own(own_K, names, "%{y}: %{x:.3f}")], "What tells the effect of a knock-out"
+    layout = {"xaxis": x, "yaxis": _DOWN, "shapes": shapes, "showlegend": True}
+    return titled(traces, title, subtitle, 210 + 44 * len(names), **layout)
 
 
 def group_bars(
@@ -150,16 +139,9 @@ def group_bars(
             if not np.isfinite(values[:, 0]).any():
                 continue
             look = {"legendgroup": mode, "showlegend": not panel, "offsetgroup": mode, **axes}
-            bars = go.Bar(
-                x=names[some],
-                y=values[:, 0],
-                name=escape(mode),
-                marker={"color": colour},
-                error_y=_error(values),
-                customdata=values[:, 1:],
-                hovertemplate=f"%{{x}}, {escape(mode)}: {_Y_WITH_ENDS}",
-                **look,
-            )
+            look |= {"name": escape(mode), "marker": {"color": colour}, "customdata": values[:, 1:]}
+            hover = f"%{{x}}, {escape(mode)}: {_Y_WITH_ENDS}"
+            bars = go.Bar(x=names[some], y=values[:, 0], error_y=_error(values), hovertemplate=hover, **look)
             own_G = None if own_MG is None else own_MG[number, some]
             first = not panel and number == 0
             look = {"offsetgroup": mode, "legendgroup": "own", "legendrank": 2000, "showlegend": first, **axes}
@@ -218,25 +200,14 @@ def shapley_bars(
     """
     names = [escape(name) for name in players]
     colours = [ROLE_COLOURS["anchor" if name.startswith("anchor") else "patch"] for name in players]
-    bars = go.Bar(
-        x=value_P3[:, 0],
-        y=names,
-        orientation="h",
-        marker={"color": colours},
-        name="mean",
-        showlegend=False,
-        error_x=_error(value_P3),
-        customdata=value_P3[:, 1:],
-        hovertemplate="%{y}: %{x:.4~g} [%{customdata[0]:.4~g}, %{customdata[1]:.4~g}]<extra></extra>",
-    )
-    return titled(
-        [bars, *_own(own_P, names, "%{y}: %{x:.4~g}")],
-        "Who adds what",
-        f"Shapley values: part in {escape(what)} · mean of {n:,} images, 95 % intervals",
-        210 + 30 * len(names),
-        xaxis={"title": escape(unit), "zeroline": True, "zerolinecolor": NEUTRAL},
-        yaxis=_DOWN,
-    )
+    look = {"orientation": "h", "marker": {"color": colours}, "name": "mean", "showlegend": False}
+    hover = "%{y}: %{x:.4~g} [%{customdata[0]:.4~g}, %{customdata[1]:.4~g}]<extra></extra>"
+    ends = {"error_x": _error(value_P3), "customdata": value_P3[:, 1:]}
+    bars = go.Bar(x=value_P3[:, 0], y=names, hovertemplate=hover, **ends, **look)
+    traces = [bars, *_own(own_P, names, "%{y}: %{x:.4~g}")]
+    subtitle = f"Shapley values: part in {escape(what)} · mean of {n:,} images, 95 % intervals"
+    x = {"title": escape(unit), "zeroline": True, "zerolinecolor": NEUTRAL}
+    return titled(traces, "Who adds what", subtitle, 210 + 30 * len(names), xaxis=x, yaxis=_DOWN)
 
 
 def two_by_two(
@@ -288,16 +259,9 @@ def two_by_two(
         labels.append({"x": col, "y": row, "text": text[row][col], "showarrow": False, "font": font})
     whose = "label that is read" if measure == "reads" else "weight of each donor's value in what is read"
     subtitle = f"{cases:,} cases of {couples:,} couples, 95 % intervals · chance {chance:.2f}"
-    return titled(
-        [go.Heatmap(z=z, x=x, y=y, colorbar=bar, **look)],
-        escape(readout),
-        f"{whose} · {escape(what)}<br>{subtitle}",
-        390,
-        annotations=labels,
-        xaxis={"showgrid": False},
-        yaxis=_DOWN,
-        margin={"t": 115, "b": 40},
-    )
+    heat = go.Heatmap(z=z, x=x, y=y, colorbar=bar, **look)
+    layout = {"annotations": labels, "xaxis": {"showgrid": False}, "yaxis": _DOWN, "margin": {"t": 115, "b": 40}}
+    return titled([heat], escape(readout), f"{whose} · {escape(what)}<br>{subtitle}", 390, **layout)
 
 
 def follow_dots(
@@ -320,18 +284,11 @@ def follow_dots(
         traces.append(go.Scatter(x=chance_by[readout], hovertemplate="chance: %{x:.2f}<extra></extra>", **look))
         for side, (role, symbol) in enumerate((("anchor", "diamond"), ("patch", "circle"))):
             values, whose = share_K23[:, side], f"{('anchors', 'patches')[side]}' image"
-            dots = go.Scatter(
-                x=values[:, 0],
-                name=f"follows the {whose}",
-                legendgroup=role,
-                error_x=_error(values, ROLE_COLOURS[role]),
-                marker={"color": ROLE_COLOURS[role], "size": 9, "symbol": symbol},
-                text=[f"{name}: {v[0]:.2f} [{v[1]:.2f}, {v[2]:.2f}]" for name, v in zip(names, values, strict=True)],
-                hovertemplate=f"%{{text}}<br>{whose}<extra></extra>",
-                **UNFADED,
-                **common,
-            )
-            traces.append(dots)
+            marker = {"color": ROLE_COLOURS[role], "size": 9, "symbol": symbol}
+            look = {"name": f"follows the {whose}", "legendgroup": role, "marker": marker, **UNFADED, **common}
+            text = [f"{name}: {v[0]:.2f} [{v[1]:.2f}, {v[2]:.2f}]" for name, v in zip(names, values, strict=True)]
+            error, hover = _error(values, ROLE_COLOURS[role]), f"%{{text}}<br>{whose}<extra></extra>"
+            traces.append(go.Scatter(x=values[:, 0], error_x=error, text=text, hovertemplate=hover, **look))
     places = panels(1, len(share_by), 0.04)
     x = {"title": "share (numbers: weight)", "range": [-0.08, 1.08], "zeroline": False}
     ticks = {"tickvals": np.arange(len(names)), "ticktext": names, "range": [len(names) - 0.4, -0.6]}

@@ -154,17 +154,11 @@ def code_usage(shares_K: np.ndarray, *, group: int, n: int, chosen: int | None =
     """
     order = np.argsort(-shares_K, kind="stable")[: int((shares_K > 0).sum())]
     even = 1 / len(shares_K)
+    look = {"mode": "markers", "name": "codes", "marker": {"color": OF["codes"], "size": 6}, **UNFADED}
+    look["customdata"] = order[:, None]
+    hover = "code %{customdata[0]}: %{y:.3%} of all cells<br>%{x}. most frequent<extra></extra>"
     traces: list[Any] = [
-        go.Scattergl(
-            x=np.arange(1, len(order) + 1),
-            y=shares_K[order],
-            mode="markers",
-            name="codes",
-            customdata=order[:, None],
-            marker={"color": OF["codes"], "size": 6},
-            hovertemplate="code %{customdata[0]}: %{y:.3%} of all cells<br>%{x}. most frequent<extra></extra>",
-            **UNFADED,
-        ),
+        go.Scattergl(x=np.arange(1, len(order) + 1), y=shares_K[order], hovertemplate=hover, **look),
         dashed([1, max(len(order), 2)], [even, even], "used evenly", f"used evenly: {even:.3%}"),
     ]
     if chosen is not None and chosen in order:
@@ -257,16 +251,11 @@ def code_lifts(found: Associations, *, group: int, answer: str, chosen: int | No
     )
     ticks = [digit * 10**power for power in range(-1, 5) for digit in (1, 2, 5)]
     x = {"tickvals": ticks, "ticktext": [f"{tick:,.3g}" for tick in ticks], "type": "log", "zeroline": False}
-    return titled(
-        traces,
-        f"Codes of group {group + 1} that go with {escape(cut(answer, 40))}",
-        subtitle,
-        200 + 24 * count,
-        xaxis=x | {"title": "times as often as in other images"},
-        yaxis=named([f"code {code}" for code in found.code[:count]]) | {"range": [count + 0.6, 0.4]},
-        shapes=[across(x=1, line={"color": NEUTRAL, "dash": "dash", "width": 1.5})],
-        showlegend=False,
-    )
+    title = f"Codes of group {group + 1} that go with {escape(cut(answer, 40))}"
+    layout: dict[str, Any] = {"xaxis": x | {"title": "times as often as in other images"}, "showlegend": False}
+    layout["yaxis"] = named([f"code {code}" for code in found.code[:count]]) | {"range": [count + 0.6, 0.4]}
+    layout["shapes"] = [across(x=1, line={"color": NEUTRAL, "dash": "dash", "width": 1.5})]
+    return titled(traces, title, subtitle, 200 + 24 * count, **layout)
 
 
 def code_places(share_RC: np.ndarray, *, group: int, code: int, n: int) -> go.Figure:
@@ -293,20 +282,13 @@ def code_examples(
     R, C = cells_XRC.shape[1:]
     y, x = (apart * at for at in np.divmod(np.arange(len(pictures)), columns))
     image, row, column = np.nonzero(cells_XRC)
+    unseen = {"opacity": 0}
+    look = {"mode": "markers", "marker": {"size": 60, "symbol": "square", **unseen}, "showlegend": False}
+    look |= {"selected": {"marker": unseen}, "unselected": {"marker": unseen}}
+    look["customdata"] = np.arange(len(pictures))[:, None]
     traces = [
         _outline(x[image] + column / C, y[image] + row / R, 1 / C, 1 / R, thick=2),
-        go.Scatter(
-            x=x + 0.5,
-            y=y + 0.5,
-            mode="markers",
-            marker={"size": 60, "opacity": 0, "symbol": "square"},
-            showlegend=False,
-            customdata=np.arange(len(pictures))[:, None],
-            text=[escape(name) for name in names],
-            hovertemplate="%{text}<extra></extra>",
-            selected={"marker": {"opacity": 0}},
-            unselected={"marker": {"opacity": 0}},
-        ),
+        go.Scatter(x=x + 0.5, y=y + 0.5, text=list(map(escape, names)), hovertemplate="%{text}<extra></extra>", **look),
     ]
     below = [laid(*place, 1, 1) for place in zip(pictures, x, y, strict=True)]
     axes = square((0, columns * apart), (rows * apart, 0))

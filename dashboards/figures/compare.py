@@ -143,16 +143,12 @@ def role_differences(found: Mapping[str, Differences], *, subtitle: str, names: 
         hover = f"{ROLE_NAMES[role]}<br>{_hover(names, '% of all attention')}<extra></extra>"
         look: dict[str, Any] = {"error_y": _reach(one), "customdata": _custom(one)}
         traces.append(curve(x, one.estimate, ROLE_NAMES[role], ROLE_COLOURS[role], hover, **look))
-    return titled(
-        traces,
-        "Where the attention goes instead",
-        f"{subtitle}<br>{minus(names)}",
-        430,
-        xaxis=layer_axis(len(layers)),
-        yaxis={"title": "difference, % points", "zeroline": False},
-        shapes=[across(y=0, line=_ZERO)],
-        margin={"t": 110},
-    )
+    layout: dict[str, Any] = {
+        "xaxis": layer_axis(len(layers)),
+        "yaxis": {"title": "difference, % points", "zeroline": False},
+    }
+    layout |= {"shapes": [across(y=0, line=_ZERO)], "margin": {"t": 110}}
+    return titled(traces, "Where the attention goes instead", f"{subtitle}<br>{minus(names)}", 430, **layout)
 
 
 def differences_by_name(
@@ -176,32 +172,20 @@ def differences_by_name(
     for number, (series, one) in enumerate(found.items()):
         colour = (colours or {}).get(series, SERIES[number % len(SERIES)])
         fill = [colour if sure else "rgba(0,0,0,0)" for sure in marked[number]]
-        traces.append(
-            go.Scatter(
-                x=one.estimate,
-                y=height - (number - (len(found) - 1) / 2) * min(0.24, 0.7 / len(found)),
-                mode="markers",
-                name=escape(series),
-                error_x=_reach(one, color=colour),
-                customdata=_custom(one),
-                text=words,
-                marker={"size": 9, "color": fill, "line": {"color": colour, "width": 2}},
-                hovertemplate=f"%{{text}}, {escape(series)}<br>{_hover(names, unit)}<extra></extra>",
-            )
-        )
+        y = height - (number - (len(found) - 1) / 2) * min(0.24, 0.7 / len(found))
+        marker = {"size": 9, "color": fill, "line": {"color": colour, "width": 2}}
+        look = {"mode": "markers", "name": escape(series), "marker": marker, "text": words, "customdata": _custom(one)}
+        hover = f"%{{text}}, {escape(series)}<br>{_hover(names, unit)}<extra></extra>"
+        error = _reach(one, color=colour)
+        traces.append(go.Scatter(x=one.estimate, y=y, error_x=error, hovertemplate=hover, **look))
     tall = max(330, 200 + len(labels) * max(26, 12 * len(found)))
     ticks = {"tickvals": height, "ticktext": words, "range": [0.4, len(labels) + 0.6]}
-    return titled(
-        traces,
-        title,
-        f"{subtitle}<br>{minus(names)}",
-        tall,
-        xaxis={"title": f"difference, {unit}", "zeroline": False},
-        yaxis={**ticks, "showgrid": False, "zeroline": False},
-        shapes=[across(x=0, line=_ZERO)],
-        margin={"l": 110, "t": 110},
-        legend={"y": -70 / (tall - 160), "yanchor": "top"},
-    )
+    axes = {
+        "xaxis": {"title": f"difference, {unit}", "zeroline": False},
+        "yaxis": {**ticks, "showgrid": False, "zeroline": False},
+    }
+    layout = {"margin": {"l": 110, "t": 110}, "legend": {"y": -70 / (tall - 160), "yanchor": "top"}, **axes}
+    return titled(traces, title, f"{subtitle}<br>{minus(names)}", tall, shapes=[across(x=0, line=_ZERO)], **layout)
 
 
 def pairs_scatter(

@@ -104,20 +104,11 @@ def latent_map(
         traces += _ring(at_n2[current : current + 1], escape(current_name), selected)
     ticks = bool(axes[0])
     axis = {"showgrid": False, "zeroline": False, "showticklabels": ticks}
-    return titled(
-        traces,
-        escape(title),
-        subtitle,
-        680,
-        xaxis={"title": axes[0], **axis},
-        yaxis={"title": axes[1], **axis, "scaleanchor": "x", "constrain": "domain"},
-        dragmode="lasso",
-        hovermode="closest",
-        newselection={"line": {"color": NEUTRAL}},
-        showlegend=True,
-        margin={"t": 110},
-        legend={"y": -0.12 if ticks else -0.04, "traceorder": "normal", "itemclick": False, "itemdoubleclick": False},
-    )
+    legend = {"y": -0.12 if ticks else -0.04, "traceorder": "normal", "itemclick": False, "itemdoubleclick": False}
+    pointer = {"dragmode": "lasso", "hovermode": "closest", "newselection": {"line": {"color": NEUTRAL}}}
+    x, y = {"title": axes[0], **axis}, {"title": axes[1], **axis, "scaleanchor": "x", "constrain": "domain"}
+    layout = {"xaxis": x, "yaxis": y, "margin": {"t": 110}, "showlegend": True, "legend": legend, **pointer}
+    return titled(traces, escape(title), subtitle, 680, **layout)
 
 
 class _Look(NamedTuple):
@@ -187,28 +178,18 @@ def kept_bars(
     """
     traces: list[Any] = []
     names = [escape(name) for name in names]
-    for number, (method, values) in enumerate(kept.items()):
-        traces.append(
-            go.Bar(
-                x=names,
-                y=values[0],
-                name=method,
-                marker={"color": [transparent(OF.get(name, NEUTRAL), 1 - 0.55 * number) for name in of]},
-                error_y=whiskers(values[0], values[1], values[2], color=NEUTRAL, thickness=1.5, width=3),
-                customdata=np.stack([values[1], values[2]], 1),
-                hovertemplate=f"{method} of %{{x}}: %{{y:.1%}}<br>95 % interval %{{customdata[0]:.1%}} to "
-                "%{customdata[1]:.1%}<extra></extra>",
-            )
-        )
-    return titled(
-        traces,
-        "How far to trust the maps",
+    ends = "95 % interval %{customdata[0]:.1%} to %{customdata[1]:.1%}"
+    for number, (method, (estimate, lower, upper)) in enumerate(kept.items()):
+        colours = [transparent(OF.get(name, NEUTRAL), 1 - 0.55 * number) for name in of]
+        look = {"name": method, "marker": {"color": colours}, "customdata": np.stack([lower, upper], 1)}
+        error = whiskers(estimate, lower, upper, color=NEUTRAL, thickness=1.5, width=3)
+        hover = f"{method} of %{{x}}: %{{y:.1%}}<br>{ends}<extra></extra>"
+        traces.append(go.Bar(x=names, y=estimate, error_y=error, hovertemplate=hover, **look))
+    subtitle = (
         f"share of an image's {k} nearest that are its {k} nearest on the map<br>mean of {n:,} images, 95 % intervals; "
-        f"dotted: chance, {chance:.2%}",
-        400,
-        yaxis={"title": f"share of the {k} nearest", "range": [0, 1], "tickformat": ".0%", "zeroline": False},
-        shapes=[across(y=chance, line={"color": NEUTRAL, "dash": "dot", "width": 1.5})],
-        barmode="group",
-        bargap=0.3,
-        margin={"t": 120},
+        f"dotted: chance, {chance:.2%}"
     )
+    layout = {"barmode": "group", "bargap": 0.3, "margin": {"t": 120}}
+    layout["shapes"] = [across(y=chance, line={"color": NEUTRAL, "dash": "dot", "width": 1.5})]
+    y = {"title": f"share of the {k} nearest", "range": [0, 1], "tickformat": ".0%", "zeroline": False}
+    return titled(traces, "How far to trust the maps", subtitle, 400, yaxis=y, **layout)

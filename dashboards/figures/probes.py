@@ -58,17 +58,11 @@ def said_and_true(
     customdata. mark: the row to outline.
     """
     ends = [float(np.nanmin(true_n)), float(np.nanmax(true_n))] if len(true_n) else [0.0, 1.0]
+    marker, hover = {"size": 5, "opacity": 0.5, "color": OF["v_pooled"]}, "true %{x:.4g}, said %{y:.4g}<extra></extra>"
+    look = {"mode": "markers", "customdata": rows_n.astype(np.int32), "marker": marker, "name": "an image"}
     traces: list[Any] = [
         dashed(ends, ends, "said = true"),
-        go.Scattergl(
-            x=true_n.astype(np.float32),
-            y=said_n.astype(np.float32),
-            mode="markers",
-            customdata=rows_n.astype(np.int32),
-            marker={"size": 5, "opacity": 0.5, "color": OF["v_pooled"]},
-            name="an image",
-            hovertemplate="true %{x:.4g}, said %{y:.4g}<extra></extra>",
-        ),
+        go.Scattergl(x=true_n.astype(np.float32), y=said_n.astype(np.float32), hovertemplate=hover, **look),
     ]
     current = np.flatnonzero(rows_n == mark)
     if len(current):

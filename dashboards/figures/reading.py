@@ -139,24 +139,13 @@ def dimensions(two_nn_R3: np.ndarray, participation_R3: np.ndarray, names: Seque
     """
     y = np.arange(1, len(names) + 1)
     colours = [COLOURS.get(name.split()[0], NEUTRAL) for name in names]
-    traces = [
-        go.Scatter(
-            x=values_R3[:, 0],
-            y=y + off,
-            mode="markers",
-            name=method,
-            marker={"size": 10, "symbol": symbol, "color": colours, "line": {"width": 2, "color": colours}},
-            error_x=whiskers(*values_R3.T, color=NEUTRAL, thickness=1.5, width=3),
-            customdata=values_R3[:, 1:],
-            text=[escape(name) for name in names],
-            hovertemplate=f"%{{text}}, {method}<br>%{{x:.1f}} [%{{customdata[0]:.1f}}, %{{customdata[1]:.1f}}]"
-            "<extra></extra>",
-        )
-        for method, values_R3, symbol, off in (
-            ("TwoNN", two_nn_R3, "circle", -0.12),
-            ("participation ratio", participation_R3, "diamond-open", 0.12),
-        )
-    ]
+    traces, told = [], "%{x:.1f} [%{customdata[0]:.1f}, %{customdata[1]:.1f}]"
+    for method, values_R3, symbol, off in (
+        ("TwoNN", two_nn_R3, "circle", -0.12),
+        ("participation ratio", participation_R3, "diamond-open", 0.12),
+    ):
+        marker = {"size": 10, "symbol": symbol, "color": colours, "line": {"width": 2, "color": colours}}
+        traces.append(_dots(values_R3, y + off, names, method, told, NEUTRAL, marker))
     title, subtitle = "How many dimensions are used", f"of standardised features · {n:,} images, {_ENDS}"
     x, down = {"title": "dimensions", "rangemode": "tozero", "zeroline": False}, _down(names)
     return titled(traces, title, subtitle, 190 + 38 * len(names), xaxis=x, yaxis=down)
@@ -223,29 +212,31 @@ def answer_parts(
     vocabulary's mean; summed over layers and heads, mean over n images.
     """
     y = np.arange(1, len(questions) + 1)
-    traces = [
-        go.Scatter(
-            x=part_QG3[:, number, 0],
-            y=y + (number - (len(roles) - 1) / 2) * min(0.22, 0.7 / len(roles)),
-            mode="markers",
-            name=ROLE_NAMES[role],
-            marker={"size": 9, "color": ROLE_COLOURS[role]},
-            error_x=whiskers(*part_QG3[:, number].T, color=ROLE_COLOURS[role], thickness=1.5, width=3),
-            customdata=part_QG3[:, number, 1:],
-            text=[escape(question) for question in questions],
-            hovertemplate=f"%{{text}}, {ROLE_NAMES[role]}<br>"
-            "%{x:+.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra></extra>",
-        )
-        for number, role in enumerate(roles)
-    ]
-    return titled(
-        traces,
-        title,
-        f"summed over layers and heads · {n:,} images, {_ENDS}",
-        200 + 30 * len(questions),
-        xaxis={"title": "added to the answer's logit", "zeroline": False},
-        yaxis=_down([cut(question, 24) for question in questions]),
-        shapes=[across(x=0, line={"color": NEUTRAL, "width": 1.5})],
+    traces, told = [], "%{x:+.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]"
+    for number, role in enumerate(roles):
+        places = y + (number - (len(roles) - 1) / 2) * min(0.22, 0.7 / len(roles))
+        name, colour = ROLE_NAMES[role], ROLE_COLOURS[role]
+        traces.append(_dots(part_QG3[:, number], places, questions, name, told, colour, {"size": 9, "color": colour}))
+    subtitle = f"summed over layers and heads · {n:,} images, {_ENDS}"
+    x, height = {"title": "added to the answer's logit", "zeroline": False}, 200 + 30 * len(questions)
+    down, middle = _down([cut(question, 24) for question in questions]), {"color": NEUTRAL, "width": 1.5}
+    return titled(traces, title, subtitle, height, xaxis=x, yaxis=down, shapes=[across(x=0, line=middle)])
+
+
+def _dots(
+    values_3: np.ndarray, y: np.ndarray, names: Sequence[str], series: str, told: str, colour: str, marker: Any
+) -> go.Scatter:
+    """Estimates (n, 3) along x, with their ends in a colour. told: the hover text, after what it is of."""
+    return go.Scatter(
+        x=values_3[:, 0],
+        y=y,
+        mode="markers",
+        name=series,
+        marker=marker,
+        error_x=whiskers(*values_3.T, color=colour, thickness=1.5, width=3),
+        customdata=values_3[:, 1:],
+        text=[escape(name) for name in names],
+        hovertemplate=f"%{{text}}, {series}<br>{told}<extra></extra>",
     )
 
 

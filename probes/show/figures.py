@@ -64,18 +64,10 @@ def scores(results: Results, suite: str) -> go.Figure:
     groups = []
     for task, rows in table.tasks(results, suite).items():
         first = rows[0]
-        alone = {
-            base.name: base.score.estimate for base in results.baselines if (base.suite, base.task) == (suite, task)
-        }
-        groups.append(
-            parts.Group(
-                _tick(task, f"{first.metric}{_classes(first)}, n {first.n:,}"),
-                {table.key_of(row): Interval(row.estimate, row.lower, row.upper) for row in rows},
-                first.floor,
-                alone.get("category alone"),
-                {table.key_of(row): row.control for row in rows if row.control is not None},
-            )
-        )
+        cells = {table.key_of(row): Interval(row.estimate, row.lower, row.upper) for row in rows}
+        control = {table.key_of(row): row.control for row in rows if row.control is not None}
+        name = _tick(task, f"{first.metric}{_classes(first)}, n {first.n:,}")
+        groups.append(parts.Group(name, cells, first.floor, _alone(results, first, "score"), control))
     if means := _means(results, suite):
         cells = {table.key_of(mean): Interval(mean.estimate, mean.lower, mean.upper) for mean in means}
         groups.append(parts.Group(f"<b>mean of {means[0].tasks}</b>", cells, means[0].floor))
@@ -88,12 +80,9 @@ def bits(results: Results, suite: str) -> go.Figure:
     """V-information by task and representation, and its mean over the suite."""
     groups = []
     for task, rows in table.tasks(results, suite).items():
-        alone = {
-            base.name: base.bits.estimate for base in results.baselines if (base.suite, base.task) == (suite, task)
-        }
         cells = {table.key_of(row): row.metrics["V-information"] for row in rows if "V-information" in row.metrics}
         name = _tick(task, f"n {rows[0].n:,}{_classes(rows[0])}")
-        groups.append(parts.Group(name, cells, 0.0, alone.get("category alone")))
+        groups.append(parts.Group(name, cells, 0.0, _alone(results, rows[0], "bits")))
     if means := _means(results, suite):
         groups.append(
             parts.Group(f"<b>mean of {means[0].tasks}</b>", {table.key_of(mean): mean.bits for mean in means}, 0.0)
@@ -202,23 +191,16 @@ def learning_curves(results: Results, suite: str) -> go.Figure | None:
         traces = []
         for key in keys:
             curve = sorted((point for point in own if table.key_of(point) == key), key=lambda point: point.images)
-            traces.append(
-                go.Scatter(
-                    x=[point.images for point in curve],
-                    y=[point.score.estimate for point in curve],
-                    mode="lines+markers",
-                    error_y=parts.whiskers([point.score for point in curve], colours[key]),
-                    **parts.line(label(*key), panel, colours[key]),
-                    marker={"size": 5},
-                    hovertemplate="%{x:,} images: %{y:.3f}<extra></extra>",
-                )
-            )
+            x, y = [point.images for point in curve], [point.score.estimate for point in curve]
+            look = {"mode": "lines+markers", "marker": {"size": 5}, **parts.line(label(*key), panel, colours[key])}
+            error = parts.whiskers([point.score for point in curve], colours[key])
+            hover = "%{x:,} images: %{y:.3f}<extra></extra>"
+            traces.append(go.Scatter(x=x, y=y, error_y=error, hovertemplate=hover, **look))
         images = [point.images for point in own]
         ends = [min(images), max(images)] if images else []
-        return [
-            *traces,
-            *([parts.level("floor", ends, panel, rows[0].floor, NEUTRAL, "dash", "floor: ")] if ends else []),
-        ]
+        if ends:
+            traces.append(parts.level("floor", ends, panel, rows[0].floor, NEUTRAL, "dash", "floor: "))
+        return traces
 
     def axes(rows: Sequence[Row]) -> tuple[dict[str, Any], dict[str, Any]]:
         ticks = sorted({point.images for point in points if point.task == rows[0].task})
@@ -238,6 +220,9 @@ def confusions(results: Results, task: str) -> go.Figure:
     matrices = [matrix for matrix in matrices if table.key_of(matrix) in keys] or matrices
     names = [escape(name) for name in matrices[0].classes]
     numbers, few = list(range(len(names))), len(names) <= _NAMED
+    bar = {"title": {"text": "share of row", "side": "right"}, "thickness": 12, "tickformat": ".0%"}
+    look = {"zmin": 0, "zmax": 1, "colorscale": SHARES, "colorbar": bar, "xgap": int(few), "ygap": int(few)}
+    look["hovertemplate"] = "%{customdata[0]} called %{customdata[1]}: %{customdata[2]} images, %{z:.1%}<extra></extra>"
 
     def drawn(panel: Panel, matrix: Any) -> list[go.Heatmap]:
         totals = [sum(line) for line in matrix.counts]
@@ -246,19 +231,12 @@ def confusions(results: Results, task: str) -> go.Figure:
                 z=[[count / max(all_, 1) for count in line] for line, all_ in zip(matrix.counts, totals, strict=True)],
                 x=numbers,
                 y=numbers,
-                zmin=0,
-                zmax=1,
-                colorscale=SHARES,
                 showscale=panel.number == 0,
-                colorbar={"title": {"text": "share of row", "side": "right"}, "thickness": 12, "tickformat": ".0%"},
                 customdata=[
                     [[true, said, count] for said, count in zip(names, line, strict=True)]
                     for true, line in zip(names, matrix.counts, strict=True)
                 ],
-                hovertemplate="%{customdata[0]} called %{customdata[1]}: %{customdata[2]} images, %{z:.1%}"
-                "<extra></extra>",
-                xgap=int(few),
-                ygap=int(few),
+                **look,
                 **panel.trace,
             )
         ]
@@ -354,6 +332,12 @@ def _row_of(rows: Sequence[Row], key: Representation) -> Row | None:
 
 def _means(results: Results, suite: str) -> list[SuiteMean]:
     return [mean for mean in results.suite_means if mean.suite == suite]
+
+
+def _alone(results: Results, row: Row, measure: str) -> float | None:
+    """What the category alone gives on a row's task."""
+    own = (base for base in results.baselines if (base.suite, base.task) == (row.suite, row.task))
+    return next((getattr(base, measure).estimate for base in own if base.name == "category alone"), None)
 
 
 def _classes(row: Row) -> str:

@@ -66,18 +66,8 @@ def header(key: RunKey) -> Header:
     expected = len(run)
     if not run.finished and (shards := unfinished(Path(key.path))) is not None:
         expected = shards.job.shape.images
-    return Header(
-        run.info,
-        run.shape,
-        run.tasks,
-        run.created,
-        run.skipped,
-        run.ids(),
-        run.paths(),
-        run.groups(),
-        run.finished,
-        expected,
-    )
+    facts = run.info, run.shape, run.tasks, run.created, run.skipped
+    return Header(*facts, run.ids(), run.paths(), run.groups(), run.finished, expected)
 
 
 @kept(16)

@@ -50,7 +50,6 @@ def steps_within(rows: Sequence[int], image: int, images: int) -> int | None:
     earlier, later = [row for row in rows if row < image], [row for row in rows if row > image]
     beside = steps.container(horizontal=True)
     for label, row in (("Previous", max(earlier, default=image)), ("Next", min(later, default=image))):
-        beside.button(
-            f"{label} of the sample", on_click=go_to_image, args=(row,), disabled=row == image, width="stretch"
-        )
+        look = {"disabled": row == image, "width": "stretch"}
+        beside.button(f"{label} of the sample", on_click=go_to_image, args=(row,), **look)
     return rows.index(image) if image in rows else None

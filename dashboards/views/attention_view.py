@@ -298,16 +298,10 @@ def _labels(view: View) -> None:
     if not view.header.tasks:
         st.caption("The data of this run came without labels.")
         return
-    values = data.labels(view.key)
-    st.table(
-        [
-            {"task": ui.plain(task.name), "label": ui.plain(label)}
-            for task in view.header.tasks
-            for label in [data.label_text(task, values[task.name][view.selection.image])]
-        ],
-        border="horizontal",
-        hide_index=True,
-    )
+    values, image = data.labels(view.key), view.selection.image
+    told = {task.name: data.label_text(task, values[task.name][image]) for task in view.header.tasks}
+    lines = [{"task": ui.plain(name), "label": ui.plain(label)} for name, label in told.items()]
+    st.table(lines, border="horizontal", hide_index=True)
 
 
 # ---- clicks

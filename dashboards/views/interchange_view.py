@@ -123,9 +123,8 @@ def _two_by_two(task: _Task, mixed: Row, own: Row, differ: str) -> None:
 
 
 def _all_rows(every: Sequence[Row]) -> None:
-    columns: dict[str, list[Any]] = {
-        name: [getattr(row, name) for row in every] for name in ("suite", "task", "readout", "factor", "mix")
-    }
+    names = "suite", "task", "readout", "factor", "mix"
+    columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in every] for name in names}
     columns["only right"] = [row.only_right for row in every]
     columns["measure"] = ["weight" if len(row.whom) == 2 else "share" for row in every]
     whom_K33 = np.array([np.concatenate([row.whom, np.full((3 - len(row.whom), 3), np.nan)]) for row in every])

@@ -196,10 +196,6 @@ def _select() -> None:
     ui.choose([point["customdata"] for point in points("map") if isinstance(point.get("customdata"), int)])
 
 
-def _clear() -> None:
-    ui.choose(())
-
-
 def _label(view: View, task: Task, row: int) -> str:
     return data.label_text(task, data.labels(view.key)[task.name][row])
 
@@ -301,7 +297,7 @@ def _selection(view: View, coloured: _Coloured) -> None:
     words.markdown(f"**{len(chosen):,}** of {view.header.shape.images:,} images")
     if most := _most(view, coloured.task, chosen):
         st.caption(most)
-    button.button("Clear", key="map_clear", on_click=_clear, width="stretch")
+    button.button("Clear", key="map_clear", on_click=ui.choose, args=((),), width="stretch")
     pages = -(-len(chosen) // _AT_ONCE)
     if st.session_state.get("map_page", 1) > pages:
         st.session_state["map_page"] = 1

@@ -101,9 +101,8 @@ def show(view: View, knockouts: Knockouts, contributions: Contributions | None, 
 
 def _choose_effect(view: View, knockouts: Knockouts) -> _Effect:
     on, of, scale = ui.side_by_side([4, 3, 3], "effect", least=260, align="bottom")
-    scale.toggle(
-        "A colour scale for each map", key="own_scale", help="To see the pattern of a flat map.", bind="query-params"
-    )
+    told = "To see the pattern of a flat map."
+    scale.toggle("A colour scale for each map", key="own_scale", help=told, bind="query-params")
     measured = {Z: knockouts.loo.change, ANSWERS: knockouts.loo.answers, PROBES: knockouts.loo.probe_changes}
     chosen = ui.pick("Effect on", [name for name, values in measured.items() if values is not None], "effect", place=on)
     with of:

@@ -158,9 +158,8 @@ def _overall(two: Two) -> None:
         for name, (words, unit, _) in _ANALYSED.items():
             quantity = att.Quantity(name, words, unit, 0, 0)
             if name not in by_name and all(quantity.found(section) is not None for section in sections):
-                by_name[name] = _analysed(sections, two, quantity, lambda levels: levels.overall).map(
-                    lambda end: end[0]
-                )
+                overall = _analysed(sections, two, quantity, lambda levels: levels.overall)
+                by_name[name] = overall.map(lambda end: end[0])
                 how[name] = _how(by_name[name], sections)
     st.markdown("**Averages over images, layers and heads**")
     if by_name:
@@ -205,11 +204,8 @@ def _roles_and_images(two: Two) -> None:
     selection = two.view.selection
     left, right = ui.side_by_side(2, "compare_roles", least=380)
     mine, theirs, pairs = two.attention
-    count = (
-        f"{len(pairs.rows):,} images"
-        if pairs.paired
-        else f"{len(pairs.rows):,} and {len(pairs.other_rows):,} images, unpaired"
-    )
+    unpaired = "" if pairs.paired else f" and {len(pairs.other_rows):,}"
+    count = f"{len(pairs.rows):,}{unpaired} images{', unpaired' if unpaired else ''}"
     with left:
         if two.same_cells:
             by_role = {}
@@ -222,10 +218,8 @@ def _roles_and_images(two: Two) -> None:
                         for of_run in (mine, theirs)
                     )
                     by_role[role] = pairs.differences(own, others).times(100)
-            figure = made(
-                figures.role_differences, by_role, subtitle=f"{selection.head_words} · {count}", names=two.names
-            )
-            draw(figure, "compare_roles")
+            subtitle = f"{selection.head_words} · {count}"
+            draw(made(figures.role_differences, by_role, subtitle=subtitle, names=two.names), "compare_roles")
             ui.how_to_read("What one kind of key gains, the others lose: the lines sum to 0. Bars are 95 % intervals.")
     with right:
         if two.pairs.paired and two.anchors:

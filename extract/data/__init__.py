@@ -7,16 +7,8 @@ from htc_probe.extract.data.source import Source
 from htc_probe.extract.errors import UserError
 
 # Data sets in their official formats: NAME:PATH on the command line. Each module has `open_split(root, split, limit)`.
-FORMATS = {
-    "cub": "htc_probe.extract.data.official.cub",
-    "paco": "htc_probe.extract.data.official.paco",
-    "coco": "htc_probe.extract.data.official.coco",
-    "dtd": "htc_probe.extract.data.official.dtd",
-    "gqa": "htc_probe.extract.data.official.gqa",
-    "clevr": "htc_probe.extract.data.official.clevr",
-    "3dshapes": "htc_probe.extract.data.official.shapes3d",
-    "datasets": "htc_probe.extract.data.official.hf_datasets",
-}
+FORMATS = {name: name for name in ("cub", "paco", "coco", "dtd", "gqa", "clevr")}
+FORMATS |= {"3dshapes": "shapes3d", "datasets": "hf_datasets"}
 
 
 def open_source(name_or_path: str, split: str, *, limit: int | None = None, resolution: int = 64) -> Source:
@@ -37,7 +29,8 @@ def open_source(name_or_path: str, split: str, *, limit: int | None = None, reso
     if colon and name in FORMATS:
         if not Path(path).is_dir():
             raise UserError(f"no folder {path!r} with {name} data; --data {name}:PATH names where it was unpacked")
-        return import_module(FORMATS[name]).open_split(Path(path), split, limit=limit)
+        module = import_module(f"htc_probe.extract.data.official.{FORMATS[name]}")
+        return module.open_split(Path(path), split, limit=limit)
     if Path(name_or_path).is_dir():
         from htc_probe.extract.data.imagefolder import ImageFolder
 

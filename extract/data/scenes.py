@@ -139,36 +139,29 @@ class Scene:
         return tuple(dict.fromkeys(s for sentences in self.region_captions for s in sentences))
 
 
-QUESTIONS = {
-    "category": "what is the main object ?",
-    "scene": "where is this ?",
-    "count": "how many objects are there ?",
-    "present": "which objects are there ?",
-    "relation": "where is the second object ?",
-    "texture": "what is its texture ?",
-    "orientation": "which way does it point ?",
-    "shade": "what is its shade ?",
-    "size": "how big is it ?",
-    "position": "which part is it in ?",
+_POSITIONS = tuple(f"{row} {col}" for row in ROWS for col in COLS)
+# By question: how it is asked, what states its answer, and the answers that there are (of `present`, each in a list).
+_ASKED = {
+    "category": ("what is the main object ?", "the main object is a {}", CATEGORIES),
+    "scene": ("where is this ?", "this is a {}", SCENES),
+    "count": ("how many objects are there ?", "there are {} objects", COUNTS),
+    "present": ("which objects are there ?", "there is a {}", CATEGORIES),
+    "relation": ("where is the second object ?", "the second object is {}", COMPASS),
+    "texture": ("what is its texture ?", "its texture is {}", TEXTURES),
+    "orientation": ("which way does it point ?", "it does point {}", COMPASS),
+    "shade": ("what is its shade ?", "its shade is {}", SHADES),
+    "size": ("how big is it ?", "it is {}", SIZES),
+    "position": ("which part is it in ?", "it is in the {} part", _POSITIONS),
 }
-STATEMENTS = {
-    "category": "the main object is a {}",
-    "scene": "this is a {}",
-    "count": "there are {} objects",
-    "present": "there is a {}",
-    "relation": "the second object is {}",
-    "texture": "its texture is {}",
-    "orientation": "it does point {}",
-    "shade": "its shade is {}",
-    "size": "it is {}",
-    "position": "it is in the {} part",
-}
+QUESTIONS = {name: question for name, (question, _, _) in _ASKED.items()}
+STATEMENTS = {name: statement for name, (_, statement, _) in _ASKED.items()}
+ANSWERS = {name: answers for name, (_, _, answers) in _ASKED.items()}
 
 
 def vocabulary() -> list[str]:
     """Every word that questions, answers and captions use, sorted."""
-    lists = (CATEGORIES, SCENES, TEXTURES, COMPASS, SHADES, SIZES, COUNTS, ROWS, COLS)
-    texts = [*QUESTIONS.values(), *(s.replace("{}", "") for s in STATEMENTS.values()), *(w for c in lists for w in c)]
+    answers = [answer for answers in ANSWERS.values() for answer in answers]
+    texts = [*QUESTIONS.values(), *(statement.replace("{}", "") for statement in STATEMENTS.values()), *answers]
     return sorted({word for text in texts for word in text.split()})
 
 

@@ -97,12 +97,9 @@ def read_adapter(folder: Path) -> Adapter:
     for name, pair in halves.items():
         if len(pair) != 2 or pair["A"].shape[:1] != (rank,):
             raise UserError(f"{folder} has for {name} no A and B of rank {rank}, as its adapter_config.json says")
+    scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return Adapter(
-        scaling=alpha / (math.sqrt(rank) if config.get("use_rslora") else rank),
-        added={name: (pair["A"], pair["B"]) for name, pair in halves.items()},
-        replaced=replaced,
-        tensors=tensors,
-        image_fit=image_fit,
+        scaling, {name: (pair["A"], pair["B"]) for name, pair in halves.items()}, replaced, tensors, image_fit
     )
 
 

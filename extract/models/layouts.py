@@ -210,17 +210,9 @@ def _llava(
     images = image_settings(processor, side if isinstance(side, int) else side[0], pad=pad)
     with _configuring(folder):
         text.vocab_size = rows  # more than the tokenizer's, and than some config.json's
-        config = HTCConfig(
-            vision_config=vision,
-            text_config=text,
-            vision_layer=vision_layer,
-            projector=projector,
-            num_anchors=0,
-            topology="causal" if compresses else "uncompressed",
-            prefix_ids=prefix,
-            infix_ids=infix,
-            **images,
-        )
+        given: dict[str, Any] = {"projector": projector, "prefix_ids": prefix, "infix_ids": infix, **images}
+        given |= {"vision_config": vision, "text_config": text, "vision_layer": vision_layer}
+        config = HTCConfig(num_anchors=0, topology="causal" if compresses else "uncompressed", **given)
     return Checkpoint(config, weights, folders, voco[0])
 
 

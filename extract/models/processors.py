@@ -60,12 +60,8 @@ def image_settings(folder: Path, size: int, *, pad: bool | None = None) -> dict[
     resample = settings.get("resample", 3)
     if type(resample) is not int or resample not in filters:
         raise _refusal(path, f"resample {resample!r}", f"the filters of Pillow are 0 to {len(filters) - 1}")
-    return {
-        "image_fit": fit,
-        "image_resize": None if resized == size else resized,
-        "image_resample": filters[resample],
-        **normal,
-    }
+    resize = None if resized == size else resized
+    return {"image_fit": fit, "image_resize": resize, "image_resample": filters[resample], **normal}
 
 
 def _read(folder: Path) -> tuple[Path | None, Mapping[str, Any]]:

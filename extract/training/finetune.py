@@ -22,7 +22,7 @@ from htc_probe.extract.files import replaced
 from htc_probe.extract.training import instruction
 from htc_probe.extract.training.config import FinetuneConfig, plain
 from htc_probe.extract.training.conversations import Conversation, Encoder, read_conversations, scene_conversations
-from htc_probe.extract.training.stage import claim, last_checkpoint
+from htc_probe.extract.training.stage import EVERY_RUN, claim, last_checkpoint
 from htc_probe.extract.vlm.config import HTCConfig
 from htc_probe.extract.vlm.mgvq import MGVQ, PRESETS
 from htc_probe.extract.vlm.model import HTCVLM
@@ -62,8 +62,14 @@ def finetune(config: FinetuneConfig) -> Path:
         raise UserError(last.removeprefix("htc_probe.extract.errors.UserError: ")) from error
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if first:
-        scale = config.lora_alpha / config.lora_rank
-        _save(config, model.config, merged(state, scale), tokenizer, trainer.state.log_history)
+        with torch.device("meta"):
+            empty = HTCVLM(model.config)
+        empty.save_pretrained(config.out, state_dict=merged(state, config.lora_alpha / config.lora_rank))
+        tokenizer.save_pretrained(config.out)
+        with replaced(config.out / _RECORD) as unfinished:  # last: its presence says that the run is finished
+            record = {"config": plain(config), "log": trainer.state.log_history}
+            unfinished.write_text(json.dumps(record, indent=1))
+        shutil.rmtree(config.out / "checkpoints")
     trainer.accelerator.wait_for_everyone()
     return config.out
 
@@ -269,28 +275,20 @@ def _trainer(config: FinetuneConfig, model: HTCVLM, data: instruction.Instructio
         gradient_accumulation_steps=config.batch // (_at_once(config) * _devices()),
         learning_rate=config.learning_rate,
         weight_decay=0.0,
-        lr_scheduler_type="cosine",
         warmup_steps=config.warmup,
         bf16=_bfloat16(config),
         use_cpu=not torch.cuda.is_available(),
         seed=config.seed,
-        report_to="none",
         logging_steps=max(1, min(10, steps // 100)),
         logging_nan_inf_filter=False,
         save_steps=config.save_steps,
-        save_total_limit=1,
-        remove_unused_columns=False,
         dataloader_num_workers=config.workers,
         ddp_find_unused_parameters=False,
+        **EVERY_RUN,
     )
-    trainer = _Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=data,
-        data_collator=cast(Any, instruction.collate),
-        callbacks=[_Epochs(an_epoch)],
-        order=instruction.WholeBatches(len(data), config.batch, steps, config.seed),
-    )
+    order = instruction.WholeBatches(len(data), config.batch, steps, config.seed)
+    given: dict[str, Any] = {"train_dataset": data, "data_collator": instruction.collate}
+    trainer = _Trainer(model=model, args=arguments, callbacks=[_Epochs(an_epoch)], order=order, **given)
     if _fsdp():
         plugin = trainer.accelerator.state.fsdp_plugin
         # Autocast does the rounding, as without FSDP. The policy that accelerate sets in its place would also round
@@ -324,19 +322,3 @@ class _Epochs(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         state.epoch = state.global_step / self.steps
-
-
-def _save(
-    config: FinetuneConfig,
-    architecture: HTCConfig,
-    state: dict[str, Tensor],
-    tokenizer: PreTrainedTokenizerBase,
-    log: list[dict[str, Any]],
-) -> None:
-    with torch.device("meta"):
-        empty = HTCVLM(architecture)
-    empty.save_pretrained(config.out, state_dict=state)
-    tokenizer.save_pretrained(config.out)
-    with replaced(config.out / _RECORD) as partial:  # last: its presence says that the run is finished
-        partial.write_text(json.dumps({"config": plain(config), "log": log}, indent=1))
-    shutil.rmtree(config.out / "checkpoints")

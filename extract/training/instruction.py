@@ -57,12 +57,8 @@ class Instructions(Dataset):
             print(f"htc-train: {row.name}: {error}; the next row takes its place", file=sys.stderr)
             return self[(index + 1) % len(self)]
         ids, labels = map(torch.from_numpy, self.encode(row.turns))
-        return {
-            "pixel_values": pixels,
-            "has_image": torch.tensor(row.image is not None),
-            "input_ids": ids,
-            "labels": labels,
-        }
+        has_image = torch.tensor(row.image is not None)
+        return {"pixel_values": pixels, "has_image": has_image, "input_ids": ids, "labels": labels}
 
 
 def collate(examples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

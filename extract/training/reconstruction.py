@@ -33,7 +33,5 @@ class Reconstruction(nn.Module):
         if self.training:
             self.used[torch.arange(len(self.used)), losses.codes.flatten(0, 2)] = True
             self.step += 1
-        return {
-            "loss": losses.reconstruction + losses.codebook + _COMMITMENT * losses.commitment,
-            "error": losses.reconstruction.detach(),
-        }
+        loss = losses.reconstruction + losses.codebook + _COMMITMENT * losses.commitment
+        return {"loss": loss, "error": losses.reconstruction.detach()}

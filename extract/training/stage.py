@@ -19,6 +19,8 @@ from htc_probe.extract.errors import UserError
 from htc_probe.extract.files import replaced
 from htc_probe.extract.training.config import Schedule
 
+EVERY_RUN: dict[str, Any] = {"lr_scheduler_type": "cosine", "report_to": "none", "remove_unused_columns": False}
+EVERY_RUN |= {"save_total_limit": 1}
 _WEIGHTS, _LOG = "model.safetensors", "log.json"
 
 
@@ -68,19 +70,16 @@ def train_stage(
         per_device_eval_batch_size=256,
         learning_rate=schedule.learning_rate,
         weight_decay=schedule.weight_decay,
-        lr_scheduler_type="cosine",
         warmup_steps=max(1, schedule.steps // 20),
-        report_to="none",
         seed=seed,
         logging_steps=max(1, schedule.steps // 100),
         save_steps=max(1, schedule.steps // 10),
-        save_total_limit=1,
         bf16=torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported(),
         use_cpu=not torch.cuda.is_available(),
-        remove_unused_columns=False,
         label_names=[labels],
         eval_strategy="steps" if validation is not None else "no",
         eval_steps=max(1, schedule.steps // 10),
+        **EVERY_RUN,
     )
     data: dict[str, Any] = {"train_dataset": train, "eval_dataset": validation, "data_collator": _as_is}
     trainer = Trainer(model=module, args=arguments, compute_metrics=metrics, **data)

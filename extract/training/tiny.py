@@ -5,7 +5,7 @@ the LLaMA from questions and answers, on cached features.
 """
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -109,19 +109,8 @@ def _vision_config() -> CLIPVisionConfig:
 
 def sentence_bank() -> list[str]:
     """Every sentence a caption can hold, sorted."""
-    lists = {
-        "category": scenes.CATEGORIES,
-        "scene": scenes.SCENES,
-        "count": scenes.COUNTS,
-        "present": scenes.CATEGORIES,
-        "relation": scenes.COMPASS,
-        "texture": scenes.TEXTURES,
-        "orientation": scenes.COMPASS,
-        "shade": scenes.SHADES,
-        "size": scenes.SIZES,
-        "position": [f"{row} {col}" for row in scenes.ROWS for col in scenes.COLS],
-    }
-    return sorted(scenes.STATEMENTS[question].format(word) for question, words in lists.items() for word in words)
+    words = [(statement, word) for name, statement in scenes.STATEMENTS.items() for word in scenes.ANSWERS[name]]
+    return sorted(statement.format(word) for statement, word in words)
 
 
 class Truths(NamedTuple):
@@ -164,15 +153,12 @@ def _train_clip(
 
     def batches(split: str, images: np.ndarray) -> Batches:
         truths = truths_of(split, len(images), bank)
-        return Batches(
-            len(images),
-            lambda rows: {
-                "pixel_values": as_pixel_values(images[rows]),
-                "truths": truths.images[rows],
-                "regions": truths.regions[rows],
-                "owners": truths.owners[rows],
-            },
-        )
+
+        def fetch(rows: np.ndarray) -> dict[str, Tensor]:
+            known = {"truths": truths.images[rows], "regions": truths.regions[rows], "owners": truths.owners[rows]}
+            return {"pixel_values": as_pixel_values(images[rows]), **known}
+
+        return Batches(len(images), fetch)
 
     settings: dict[str, Any] = {"seed": seed, "labels": "truths", "metrics": partial(zero_shot, bank=bank)}
     training, validation = batches("train", train), batches("val", val)
@@ -231,27 +217,13 @@ class Features(NamedTuple):
 def empty_model() -> HTCVLM:
     """An HTC-VLM of the shipped size, with random weights."""
     words = scene_words.build_tokenizer()
-    return HTCVLM(
-        HTCConfig(
-            vision_config=_vision_config(),
-            text_config=LlamaConfig(
-                vocab_size=len(words),
-                hidden_size=WIDTH,
-                intermediate_size=2 * WIDTH,
-                num_hidden_layers=4,
-                num_attention_heads=_HEADS,
-                num_key_value_heads=_HEADS,
-                max_position_embeddings=256,
-                tie_word_embeddings=True,
-                pad_token_id=words.pad_token_id,
-                bos_token_id=words.bos_token_id,
-                eos_token_id=words.eos_token_id,
-            ),
-            mgvq=_MGVQ_SMALL.to_dict(),
-            vision_layer=_VISION_LAYER,
-            projector="mlp2x_gelu",
-        )
-    )
+    sizes: dict[str, Any] = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": 4}
+    heads: dict[str, Any] = {"num_attention_heads": _HEADS, "num_key_value_heads": _HEADS}
+    tokens: dict[str, Any] = {f"{name}_token_id": getattr(words, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+    texts: dict[str, Any] = {"vocab_size": len(words), "max_position_embeddings": 256, "tie_word_embeddings": True}
+    parts: dict[str, Any] = {"vision_config": _vision_config(), "mgvq": _MGVQ_SMALL.to_dict()}
+    text = LlamaConfig(**sizes, **heads, **tokens, **texts)
+    return HTCVLM(HTCConfig(text_config=text, vision_layer=_VISION_LAYER, **parts))
 
 
 def _with_towers(model: HTCVLM, clip: CaptionCLIP, mgvq: Reconstruction) -> HTCVLM:
@@ -283,6 +255,11 @@ def cached_features(model: HTCVLM, images: np.ndarray, folder: Path, name: str) 
     return Features(*(np.load(paths[key], mmap_mode="r") for key in Features._fields))
 
 
+def _tensors(features: Features, rows: np.ndarray | slice) -> Iterator[Tensor]:
+    """Patches and q of these rows, in float32."""
+    return (torch.from_numpy(part[rows].astype(np.float32)) for part in features)
+
+
 def _question_batches(split: str, features: Features) -> Batches:
     """Features with all question-answer pairs of their scenes; scene i of the split is row i."""
     tokenizer = scene_words.build_tokenizer()
@@ -290,12 +267,8 @@ def _question_batches(split: str, features: Features) -> Batches:
     ids, labels = (torch.from_numpy(np.stack(part)) for part in zip(*pairs, strict=True))
 
     def fetch(rows: np.ndarray) -> dict[str, Tensor]:
-        return {
-            "vision_features": torch.from_numpy(features.patches[rows]).float(),
-            "q": torch.from_numpy(features.q[rows]).float(),
-            "input_ids": ids[rows],
-            "labels": labels[rows],
-        }
+        patches, q = _tensors(features, rows)
+        return {"vision_features": patches, "q": q, "input_ids": ids[rows], "labels": labels[rows]}
 
     return Batches(len(ids), fetch)
 
@@ -324,13 +297,9 @@ def answer_accuracy(model: HTCVLM, split: str, features: Features) -> dict[str, 
     for start in track(range(0, len(truth), 250), f"answers on {split}"):
         rows = slice(start, start + 250)
         with torch.no_grad():
-            hybrid = model.hybrid(
-                torch.from_numpy(features.patches[rows].astype(np.float32)),
-                torch.from_numpy(features.q[rows].astype(np.float32)),
-            )
-            compressed = model.compress(*hybrid)
+            compressed = model.compress(*model.hybrid(*_tensors(features, rows)))
         for question, words in scenes.QUESTIONS.items():
-            prompt = tokenizer(words, return_tensors="pt").input_ids.expand(len(hybrid.patches), -1)
+            prompt = tokenizer(words, return_tensors="pt").input_ids.expand(len(compressed.hidden), -1)
             answers = model.generate(compressed=compressed, input_ids=prompt, max_new_tokens=scene_words.MAX_ANSWER + 1)
             texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
             right[question] += [

@@ -242,7 +242,8 @@ class HTCVLM(PreTrainedModel):
         bias = torch.zeros(sees.shape, dtype=x.dtype, device=x.device).masked_fill(~sees, torch.finfo(x.dtype).min)
         rotations = llama.rotary_emb(x, position_ids)
         for layer, (key, value, _) in zip(llama.layers, cache, strict=True):
-            x = checkpoint(_text_layer, layer, x, key, value, bias[:, None], rotations, use_reentrant=False)
+            given: dict[str, Any] = {"attention_mask": bias[:, None], "past_key_values": _Behind(key, value)}
+            x = checkpoint(layer, x, **given, position_embeddings=rotations, use_reentrant=False)
         return self.language_model.lm_head(llama.norm(x))
 
     def forward(
@@ -304,6 +305,7 @@ class HTCVLM(PreTrainedModel):
         """
         if input_ids is None or input_ids.shape[-1] == 0:
             raise ValueError("generate needs input_ids, a prompt of at least one token an image")
+        kwargs = kwargs if "generation_config" in kwargs else _GREEDY | kwargs
         self._check_search(kwargs)
         if compressed is None:
             compressed = self.compress(*self._hybrid_of(pixel_values, vision_features, q))
@@ -317,7 +319,7 @@ class HTCVLM(PreTrainedModel):
             past_key_values=_repeat(compressed.cache, 1),
             position_ids=position_ids,
             attention_mask=mask,
-            **(kwargs if "generation_config" in kwargs else _GREEDY | kwargs) | {"use_cache": True},
+            **kwargs | {"use_cache": True},
         )
         return output[:, input_ids.shape[1] :]
 
@@ -325,7 +327,7 @@ class HTCVLM(PreTrainedModel):
         """Raises ValueError unless these arguments of transformers' `generate` make one answer an image."""
         own: Any = self.language_model.generation_config
         settings = copy.deepcopy(kwargs.get("generation_config", own))
-        settings.update(**(kwargs if "generation_config" in kwargs else _GREEDY | kwargs))
+        settings.update(**kwargs)
         mode = settings.get_generation_mode(kwargs.get("assistant_model")).value
         if mode not in ("greedy_search", "sample") or (settings.num_return_sequences or 1) > 1:
             raise ValueError(
@@ -372,12 +374,6 @@ class _Behind:
 
     def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         return torch.cat([self.key, key], 2), torch.cat([self.value, value], 2)
-
-
-def _text_layer(
-    layer: nn.Module, x: Tensor, key: Tensor, value: Tensor, bias: Tensor, rotations: tuple[Tensor, Tensor]
-) -> Tensor:
-    return layer(x, attention_mask=bias, past_key_values=_Behind(key, value), position_embeddings=rotations)
 
 
 def _repeat(cache: DynamicCache, times: int) -> DynamicCache:

@@ -45,13 +45,9 @@ def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSourc
 def _joint(path: Path, files: list[str]) -> Labels | None:
     shown = dict(read_rows(path, _file, str.split, form="<file> <texture> <texture> ..."))
     every = {texture for textures in shown.values() for texture in textures}
-    return multi_labels(
-        "textures",
-        "detail",
-        [shown.get(file, ()) for file in files],
-        absent=[every if file in shown else () for file in files],
-        note="every texture that the joint annotation lists for the image",
-    )
+    present, absent = ([shown.get(file, ()) for file in files], [every if file in shown else () for file in files])
+    note = "every texture that the joint annotation lists for the image"
+    return multi_labels("textures", "detail", present, absent=absent, note=note)
 
 
 def _file(cell: str) -> str:

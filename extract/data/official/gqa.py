@@ -95,8 +95,8 @@ def _graph(image: str, record: Any, path: Path) -> _Graph:
     covered, box, main, place = 0.0, None, None, where
     for number, entry in field(record, "objects", dict, where).items():
         spot = f"{where} object {number}"
-        x, y, w, h = (field(entry, name, float, spot) for name in "xywh")
-        left, top, right, bottom = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
+        left, top, w, h = (field(entry, name, float, spot) for name in "xywh")
+        left, top, right, bottom = max(left, 0), max(top, 0), min(left + w, width), min(top + h, height)
         area = max(0, right - left) * max(0, bottom - top)
         if area > covered:
             covered, box, main, place = area, (left, top, right, bottom), entry, spot
@@ -106,17 +106,9 @@ def _graph(image: str, record: Any, path: Path) -> _Graph:
     listed: list[str] = field(main, "attributes", list, place)
     if not all(isinstance(word, str) for word in listed):
         raise UserError(f"{place} has attributes {str(listed)[:60]}; expected a list of words")
-    return _Graph(
-        image,
-        (width, height),
-        location,
-        weather,
-        field(main, "name", str, place),
-        frozenset(_SAME.get(word, word) for word in listed),
-        (box[0] + box[2]) / 2 / width,
-        (box[1] + box[3]) / 2 / height,
-        covered / (width * height),
-    )
+    name, words = field(main, "name", str, place), frozenset(_SAME.get(word, word) for word in listed)
+    x, y, area = (box[0] + box[2]) / 2 / width, (box[1] + box[3]) / 2 / height, covered / (width * height)
+    return _Graph(image, (width, height), location, weather, name, words, x, y, area)
 
 
 def _said(record: dict[str, Any], name: str, where: str) -> str | None:

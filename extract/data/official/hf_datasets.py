@@ -70,9 +70,7 @@ class DiskDataset(FileSource):
         return read_image(path, content) if content is not None else read_image(stored["path"])
 
 
-def open_split(root: Path, split: str, *, limit: int | None = None) -> DiskDataset:
-    """See `DiskDataset`."""
-    return DiskDataset(root, split, limit=limit)
+open_split = DiskDataset
 
 
 def _load(root: Path, split: str) -> "Dataset":
@@ -99,8 +97,9 @@ def _image_column(table: "Dataset", root: Path) -> str:
 
     columns = [name for name, feature in table.features.items() if isinstance(feature, Image)]
     if len(columns) != 1 and "image" not in columns:
+        named = ", ".join(columns) or "columns: " + ", ".join(table.column_names)
         raise UserError(
-            f"{root} has {len(columns)} columns of images ({', '.join(columns) or 'columns: ' + _listed(table)}); "
+            f"{root} has {len(columns)} columns of images ({named}); "
             "expected one, or one called image; datasets' cast_column and rename_column make it so"
         )
     return columns[0] if len(columns) == 1 else "image"
@@ -174,7 +173,3 @@ def _named(names: list[str], cell: Any, where: str) -> Any:
 
 def _texts(cells: list[Any] | None, otherwise: list[str]) -> list[str]:
     return [given(cell) or other for cell, other in zip(cells or [None] * len(otherwise), otherwise, strict=True)]
-
-
-def _listed(table: "Dataset") -> str:
-    return ", ".join(table.column_names)

@@ -81,12 +81,11 @@ def open_split(root: Path, split: str, *, limit: int | None = None) -> Shapes3D:
         raise UserError(f"{path} has no image in its split {split!r}; is it the official file?")
     factors = factors[rows]
     hues = [[f"{hue:g}" for hue in column] for column in factors[:, :3].T]
+    by_part = zip(("floor", "wall", "object"), hues, strict=True)
+    hue_note = "0 is red, about 0.3 green, about 0.6 blue"
     labels = (
         class_labels("shape", "semantic", [_SHAPES[int(shape)] for shape in factors[:, 4]]),
-        *(
-            class_labels(f"{part}_hue", "detail", values, note="0 is red, about 0.3 green, about 0.6 blue")
-            for part, values in zip(("floor", "wall", "object"), hues, strict=True)
-        ),
+        *(class_labels(f"{part}_hue", "detail", values, note=hue_note) for part, values in by_part),
         number_labels("scale", "detail", factors[:, 3].tolist(), "of the medium size"),
         number_labels("orientation", "detail", factors[:, 5].tolist(), "degrees"),
     )

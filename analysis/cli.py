@@ -206,7 +206,7 @@ def _missing(jobs: Sequence[_Job], out: Path, run: dict[str, Any]) -> list[_Job]
             changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
             words = f"is there with other settings ({', '.join(changed)})"
             if made.version != version:
-                words = f"is there in version {made.version}, and this is version {version}"
+                words = f"is there as another version made it ({made.version}, now {version})"
             elif made.fits(run, new):
                 print(f"{job.name:<14}is there already")
                 continue

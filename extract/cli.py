@@ -213,6 +213,8 @@ def _announce(plan: Plan, shards: Shards, *, virtual: bool) -> None:
     print(f"image  {square_words(plan.info.model['config'])}")
     labels = f"{len(source.tasks)} tasks" if source.tasks else "no labels, so nothing to probe"
     print(f"data   {source.name} {source.split}: {plan.shape.images} images, {labels}")
+    if plan.settings.data == "scenes" and Path("scenes").is_dir():
+        print("       these are the built-in scenes; the folder `scenes` here is --data ./scenes")
     for line in _data_words(source):
         print(f"       {line}")
     done = shards.images(shards.finished())

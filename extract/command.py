@@ -37,7 +37,7 @@ def main(
     interrupted: str,
 ) -> int:
     """Runs a command; gives its exit status: that of `work` (None: 0), 2 for what the user can mend, 130 on Ctrl-C and
-    143 on SIGTERM, with the words of the exception or those in `interrupted`.
+    143 on SIGTERM, with the words of the exception or those in `interrupted`, 141 where the output is not read on.
 
     `parse`: the dataclass of its settings, or a function that makes them from the arguments.
     """
@@ -48,6 +48,9 @@ def main(
     except UserError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read the output has enough, as `head` does; nothing is left to be flushed to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt as stop:
         print(f"{prog}: interrupted; {stop.args[0] if stop.args else interrupted}", file=sys.stderr)
         return 143 if isinstance(stop, _Terminated) else 130

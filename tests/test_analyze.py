@@ -519,7 +519,7 @@ def test_sections_of_an_older_version_are_made_anew(folder: Path, capsys: Any) -
     assert [job.name for job in cli._missing(jobs, path, of)] == list(names)
     said = capsys.readouterr().out
     for name, there, here in (("attention", 0, Attention.VERSION), ("map", Map.VERSION + 1, Map.VERSION)):
-        assert f"{name:<14}is there in version {there}, and this is version {here}: made anew in its place" in said
+        assert f"{name:<14}is there as another version made it ({there}, now {here}): made anew in its place" in said
 
 
 def test_another_run_of_the_same_name(folder: Path, capsys: Any) -> None:

@@ -357,6 +357,30 @@ def test_help_imports_nothing_heavy() -> None:
     assert result.stdout.strip() == "[]"
 
 
+def test_a_reader_that_has_enough_gets_no_traceback() -> None:
+    """As `htc-info RUN | head` is: the pipe is closed before anything is written."""
+    code = (
+        "import sys\nfrom htc_probe.extract import command\n"
+        "def work(_):\n    for _ in range(10000):\n        print('a line')\n"
+        "sys.exit(command.main('htc-x', lambda _: None, work, [], interrupted=''))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 141
+
+
+def test_a_folder_of_the_name_of_the_built_in_scenes_is_spoken_of(
+    model: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--model", str(model), "--limit", "2", "--out", "run.h5"]
+    assert main(arguments) == 0 and "./scenes" not in capsys.readouterr().out
+    (tmp_path / "scenes").mkdir()
+    assert main([*arguments[:-1], "again.h5"]) == 0
+    assert "the folder `scenes` here is --data ./scenes" in capsys.readouterr().out
+
+
 def test_unknown_flags_are_errors() -> None:
     with pytest.raises(SystemExit) as stop:
         main(["--modle", "x"])

@@ -70,29 +70,47 @@ class Attention(Record):
     VERSION = 1
 
     images: int
+    """Of the run, N."""
     patch_mass: Levels
+    """Share of the attention on the patches, 0 to 1; all keys together get 1."""
     voco_mass: Levels
+    """On `<voco>` itself."""
     text_mass: Levels | None = None
+    """On the text before the image."""
     anchor_mass: Levels | None = None
+    """On the anchors."""
     anchor_mass_each: LevelsEach | None = None
+    """On each of them."""
     anchor_share: Levels | None = None
+    """Anchors in what all hybrid tokens get, 0 to 1."""
     anchor_lift: Levels | None = None
+    """That share in terms of the anchors' share of the hybrid tokens: 1 where attention is even."""
     top_patches_mass: Levels | None = None
+    """On the A most attended patches, chosen anew in each row, which favours them."""
     anchor_minus_top: Levels | None = None
+    """`anchor_mass` minus `top_patches_mass`."""
     anchor_above_patch: Levels | None = None
+    """How likely an anchor gets more than a patch, 0 to 1; 0.5 by chance."""
     first_lift: Levels
+    """As `anchor_lift`, of the first 4 hybrid tokens, whatever they are."""
     entropy_bits: Levels
+    """Entropy of a row in bits, 0 to log2(S)."""
     effective_keys: Levels
+    """2 to the power of it, 1 to S."""
     top_10: Levels
+    """Share of the most attended 10 % of patches in what all patches get."""
     patch_gini: Levels
+    """Gini coefficient over patches: 0 where all get the same."""
     anchor_head: Annotated[np.ndarray, "L H int"] | None = None
     """1 where the anchors' lift is above 1 (max-T over all heads at 5 %)."""
     anchor_heads: int | None = None
     """Their number."""
     mean_attention: Annotated[np.ndarray, "L H S"]
+    """Over images; a row sums to 1."""
     paired_images: int | None = None
     """Images that a second run has as well; None without one."""
     difference: Differences | None = None
+    """This run minus the second one."""
 
 
 class Contributions(Record):

@@ -480,7 +480,8 @@ for topology in ("star", "full"):
             assert isinstance(b, DTensor), name
             if a.requires_grad:
                 torch.testing.assert_close(b.grad.full_tensor(), a.grad, rtol=1e-4, atol=1e-6, msg=name)
-print("sharded equals plain")
+print("sharded equals plain", flush=True)
+dist.destroy_process_group()
 """
 
 

@@ -234,7 +234,7 @@ PEAK = textwrap.dedent(
     """
     import resource, sys
     import numpy as np, torch
-    from htc_probe.probes.solvers import survey
+    from htc_probe.probes.solvers import survey as stream
     from htc_probe.probes.solvers.problems import Target
     from htc_probe.probes.solvers.lbfgs import StreamedPath
 

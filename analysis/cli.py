@@ -121,10 +121,10 @@ def analyze(config: AnalyzeConfig) -> None:
         if config.analyses:
             jobs = [job for job in jobs if job.name in config.analyses]
         print(f"{path}: {len(run)} images of {run.info.dataset} {run.info.split}, {run.info.model.get('name')}")
-        todo = _missing(jobs, out, results.identity(run))
+        pending = _missing(jobs, out, results.identity(run))
         inputs = _Inputs(config, run, against, probes)
-        _find_model(inputs, todo, probes_path)
-        for job in todo:
+        _find_model(inputs, pending, probes_path)
+        for job in pending:
             try:
                 _make(job, inputs, out)
             except UserError as error:
@@ -215,11 +215,11 @@ def _missing(jobs: Sequence[_Job], out: Path, run: dict[str, Any]) -> list[_Job]
     return missing
 
 
-def _find_model(inputs: _Inputs, todo: Sequence[_Job], probes: Path | None) -> None:
+def _find_model(inputs: _Inputs, pending: Sequence[_Job], probes: Path | None) -> None:
     """Where the model is, where one is needed; before the first analysis, so that a mistake is told at once."""
     from htc_probe.extract import again
 
-    need = [job.name for job in todo if job.needs_model]
+    need = [job.name for job in pending if job.needs_model]
     if not need:
         return
     command.quiet_transformers()
@@ -230,7 +230,7 @@ def _find_model(inputs: _Inputs, todo: Sequence[_Job], probes: Path | None) -> N
     model, place = inputs.run.info.model, inputs.place
     words = f"{model.get('name')} {model['sha256'][:8]}, {place.dtype} on {place.device}"
     print(f"model         {words}, for {', '.join(need)}")
-    follow = [job.name for job in todo if "probes" in job.settings]
+    follow = [job.name for job in pending if "probes" in job.settings]
     if follow:
         words = f"none beside the run, for {', '.join(follow)}; htc-probe makes them" if probes is None else str(probes)
         print(f"probes        {words}", flush=True)

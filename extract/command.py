@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
@@ -44,16 +45,28 @@ def main(
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
         config = tyro.cli(parse, prog=prog, args=arguments) if isinstance(parse, type) else parse(arguments)
-        return work(config) or 0
+        status = work(config) or 0
+        sys.stdout.flush()  # at exit it would be too late to answer a closed pipe
+        return status
     except UserError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # whoever read the output has enough, as `head` does; nothing is left to be flushed to it
+    except BrokenPipeError:
+        if not _is_closed(sys.stdout.fileno()):
+            raise  # another pipe, such as that of a process that died
+        # Whoever read the output has enough, as `head` does; what is left goes nowhere, without an error at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt as stop:
         print(f"{prog}: interrupted; {stop.args[0] if stop.args else interrupted}", file=sys.stderr)
         return 143 if isinstance(stop, _Terminated) else 130
+
+
+def _is_closed(pipe: int) -> bool:
+    """Whether nobody reads what is written to it."""
+    poll = select.poll()
+    poll.register(pipe, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 @contextlib.contextmanager

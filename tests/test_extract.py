@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from htc_probe.extract import models
 from htc_probe.extract.capture import capture, run_shape
 from htc_probe.extract.cli import main
+from htc_probe.extract.command import main as run_command
 from htc_probe.extract.command import parse_layers
 from htc_probe.extract.data import open_source, scenes
 from htc_probe.extract.errors import UserError
@@ -357,17 +358,26 @@ def test_help_imports_nothing_heavy() -> None:
     assert result.stdout.strip() == "[]"
 
 
-def test_a_reader_that_has_enough_gets_no_traceback() -> None:
+@pytest.mark.parametrize("lines", [1, 10_000])  # that wait in the buffer until the end, and that do not
+def test_a_reader_that_has_enough_gets_no_traceback(lines: int) -> None:
     """As `htc-info RUN | head` is: the pipe is closed before anything is written."""
     code = (
         "import sys\nfrom htc_probe.extract import command\n"
-        "def work(_):\n    for _ in range(10000):\n        print('a line')\n"
+        f"def work(_):\n    for _ in range({lines}):\n        print('a line')\n"
         "sys.exit(command.main('htc-x', lambda _: None, work, [], interrupted=''))\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b"" and process.wait() == 141
+
+
+def test_a_broken_pipe_that_is_not_the_output_is_not_hidden(capfd: Any) -> None:
+    def work(_: object) -> None:
+        raise BrokenPipeError("of a process that died")
+
+    with pytest.raises(BrokenPipeError, match="that died"):
+        run_command("htc-x", lambda _: None, work, [], interrupted="")
 
 
 def test_a_folder_of_the_name_of_the_built_in_scenes_is_spoken_of(

@@ -8,51 +8,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from htc_probe.extract.vlm import invariants, star
-from htc_probe.extract.vlm.config import HTCConfig
 from htc_probe.extract.vlm.invariants import InvariantError, check_invariants
 from htc_probe.extract.vlm.model import HTCVLM, Hybrid
+from made.models import SIZE, small_model
 
-SIZE = 16
 PIXELS = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
 honest_compress = star.compress
-
-
-def small_model(cls: type[HTCVLM] = HTCVLM, **settings: Any) -> HTCVLM:
-    torch.manual_seed(0)
-    config = HTCConfig(
-        vision_config={
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "image_size": SIZE,
-            "patch_size": 4,
-        },
-        text_config={
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "vocab_size": 30,
-            "max_position_embeddings": 64,
-        },
-        mgvq={
-            "widths": (16, 32, 32),
-            "depths": (0, 1, 1),
-            "groups": 4,
-            "codebook_size": 64,
-            "latent_channels": 16,
-            "attention_stages": 1,
-            "head_dim": 16,
-        },
-        **settings,
-    )
-    model = cls(config).eval()
-    for parameter in [*model.language_model.parameters(), *model.patch_projector.parameters()]:
-        if parameter.ndim == 2:
-            parameter.data.mul_(5)
-    return model
 
 
 def parts(model: HTCVLM) -> tuple[Tensor, Tensor]:

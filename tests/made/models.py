@@ -1,5 +1,7 @@
 """Small HTC-VLMs of random weights, and texts for one. Knows the model; not files."""
 
+from typing import Any
+
 import torch
 
 from htc_probe.extract.vlm.config import HTCConfig
@@ -8,7 +10,7 @@ from htc_probe.extract.vlm.model import HTCVLM
 SIZE, LAYERS = 16, 3
 
 
-def small_model() -> HTCVLM:
+def small_model(kind: type[HTCVLM] = HTCVLM, **settings: Any) -> HTCVLM:
     torch.manual_seed(0)
     config = HTCConfig(
         vision_config={
@@ -37,8 +39,9 @@ def small_model() -> HTCVLM:
             "attention_stages": 1,
             "head_dim": 16,
         },
+        **settings,
     )
-    model = HTCVLM(config).eval()
+    model = kind(config).eval()
     for parameter in [*model.language_model.parameters(), *model.patch_projector.parameters()]:
         if parameter.ndim == 2:
             parameter.data.mul_(5)  # otherwise attention is uniform, and errors in it do not show

@@ -34,6 +34,8 @@ class Made(NamedTuple):
 
     figure: str
     """JSON."""
+    height: int
+    """In pixels."""
     words: str
     """Its title and what is under it."""
 
@@ -55,7 +57,7 @@ def _made(name: str, arguments: bytes, _make: Callable[..., go.Figure | None]) -
         return None
     figure.layout.template = None  # the page's is put in its place
     title = figure.layout.title
-    return Made(figure.to_json(), re.sub(r"<[^>]*>", " ", f"{title.text}; {title.subtitle.text}"))
+    return Made(figure.to_json(), figure.layout.height, re.sub(r"<[^>]*>", " ", f"{title.text}; {title.subtitle.text}"))
 
 
 def draw(
@@ -74,7 +76,8 @@ def draw(
         "format": st.session_state.get("format", "PNG").lower(),
     }
     on_click, on_area = on_click or _nothing, on_area or _nothing
-    _component(key=key, data=data, on_clicked_change=on_click, on_area_change=on_area)
+    # Its place is kept before it is there: while a page fills up, charts from below would come into sight and be drawn.
+    _component(key=key, data=data, height=figure.height, on_clicked_change=on_click, on_area_change=on_area)
 
 
 def _nothing() -> None:

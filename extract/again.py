@@ -142,11 +142,17 @@ class Chosen:
         )
 
 
+def order(images: int, seed: int) -> np.ndarray:
+    """(images,) rows of a run in the order in which analyses take them: the first image, which the dashboard opens
+    with, then the others at random. Who takes the first k, also of those that pass a filter, has samples of which a
+    larger one holds the smaller ones.
+    """
+    return np.concatenate([np.arange(min(images, 1)), 1 + np.random.default_rng(seed).permutation(max(images - 1, 0))])
+
+
 def sample(run: Run, count: int, seed: int) -> np.ndarray:
-    """(min(count, N),) rows of the run in ascending order, drawn without replacement; all when there are no more."""
-    if count >= len(run):
-        return np.arange(len(run))
-    return np.sort(np.random.default_rng(seed).choice(len(run), count, replace=False))
+    """(min(count, N),) ascending rows of the run, the first of `order`."""
+    return np.sort(order(len(run), seed)[:count])
 
 
 def images(run: Run, model: HTCVLM, rows: Sequence[int] | np.ndarray) -> Iterator[Prepared]:
@@ -215,7 +221,7 @@ class Sample(NamedTuple):
 
 
 def take(model: HTCVLM, run: Run, limit: int, seed: int) -> Sample:
-    """`limit` images of the run, drawn at random; all where it has no more.
+    """`limit` images of the run, see `sample`; all where it has no more.
 
     Raises UserError where the model is of another shape than the run's, or an image is not what the run says.
     """

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from htc_probe.analysis import cli, records, results, sentences, tables
+from htc_probe.analysis.causes import mixing
 from htc_probe.analysis.cli import AnalyzeConfig, main
 from htc_probe.analysis.records import Record
 from htc_probe.analysis.sections import Attention, Interchange, Knockouts, Map, Reading, Sections
@@ -476,8 +478,12 @@ def test_all_analyses_and_what_they_say(folder: Path, made: Path, capsys: Any) -
     assert knockouts.probes == ["category", "texture"]
     assert settings["images"] == 6 and len(settings["probes"]) == 64
     assert found.made["interchange"].settings["pairs"] == 12
-    latents = found_in(folder).map
+    latents, pictures, handed = found_in(folder).map, found_in(folder).reconstruct, found_in(folder).contributions
     assert latents is not None and latents.map_of[0] == "z_voco"
+    assert pictures is not None and handed is not None
+    with open_run(folder / "run.h5") as run:  # no page opens on an image that was not looked at
+        assert {found.images[0] for found in (knockouts, interchange, pictures, handed)} == {run.ids()[0]}
+        assert latents.place(0) == 0 and interchange.partner[0] >= 0
     assert attention.anchor_lift is not None
     lift = attention.anchor_lift.overall.only.estimate
     assert f"{lift:.2f}" in said.out
@@ -622,12 +628,27 @@ def test_a_folder_called_scenes_is_not_of_the_built_in_scenes(tmp_path: Path) ->
         assert again.take(models.load_from(again.find_model(run)), run, 2, 0).texts is None
 
 
-def test_samples_are_the_run_s_rows(made: Path) -> None:
+def test_a_larger_sample_holds_the_smaller_ones(made: Path) -> None:
+    """And any the image that the dashboard opens with; also where some images are left out."""
     with open_run(made / "run.h5") as run:
-        np.testing.assert_array_equal(again.sample(run, 99, 0), np.arange(IMAGES))
-        some = again.sample(run, 7, 0)
-        assert len(set(some.tolist())) == 7 and sorted(some) == list(some)
-        np.testing.assert_array_equal(some, again.sample(run, 7, 0))
+        last: set[int] = {0}
+        for count in range(1, IMAGES + 3):
+            some = again.sample(run, count, 0)
+            assert len(some) == min(count, IMAGES) and (np.diff(some) > 0).all() and last <= set(some.tolist())
+            last = set(some.tolist())
+        assert last == set(range(IMAGES))
+        np.testing.assert_array_equal(again.sample(run, 7, 0), again.sample(run, 7, 0))
+        assert len({tuple(again.sample(run, 7, seed)) for seed in range(9)}) > 5
+    for images in (0, 1, 2, 50):
+        order = again.order(images, 3)
+        np.testing.assert_array_equal(np.sort(order), np.arange(images))
+        assert not images or order[0] == 0
+    counts = np.bincount([again.order(5, seed)[1] for seed in range(400)], minlength=5)
+    assert counts[0] == 0 and counts[1:].min() > 60, "the others are drawn evenly"
+    groups = [f"g{number % 17}" for number in range(50)]
+    taken = [mixing.one_a_group(groups, most, 3).tolist() for most in range(1, 19)]
+    for smaller, larger in itertools.pairwise(taken):
+        assert 0 in smaller and set(smaller) <= set(larger)
 
 
 def test_ctrl_c_keeps_what_is_finished(folder: Path, monkeypatch: Any, capsys: Any) -> None:

@@ -61,8 +61,7 @@ def analyse(
         raise UserError(f"nothing can be read from mixed images of {run.path.name}: {why_no_probes}; {why_no_answers}")
 
     source = again.open_images(run, model.config.image_size) if source is None else source
-    rng = np.random.default_rng(seed)
-    chosen = mixing.one_a_group(run.groups(), pairs, rng)
+    chosen = mixing.one_a_group(run.groups(), pairs, seed)
     if len(chosen) < 4:
         raise UserError(f"{run.path.name} has images of {len(chosen)} groups, too few to mix; extract 4 or more")
     whole = mixing.all_factors(run, source, chosen, asks)
@@ -70,14 +69,14 @@ def analyse(
     if again.is_scenes(run):
         single = list(mixing.changed_scenes(model, run, chosen, whole.partner, most, asks))
     else:
-        single = list(mixing.matched(run, source, most, rng))
+        single = list(mixing.matched(run, source, most, seed))
     designs = [whole, *(design for design in single if _true_values(run.tasks, design, readable))]
     alike = _alike(run.tasks, whole)
     each: Readouts | None = None
     shares, numbers = following.Table(), following.Table()
     total = sum(len(design.partner) + int((design.partner >= 0).sum()) for design in designs)
     total += 4 * len(whole.partner) + int((alike >= 0).sum())
-    direct = model.direct_products()
+    direct, rng = model.direct_products(), np.random.default_rng(seed)
     done = 0
     for design in designs:
         tokens = mixing.encode(model, design.images)

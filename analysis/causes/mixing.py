@@ -72,9 +72,9 @@ class Design(NamedTuple):
 # ---- which images
 
 
-def one_a_group(groups: Sequence[str], most: int, rng: np.random.Generator) -> np.ndarray:
-    """Ascending numbers of at most `most` images drawn at random, no two of one group."""
-    order = rng.permutation(len(groups))
+def one_a_group(groups: Sequence[str], most: int, seed: int) -> np.ndarray:
+    """Ascending numbers of at most `most` images, no two of one group: those that come first in `again.order`."""
+    order = again.order(len(groups), seed)
     _, first = np.unique(np.asarray(groups, dtype=str)[order], return_index=True)
     return np.sort(order[np.sort(first)[:most]])
 
@@ -141,9 +141,9 @@ def changed_scenes(
         yield Design(factor, drawn, told.labels, answers, partners, scene_questions.FACTORS[factor])
 
 
-def matched(run: Run, source: Source, most: int, rng: np.random.Generator) -> Iterator[Design]:
+def matched(run: Run, source: Source, most: int, seed: int) -> Iterator[Design]:
     """By task, at most `most` couples of images that differ in it and, as far as the run knows, in nothing else."""
-    rows = one_a_group(run.groups(), len(run), rng)
+    rows = one_a_group(run.groups(), len(run), seed)
     labels = {task.name: run.labels(task.name)[rows] for task in run.tasks}
     for task in run.tasks if len(run.tasks) > 1 else ():
         own = labels[task.name].reshape(len(rows), -1)

@@ -31,8 +31,8 @@ _LEAST_ERROR = 1 / 6
 def analyse(
     model: HTCVLM, run: Run, *, limit: int, seed: int, on_images: Callable[[int], object] = lambda done: None
 ) -> Reconstruct:
-    """Pictures of the codes of `limit` images of the run, drawn at random, at the size of its thumbnails (96 x 96), and
-    their distance from these. `on_images` is told after each batch how many are done.
+    """Pictures of the codes of `limit` images of the run (see `again.sample`), at the size of its thumbnails (96 x 96),
+    and their distance from these. `on_images` is told after each batch how many are done.
 
     Raises UserError where the run has no codes, or the model cannot decode them.
     """

@@ -116,7 +116,8 @@ class Attention(Record):
 class Contributions(Record):
     """What every token hands over to `<voco>` on N images, see `attention.updates`."""
 
-    VERSION = 1
+    VERSION = 2
+    """1: of images that were not in the order of `again.order`."""
 
     images: Annotated[list[str], "N"]
     """Their ids."""

@@ -19,8 +19,10 @@ class Knockouts(Record):
     about answers is missing where the data ask nothing, and what is about probes without probes.
     """
 
-    VERSION = 2
-    """1: ranked effects on answers by a layer that no text reads, and sampled orders of players."""
+    VERSION = 3
+    """1: ranked effects on answers by a layer that no text reads, and sampled orders of players. 2: of images that were
+    not in the order of `again.order`.
+    """
 
     images: Annotated[list[str], "N"]
     groups: Annotated[list[str], "N"]
@@ -126,8 +128,8 @@ class Interchange(Record):
     n images.
     """
 
-    VERSION = 2
-    """1: did not keep what was read of single images."""
+    VERSION = 3
+    """1: did not keep what was read of single images. 2: of images that were not in the order of `again.order`."""
 
     task: Annotated[list[str], "K"]
     """ "" for the mean of a suite's tasks that have a case, each counted once."""

@@ -16,7 +16,8 @@ from htc_probe.analysis.stats.draws import Intervals
 class Reconstruct(Record):
     """What the codes hold of an image: pictures that MGVQ's decoder makes of the codes of N images."""
 
-    VERSION = 1
+    VERSION = 2
+    """1: of images that were not in the order of `again.order`."""
 
     images: Annotated[list[str], "N"]
     """Their ids."""
@@ -150,7 +151,8 @@ class Reading(Record):
     v_d, v_pooled.
     """
 
-    VERSION = 1
+    VERSION = 2
+    """1: of images that were not in the order of `again.order`."""
 
     images: int
     representations: Annotated[list[str], "R"]
@@ -177,7 +179,8 @@ class Reading(Record):
 class Map(Record):
     """Maps of n images under M representations, in two dimensions, and how far to trust them."""
 
-    VERSION = 1
+    VERSION = 2
+    """1: of images that were not in the order of `again.order`."""
 
     map_of: Annotated[list[str], "M"]
     rows: Annotated[np.ndarray, "n int"]

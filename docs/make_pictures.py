@@ -58,7 +58,7 @@ def lasso(page: Tab) -> None:
     for corner in [*corners[1:], corners[0]]:
         page.page.mouse.move(*corner, steps=4)
     page.page.mouse.up()
-    page.page.get_by_text("selected on the map").wait_for()
+    page.page.get_by_text("selected: pages show these").wait_for()
 
 
 def cell(page: Tab) -> None:

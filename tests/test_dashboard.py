@@ -223,12 +223,12 @@ def test_next_and_previous_walk_through_the_images(run_file: Path, open_app) -> 
         assert app.number_input(key="image").value == there
     assert image.min == 1 and image.max == 4
 
-    app.session_state["chosen"] = (0, 3)
+    app.query_params["selection"] = "1_4"
     press(app, "Next")
     assert app.number_input(key="image").value == 4
     press(app, "Previous")
     assert app.number_input(key="image").value == 1
-    press(app, "Select all images again")
+    press(app, "Clear selection")
     press(app, "Next")
     assert app.number_input(key="image").value == 2
 
@@ -253,11 +253,28 @@ def test_runs_of_another_length_keep_the_selection_they_have(tmp_path: Path, ope
     long, short = write_run(tmp_path / "long.h5", 4), write_run(tmp_path / "short.h5", 2)
     app = open_app(long, short, page="Attention")
     app.number_input(key="image").set_value(4).run()
-    app.session_state["chosen"] = (1, 3)
+    app.query_params["selection"] = "2_4"
     app.selectbox(key="run").set_value("short").run()
     assert not app.exception
     assert "Image 2 of 2" in [header.value for header in app.header]
-    assert any("1 image selected" in caption.value for caption in app.caption)
+    assert any("1 image is selected" in caption.value for caption in app.caption)
+
+
+def test_the_selection_is_that_of_the_address(run_file: Path, open_app) -> None:
+    app = open_app(run_file, selection="2-3_9", page="Attention")
+    assert any("2 images are selected" in caption.value for caption in app.caption)
+    assert r"1 of the 3 selected images are not in this run\; the others are shown" in app.warning[0].value
+    press(app, "Clear selection")
+    assert "selection" not in app.query_params and not app.warning
+
+
+@pytest.mark.parametrize("text", ["x", "0", "3-1", "1--2", "1.5", "~", "~x", "~~0", "~~" + "0" * 32, "٣", "1" * 40])
+def test_an_address_whose_selection_cannot_be_read_shows_all_images(run_file: Path, open_app, text: str) -> None:
+    app = open_app(run_file, selection=text)
+    assert not app.exception and not app.error
+    assert "All images are shown" in app.warning[0].value
+    press(app, "Clear selection")
+    assert not app.warning
 
 
 def test_a_run_that_vanishes_while_open(tmp_path: Path, open_app) -> None:

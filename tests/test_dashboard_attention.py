@@ -310,17 +310,17 @@ def test_the_images_of_figure_3_are_the_users_choice(run_file: Path, open_app: A
     assert shown(app) == [str(number) for number in range(3, 19)]
     app.number_input(key="image").set_value(20).run()
     assert shown(app) == [str(number) for number in range(5, 21)]
-    app.session_state["chosen"] = (1, 7)
+    app.query_params["selection"] = "2_8"
     app.run()
     app.segmented_control(key="figure3").set_value("Selected").run()
     assert shown(app) == ["2", "8"]
-    press(app, "Select all images again")
+    press(app, "Clear selection")
     assert not app.exception and shown(app) == [str(number) for number in range(1, 17)]
 
 
 def test_averages_are_over_the_selected_images(analysed: Path, open_app: Any) -> None:
     app = open_app(analysed, page=PAGE, layer="1", head="2")
-    app.session_state["chosen"] = (2, 3, 11)
+    app.query_params["selection"] = "3_4_12"
     app.run()
     assert not app.exception
     found, attention = charts(app), read(analysed)[[2, 3, 11]]

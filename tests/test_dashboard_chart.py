@@ -143,11 +143,11 @@ def test_clicks_are_told_each_time_and_with_shift_together(tmp_path: Path, chrom
         sidebar = page.locator('[data-testid="stSidebar"]')
         (x, n), (other, m) = bars[0], bars[-1]
         shown.click_at("distribution", x, n / 2)
-        assert f"{n} image" in sidebar.inner_text() and "selected on the map" in sidebar.inner_text()
+        assert f"{n} image" in sidebar.inner_text() and "selected: pages show these" in sidebar.inner_text()
         page.keyboard.down("Shift")
         shown.click_at("distribution", other, m / 2)
         page.keyboard.up("Shift")
-        assert f"{n + m} images selected" in sidebar.inner_text()
+        assert f"{n + m} images are selected" in sidebar.inner_text()
         shown.click_at("distribution", other, m / 2)
         assert f"{m} image" in sidebar.inner_text()
         shown.check()

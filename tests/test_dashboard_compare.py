@@ -435,7 +435,7 @@ def test_attention_of_two_runs_as_differences(folder: Path, open_app: Any) -> No
     app.selectbox(key="layer").set_value("2").run()
     assert not app.exception
     assert "layer 2, mean over heads" in charts(app)["compare_patches"]["layout"]["title"]["subtitle"]["text"]
-    app.session_state["chosen"] = (1, 2, 3)
+    app.query_params["selection"] = "2_3_4"
     app.run()
     assert not app.exception and "3 images among those selected are in both" in words(app)
 
@@ -495,7 +495,7 @@ def test_probes_are_paired_by_image(folder: Path, open_app: Any) -> None:
     shown = [option.content.replace("\\", "") for option in which.proto.options]
     assert shown == ["only more (12)", "only less (0)", "both (24)", "neither (4)"]
     press(app, "Select all 12 of them")
-    assert app.session_state["chosen"] == tuple(range(24, 36))
+    assert app.query_params["selection"] == "25-36"
     app.session_state["versus"] = "Retention"
     app.run()
     assert not app.exception and set(app.dataframe[0].value["compared"]) == {"as independent"}

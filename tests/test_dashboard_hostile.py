@@ -431,7 +431,7 @@ QUERIES: tuple[dict[str, Any], ...] = (
     {"run": "/etc/passwd", "image": "1e9", "layer": EVIL[0], "page": "../x"},
     {"run": "elsewhere", "image": "abc", "head": -3, "page": "Codes", "code": -1, "codegroup": 99},
     {"run": "good", "image": 10**30, "page": "Codes", "code": "1e99", "codetask": EVIL[1], "codegroup": EVIL[2]},
-    {"run": "good.h5", "chosen": "[1]", "page": "Compare", "other": "../elsewhere", "against": "/etc/passwd"},
+    {"run": "good.h5", "selection": "[1]", "page": "Compare", "other": "../elsewhere", "against": "/etc/passwd"},
 )
 
 

@@ -264,12 +264,14 @@ def shown(app: Any, title: str) -> dict[int, float]:
 
 
 def test_the_selection_is_shown_page_by_page(run_file: Path, open_app: Any) -> None:
-    app = page(open_app, run_file, chosen=tuple(range(0, N, 1)))
+    app = page(open_app, run_file)
+    app.query_params["selection"] = f"1-{N}"
+    app.run()
     assert [item["row"] for item in galleries(app)["map_chosen"]] == list(range(24))
     app.session_state["map_page"] = 2
     app.run()
     assert [item["row"] for item in galleries(app)["map_chosen"]] == list(range(24, N))
-    app.session_state["chosen"] = (5, 7)
+    app.query_params["selection"] = "6_8"
     app.run()
     assert not app.exception and [item["row"] for item in galleries(app)["map_chosen"]] == [5, 7]
     assert sum(len(trace.get("selectedpoints", [])) for trace in charts(app)["map"]["data"][:-2]) == 2
@@ -360,7 +362,7 @@ def test_hover_click_lasso_and_gallery(run_file: Path, chromium: Any) -> None:
             page.mouse.move(*shown.place("map", *corner), steps=2)
         page.mouse.up()
         sidebar = """document.querySelector('[data-testid="stSidebar"]').innerText"""
-        wait(f"{sidebar}.includes('20 images selected on the map')")
+        wait(f"{sidebar}.includes('20 images are selected')")
         selected = chart.evaluate("plot => plot._fullData.slice(0, -2).map(trace => trace.selectedpoints?.length ?? 0)")
         assert sum(selected) == 20
 
@@ -371,5 +373,5 @@ def test_hover_click_lasso_and_gallery(run_file: Path, chromium: Any) -> None:
         wait("location.search.includes('image=7')")
         page.mouse.move(*shown.place("map", 3.0, 0.5))
         page.mouse.dblclick(*shown.place("map", 3.0, 0.0))
-        wait(f"!{sidebar}.includes('selected on the map')")
+        wait(f"!{sidebar}.includes('selected: pages')")
         shown.check()

@@ -288,12 +288,12 @@ def test_labels_and_numbers(run_file: Path, open_app) -> None:
 
 def test_a_selection_narrows_the_images_and_is_made_of_them(run_file: Path, open_app) -> None:
     app = open_app(run_file, **IMAGES)
-    app.session_state["chosen"] = (4, 5, 7, 8)
+    app.query_params["selection"] = "5_6_8_9"
     app.run()
     assert "4 selected held-out images" in charts(app)["probe_confusion"]["layout"]["title"]["subtitle"]["text"]
     assert [picture["row"] for picture in pictures(app)] == [4, 5]
     next(button for button in app.button if button.label.startswith("Select these 2")).click().run()
-    assert app.session_state["chosen"] == (4, 5)
+    assert app.query_params["selection"] == "5-6"
 
 
 def test_predictions_that_are_missing_stale_or_damaged_are_told(run_file: Path, open_app) -> None:

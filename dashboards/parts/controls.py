@@ -1,8 +1,8 @@
 """The sidebar, and what every page is made of: charts, tables, captions, and words for what is not there.
 
 Knows Streamlit and names; reads no run and makes no figure. What is chosen stays chosen when another run is picked, as
-far as the other run has it, so that runs can be compared; run, page, image, layer and head are in the address, which
-can be shared.
+far as the other run has it, so that runs can be compared; run, page, image, layer, head and the selection are in the
+address, which can be shared.
 """
 
 import contextlib
@@ -10,12 +10,14 @@ import functools
 import logging
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec
 
 import streamlit as st
 
+from htc_probe.dashboards import selections
+from htc_probe.dashboards.data import kept
 from htc_probe.dashboards.parts.chart import points
 from htc_probe.dashboards.runs import RunFile
 from htc_probe.extract.errors import UserError
@@ -23,6 +25,7 @@ from htc_probe.extract.store import RunShape
 
 _LOG = logging.getLogger(__name__)
 P = ParamSpec("P")
+_MOST_HELD = 50  # selections that no address can hold
 
 
 class Selection(NamedTuple):
@@ -37,7 +40,7 @@ class Selection(NamedTuple):
     log: bool
     """Draw shares on a logarithmic axis."""
     chosen: tuple[int, ...] = ()
-    """Rows that were selected on the map, ascending; () is all images."""
+    """Rows of the selected images, ascending; () is all images."""
 
     @property
     def words(self) -> str:
@@ -131,12 +134,15 @@ def choose_attention(shape: RunShape) -> tuple[int | None, int | None]:
     return chosen[0], chosen[1]
 
 
-def show_chosen(chosen: Sequence[int]) -> None:
-    """Says how many images are selected on the map, and offers to let go of them."""
+def show_chosen(chosen: Sequence[int], doubt: str) -> None:
+    """Says how many images are selected and what of the address could not be followed, and offers to let go of it."""
     if chosen:
-        images = "1 image" if len(chosen) == 1 else f"{len(chosen):,} images"
-        st.caption(f"{images} selected on the map: Next and Previous stay among them.")
-        st.button("Select all images again", on_click=choose, args=((),), width="stretch")
+        images = "1 image is" if len(chosen) == 1 else f"{len(chosen):,} images are"
+        st.caption(f"{images} selected: pages show these, and Next and Previous stay among them.")
+    if doubt:
+        st.warning(plain(doubt))
+    if chosen or doubt:
+        st.button("Clear selection", on_click=choose, args=((),), width="stretch")
 
 
 def choose_format() -> None:
@@ -147,14 +153,52 @@ def choose_format() -> None:
 # ---- what a click does
 
 
-def choose(rows: Sequence[int]) -> None:
-    """Selects images; () selects all. To be called from a callback: the pages are drawn after it."""
-    st.session_state["chosen"] = tuple(sorted(set(map(int, rows))))
+def choose(rows: Iterable[int]) -> None:
+    """Selects images, on all pages and in the address; () selects all. Everything that selects images calls this. To be
+    called from a callback: the pages are drawn after it.
+    """
+    rows = tuple(map(int, rows))
+    text = selections.encode(rows)
+    if selections.is_fingerprint(text):
+        held = _held()
+        held[text] = rows
+        for oldest in list(held)[:-_MOST_HELD]:
+            del held[oldest]
+    if text:
+        st.query_params["selection"] = text
+    else:
+        st.query_params.pop("selection", None)
 
 
-def chosen(images: int) -> tuple[int, ...]:
-    """Those that this run has of the images that are selected."""
-    return tuple(row for row in st.session_state.get("chosen", ()) if row < images)
+def chosen(images: int) -> tuple[tuple[int, ...], str]:
+    """Those of the selected images that a run of so many has, ascending, and what of the address cannot be followed, in
+    words. () is all images.
+    """
+    text = st.query_params.get("selection", "")
+    if selections.is_fingerprint(text):
+        if text not in _held():
+            return (), (
+                "The address names a selection that was too large to stand in it, and this dashboard was started anew "
+                "since. All images are shown."
+            )
+        text_rows = _held()[text]
+        rows = tuple(row for row in sorted(text_rows) if row < images)
+        beyond = len(text_rows) - len(rows)
+    else:
+        try:
+            rows, beyond = selections.decode(text, images)
+        except UserError as error:
+            return (), f"{error}. All images are shown."
+    if not beyond:
+        return rows, ""
+    shown = "the others are shown" if rows else "all images are shown"
+    return rows, f"{beyond:,} of the {beyond + len(rows):,} selected images are not in this run; {shown}."
+
+
+@kept(1)
+def _held() -> dict[str, tuple[int, ...]]:
+    """Selections that no address can hold, by what stands there."""
+    return {}
 
 
 def go_to_image(row: int) -> None:

@@ -1,6 +1,6 @@
 """What <voco> looked at: over many images, in the paper's Figure 3, and in one image.
 
-Lays out; reads through data, draws by figures. All images are those that are selected on the map where there are some.
+Lays out; reads through data, draws by figures. All images are the selected ones where there are some.
 """
 
 from functools import partial

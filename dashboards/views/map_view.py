@@ -293,11 +293,11 @@ def _selection(view: View, coloured: _Coloured) -> None:
     if not len(chosen):
         st.caption("No images are selected: draw a lasso or a box on the map. The other pages then show these images.")
         return
-    words, button = st.columns([3, 1], vertical_alignment="center")
+    words, button = st.columns([3, 2], vertical_alignment="center")
     words.markdown(f"**{len(chosen):,}** of {view.header.shape.images:,} images")
     if most := _most(view, coloured.task, chosen):
         st.caption(most)
-    button.button("Clear", key="map_clear", on_click=ui.choose, args=((),), width="stretch")
+    button.button("Clear selection", key="map_clear", on_click=ui.choose, args=((),), width="stretch")
     pages = -(-len(chosen) // _AT_ONCE)
     if st.session_state.get("map_page", 1) > pages:
         st.session_state["map_page"] = 1

@@ -19,6 +19,7 @@ from htc_probe.analysis.sections import Attention, Interchange, Knockouts, Secti
 from htc_probe.analysis.sections.contents import Codes, Reading
 from htc_probe.analysis.stats.draws import Interval, interval_of_mean
 from htc_probe.probes.files.results import Results, SuiteMean
+from htc_probe.probes.inputs.representations import shown
 from htc_probe.probes.scores.intervals import mean_known
 
 _HARDLY = 0.1  # a preference that is surely less than this share of an even look is told as "hardly"
@@ -238,7 +239,7 @@ def _survives(probes: Results) -> Sentence | str:
         token = _token(means)
         if token is None or (share := _percent(token)) is None:
             continue
-        read_from = _read_from(token, probes.run.get("last_layer"))
+        read_from = _read_from(token, probes.run.get("layers"))
         signs.append(sign(share, 100.0))
         than = {1: "more than", -1: "less than", 0: "not told apart from"}[signs[-1]]
         of = " of what they read from the mean of the patches" if not kept else ""
@@ -249,8 +250,8 @@ def _survives(probes: Results) -> Sentence | str:
                 of_anchors.append(f"{_share(share)} in the {suite} suite")
     if not kept:
         return (
-            "What survives: in no suite are there probes of both <voco> and v_pooled (htc-probe semantic detail makes "
-            "them) with v_pooled over its floor"
+            "What survives: in no suite are there probes of both <voco> and pooled V (htc-probe semantic detail makes "
+            "them) with pooled V over its floor"
         )
     text = f"Linear probes of {read_from} read {' and '.join(kept)}."
     if of_anchors:
@@ -275,12 +276,12 @@ def _score(mean: SuiteMean) -> Interval:
     return Interval(mean.estimate, mean.lower, mean.upper)
 
 
-def _read_from(token: SuiteMean, last_layer: int | None) -> str:
+def _read_from(token: SuiteMean, layers: int | None) -> str:
     if token.representation == "voco_read":
         return "what the text reads of <voco>"
-    if token.layer == last_layer:
+    if token.layer == layers:
         return "z_voco (the last state of <voco>)"
-    return f"the state of <voco> at layer {token.layer}"
+    return shown("z_voco", token.layer, layers)
 
 
 def _percent(mean: SuiteMean) -> Interval | None:

@@ -19,6 +19,7 @@ from htc_probe.analysis.sections import Attention, Contributions, Interchange, K
 from htc_probe.analysis.sentences import Sentence, answers, code_bits, few_draws, words
 from htc_probe.analysis.stats.draws import Interval
 from htc_probe.probes.files.results import Results
+from htc_probe.probes.inputs.representations import shown
 
 _GREY = "bright_black"
 _MOST_LAYERS = 12
@@ -143,7 +144,11 @@ def _reading(section: Reading) -> Iterator[RenderableType]:
         for task, (name, metric) in enumerate(zip(near.tasks, near.metric, strict=True)):
             found = (words(near.score.at(task, at)) for at in each)
             rows.append([f"{name}, {metric}", *found, f"{near.floor[task]:.2f}"])
-    yield _table(f"What can be read from each, {section.images} images", ["", *section.representations, "floor"], rows)
+    yield _table(
+        f"What can be read from each, {section.images} images",
+        ["", *map(shown, section.representations), "floor"],
+        rows,
+    )
     readouts = "patches: a linear map to each, held out; bits of a code: a linear readout, held out"
     yield Text(f"{readouts}; tasks: 10 nearest neighbours", style=_GREY)
     if section.code is not None and (doubt := few_draws(section.code.draws, section.code.size)):

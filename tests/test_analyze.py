@@ -913,7 +913,7 @@ def mean(suite: str, representation: str, kept: float | None, layer: int | None 
 
 
 def probed(*means: SuiteMean) -> Results:
-    return Results({}, {"last_layer": 4}, {}, (), (), means)
+    return Results({}, {"layers": 4}, {}, (), (), means)
 
 
 @pytest.mark.parametrize(
@@ -951,14 +951,14 @@ def test_what_survives_is_of_what_the_text_reads_where_that_was_probed() -> None
     means = mean("detail", "z_voco", 0.9, 4), mean("detail", "voco_read", 0.7), mean("detail", "v_pooled", 1.0)
     told = str(sentences.answers(Sections(), probed(*means))[sentences.SURVIVAL])
     assert "probes of what the text reads of <voco> read 70.0 %" in told and "90.0" not in told and "v_d)" not in told
-    assert "the state of <voco> at layer 2 read 80.0 %" in str(
+    assert "z_voco (layer 2 of 4) read 80.0 %" in str(
         sentences.answers(Sections(), probed(mean("detail", "z_voco", 0.8, 2)))[sentences.SURVIVAL]
     )
 
 
 @pytest.mark.parametrize("means", [(), (mean("detail", "v_d", 0.3),), (mean("detail", "z_voco", None, 4),)])
 def test_without_probes_of_both_nothing_is_said_to_survive(means: tuple[SuiteMean, ...]) -> None:
-    assert "are there probes of both <voco> and v_pooled" in str(
+    assert "are there probes of both <voco> and pooled V" in str(
         sentences.answers(Sections(), probed(*means))[sentences.SURVIVAL]
     )
 
@@ -966,7 +966,7 @@ def test_without_probes_of_both_nothing_is_said_to_survive(means: tuple[SuiteMea
 def test_the_command_tells_what_the_probes_beside_the_run_keep(folder: Path, capsys: Any) -> None:
     def said(created: str) -> str:
         means = mean("detail", "z_voco", 0.95, 4), mean("detail", "v_pooled", 1.0)
-        found = Results({}, {"last_layer": 4, "created": created}, {}, (), (), means)
+        found = Results({}, {"layers": 4, "created": created}, {}, (), (), means)
         probe_results.write(found, folder / "run.probes.json")
         assert analyze(folder, "attention") == 0
         return " ".join(capsys.readouterr().out.split())

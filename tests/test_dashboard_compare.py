@@ -490,7 +490,7 @@ def test_probes_are_paired_by_image(folder: Path, open_app: Any) -> None:
     expected = compare.of_images(right[0] * 1.0, right[1] * 1.0, np.arange(N) // 2)
     assert found.loc["v_d", "difference"] == "+0.3" and found.loc["v_d", "compared"] == "paired"
     assert found.loc["v_d", "95 % interval"] == f"{expected.lower:+.3g} to {expected.upper:+.3g}"
-    assert found.loc["v_d", "floor of more"] == "0.5" and "z_voco@0" in found.index
+    assert found.loc["v_d", "floor of more"] == "0.5" and f"z_voco (layer 0 of {L})" in found.index
     which = next(item for item in app.get("button_group") if item.proto.id.endswith("compare_which"))
     shown = [option.content.replace("\\", "") for option in which.proto.options]
     assert shown == ["only more (12)", "only less (0)", "both (24)", "neither (4)"]
@@ -513,7 +513,7 @@ def test_a_retention_that_is_not_defined_is_left_out_and_said(tmp_path: Path, op
     app.session_state["versus"] = "Retention"
     app.run()
     assert not app.exception and "v_d" not in set(app.dataframe[0].value["read from"])
-    assert "Left out, as retention is not defined (v_pooled is at its floor) in one of the runs: object" in (
+    assert "Left out, as retention is not defined (pooled V is at its floor) in one of the runs: object" in (
         words(app).replace("\\", "")
     )
 

@@ -71,7 +71,7 @@ def test_what_survives_is_told_by_the_probes(tmp_path: Path, open_app: Any) -> N
     found = results.read(beside)
     kept = results.Interval(0.991, 0.984, 0.998)
     means = tuple(dataclasses.replace(mean, retention=kept) for mean in found.suite_means)
-    results.write(dataclasses.replace(found, run=found.run | {"last_layer": L}, suite_means=means), beside)
+    results.write(dataclasses.replace(found, run=found.run | {"layers": L, "last_layer": L}, suite_means=means), beside)
     app = open_app(path)
     assert not app.exception
     text = [item.value.replace("\\", "") for item in app.markdown]
@@ -102,7 +102,7 @@ def test_probes_in_small_have_intervals_and_floors(tmp_path: Path, open_app: Any
     line = app.dataframe[0].value.iloc[0].to_dict()
     assert line == {
         "suite": "semantic",
-        "read from": f"z_voco, layer {L}",
+        "read from": f"z_voco (layer {L})",
         "mean score": "0.875",
         "95 % interval": "0.750 to 0.938",
         "floor": "0.500",

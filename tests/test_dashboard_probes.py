@@ -158,7 +158,7 @@ def test_two_representations_are_compared_in_either_order() -> None:
     assert list(one.data[0].x) == [0.5, 0.5, 0.5] and list(other.data[0].x) == [-0.5, -0.5, -0.5]
     np.testing.assert_allclose(other.data[0].error_x.array, one.data[0].error_x.arrayminus)
     assert list(one.layout.yaxis.ticktext) == ["category", "present", "mean of the suite"]
-    assert "z_voco@4 minus v_d" in one.layout.title.text and "n = 2,000" in one.layout.title.subtitle.text
+    assert "z_voco minus v_d" in one.layout.title.text and "n = 2,000" in one.layout.title.subtitle.text
     assert figures.probe_differences(found, "semantic", ("v_d", None), ("pixels", None)) is None
 
 
@@ -202,10 +202,10 @@ def test_scores_and_any_two_representations(run_file: Path, open_app) -> None:
     line = scores[(scores["task"] == "object") & (scores["read from"] == "v_d")].iloc[0]
     assert (line["score"], line["floor"], line["control"], line["images"]) == (0.3, 0.2, 0.15, 2000)
     assert scores["task"].iloc[-1] == "mean of 2 tasks"
-    assert app.selectbox(key="a").value == "z_voco@4" and app.selectbox(key="b").value == "v_d"
+    assert app.selectbox(key="a").value == "z_voco" and app.selectbox(key="b").value == "v_d"
     app.selectbox(key="a").set_value("v_d").run()
-    assert app.selectbox(key="b").value == "z_voco@4"
-    assert "v_d minus z_voco@4" in charts(app)["probe_compared"]["layout"]["title"]["text"]
+    assert app.selectbox(key="b").value == "z_voco"
+    assert "v_d minus z_voco" in charts(app)["probe_compared"]["layout"]["title"]["text"]
     assert app.dataframe[1].value["difference"].tolist() == [-0.5, -0.5, -0.5]
     app.session_state["suite"], app.session_state["measure"] = "detail", "bits"
     app.run()
@@ -222,7 +222,7 @@ def test_what_is_kept_and_single_classes_are_on_the_page(run_file: Path, open_ap
     app.session_state["measure"] = "kept"
     app.run()
     assert not app.exception
-    assert "what is kept of v_pooled" in charts(app)["probe_scores"]["layout"]["title"]["text"]
+    assert "what is kept of pooled V" in charts(app)["probe_scores"]["layout"]["title"]["text"]
 
 
 def test_curves_that_were_not_measured_say_how(run_file: Path, open_app) -> None:
@@ -246,7 +246,7 @@ def test_images_that_a_probe_gets_wrong(run_file: Path, open_app) -> None:
     app = open_app(run_file, **IMAGES, image="21")
     assert not app.exception and not app.info
     heat = charts(app)["probe_confusion"]
-    assert "object from z_voco@4" in heat["layout"]["title"]["text"]
+    assert "object from z_voco" in heat["layout"]["title"]["text"]
     assert "40 held-out images" in heat["layout"]["title"]["subtitle"]["text"]
     assert "90.0% right" in heat["layout"]["title"]["subtitle"]["text"]
     shown = pictures(app)
@@ -255,7 +255,7 @@ def test_images_that_a_probe_gets_wrong(run_file: Path, open_app) -> None:
     assert shown[0]["source"].startswith("data:image/jpeg;base64,")
     assert [picture["current"] for picture in shown] == [True, False, False, False]
     table = app.dataframe[0].value
-    assert list(table.columns) == ["task", "true", "z_voco@4", "v_d", "v_pooled"]
+    assert list(table.columns) == ["task", "true", "z_voco", "v_d", "pooled V"]
     assert table.iloc[0].tolist() == ["object", "bar", "≠ disc 0.99", "bar 0.90", "bar 0.90"]
     assert table.iloc[2].tolist() == ["width", "20.5", "22.5", "20.5", "20.5"]
     assert any("width in px" in caption.value for caption in app.caption)
@@ -359,7 +359,7 @@ def test_a_click_shows_the_images_of_a_cell_and_then_the_image(run_file: Path, c
         page.page.get_by_role("tab", name="Scores").click()
         page.settle().page.get_by_text("All scores as a table").click()
         page.settle()
-        assert "semantic: z_voco@4 minus v_d" in page.values("probe_compared")["layout"]["title"]["text"]
+        assert "semantic: z_voco minus v_d" in page.values("probe_compared")["layout"]["title"]["text"]
         page.page.get_by_test_id("stDataFrame").first.hover()
         with page.page.expect_download() as download:
             page.page.get_by_role("button", name="Download as CSV").first.click()

@@ -118,7 +118,7 @@ def test_likeness_and_dimensions_hold_their_intervals() -> None:
     np.testing.assert_array_equal(heat.z, np.eye(2))
     np.testing.assert_allclose(heat.customdata[0, 0], [0.9, 1.1])
     two_nn, participation = np.array([[4, 3, 6.0], [5, 5, 5]]), np.array([[9, 8, 9.5], [7, 7, 7]])
-    near, flat = figures.dimensions(two_nn, participation, ["z_voco 1", "v_d"], n=3).data
+    near, flat = figures.dimensions(two_nn, participation, ["z_voco (layer 1)", "v_d"], ["z_voco", "v_d"], n=3).data
     assert near.x.tolist() == [4, 5] and flat.x.tolist() == [9, 7]
     assert near.error_x.array.tolist() == [2, 0] and near.error_x.arrayminus.tolist() == [1, 0]
     assert near.marker.color[0] != near.marker.color[1]

@@ -14,7 +14,7 @@ from sklearn.preprocessing import OneHotEncoder
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import Run, open_run
 from htc_probe.probes.inputs import representations
-from htc_probe.probes.inputs.representations import READ, Representation
+from htc_probe.probes.inputs.representations import READ, Representation, shown
 from htc_probe.probes.study.findings import probe
 from htc_probe.probes.study.plan import make_plan
 from made.planted import COIN, SIZE, WIDTH, N, make_run, quick
@@ -297,3 +297,17 @@ def test_voco_read_is_left_out_where_it_would_have_everything_streamed(tmp_path:
         assert any("voco_read takes more than --memory" in warning for warning in plan.warnings)
         named = make_plan(run, quick("detail", memory=memory, representations=("voco_read",)))
         assert READ in named.representations and any("is streamed" in warning for warning in named.warnings)
+
+
+def test_a_person_reads_one_name_of_a_representation() -> None:
+    told = {
+        ("v_pooled", None, 4): "pooled V",
+        ("z_voco", 4, 4): "z_voco (layer 4 of 4)",
+        ("z_voco", 0, None): "z_voco (layer 0)",
+        ("v_d+z_voco", None, 4): "v_d + z_voco",
+        ("v_pooled+v_d.0", None, None): "pooled V + v_d (anchor 1)",
+        ("voco_read", None, 4): "voco_read",
+        ("v_d.npy", None, None): "v_d.npy",
+        ("z_voco (random weights)", None, 4): "z_voco (random weights)",
+    }
+    assert {key: shown(*key) for key in told} == told

@@ -140,7 +140,7 @@ def test_a_run_is_told_of_once_for_each_representation_in_its_results(tmp_path: 
     with open_run(path) as run:
         found = probe(make_plan(run, quick("size", representations=names, layers="all")))
         first, second = (one for one in found.warnings if " rows are " in one)
-        assert first.startswith("z_voco@1: 3 of 240 rows are outliers") and "image 9" in first
+        assert first.startswith("z_voco (layer 1 of 1): 3 of 240 rows are outliers") and "image 9" in first
         assert second.startswith("v_d: 2 of 240 rows are equal to a row of another group (such as image 50 and ")
         for at, whole in ((Representation("z_voco", 1), first), (Representation("v_d", None), second)):
             (said,) = oddities.told(at.rows(run), np.ones(N, bool), np.arange(N), run.ids())

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from htc_probe.probes.files.results import Confusion, Interval, Results
+from htc_probe.probes.inputs import representations
 from htc_probe.probes.inputs.representations import Representation
 from htc_probe.probes.show import table
 from made.tables import DEFAULT, LAST, TASKS, compare, made, reviewed
@@ -34,15 +35,15 @@ def test_nothing_is_cut_off_at_any_width(width: int) -> None:
     text = shown(reviewed(made(EIGHT, layers=range(LAST + 1))), width)
     assert "…" not in text and max(len(line.rstrip()) for line in text.splitlines()) <= width
     for name, _ in EIGHT:
-        assert name in text
-    assert text.count(".80-.84") >= len(TASKS)  # v_pooled's interval, in one piece
+        assert representations.shown(name) in text
+    assert text.count(".80-.84") >= len(TASKS)  # pooled V's interval, in one piece
 
 
 def test_eight_representations_stand_side_by_side_in_a_hundred_columns() -> None:
-    heads = [line for line in shown(made(EIGHT)).splitlines() if line.split()[:2] == ["task", "z_voco@4"]]
+    heads = [line for line in shown(made(EIGHT)).splitlines() if line.split()[:2] == ["task", "z_voco"]]
     heads = [line for line in heads if "floor" in line]
     assert len(heads) == 2  # one a suite
-    assert all(name in heads[0] for name in ("z_voco@4", "v_d", "v_pooled", "pixels"))
+    assert all(name in heads[0] for name in ("z_voco", "v_d", "pooled V", "pixels"))
 
 
 def test_scores_stand_beside_their_floor_control_and_sample_size() -> None:
@@ -106,22 +107,22 @@ def test_a_join_is_told_by_what_it_adds_and_shown_where_nothing_tells_it() -> No
     text = shown(results)
     told = text.split("bits an image that one adds to another")[1]
     assert line_of(told, "category").split() == ["category", "+1.500*", "+0.010"]
-    assert told.split()[:8] == ["task", "z_voco", "given", "v_d", "v_d", "given", "z_voco@4", told.split()[7]]
+    assert told.split()[:8] == ["task", "z_voco", "given", "v_d", "v_d", "given", "z_voco", told.split()[7]]
     alone = made([("v_d+v_pooled", None)], layers=())
     assert table.columns(alone, "semantic") == [("v_d+v_pooled", None)]
-    assert "v_d+v_poo" in shown(replace(alone, comparisons=()))
+    assert "v_d +" in shown(replace(alone, comparisons=()))
 
 
 @pytest.mark.parametrize(
     ("a", "b", "expected"),
     [
         ("v_d+z_voco", "v_d", ("z_voco", "v_d")),
-        ("v_d+z_voco", "z_voco@32", ("v_d", "z_voco@32")),
-        ("v_d+v_pooled+z_voco", "v_d+z_voco", ("v_pooled", "v_d+z_voco")),
+        ("v_d+z_voco", "z_voco@32", ("v_d", "z_voco (layer 32 of 4)")),
+        ("v_d+v_pooled+z_voco", "v_d+z_voco", ("pooled V", "v_d + z_voco")),
     ],
 )
 def test_what_is_added_is_what_was_not_known(a: str, b: str, expected: tuple[str, str]) -> None:
-    assert table.added(compare("semantic", "category", "bits", a, b, 0.1)) == expected
+    assert table.added(made(), compare("semantic", "category", "bits", a, b, 0.1)) == expected
 
 
 def test_layers_are_drawn_from_the_floor_to_a_perfect_score() -> None:
@@ -146,8 +147,8 @@ def test_differences_are_the_tokens_minus_each_other_whichever_way_they_were_tes
     found = table.against(results, "semantic")
     assert list(found)[-1] == (None, ("v_d", None)) and found["category", ("pixels", None)].b == "pixels"
     assert found["category", ("pixels", None)].difference == pytest.approx((0.3, 0.28, 0.32))
-    text = shown(results).split("z_voco@4 minus")[1]
-    assert text.split()[:4] == ["task", "v_d", "v_pooled", "pixels"]
+    text = shown(results).split("z_voco minus")[1]
+    assert text.split()[:5] == ["task", "v_d", "pooled", "V", "pixels"]
     assert line_of(text, "category").split() == ["category", "+0.500*", "-0.020", "+0.300*"]
     assert line_of(text, "present").split() == ["present", "+0.500*", "-0.020"]
     assert ".480-.520" in text and "-.040 to .000" in text and "+0.400" not in text
@@ -168,11 +169,11 @@ def test_bits_and_compression_have_a_table_of_their_own() -> None:
 
 def test_what_is_kept_has_a_verdict_and_the_margin_is_said() -> None:
     text = shown(reviewed(made()))
-    assert "semantic: does it keep v_pooled's score, within 0.05?" in text
+    assert "semantic: does it keep pooled V's score, within 0.05?" in text
     part = text[text.index("does it keep") :]
     assert line_of(part, "category").split() == ["category", "kept", "lost", "?"]
     assert line_of(part, "present").split() == ["present", "-", "gained", "kept"]
-    assert "within 0.05 of v_pooled's score by two one-sided tests" in " ".join(text.split())
+    assert "within 0.05 of pooled V's score by two one-sided tests" in " ".join(text.split())
     assert "does it keep" not in shown(made()) and "one-sided" not in " ".join(shown(made()).split())
 
 
@@ -223,7 +224,7 @@ def test_a_retention_that_is_not_defined_is_said_in_words(estimate: float | None
     text = shown(replace(results, suite_means=means))
     told = text.split("detail: what a linear probe reads")[1].split("bits an image")[0]
     assert line_of(told, "retention").split() == ["retention", *["not", "defined"] * 4] and "7.0" not in told
-    assert "retention of detail: not defined (v_pooled is at its floor)." in " ".join(text.split())
+    assert "retention of detail: not defined (pooled V is at its floor)." in " ".join(text.split())
     assert "unbounded" not in text and "not defined" not in shown(results)
     assert table.not_defined(results.rows) == []
 

@@ -242,7 +242,7 @@ def test_results_name_their_run_and_settings_and_survive_a_round_trip(found: Res
     assert [float(line["estimate"]) for line in lines] == [row.estimate for row in found.rows]
     assert sorted(p.name for p in path.parent.iterdir()) == ["r.probes.classes.csv", "r.probes.csv", "r.probes.json"]
     # v_pooled knows sizes and no shapes.
-    undefined = {line["task"]: line["retention"] == "not defined (v_pooled is at its floor)" for line in lines}
+    undefined = {line["task"]: line["retention"] == "not defined (pooled V is at its floor)" for line in lines}
     assert undefined["shape"] and not undefined["size"]
     for row in found.rows:
         assert row.retention is not None and (None in row.retention) == undefined[row.task]

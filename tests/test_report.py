@@ -87,7 +87,7 @@ def test_only_significant_differences_are_filled() -> None:
     figure = figures.differences(made(tasks=[("detail", "shade", "classes", ("dark", "light"))]), "detail")
     assert figure is not None
     assert list(figure.data[0].marker.symbol) == ["circle", "circle-open"]  # against v_d, against v_pooled
-    assert list(figure.layout.yaxis.ticktext) == ["shade: z_voco@4 - v_d", "shade: z_voco@4 - v_pooled"]
+    assert list(figure.layout.yaxis.ticktext) == ["shade: z_voco - v_d", "shade: z_voco - pooled V"]
 
 
 @pytest.mark.parametrize("estimate", [None, 7.0])  # of a file that an earlier version wrote
@@ -98,17 +98,17 @@ def test_a_retention_that_is_not_defined_is_said_and_not_drawn(estimate: float |
     results = replace(results, rows=rows)
     figure = figures.retention(results, "detail")
     assert figure is not None
-    assert list(named(figure, "z_voco@4").y) == pytest.approx([1, 2], abs=0.5)  # size and the mean
-    said = ["not defined (v_pooled is at its floor)" in tick for tick in figure.layout.yaxis.ticktext]
+    assert list(named(figure, "z_voco").y) == pytest.approx([1, 2], abs=0.5)  # size and the mean
+    said = ["not defined (pooled V is at its floor)" in tick for tick in figure.layout.yaxis.ticktext]
     assert said == [True, False, False]
-    assert "; of shade it is not defined (v_pooled is at its floor)." in " ".join(report.methods(results))
+    assert "; of shade it is not defined (pooled V is at its floor)." in " ".join(report.methods(results))
     everywhere = (
         [replace(row, retention=none) for row in rows],
         [replace(mean, retention=none) for mean in results.suite_means],
     )
     results = replace(results, rows=tuple(everywhere[0]), suite_means=tuple(everywhere[1]))
     figure = figures.retention(results, "detail")
-    assert figure is not None and all("not defined (v_pooled" in tick for tick in figure.layout.yaxis.ticktext)
+    assert figure is not None and all("not defined (pooled V" in tick for tick in figure.layout.yaxis.ticktext)
     assert "7.0" not in figure.to_json()
     assert report.page(results)
 
@@ -118,7 +118,7 @@ def test_retention_is_of_what_v_pooled_has() -> None:
     assert "it is not defined" not in " ".join(report.methods(results))
     figure = figures.retention(results, "detail")
     assert figure is not None
-    assert "v_pooled" not in [trace.name for trace in figure.data]  # it is the whole
+    assert "pooled V" not in [trace.name for trace in figure.data]  # it is the whole
     assert figure.layout.xaxis.range[1] < 3
     assert figures.retention(replace(results, rows=(), suite_means=()), "detail") is None
 
@@ -163,11 +163,11 @@ def test_classes_have_their_numbers_and_none_has_whiskers_without_an_interval() 
 def test_gaps_and_ceilings_are_drawn_where_they_are_defined() -> None:
     results = reviewed(made())
     gaps, further = figures.gaps(results), figures.ceilings(results, "detail")
-    assert gaps is not None and list(gaps.layout.yaxis.ticktext) == ["z_voco@4", "v_d"]
+    assert gaps is not None and list(gaps.layout.yaxis.ticktext) == ["z_voco", "v_d"]
     assert further is not None and list(further.data[0].x) == [0.1] * 6
     assert figures.gaps(made()) is None and figures.ceilings(made(), "detail") is None
     headings = [section.heading for section in report.sections(results)]
-    assert {"semantic: what is kept of v_pooled", "detail: ceiling", "Semantics and details", "Single classes"} <= set(
+    assert {"semantic: what is kept of pooled V", "detail: ceiling", "Semantics and details", "Single classes"} <= set(
         headings
     )
 
@@ -183,7 +183,7 @@ def test_a_representation_has_one_colour_everywhere_and_floors_are_grey() -> Non
                 found.setdefault(trace.name, set()).add(trace.line.color or trace.marker.color)
     assert all(len(colours) == 1 for colours in found.values())
     assert found["pixels"] == {"#8a8a8a"}
-    own = [found[name] for name in ("z_voco@4", "v_d", "v_pooled")]
+    own = [found[name] for name in ("z_voco (layer 4 of 4)", "v_d", "pooled V")]
     assert len(set.union(*own)) == 3
 
 

@@ -25,8 +25,10 @@ ALLOWED = {
     "extract": {"extract"},
     "probes": {"probes"} | RUN,
     # The model's parts only where the model runs.
-    "analysis": {"analysis", "extract", "probes.files", "probes.inputs.circular", "probes.scores"},
-    "dashboards": {"dashboards", "probes.files", "probes.show", "probes.scores", "probes.inputs.circular"}
+    "analysis": {"analysis", "extract", "probes.files", "probes.scores"}
+    | {"probes.inputs.circular", "probes.inputs.representations"},
+    "dashboards": {"dashboards", "probes.files", "probes.show", "probes.scores"}
+    | {"probes.inputs.circular", "probes.inputs.representations"}
     | {"analysis.compare", "analysis.results", "analysis.sections", "analysis.sentences", "analysis.stats"}
     | {"analysis.attention.rows", "analysis.causes.effects", "analysis.causes.following"}
     | {"analysis.contents.associations"}

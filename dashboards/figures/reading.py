@@ -133,12 +133,14 @@ def likeness(cka_RR3: np.ndarray, names: Sequence[str], *, n: int) -> go.Figure:
     return titled([heat], title, subtitle, 230 + 34 * R, xaxis=x, yaxis=y)
 
 
-def dimensions(two_nn_R3: np.ndarray, participation_R3: np.ndarray, names: Sequence[str], *, n: int) -> go.Figure:
+def dimensions(
+    two_nn_R3: np.ndarray, participation_R3: np.ndarray, names: Sequence[str], of: Sequence[str], *, n: int
+) -> go.Figure:
     """How many dimensions the images fill, by nearest neighbours (of the curved surface that they lie on) and by
-    variance (of the flat space that holds it).
+    variance (of the flat space that holds it). of: (R,) such as z_voco, for the colours.
     """
     y = np.arange(1, len(names) + 1)
-    colours = [COLOURS.get(name.split()[0], NEUTRAL) for name in names]
+    colours = [COLOURS.get(name, NEUTRAL) for name in of]
     traces, told = [], "%{x:.1f} [%{customdata[0]:.1f}, %{customdata[1]:.1f}]"
     for method, values_R3, symbol, off in (
         ("TwoNN", two_nn_R3, "circle", -0.12),

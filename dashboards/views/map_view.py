@@ -20,10 +20,10 @@ from htc_probe.dashboards.views.view import View
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import NUMERIC, Task
 from htc_probe.probes.files.predictions import Predicted
+from htc_probe.probes.inputs.representations import shown
 
 _AT_ONCE = 24
 """Pictures of the selection on the page."""
-_NAMES = {"z_voco": "z_voco", "v_d": "v_d (anchors)", "v_pooled": "pooled V", "codes": "codes"}
 _EVERY = "all classes"
 _LABEL, _PROBE = "label", "probe"
 _METHODS: dict[str, Callable[[Map], tuple[np.ndarray, Intervals]]] = {
@@ -88,7 +88,7 @@ def _choices(view: View, maps: Map) -> tuple[str, int, _Coloured]:
 
 
 def _pick(label: str, options: Sequence[str], key: str) -> str:
-    return ui.pick(label, options, key, format_func=lambda option: _NAMES.get(option, ui.plain(option)))
+    return ui.pick(label, options, key, format_func=lambda option: ui.plain(shown(option)))
 
 
 def _coloured(view: View, rows: np.ndarray, chosen: str, task: Task | None, label: str | None) -> _Coloured:
@@ -140,7 +140,7 @@ def _surely(
 ) -> _Coloured:
     """By how sure a probe is of what is true, or how far off it is. `one`: the label of a multilabel task."""
     values = np.full(view.header.shape.images, np.nan)
-    reader = f"a probe of {_NAMES.get(representation, representation)}"
+    reader = f"a probe of {shown(representation)}"
     if predicted.error is not None:
         values[predicted.rows] = np.abs(predicted.error)
         axis = f"error {task.unit}".strip()
@@ -164,7 +164,7 @@ def _map(view: View, maps: Map, method: str, number: int, coloured: _Coloured) -
     total = header.shape.images
     of_all = "" if len(maps.rows) == total else f" of {total:,}"
     by = f", coloured by {coloured.words}" if coloured.words else ""
-    title = f"{method} of {_NAMES.get(maps.map_of[number], maps.map_of[number])}{by}"
+    title = f"{method} of {shown(maps.map_of[number])}{by}"
     kept_words = f"{estimate:.1%} [{lower:.1%}, {upper:.1%}] of an image's 10 nearest<br>are its 10 nearest on this map"
     subtitle = f"{len(maps.rows):,}{of_all} images; {kept_words}, by chance {maps.kept_chance:.1%}"
     current = {"current": maps.place(selection.image), "current_name": f"image {selection.image + 1:,}"}
@@ -201,7 +201,7 @@ def _label(view: View, task: Task, row: int) -> str:
 
 
 def _trust(maps: Map) -> None:
-    names = [_NAMES.get(name, name) for name in maps.map_of]
+    names = [shown(name) for name in maps.map_of]
     kept = {method: np.stack(look(maps)[1]) for method, look in _METHODS.items()}
     draw(made(figures.kept_bars, kept, maps.map_of, names, maps.kept_chance, n=len(maps.rows)), "map_kept")
     ui.how_to_read(
@@ -250,7 +250,7 @@ def _rows(view: View, maps: Map, task: Task | None, place: int) -> None:
         )
     for number, (name, rows) in enumerate(near.items()):
         known_K = rows >= 0
-        st.markdown(f"**{_NAMES.get(name, ui.plain(name))}**{_same(view, maps, task, rows[known_K])}")
+        st.markdown(f"**{ui.plain(shown(name))}**{_same(view, maps, task, rows[known_K])}")
         away = [f"{value:.2f}" for value in maps.nearest_distance[number, place][known_K]]
         framed = shared if name in ("z_voco", "v_pooled") else ()
         _gallery(view, task, rows[known_K].tolist(), f"map_near_{number}", away, framed)

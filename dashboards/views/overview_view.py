@@ -14,7 +14,7 @@ from htc_probe.dashboards import data
 from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.views.view import View, scores
 from htc_probe.extract.store import Task
-from htc_probe.probes.show.table import columns, suites
+from htc_probe.probes.show.table import columns, key_of, name_in, suites
 
 _THUMBNAILS = 12
 _PROBE = "htc-probe semantic detail"
@@ -140,11 +140,10 @@ def _probes(view: View) -> None:
         for mean in results.suite_means
         if (mean.suite, mean.representation, mean.layer) == (suite, *key)
     ]
-    keys = [(mean.representation, mean.layer) for mean, _ in lines]
     ui.table(
         {
             "suite": [mean.suite for mean, _ in lines],
-            "read from": [key if layer is None else f"{key}, layer {layer}" for (key, layer) in keys],
+            "read from": [name_in(results, key_of(mean)) for mean, _ in lines],
             "mean score": [f"{mean.estimate:.3f}" for mean, _ in lines],
             "95 % interval": [f"{mean.lower:.3f} to {mean.upper:.3f}" for mean, _ in lines],
             "floor": [f"{mean.floor:.3f}" for mean, _ in lines],

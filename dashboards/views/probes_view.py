@@ -19,6 +19,7 @@ from htc_probe.dashboards.parts.chart import draw, made, points
 from htc_probe.dashboards.views.view import View, scores
 from htc_probe.probes.files.predictions import Predicted
 from htc_probe.probes.files.results import Results, Row, SuiteMean, label
+from htc_probe.probes.inputs.representations import Representation, shown
 from htc_probe.probes.show import answers
 from htc_probe.probes.show import figures as of_probes
 from htc_probe.probes.show import table as of_tables
@@ -100,7 +101,7 @@ def _score_table(results: Results, suite: str) -> None:
 def _score(line: Row | SuiteMean) -> dict[str, object]:
     """What a task and a mean have in common."""
     ends = {"score": line.estimate, "lower": line.lower, "upper": line.upper, "floor": line.floor}
-    return {"read from": line.representation, "layer": line.layer, **ends}
+    return {"read from": shown(line.representation), "layer": line.layer, **ends}
 
 
 def _classes(results: Results, suite: str) -> None:
@@ -117,7 +118,11 @@ def _classes(results: Results, suite: str) -> None:
 
 def _compare(results: Results, suite: str) -> None:
     compared = {name for line in results.comparisons if line.suite == suite for name in (line.a, line.b)}
-    keys = {label(*key): key for row in results.rows if label(*(key := of_tables.key_of(row))) in compared}
+    keys = {
+        of_tables.name_in(results, key): key
+        for row in results.rows
+        if label(*(key := of_tables.key_of(row))) in compared
+    }
     if len(keys) < 2:
         st.info("These results hold one representation: there is nothing to compare it with.")
         return
@@ -190,7 +195,7 @@ def _images(view: View, results: Results) -> None:
     task = ui.select("Task", list(row_of), "task", place=left)
     rows = [row for row in results.rows if row.task == task]
     first = of_tables.columns(results, rows[0].suite)
-    keys = {label(*key): key for key in [*first, *((row.representation, row.layer) for row in rows)]}
+    keys = {of_tables.name_in(results, key): key for key in [*first, *map(of_tables.key_of, rows)]}
     key = keys[ui.select("Read from", list(keys), "read", place=middle)]
     place = _predictions(view, results)
     predicted = None if place is None else _predicted(view, place, (task, *key))
@@ -207,7 +212,7 @@ def _images(view: View, results: Results) -> None:
     if view.selection.chosen:
         told = told.among(np.array(view.selection.chosen))
     question = f"{task}: {predicted.classes[number]}" if predicted.kind == "multilabel" else task
-    name = f"{escape(question)} from {escape(label(*key))}"
+    name = f"{escape(question)} from {escape(of_tables.name_in(results, key))}"
     selected = " selected" if view.selection.chosen else ""
     left, right = ui.side_by_side([6, 5], "answers", least=380)
     with left:
@@ -237,11 +242,11 @@ def _predicted(view: View, place: data.RunKey, probe: tuple[str, str, int | None
     return data.predicted(place, probe, view.header.shape.images)
 
 
-def _counts_alone(results: Results, task: str, key: tuple[str, int | None]) -> None:
+def _counts_alone(results: Results, task: str, key: Representation) -> None:
     """The confusion matrix of the results, where there are no predictions to look into."""
     for matrix in results.confusions:
         if (matrix.task, matrix.representation, matrix.layer) == (task, *key):
-            counts_KK, title = np.array(matrix.counts), f"{escape(task)} from {escape(label(*key))}"
+            counts_KK, title = np.array(matrix.counts), f"{escape(task)} from {escape(of_tables.name_in(results, key))}"
             subtitle = f"held-out images by true class and chosen class · n = {counts_KK.sum():,}"
             draw(made(figures.confusion, counts_KK, matrix.classes, title=title, subtitle=subtitle), "probe_counts")
             ui.how_to_read(ui.plain(of_probes.CAPTIONS["confusions"]))
@@ -313,9 +318,9 @@ def _current(view: View, results: Results, place: data.RunKey) -> None:
     st.markdown(f"**Image {image + 1:,}**: {ui.plain(header.ids[image])}")
     st.image(data.thumbnail(view.key, image), width=150, alt=f"thumbnail of image {header.ids[image]}")
     units = {row.task: row.unit for row in results.rows}
-    names: dict[str, tuple[str, int | None]] = {}
+    names: dict[str, Representation] = {}
     for suite in of_tables.suites(results):
-        names |= {label(*key): key for key in of_tables.columns(results, suite)}
+        names |= {of_tables.name_in(results, key): key for key in of_tables.columns(results, suite)}
     columns: dict[str, list[str]] = {"task": list(units), "true": [""] * len(units)} | {name: [] for name in names}
     for answer, task in enumerate(units):
         for name, key in names.items():

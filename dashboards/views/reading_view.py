@@ -15,6 +15,7 @@ from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.parts.chart import draw, made
 from htc_probe.dashboards.parts.effects import ends
 from htc_probe.dashboards.views.view import View
+from htc_probe.probes.inputs.representations import shown
 
 _DIRECTIONS, _READ_OUT = "directions", "what they read on images"
 
@@ -29,7 +30,7 @@ def show(view: View) -> None:
         )
     else:
         _words(view, section.lens)
-        _alike(section)
+        _alike(view, section)
         _angles(view, section)
     _answers(view, found.contributions)
 
@@ -92,23 +93,30 @@ def _accuracy(lens: Lens) -> None:
 # ---- likeness and dimensions
 
 
-def _alike(section: Reading) -> None:
+def _alike(view: View, section: Reading) -> None:
     st.subheader("Likeness and dimensions")
-    names, n = section.likeness_of, section.images
+    of, n = [_likened(name) for name in section.likeness_of], section.images
+    names = [shown(*one, view.header.shape.layers) for one in of]
     left, right = ui.side_by_side(2, "reading_alike", least=380)
     with left:
         draw(made(figures.likeness, ends(section.cka), names, n=n), "likeness")
         ui.how_to_read(
             "Whether two representations find the same images alike (centered kernel alignment). 1: the same up to a "
-            "rotation; 0: as independent ones. z_voco is given by layer; v_pooled is the mean of the patches."
+            "rotation; 0: as independent ones. z_voco is given by layer; pooled V is the mean of the patches."
         )
     with right:
         two_nn, participation = ends(section.dimension.two_nn), ends(section.dimension.participation)
-        draw(made(figures.dimensions, two_nn, participation, names, n=n), "dimensions")
+        draw(made(figures.dimensions, two_nn, participation, names, [name for name, _ in of], n=n), "dimensions")
         ui.how_to_read(
             "TwoNN: how many ways images differ from their nearest ones. Participation ratio: over how many flat "
             "directions the variance is spread. Many more of the second means that images lie on a curved surface."
         )
+
+
+def _likened(name: str) -> tuple[str, int | None]:
+    """A representation and its layer, such as `z_voco 3`."""
+    name, _, layer = name.partition(" ")
+    return name, int(layer) if layer else None
 
 
 # ---- directions

@@ -22,14 +22,14 @@ _SCHEMA = "htc-probes"
 _SCHEMA_VERSION = 3
 _MOST_BYTES = 2**26
 """A file that is larger is not read: some kB are usual."""
-NOT_DEFINED = "not defined (v_pooled is at its floor)"
-"""A retention without bounds: v_pooled cannot be told from its floor, so that its ratio could be anything."""
+NOT_DEFINED = "not defined (pooled V is at its floor)"
+"""A retention without bounds: pooled V cannot be told from its floor, so that its ratio could be anything."""
 KEPT = "kept within the margin"
 LOST = "lost more than the margin"
 GAINED = "gained more than the margin"
 UNDECIDED = "not decided"
 NOTHING = "nothing to keep"
-"""v_pooled is not clearly further above its floor than the margin, so that all of it could go within the margin."""
+"""Pooled V is not clearly further above its floor than the margin, so that all of it could go within the margin."""
 
 
 class Interval(NamedTuple):
@@ -265,8 +265,8 @@ class Results:
     config: dict[str, Any]
     """Settings of the command, and those of the protocol: inner folds, grids, resamples."""
     run: dict[str, Any]
-    """Which run: file, created, dataset, split, topology, images, model, sha256, last_layer (stored); `train` holds the
-    same of a run of its own that the probes were trained on.
+    """Which run: file, created, dataset, split, topology, images, model, sha256, layers (of the model), last_layer
+    (stored); `train` holds the same of a run of its own that the probes were trained on.
     """
     versions: dict[str, str]
     warnings: tuple[str, ...]
@@ -287,8 +287,14 @@ class Results:
 
 
 def label(representation: str, layer: int | None) -> str:
-    """How a representation is called where both are one word: z_voco@4, v_d."""
+    """A representation as one word of the file: z_voco@4, v_d. What a person reads is `representations.shown`."""
     return representation if layer is None else f"{representation}@{layer}"
+
+
+def of_label(word: str) -> tuple[str, int | None]:
+    """The representation and its layer of which `label` made one word."""
+    name, _, layer = word.partition("@")
+    return (name, int(layer)) if name == "z_voco" and layer.isdecimal() else (word, None)
 
 
 def is_defined(retention: Interval | None) -> TypeGuard[Interval]:

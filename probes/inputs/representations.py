@@ -64,6 +64,24 @@ RANDOM_WEIGHTS = Representation("z_voco (random weights)")
 """Of a run of the same images through random weights."""
 
 
+def shown(name: str, layer: int | None = None, layers: int | None = None) -> str:
+    """The one name by which a person reads of a representation: `pooled V`, `z_voco (layer 4 of 4)`, `v_d + z_voco`,
+    `v_d (anchor 1)`. `name` is what is typed and stored; layer: of z_voco, 0 the embedding; layers: how many the model
+    has, where that is known.
+    """
+    words = " + ".join(map(_shown_part, name.split("+")))
+    if layer is None:
+        return words
+    return f"{words} (layer {layer})" if layers is None else f"{words} (layer {layer} of {layers})"
+
+
+def _shown_part(name: str) -> str:
+    anchor = name.removeprefix("v_d.")
+    if anchor != name and anchor.isdecimal():
+        return f"v_d (anchor {int(anchor) + 1})"
+    return "pooled V" if name == WHOLE.name else name
+
+
 def parse_layers(run: Run, layers: str) -> tuple[int, ...]:
     """`""` (the last layer alone), `"all"`, or numbers such as `"0,2,-1"`, as layers that the run stores.
 

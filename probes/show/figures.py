@@ -9,8 +9,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from htc_probe.probes.files.results import NOT_DEFINED, ClassScore, Interval, Results, Row, SuiteMean, is_defined, label
-from htc_probe.probes.inputs.representations import Representation
+from htc_probe.probes.files.results import NOT_DEFINED, ClassScore, Interval, Results, Row, SuiteMean, is_defined
+from htc_probe.probes.inputs.representations import WHOLE, Representation
 from htc_probe.probes.show import parts, table
 from htc_probe.probes.show.style import COLOURS, NEUTRAL, SHARES, Panel, across, escape, ribbon, transparent
 
@@ -28,17 +28,17 @@ CAPTIONS = {
     "choose a layer on other images than those that score it.",
     "learning": "Scores of probes that are trained on a part of the training images, with 95 % intervals; the number "
     "of images is on a logarithmic axis. A curve that still rises would score higher with more data.",
-    "retention": "(score - floor) / (v_pooled's score - floor): 1 keeps all that v_pooled shows over the floor, 0 "
-    "nothing. Whiskers: Fieller's 95 % intervals. Where v_pooled is at its floor, no ratio to it is defined.",
+    "retention": "(score - floor) / (pooled V's score - floor): 1 keeps all that pooled V shows over the floor, 0 "
+    "nothing. Whiskers: Fieller's 95 % intervals. Where pooled V is at its floor, no ratio to it is defined.",
     "differences": "Differences on the same images, with 95 % intervals (of one test, not corrected), in the colour of "
     "the other representation. Right of 0, the first is better. Filled: p < 0.05 after Holm's correction.",
     "added": "I(a; Y | b): bits an image that a probe of both saves over a probe of b alone. Left of 0, the wider "
     "probe learned worse from as many images. Filled: p < 0.05 after Holm's correction.",
-    "kept": "Score minus v_pooled's on the same images, with 95 % intervals (of one test, not corrected); the band is "
-    "the margin. Filled: decided, after Holm's correction, to be within the margin (kept) or further from v_pooled "
-    "than that (lost, gained). Open: not decided by so many images, or nothing to keep, where v_pooled itself is not "
+    "kept": "Score minus pooled V's on the same images, with 95 % intervals (of one test, not corrected); the band is "
+    "the margin. Filled: decided, after Holm's correction, to be within the margin (kept) or further from pooled V "
+    "than that (lost, gained). Open: not decided by so many images, or nothing to keep, where pooled V itself is not "
     "clearly further than the margin above its floor.",
-    "gaps": "The share that is kept of what v_pooled's mean over semantic tasks has over its floor, minus the same of "
+    "gaps": "The share that is kept of what pooled V's mean over semantic tasks has over its floor, minus the same of "
     "details, with 95 % intervals (of one test, not corrected). Right of 0, details are lost more than semantics. "
     "Filled: p < 0.05 after Holm's correction.",
     "ceilings": "What a hidden layer on top of the linear probe adds to its score, on the same images, with 95 % "
@@ -92,8 +92,8 @@ def bits(results: Results, suite: str) -> go.Figure:
 
 
 def retention(results: Results, suite: str) -> go.Figure | None:
-    """What share of v_pooled's score over the floor each representation keeps; None without v_pooled."""
-    keys = [key for key in table.columns(results, suite) if key != ("v_pooled", None)]
+    """What share of pooled V's score over the floor each representation keeps; None without pooled V."""
+    keys = [key for key in table.columns(results, suite) if key != WHOLE]
     lines: list[tuple[str, str, Sequence[Row | SuiteMean]]] = [
         (parts.short(task, 24), f"n {rows[0].n:,}", rows) for task, rows in table.tasks(results, suite).items()
     ]
@@ -112,7 +112,7 @@ def retention(results: Results, suite: str) -> go.Figure | None:
     ends = [end for group in groups for cell in group.cells.values() for end in cell if end is not None]
     # A ratio to hardly anything would squeeze all others.
     span = [max(min([0.0, *ends]), -1) - 0.05, min(max([1.0, *ends]), 2) + 0.05]
-    axis = {"title": "share of v_pooled's score over the floor", "range": span}
+    axis = {"title": "share of pooled V's score over the floor", "range": span}
     shapes = [across(x=value, line=parts.MIDDLE) for value in (0, 1)]
     title = f"{escape(suite)}: retention"
     return parts.bars(results, keys, groups, title, parts.sample(results, suite), axis, dots=True, shapes=shapes)
@@ -168,7 +168,11 @@ def layer_curves(results: Results, suite: str) -> go.Figure | None:
             customdata=[[row.lower, row.upper] for row in curve],
             hovertemplate="layer %{x}: %{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra></extra>",
         )
-        levels = {label(*key): (row.estimate, colours[key], "dot") for key in others if (row := _row_of(rows, key))}
+        levels = {
+            table.name_in(results, key): (row.estimate, colours[key], "dot")
+            for key in others
+            if (row := _row_of(rows, key))
+        }
         levels["floor"] = (rows[0].floor, NEUTRAL, "dash")
         return [band, line, *(parts.level(name, [x[0], x[-1]], panel, *look) for name, look in levels.items())]
 
@@ -192,7 +196,11 @@ def learning_curves(results: Results, suite: str) -> go.Figure | None:
         for key in keys:
             curve = sorted((point for point in own if table.key_of(point) == key), key=lambda point: point.images)
             x, y = [point.images for point in curve], [point.score.estimate for point in curve]
-            look = {"mode": "lines+markers", "marker": {"size": 5}, **parts.line(label(*key), panel, colours[key])}
+            look = {
+                "mode": "lines+markers",
+                "marker": {"size": 5},
+                **parts.line(table.name_in(results, key), panel, colours[key]),
+            }
             error = parts.whiskers([point.score for point in curve], colours[key])
             hover = "%{x:,} images: %{y:.3f}<extra></extra>"
             traces.append(go.Scatter(x=x, y=y, error_y=error, hovertemplate=hover, **look))
@@ -251,7 +259,7 @@ def confusions(results: Results, task: str) -> go.Figure:
         left = matrices.index(matrix) % 2 == 0  # the classes of the other are the same
         return x, y | ({"title": "true"} if left else {"showticklabels": False})
 
-    heads = [escape(label(matrix.representation, matrix.layer)) for matrix in matrices]
+    heads = [escape(table.name_in(results, table.key_of(matrix))) for matrix in matrices]
     traces, layout = parts.panels(heads, drawn, matrices, axes, 380)
     n = sum(map(sum, matrices[-1].counts))
     subtitle = f"n = {n:,} images, {len(names)} classes"
@@ -264,7 +272,11 @@ def confusions(results: Results, task: str) -> go.Figure:
 def differences(results: Results, suite: str) -> go.Figure | None:
     """z_voco's score minus that of every other representation."""
     found = table.against(results, suite)
-    names = [f"{parts.short(one.task or 'mean', 24)}: {escape(one.a)} - {escape(one.b)}" for one in found.values()]
+    names = [
+        f"{parts.short(one.task or 'mean', 24)}: {escape(table.name_of(results, one.a))} - "
+        f"{escape(table.name_of(results, one.b))}"
+        for one in found.values()
+    ]
     colours = [parts.palette(results)[key] for _, key in found]
     return parts.forest(results, suite, list(found.values()), names, colours, "differences", "difference of scores")
 
@@ -274,19 +286,19 @@ def compared(results: Results, suite: str, a: Representation, b: Representation)
     found = table.between(results, suite, a, b)
     names = [parts.short(one.task or "mean of the suite", 24) for one in found]
     colours = [parts.palette(results)[a]] * len(found)
-    title = f"{escape(label(*a))} minus {escape(label(*b))}"
+    title = f"{escape(table.name_in(results, a))} minus {escape(table.name_in(results, b))}"
     return parts.forest(results, suite, found, names, colours, title, "difference of scores")
 
 
 def kept(results: Results, suite: str) -> go.Figure | None:
-    """What is kept of v_pooled's scores, with the margin as a band; None without v_pooled."""
+    """What is kept of pooled V's scores, with the margin as a band; None without pooled V."""
     found = table.kept(results, suite)
     names = [
-        f"{parts.short(one.task or 'mean', 24)}: {escape(label(*key))}{parts.below(one.verdict)}"
+        f"{parts.short(one.task or 'mean', 24)}: {escape(table.name_in(results, key))}{parts.below(one.verdict)}"
         for (_, key), one in found.items()
     ]
     colours = [parts.palette(results)[key] for _, key in found]
-    title, axis = "what is kept of v_pooled", "score minus v_pooled's"
+    title, axis = "what is kept of pooled V", "score minus pooled V's"
     margin = next((one.margin for one in found.values()), 0.0)
     band = {"type": "rect", "x0": -margin, "x1": margin, "y0": 0, "y1": 1, "xref": "x", "yref": "y domain"}
     look = {"fillcolor": NEUTRAL, "opacity": 0.25, "line": {"width": 0}, "layer": "below"}
@@ -302,7 +314,7 @@ def gaps(results: Results) -> go.Figure | None:
         return None
     first = next(iter(found.values()))
     colours = [parts.palette(results)[key] for key in found]
-    names = [escape(label(*key)) for key in found]
+    names = [escape(table.name_in(results, key)) for key in found]
     title = f"retention minus that of {first.second}"
     return parts.forest(results, first.first, list(found.values()), names, colours, title, "difference of retentions")
 
@@ -311,7 +323,8 @@ def ceilings(results: Results, suite: str) -> go.Figure | None:
     """What a hidden layer adds to the linear probe; None where none was asked for."""
     found = table.ceilings(results, suite)
     names = [
-        f"{parts.short(task, 24)}: {escape(label(*key))}{parts.below(f'{one.metric} {one.score.estimate or 0:.2f}')}"
+        f"{parts.short(task, 24)}: {escape(table.name_in(results, key))}"
+        f"{parts.below(f'{one.metric} {one.score.estimate or 0:.2f}')}"
         for (task, key), one in found.items()
     ]
     colours = [parts.palette(results)[key] for _, key in found]
@@ -322,7 +335,10 @@ def ceilings(results: Results, suite: str) -> go.Figure | None:
 def bits_added(results: Results, suite: str) -> go.Figure | None:
     """What one representation says of the labels beyond another; None without joins."""
     shown = [one for one in results.comparisons if one.suite == suite and one.metric == "bits"]
-    names = [f"{parts.short(one.task or 'mean', 24)}: {' given '.join(map(escape, table.added(one)))}" for one in shown]
+    names = [
+        f"{parts.short(one.task or 'mean', 24)}: {' given '.join(map(escape, table.added(results, one)))}"
+        for one in shown
+    ]
     return parts.forest(results, suite, shown, names, [NEUTRAL] * len(shown), "bits added", "bits an image")
 
 

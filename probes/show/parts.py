@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import plotly.graph_objects as go
 
-from htc_probe.probes.files.results import Ceiling, Comparison, Interval, Kept, Results, SuiteGap, label
+from htc_probe.probes.files.results import Ceiling, Comparison, Interval, Kept, Results, SuiteGap
 from htc_probe.probes.inputs.representations import Representation
 from htc_probe.probes.show import style, table
 from htc_probe.probes.show.style import COLOURS, NEUTRAL, SERIES, Panel, across, escape
@@ -61,7 +61,7 @@ def bars(
             kind(
                 x=[cell.estimate for cell in cells.values()],
                 y=list(cells),
-                name=escape(label(*key)),
+                name=escape(table.name_in(results, key)),
                 error_x=whiskers(list(cells.values()), colour),
                 customdata=[_words(cell) for cell in cells.values()],
                 hovertemplate="%{x:.3f} %{customdata}<extra>%{fullData.name}</extra>",

@@ -20,6 +20,7 @@ from plotly.offline import get_plotlyjs
 from htc_probe.extract.files import replaced
 from htc_probe.extract.store import NUMERIC
 from htc_probe.probes.files.results import NOT_DEFINED, Results
+from htc_probe.probes.inputs.representations import shown
 from htc_probe.probes.show import figures, table
 
 _CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
@@ -52,7 +53,7 @@ def sections(results: Results) -> list[Section]:
             ("layers", "layers of z_voco", figures.layer_curves),
             ("bits", "bits", figures.bits),
             ("differences", "differences between representations", figures.differences),
-            ("kept", "what is kept of v_pooled", figures.kept),
+            ("kept", "what is kept of pooled V", figures.kept),
             ("added", "what one representation adds to another", figures.bits_added),
             ("retention", "retention", figures.retention),
             ("ceilings", "ceiling", figures.ceilings),
@@ -144,7 +145,7 @@ def _data(results: Results) -> Iterator[str]:
     if train := results.run.get("train"):
         yield f"The probes were trained on a run of its own, {_run_words(train)}."
     widths = {row.representation: row.width for row in results.rows}
-    yield "Representations: " + ", ".join(f"{name} ({width} features)" for name, width in widths.items()) + "."
+    yield "Representations: " + ", ".join(f"{shown(name)} ({width} features)" for name, width in widths.items()) + "."
     if layers := sorted({row.layer for row in results.rows if row.layer is not None}):
         yield f"z_voco is <voco>'s hidden state at layer {', '.join(map(str, layers))} (0 is the embedding)."
     if any("+" in row.representation for row in results.rows):
@@ -290,7 +291,7 @@ def _beside_scores(results: Results) -> Iterator[str]:
     if any(row.retention is not None for row in results.rows):
         undefined = table.not_defined(results.rows)
         yield (
-            "Retention is (score - floor) / (v_pooled's score - floor), with Fieller's interval"
+            "Retention is (score - floor) / (pooled V's score - floor), with Fieller's interval"
             + (f"; of {', '.join(undefined)} it is {NOT_DEFINED}." if undefined else ".")
         )
 
@@ -300,11 +301,11 @@ def _claims(results: Results) -> Iterator[str]:
         made = results.kept[0]
         tests, means = (sum((one.task is None) == mean for one in results.kept) for mean in (False, True))
         yield (
-            f"A representation is said to keep v_pooled's score within a margin of {made.margin:g} of the metric by "
+            f"A representation is said to keep pooled V's score within a margin of {made.margin:g} of the metric by "
             "two one-sided tests (Schuirmann 1987), and to lose or gain more than that by a two-sided test of the "
             f"margin, at p < 0.05 after Holm's correction over {tests} tests of tasks"
             + (f" and {means} of suite means" if means else "")
-            + "; where v_pooled is not clearly further than the margin above its floor, there is nothing to keep."
+            + "; where pooled V is not clearly further than the margin above its floor, there is nothing to keep."
         )
     if any(one.p is not None for one in results.suite_gaps):
         one = results.suite_gaps[0]

@@ -34,8 +34,9 @@ from htc_probe.probes.files.results import (
     is_defined,
     is_undefined,
     label,
+    of_label,
 )
-from htc_probe.probes.inputs.representations import Representation
+from htc_probe.probes.inputs.representations import Representation, shown
 from htc_probe.probes.show.grid import GREY, Chart, Grid, Line, plain_table
 
 METRICS = {
@@ -63,7 +64,7 @@ def key_of(item: Row | SuiteMean | Kept | SuiteGap | Ceiling | ClassScore | Conf
 
 def render(results: Results) -> Group:
     """For every suite its scores, its layers where several were probed, its bits, differences, what is kept of
-    v_pooled, what representations add to each other and what a reader that is not linear finds; then of which suite
+    pooled V, what representations add to each other and what a reader that is not linear finds; then of which suite
     more is kept, how to read all that, and warnings.
     """
     parts: list[RenderableType] = []
@@ -82,6 +83,18 @@ def render(results: Results) -> Group:
 
 
 # ---- what to show and what to make of it
+
+
+def name_in(results: Results, key: Representation) -> str:
+    """By which a person reads of it. z_voco alone is that of the model's last layer, where no other was probed."""
+    (word, layer), last = key, results.run.get("layers")
+    alone = layer == last and {row.layer for row in results.rows} <= {None, last}
+    return shown(word) if alone else shown(word, layer, last)
+
+
+def name_of(results: Results, word: str) -> str:
+    """The same of what `label` made one word of."""
+    return name_in(results, Representation(*of_label(word)))
 
 
 def suites(results: Results) -> list[str]:
@@ -162,7 +175,7 @@ def between(results: Results, suite: str, a: Representation, b: Representation) 
 
 
 def kept(results: Results, suite: str) -> dict[tuple[str | None, Representation], Kept]:
-    """(task, column) -> whether the column keeps what v_pooled has of the task; task None: of the mean."""
+    """(task, column) -> whether the column keeps what pooled V has of the task; task None: of the mean."""
     by_key = {(verdict.task, key_of(verdict)): verdict for verdict in results.kept if verdict.suite == suite}
     return _in_order(results, suite, by_key)
 
@@ -187,10 +200,11 @@ def ceilings(results: Results, suite: str) -> dict[tuple[str, Representation], C
     return {place: by_key[place] for place in order if place in by_key}
 
 
-def added(pair: Comparison) -> tuple[str, str]:
-    """(what is added, what was known) of a comparison in bits: v_d+z_voco with v_d is z_voco, given v_d."""
-    parts, known = pair.a.split("+"), pair.b.split("@")[0].split("+")
-    return "+".join(part for part in parts if part not in known) or pair.a, pair.b
+def added(results: Results, pair: Comparison) -> tuple[str, str]:
+    """(what is added, what was known) of a comparison in bits: v_d+z_voco with v_d is z_voco, given v_d. As `shown`."""
+    parts, known = pair.a.split("+"), of_label(pair.b)[0].split("+")
+    more = "+".join(part for part in parts if part not in known)
+    return shown(more or pair.a), name_of(results, pair.b)
 
 
 def not_defined(items: Iterable[Row | SuiteMean]) -> list[str]:
@@ -251,11 +265,11 @@ def _scores(results: Results, suite: str) -> Grid:
             cells = {key: _interval(value) if is_defined(value) else none for key, value in kept.items()}
             lines.append(Line(Text(" retention"), cells))
     title = f"{suite}: what a linear probe reads ({sample(results, suite)})"
-    return Grid(title, _heads(keys), lines, "floor", paper_reference(suite))
+    return Grid(title, _heads(results, keys), lines, "floor", paper_reference(suite))
 
 
-def _heads(keys: Sequence[Representation]) -> dict[Representation, Text]:
-    return {key: Text(label(*key), style=GREY if key.is_floor else "") for key in keys}
+def _heads(results: Results, keys: Sequence[Representation]) -> dict[Representation, Text]:
+    return {key: Text(name_in(results, key), style=GREY if key.is_floor else "") for key in keys}
 
 
 def _bits(results: Results, suite: str) -> Grid:
@@ -271,15 +285,15 @@ def _bits(results: Results, suite: str) -> Grid:
     means = [mean for mean in results.suite_means if mean.suite == suite]
     cells = {key_of(mean): _interval(mean.bits) for mean in means}
     lines.append(Line(Text("mean", style="bold"), cells, section=True))
-    return Grid(f"{suite}: bits an image that the probe saves", _heads(keys), lines)
+    return Grid(f"{suite}: bits an image that the probe saves", _heads(results, keys), lines)
 
 
 def _differences(results: Results, suite: str) -> Grid:
     """A column for each representation that another one is compared with, without lines where nothing is."""
     compared = against(results, suite)
-    heads = _heads([key for key in columns(results, suite) if any(key == other for _, other in compared)])
+    heads = _heads(results, [key for key in columns(results, suite) if any(key == other for _, other in compared)])
     lines = _lines({place: _difference(pair) for place, pair in compared.items()})
-    first = next(iter(compared.values())).a if compared else ""
+    first = name_of(results, next(iter(compared.values())).a) if compared else ""
     return Grid(f"{suite}: {first} minus", heads, lines)
 
 
@@ -295,21 +309,21 @@ def _lines(cells: Mapping[tuple[str | None, Representation], Text]) -> list[Line
 
 def _added(results: Results, suite: str) -> Grid:
     in_bits = [pair for pair in results.comparisons if pair.suite == suite and pair.metric == "bits"]
-    heads = {added(pair): Text("{} given {}".format(*added(pair))) for pair in in_bits}
+    heads = {added(results, pair): Text("{} given {}".format(*added(results, pair))) for pair in in_bits}
     lines = [
-        Line(Text(task or "mean"), {added(pair): _difference(pair) for pair in in_bits if pair.task == task})
+        Line(Text(task or "mean"), {added(results, pair): _difference(pair) for pair in in_bits if pair.task == task})
         for task in dict.fromkeys(pair.task for pair in in_bits)
     ]
     return Grid(f"{suite}: bits an image that one adds to another", heads, lines)
 
 
 def _kept(results: Results, suite: str) -> Grid:
-    """Without lines where nothing is beside v_pooled."""
+    """Without lines where nothing is beside pooled V."""
     verdicts = kept(results, suite)
-    heads = _heads(list(dict.fromkeys(key for _, key in verdicts)))
+    heads = _heads(results, list(dict.fromkeys(key for _, key in verdicts)))
     lines = _lines({place: _verdict(verdict) for place, verdict in verdicts.items()})
     margin = next((verdict.margin for verdict in verdicts.values()), 0.0)
-    return Grid(f"{suite}: does it keep v_pooled's score, within {margin:g}?", heads, lines)
+    return Grid(f"{suite}: does it keep pooled V's score, within {margin:g}?", heads, lines)
 
 
 def _verdict(verdict: Kept) -> Text:
@@ -325,7 +339,7 @@ def _ceilings(results: Results, suite: str) -> Grid:
         over = {key: _difference(ceiling) for key, ceiling in of_task.items()}
         lines.append(Line(Text(task), {key: _interval(ceiling.score) for key, ceiling in of_task.items()}))
         lines.append(Line(Text(" over linear", style=GREY), over))
-    heads = _heads(list(dict.fromkeys(key for _, key in by_key)))
+    heads = _heads(results, list(dict.fromkeys(key for _, key in by_key)))
     return Grid(f"{suite}: ceiling, what a reader with a hidden layer finds", heads, lines)
 
 
@@ -334,8 +348,8 @@ def _gaps(results: Results) -> Grid:
     first = next(iter(by_key.values()))
     undefined = Text("not defined", style=GREY)
     cells = {key: undefined if gap.p is None else _difference(gap) for key, gap in by_key.items()}
-    title = f"{first.first} minus {first.second}: the shares that are kept of v_pooled's means"
-    return Grid(title, _heads(list(by_key)), [Line(Text("retention"), cells)])
+    title = f"{first.first} minus {first.second}: the shares that are kept of pooled V's means"
+    return Grid(title, _heads(results, list(by_key)), [Line(Text("retention"), cells)])
 
 
 def _difference(claim: Comparison | Ceiling | SuiteGap) -> Text:
@@ -368,12 +382,12 @@ def _legend(results: Results) -> str:
         "control: a probe of random labels of object categories, which shows how well it tells these apart.": controls,
         "category alone: the best guess from the image's category.": results.baselines,
         "A suite's mean counts each task once, though metrics differ.": len(metrics) > 1,
-        "retention: (mean - floor) / (v_pooled's mean - floor).": any(mean.retention for mean in results.suite_means),
+        "retention: (mean - floor) / (pooled V's mean - floor).": any(mean.retention for mean in results.suite_means),
         f"retention of {' and '.join(undefined)}: {NOT_DEFINED}.": undefined,
-        f"kept: within {margin:g} of v_pooled's score by two one-sided tests; lost, gained: further from it "
-        "than that; each with p < 0.05 after Holm's correction. ?: not decided by so many images. -: v_pooled is not "
+        f"kept: within {margin:g} of pooled V's score by two one-sided tests; lost, gained: further from it "
+        "than that; each with p < 0.05 after Holm's correction. ?: not decided by so many images. -: pooled V is not "
         "clearly further than that above its floor. Below, the 95 % interval of the score minus "
-        "v_pooled's.": results.kept,
+        "pooled V's.": results.kept,
         "Shares kept: above 0, semantics are kept better than details.": any(gap.p is not None for gap in shares),
         "ceiling: a hidden layer on top of the linear probe; over linear: that score minus the linear probe's.": above,
         "Bits: V-information, what the probe saves over knowing how often labels occur.": True,

@@ -29,7 +29,7 @@ from htc_probe.probes.files.results import (
     label,
 )
 from htc_probe.probes.files.weights import Key, Probe
-from htc_probe.probes.inputs.representations import WHOLE, Representation
+from htc_probe.probes.inputs.representations import WHOLE, Representation, shown
 from htc_probe.probes.inputs.tasks import ProbeTask
 from htc_probe.probes.scores import intervals
 from htc_probe.probes.scores.intervals import Sampled
@@ -100,7 +100,8 @@ def _results(plan: Plan, readings: _AllReadings, config: dict[str, Any]) -> Resu
         for rep, given in readings.items():
             reading = given.tasks[task.task.name]
             rows.append(_row(task, rep, given.width, reading, scores.get(WHOLE)))
-            warnings += _doubts(rows[-1], reading, baselines.get(task.task.name))
+            name = f"{task.task.name} from {shown(*rep, plan.run.shape.layers)}"
+            warnings += _doubts(name, rows[-1], reading, baselines.get(task.task.name))
     compared = {rep: scores[rep] for rep in plan.columns}
     ceilings = {rep: told for rep in plan.columns if (told := _ceilings(readings[rep]))}
     used = {rep: {name: reading.ceiling_folds for name, reading in readings[rep].tasks.items()} for rep in ceilings}
@@ -173,9 +174,8 @@ def _row(task: ProbeTask, rep: Representation, width: int, reading: Reading, who
     )
 
 
-def _doubts(row: Row, reading: Reading, shortcut: Baseline | None) -> Iterator[str]:
-    """Why this row should not be trusted."""
-    name = f"{row.task} from {label(row.representation, row.layer)}"
+def _doubts(name: str, row: Row, reading: Reading, shortcut: Baseline | None) -> Iterator[str]:
+    """Why this row, the task and what it is read from being its `name`, should not be trusted."""
     # Stronger than strong is the floor itself, so a score at the floor has nothing to gain outside the ladder.
     if row.at_edge and (row.strength < 1 or row.lower > row.floor) and row.estimate < 0.995:
         end = "weakest" if row.strength < 1 else "strongest"

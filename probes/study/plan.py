@@ -18,10 +18,9 @@ import numpy as np
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import NUMERIC, Run, Task
 from htc_probe.probes.files.predictions import Asked
-from htc_probe.probes.files.results import label
 from htc_probe.probes.inputs import folds, representations, tasks
 from htc_probe.probes.inputs.labels import Labels
-from htc_probe.probes.inputs.representations import RANDOM_WEIGHTS, READ, Representation
+from htc_probe.probes.inputs.representations import RANDOM_WEIGHTS, READ, Representation, shown
 from htc_probe.probes.inputs.tasks import ProbeTask
 from htc_probe.probes.scores import controls, intervals, metrics
 from htc_probe.probes.study.protocol import INNER_FOLDS, Settings
@@ -244,6 +243,7 @@ def _identity(run: Run) -> dict[str, Any]:
         "images": len(run),
         "model": run.info.model.get("name"),
         "sha256": run.info.model.get("sha256"),
+        "layers": run.shape.layers,
         "last_layer": run.shape.stack[-1],
     }
 
@@ -285,13 +285,14 @@ def make_plan(run: Run, settings: Settings, *, train: Run | None = None, random:
             "--representations to have it streamed",
         )
     if large:
+        name = shown(*large[0], run.shape.layers)
         if settings.match_dim is not None or settings.curve or settings.ceiling:
             raise UserError(
                 "features that are streamed have no --match-dim, no --curve and no --ceiling; give more --memory"
             )
         fold = np.where(fold > 0, -1, fold)
         warnings += (
-            f"{label(*large[0])} takes more than --memory {settings.memory:g} GB: it is streamed, without controls and "
+            f"{name} takes more than --memory {settings.memory:g} GB: it is streamed, without controls and "
             f"online code, and for all representations one fold of {int((fold == 0).sum())} images is held out",
         )
     return Plan(run, train, random, settings, folded.tasks, chosen, large, fold, folded.groups, types, warnings)

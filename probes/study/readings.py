@@ -14,10 +14,9 @@ import joblib
 import numpy as np
 
 from htc_probe.extract.store import NUMERIC
-from htc_probe.probes.files.results import label
 from htc_probe.probes.inputs import oddities
 from htc_probe.probes.inputs.labels import Labels
-from htc_probe.probes.inputs.representations import Representation
+from htc_probe.probes.inputs.representations import Representation, shown
 from htc_probe.probes.inputs.tasks import ProbeTask
 from htc_probe.probes.scores import controls, intervals, metrics
 from htc_probe.probes.scores.intervals import Sampled
@@ -124,7 +123,8 @@ def _odd(plan: Plan, representation: Representation, x_ND: Any) -> tuple[str, ..
         return ()
     names = [name for run in plan.runs for name in run.ids()]
     notes = oddities.told(x_ND, plan.used, plan.groups, names)
-    return tuple(f"{label(*representation)}: {note}" for note in notes)
+    name = shown(*representation, plan.run.shape.layers)
+    return tuple(f"{name}: {note}" for note in notes)
 
 
 def _reading(plan: Plan, representation: Representation, task: ProbeTask, answers: _Answers) -> Reading:

@@ -148,6 +148,7 @@ def made(
             "images": 2000,
             "model": "htc-tiny",
             "sha256": "a6d3" * 16,
+            "layers": LAST,
             "last_layer": LAST,
         },
         versions={"python": "3.11.7", "numpy": "2.4.6"},

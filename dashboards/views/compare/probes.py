@@ -15,7 +15,18 @@ from htc_probe.dashboards.parts import gallery
 from htc_probe.dashboards.parts.chart import draw, made
 from htc_probe.dashboards.views.compare.two import Two, columns_of, number
 from htc_probe.dashboards.views.view import scores
-from htc_probe.probes.files.results import NOT_DEFINED, Confusion, CurvePoint, Interval, Results, Row, SuiteMean, label
+from htc_probe.probes.files.results import (
+    NOT_DEFINED,
+    Confusion,
+    CurvePoint,
+    Interval,
+    Results,
+    Row,
+    SuiteMean,
+    label,
+    of_label,
+)
+from htc_probe.probes.inputs.representations import shown
 from htc_probe.probes.show.table import not_defined
 
 _SHOWN = 24
@@ -68,6 +79,10 @@ class _Read(NamedTuple):
         of_labels = probe.mine.kind == "multilabel" and probe.key in self.scored
         return "accuracy of labels" if of_labels else probe.mine.metric
 
+    def name(self, source: str) -> str:
+        """By which a person reads of a source of this run."""
+        return shown(*of_label(source), self.two.headers[0].shape.layers)
+
     def floors(self, probe: Probe) -> tuple[float, float]:
         if self.measure != "Score":
             return 0.0, 0.0
@@ -87,7 +102,9 @@ def probes(two: Two) -> None:
     left, right = ui.side_by_side(2, "compare_read")
     if set(st.session_state.get("compare_sources", [])) - set(final):
         st.session_state["compare_sources"] = final[:3]
-    chosen = left.multiselect("Read from", final, default=final[:3], key="compare_sources") or final[:3]
+    chosen = (
+        left.multiselect("Read from", final, default=final[:3], key="compare_sources", format_func=shown) or final[:3]
+    )
     measure = right.segmented_control(
         "Measure",
         ["Score", "Bits", "Retention"],
@@ -161,7 +178,7 @@ def _forest(read: _Read, suite: str, chosen: Sequence[str], lines: Sequence[tupl
         parts = [own[task, source][1] if (task, source) in own else compare.NONE for task in tasks]
         known = [own[task, source][0] for task in tasks if (task, source) in own]
         mean = _suite_mean(read, suite, source, known)
-        series[source] = compare.joined([*parts, compare.NONE if mean is None else mean])
+        series[shown(source)] = compare.joined([*parts, compare.NONE if mean is None else mean])
     for task in tasks:
         probe = next(probe for (name, _), (probe, _) in own.items() if name == task)
         floors = [f"{value:.2f}" for value in read.floors(probe)]
@@ -173,7 +190,7 @@ def _forest(read: _Read, suite: str, chosen: Sequence[str], lines: Sequence[tupl
     paired = all(line.paired for _, line in own.values())
     subtitle = f"{measure} · {images} images, {'paired' if paired else 'taken as independent'}"
     words = read.two.words(f"What can be read: {suite}", subtitle, measure)
-    colours = {source: OF[source] for source in chosen if source in OF}
+    colours = {shown(source): OF[source] for source in chosen if source in OF}
     labels.append(f"mean of {len(tasks)} tasks")
     draw(made(figures.differences_by_name, series, labels, colours=colours, **words), f"compare_{suite}")
 
@@ -232,7 +249,8 @@ def _how_paired(read: _Read, left_out: Mapping[str, Sequence[str]]) -> None:
         st.caption("Probe scores are of all images, not of the selected ones.")
     if left_out:
         parts = [
-            f"{source} ({tasks[0] if len(tasks) == 1 else f'{len(tasks)} tasks'})" for source, tasks in left_out.items()
+            f"{read.name(source)} ({tasks[0] if len(tasks) == 1 else f'{len(tasks)} tasks'})"
+            for source, tasks in left_out.items()
         ]
         st.caption(f"Not asked alike in both runs, and left out: {ui.plain(', '.join(parts))}.")
 
@@ -242,7 +260,7 @@ def _numbers(read: _Read, lines: Sequence[tuple[Probe, Differences]]) -> None:
     columns = {
         "suite": [probe.mine.suite for probe, _ in lines],
         "task": [probe.mine.task for probe, _ in lines],
-        "read from": [probe.source for probe, _ in lines],
+        "read from": [read.name(probe.source) for probe, _ in lines],
         "measure": [read.metric(probe) for probe, _ in lines],
         **columns_of([line for _, line in lines], read.two.names),
     }
@@ -281,7 +299,7 @@ def _one_probe(read: _Read, lines: Sequence[tuple[Probe, Differences]]) -> None:
     sources = sorted(
         (probe.source for probe in read.probes if probe.mine.task == task), key=lambda source: "@" in source
     )
-    source = ui.select("Read from", sources, "compare_source", place=right)
+    source = ui.select("Read from", sources, "compare_source", place=right, format_func=read.name)
     probe = next(probe for probe in read.probes if (probe.mine.task, probe.source) == (task, source))
     same = (task, probe.mine.representation)
     own = [(line.mine.layer, value) for line, value in lines if (line.mine.task, line.mine.representation) == same]
@@ -317,7 +335,7 @@ def _learning(read: _Read, probe: Probe) -> None:
     known = {n: value for n, value in pairs.items() if value is not None}
     if len(known) > 1:
         title, unit = f"{escape(probe.mine.task)}: the learning curve", "bits" if bits else "score"
-        subtitle = f"read from {escape(probe.source)} · {probe.mine.metric} · taken as independent"
+        subtitle = f"read from {escape(read.name(probe.source))} · {probe.mine.metric} · taken as independent"
         words, values = read.two.words(title, subtitle, unit), compare.joined(list(known.values()))
         draw(made(figures.difference_curve, values, list(known), axis="training images", **words), "compare_learning")
         ui.how_to_read("From how few images the task can be learnt: where the two part, one token needs fewer.")

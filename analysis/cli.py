@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-
-import tyro
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from htc_probe.extract import command
+from htc_probe.extract.arguments import Shown
 from htc_probe.extract.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,39 +37,41 @@ _Progress = Callable[[int, int], object]
 
 @dataclass(frozen=True)
 class AnalyzeConfig:
-    """Where <voco> looks (attention), what the codes hold of an image (reconstruct), what <voco> takes
-    (contributions), what causes what (knockouts, interchange), and what its one token holds (reading, map).
+    """Ask where <voco> looks (attention), what the codes hold of an image (reconstruct), what <voco> takes
+    (contributions), what causes what (knockouts, interchange) and what its one token holds (reading, map).
 
-    Results go to one file beside the run; an analysis that is there already, of this run and these settings, is not
-    made again. attention and map need the run alone; the others run its model again.
+    Results go to one file beside the run. What is there already is not made again: interrupted, the same command goes
+    on with what is missing. attention and map need the run alone; the others run its model again.
+
+    Examples:
+        htc-analyze                                # all of the newest run
+        htc-analyze attention map --run runs/scenes-val.h5
+        htc-analyze attention --against runs/causal-val.h5
     """
 
-    analyses: tyro.conf.Positional[tuple[Name, ...]] = ()
-    """Any of them; all that this run allows when left out."""
-    run: Path | None = None
-    """Run file to read; the newest of --runs-folder when left out."""
-    runs_folder: Path = Path("runs")
-    """Where to look for the newest run."""
+    analyses: Annotated[tuple[Name, ...], Shown("ANALYSIS", positional=True)] = ()
+    """Any of those above. Left out: all that the run allows."""
+    run: Annotated[Path, Shown("FILE|FOLDER")] = Path("runs")
+    """Run to read; of a folder, its newest run."""
     against: Path | None = None
-    """attention: a second run to lay beside it, such as one of the causal topology."""
+    """A second run to compare: attention lays it beside."""
     probes: Path | None = None
-    """Probes whose predictions are followed (htc-probe writes them); NAME.probes.safetensors beside the run when left
-    out, where there is one."""
+    """Probes to follow (.safetensors, by htc-probe).
+    Left out: those beside the run."""
     images: int = 200
-    """contributions, knockouts: how many images of the run go through the model again; reconstruct: how many are
-    drawn from their codes."""
+    """Images: contributions, knockouts, reconstruct."""
     reading_images: int = 1000
-    """reading: the same, for the map from z_voco to the patches."""
+    """Images for reading's map of z_voco to patches."""
     pairs: int = 300
-    """interchange: mixed images of each kind."""
+    """Mixtures of each kind for interchange."""
     seed: int = 0
-    """Of the resamples, the draws of patches and pairs, and the map."""
-    model: str | None = None
-    """Where the run's model is now; where it was when left out. Its weights must be the run's."""
-    device: str | None = None
-    """cpu, or a GPU such as cuda; that of the run when left out."""
+    """Of the resamples, the draws and the map."""
+    model: Annotated[str | None, Shown("NAME|FOLDER")] = None
+    """Where the run's model is now. Left out: where it was."""
+    device: Annotated[str | None, Shown("NAME", words=("cpu", "cuda"))] = None
+    """cpu, or a GPU such as cuda. Left out: the run's."""
     out: Path | None = None
-    """Result file (.h5); NAME.analysis.h5 beside the run when left out."""
+    """Results (.h5). Left out: NAME.analysis.h5 beside it."""
 
 
 class _Job(NamedTuple):
@@ -111,7 +112,7 @@ def analyze(config: AnalyzeConfig) -> None:
     from htc_probe.extract.store import newest_run, open_run
 
     _check(config)
-    path = newest_run(config.runs_folder) if config.run is None else config.run
+    path = newest_run(config.run)
     out = results.default_path(path) if config.out is None else config.out
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(open_run(path))

@@ -13,13 +13,13 @@ a peer are compared before the clock starts.
 """
 
 import statistics
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple, cast
+from typing import Annotated, Literal, NamedTuple, cast
 
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -27,8 +27,9 @@ from torch import Tensor
 from benchmarks.extraction import eager_twin, pictures
 from benchmarks.rounds import time_rounds, timed
 from htc_probe.analysis.causes.knockouts import answers_of, knock_out
-from htc_probe.extract import models
+from htc_probe.extract import command, models
 from htc_probe.extract.again import Texts
+from htc_probe.extract.arguments import Shown
 from htc_probe.extract.capture import as_pixels
 from htc_probe.extract.data import scene_words, scenes
 from htc_probe.extract.vlm import passes
@@ -42,7 +43,7 @@ ENGINE, STOCK, BRIDGE, FORWARD = "this engine", "stock, SDPA", "TransformerLens 
 
 @dataclass(frozen=True)
 class Settings:
-    workloads: tyro.conf.Positional[tuple[Workload, ...]] = ("random", "shipped")
+    workloads: Annotated[tuple[Workload, ...], Shown(positional=True)] = ("random", "shipped")
     """random: width 1024, 6 layers, 16 heads, 580 hybrid tokens; shipped: the model of this package."""
     rounds: int = 3
     """Rounds; everything that is compared runs once in each."""
@@ -239,4 +240,4 @@ def _mean_seconds(peer: Callable[[int], Tensor], tokens: list[int]) -> float:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    sys.exit(command.main("python -m benchmarks.attribution", Settings, main, None, interrupted="nothing was kept"))

@@ -16,6 +16,7 @@ The designs:
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,10 +25,10 @@ from typing import NamedTuple
 
 import joblib
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.table import Table
 
+from htc_probe.extract import command
 from htc_probe.probes.inputs import folds
 from htc_probe.probes.inputs.labels import Labels
 from htc_probe.probes.scores import controls, intervals, metrics
@@ -91,8 +92,7 @@ class Record(NamedTuple):
     p: float
 
 
-def main() -> None:
-    settings = tyro.cli(Settings, prog="python -m benchmarks.calibration")
+def main(settings: Settings) -> None:
     console = Console(width=120)
     kept: dict[str, np.ndarray] = {}
     for design in settings.designs:
@@ -261,4 +261,4 @@ def table(design: str, found: dict[tuple[str, str], np.ndarray], seconds: float)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command.main("python -m benchmarks.calibration", Settings, main, None, interrupted="nothing was kept"))

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -30,6 +29,7 @@ from benchmarks.browser import Tab, chromium, serving, tab
 from htc_probe.analysis import records
 from htc_probe.analysis.sections import Contributions, Knockouts
 from htc_probe.analysis.stats.draws import intervals_of_means
+from htc_probe.extract import command
 from htc_probe.extract.store import Batch, Run, RunInfo, RunShape, RunWriter, Task, open_run
 from htc_probe.probes.files import results
 from htc_probe.probes.files.predictions import Asked, Writer
@@ -400,4 +400,4 @@ def make(path: Path, images: int) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings))
+    sys.exit(command.main("python -m benchmarks.dashboard", Settings, main, None, interrupted="nothing was kept"))

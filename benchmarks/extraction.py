@@ -16,17 +16,17 @@ import importlib.util
 import multiprocessing
 import resource
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import h5py
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -35,7 +35,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, apply_ro
 
 from benchmarks.rounds import time_rounds, timed
 from benchmarks.storage import NOW, PACKED, storage
-from htc_probe.extract import models
+from htc_probe.extract import command, models
+from htc_probe.extract.arguments import Shown
 from htc_probe.extract.capture import as_pixels, capture, run_shape
 from htc_probe.extract.data import open_source
 from htc_probe.extract.environment import environment
@@ -55,7 +56,7 @@ BARE = "the model alone"
 
 @dataclass(frozen=True)
 class Settings:
-    parts: tyro.conf.Positional[tuple[Part, ...]] = ("peers", "pipeline", "storage")
+    parts: Annotated[tuple[Part, ...], Shown(positional=True)] = ("peers", "pipeline", "storage")
     """What to measure."""
     rounds: int = 10
     """Rounds; everything that is compared runs once in each."""
@@ -406,4 +407,4 @@ def extraction(model: HTCVLM, settings: Settings, workers: int) -> tuple[float, 
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    sys.exit(command.main("python -m benchmarks.extraction", Settings, main, None, interrupted="nothing was kept"))

@@ -7,6 +7,7 @@ bfloat16 matrix products of the language model's own shape reach on the same dev
 
 import resource
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -15,12 +16,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from htc_probe.extract import models
+from htc_probe.extract import command, models
 from htc_probe.extract.capture import as_batch, as_pixels, run_shape
 from htc_probe.extract.data import open_source
 from htc_probe.extract.environment import environment
@@ -128,4 +128,4 @@ def timed(work: Callable[[], T], device: torch.device) -> tuple[float, T]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    sys.exit(command.main("python -m benchmarks.paper_size", Settings, main, None, interrupted="nothing was kept"))

@@ -14,20 +14,22 @@ probekit    those of two classes, which are all that it has, against its batched
 
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import scipy.fft
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
+from htc_probe.extract import command
+from htc_probe.extract.arguments import Shown
 from htc_probe.probes.solvers.basis import Basis
 from htc_probe.probes.solvers.newton import Path
 from htc_probe.probes.solvers.problems import Fit, Target, log_probabilities
@@ -38,7 +40,7 @@ Part = Literal["cells", "layer", "probekit"]
 
 @dataclass(frozen=True)
 class Settings:
-    parts: tyro.conf.Positional[tuple[Part, ...]] = ("cells", "layer")
+    parts: Annotated[tuple[Part, ...], Shown(positional=True)] = ("cells", "layer")
     """What to measure."""
     rows: int = 8000
     """Training rows, all folds together."""
@@ -347,4 +349,4 @@ def probekit(settings: Settings, work: Work) -> list[Table]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings, description=__doc__))
+    sys.exit(command.main("python -m benchmarks.probes", Settings, main, None, interrupted="nothing was kept"))

@@ -8,19 +8,20 @@ of its own for each.
 import multiprocessing
 import resource
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from transformers import LlamaConfig, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from htc_probe.extract import command
 from htc_probe.extract.vlm.star import compress, direct_products, star_mask
 
 STAR, EAGER, SDPA = "star", "eager, attentions", "SDPA, mask"
@@ -148,8 +149,7 @@ def peak_memories(settings: Settings) -> dict[str, float]:
     return peaks
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    settings = tyro.cli(Settings, args=argv)
+def main(settings: Settings) -> None:
     peaks = peak_memories(settings)
     torch.set_num_threads(settings.threads)
     seconds, difference = time_rounds(settings)
@@ -178,4 +178,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command.main("python -m benchmarks.star", Settings, main, None, interrupted="nothing was kept"))

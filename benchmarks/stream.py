@@ -7,6 +7,7 @@ not grow with the rows. How many passes a strength takes is that of the slice.
 """
 
 import resource
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -16,11 +17,11 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 from scipy.fft import dct
 
+from htc_probe.extract import command
 from htc_probe.probes.solvers import survey as stream
 from htc_probe.probes.solvers.lbfgs import StreamedPath
 from htc_probe.probes.solvers.problems import Target
@@ -152,4 +153,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings))
+    sys.exit(command.main("python -m benchmarks.stream", Settings, main, None, interrupted="nothing was kept"))

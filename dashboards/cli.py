@@ -16,9 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
-
 from htc_probe.extract import command
+from htc_probe.extract.arguments import Shown
 from htc_probe.extract.errors import UserError
 
 _HOST = "127.0.0.1"
@@ -28,24 +27,31 @@ _HOST = "127.0.0.1"
 class DashboardConfig:
     """Look at runs in the browser: where <voco> looked, what causes what, what probes read, maps, codes, comparisons.
 
-    Shows what htc-extract wrote and what htc-probe and htc-analyze left beside it, as it appears; needs neither the
-    model nor the images. Listens on this machine only unless --host says otherwise, sends nothing, and opens only the
-    runs named here. Stop it with Ctrl-C.
+    Shows what htc-extract wrote and what htc-probe and htc-analyze left beside it, as it appears. Needs neither the
+    model nor the images. Listens on this machine only, unless --host says otherwise; sends nothing; opens only the
+    runs named here. Ctrl-C stops it.
+
+    Examples:
+        htc-dashboard                         # the runs in runs/
+        htc-dashboard runs/scenes-val.h5 --port 8600
+        htc-dashboard --no-browser            # print the address alone
     """
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = (Path("runs"),)
-    """Folders of runs, or single run files (.h5). Links that lead out of a folder are not followed."""
+    runs: Annotated[tuple[Path, ...], Shown("FILE|FOLDER", positional=True)] = (Path("runs"),)
+    """Runs (.h5), or folders of runs.
+    Links that lead out of a folder are not followed."""
     port: int = 8501
-    """Port, 1 to 65535; where it is taken, the next free one."""
-    host: str = _HOST
-    """Address to listen on. Beyond this machine, whoever can reach it sees the runs: there is no password."""
-    public_name: str = ""
-    """Name in the address bar where a proxy passes requests on, such as lab.example. Without --host or this, only
-    requests by a name of this machine itself (localhost, 127.0.0.1) are answered, so that no web site can ask."""
-    base_path: str = ""
-    """Path below which all pages lie, where a proxy keeps it, such as /probe."""
+    """1 to 65535. Where it is taken: the next free one."""
+    host: Annotated[str, Shown("NAME")] = _HOST
+    """Address to listen on. There is no password:
+    whoever can reach it sees the runs."""
+    public_name: Annotated[str, Shown("NAME")] = ""
+    """Name by which a proxy asks, such as lab.example.
+    Without it and --host, only this machine is answered."""
+    base_path: Annotated[str, Shown("TEXT")] = ""
+    """Path before all pages, where a proxy keeps one: /probe."""
     browser: bool = True
-    """Open the browser; with --no-browser only the address is printed."""
+    """Open the browser."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

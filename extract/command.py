@@ -15,8 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import tyro
-
+from htc_probe.extract import arguments
 from htc_probe.extract.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,10 +41,14 @@ def main(
 
     `parse`: the dataclass of its settings, or a function that makes them from the arguments.
     """
-    arguments = sys.argv[1:] if argv is None else list(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
     try:
-        config = tyro.cli(parse, prog=prog, args=arguments) if isinstance(parse, type) else parse(arguments)
-        status = work(config) or 0
+        try:
+            config = arguments.parse(parse, words, prog) if isinstance(parse, type) else parse(words)
+            status = work(config) or 0
+        except arguments.Told as told:
+            print(told)
+            status = 0
         sys.stdout.flush()  # at exit it would be too late to answer a closed pipe
         return status
     except UserError as error:

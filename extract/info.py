@@ -11,11 +11,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import tyro
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from htc_probe.extract import command
+from htc_probe.extract.arguments import Shown
 from htc_probe.extract.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,12 +28,20 @@ _SHOWN = 3  # failures of one check that are told
 
 @dataclass(frozen=True)
 class InfoConfig:
-    """Print what is in a run file: shapes, sizes, model, data, tasks and versions, in well under a second."""
+    """Print what is in a run: its model, data, sizes, tasks and versions; or, of a folder, the runs in it.
 
-    run: tyro.conf.Positional[Path]
-    """Run file to look at; of one that is being made, how far it is."""
+    Examples:
+        htc-info                          # the newest run in runs/
+        htc-info runs                     # every run in runs/, a line each
+        htc-info runs/scenes-val.h5 --verify
+    """
+
+    run: Annotated[Path | None, Shown("FILE|FOLDER", positional=True)] = None
+    """Run (.h5), finished or not, or a folder of runs.
+    Left out: the newest run in runs/."""
     verify: bool = False
-    """Read all of it, too, and check every number that has a law to keep. Exits with 2 when something is wrong."""
+    """Read all of it and check every number that has a law.
+    The exit status is 2 where something is wrong."""
 
 
 class Check(NamedTuple):
@@ -52,17 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def info(config: InfoConfig) -> None:
     """Prints what is in the run. Raises UserError for one that is missing, incomplete or wrong."""
-    from htc_probe.extract.store import open_run
+    from htc_probe.extract.store import newest_run, open_run
 
-    try:
-        if not config.run.exists():
-            _tell_unfinished(config.run)
-        with open_run(config.run) as run:
-            show(run)
-            if config.verify and not _show_checks(verify(run)):
-                raise UserError(f"{config.run} is not whole (see above); extract it again")
-    except BrokenPipeError:  # `htc-info RUN | head`
-        sys.stderr.close()
+    path = newest_run("runs" if config.run is None else config.run)
+    if not path.exists():
+        _tell_unfinished(path)
+    with open_run(path) as run:
+        show(run)
+        if config.verify and not _show_checks(verify(run)):
+            raise UserError(f"{path} is not whole (see above); extract it again")
 
 
 # ---- what is in it

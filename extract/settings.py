@@ -7,69 +7,82 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Literal, get_type_hints
 
+from htc_probe.extract.arguments import Shown
 from htc_probe.extract.errors import UserError
 
 if TYPE_CHECKING:
     from htc_probe.extract.store import RunInfo
 
+_OFFICIAL = ("cub:", "paco:", "coco:", "dtd:", "gqa:", "clevr:", "3dshapes:", "datasets:")
+
 
 @dataclass(frozen=True)
 class ExtractConfig:
-    """Run HTC-VLM over the images of a split and write what <voco> holds and where it looked to a run file.
+    """Run HTC-VLM over images and write a run: for every image, what <voco> holds at every layer (z_voco) and where it
+    looked, v_d, pooled V, the codes, a thumbnail and the labels.
 
-    The run holds z_voco at every layer, v_d, pooled V, the codes, <voco>'s attention, thumbnails and labels. With no
-    arguments it needs no network and no GPU: a small model and rendered scenes come with the package.
+    Without settings it needs no network and no GPU: a small model and rendered scenes come with the package.
+    Interrupted, the same command goes on where it was; at most half a minute of work is lost.
+
+    Examples:
+        htc-extract                                # the small model, the scenes
+        htc-extract --data ./photos --split train  # photos/train/CLASS/*.jpg
+        htc-extract --model htc-7b --random-weights --limit 200 --device cuda
     """
 
-    split: str = "val"
-    """Which split of the data."""
-    model: str = "htc-tiny"
-    """htc-tiny (shipped), a directory, or owner/model on the hub: of an HTC-VLM, LLaVA-1.5 or VoCo-LLaMA."""
+    split: Annotated[str, Shown("NAME", words=("train", "val", "test"))] = "val"
+    """Split of the data."""
+    model: Annotated[str, Shown("NAME|FOLDER", words=("htc-tiny", "htc-7b"))] = "htc-tiny"
+    """htc-tiny (shipped), a folder, or owner/model on the hub.
+    HTC-VLM, LLaVA-1.5 or VoCo-LLaMA."""
     random_weights: bool = False
-    """Draw the model's weights at random (--seed) instead of reading them: the floor that every probe has to beat,
-    and a way to try a size, such as htc-7b, the paper's."""
-    adapter: Path | None = None
-    """A directory with a LoRA adapter (PEFT's files) that is merged into the model."""
-    data: str = "scenes"
-    """scenes (built in), a data set in its official files, NAME:PATH (cub, paco, coco, dtd, gqa, clevr, 3dshapes,
-    datasets), or a folder of images: FOLDER/SPLIT/, labels in its metadata.csv and FOLDER/tasks.toml."""
+    """Draw the weights at random, with --seed.
+    A probe has to beat such a model."""
+    adapter: Annotated[Path | None, Shown("FOLDER")] = None
+    """LoRA adapter (PEFT's files) to merge into the model."""
+    data: Annotated[str, Shown("NAME:FOLDER", words=("scenes", *_OFFICIAL))] = "scenes"
+    """scenes, a folder that has FOLDER/SPLIT/, or NAME:FOLDER:
+    cub coco paco dtd gqa clevr 3dshapes datasets."""
     out: Path | None = None
-    """Run file to write (.h5); runs/DATA-SPLIT.h5 when left out."""
+    """Run to write (.h5). Left out: runs/DATA-SPLIT.h5."""
     limit: int | None = None
-    """Only this many images of the split: a fair sample, not the first of the first class."""
+    """Only N images: a random sample, the same every time."""
     batch_size: int | Literal["auto"] = "auto"
-    """Images in one pass of the model. auto: 32 on a CPU; on a GPU as many as fit and pay, found by trying, and half as
-    many from where its memory runs out."""
+    """Images at once. auto: 32 on a CPU;
+    on a GPU, the largest size that is still faster."""
     workers: int | None = None
-    """Processes that read images ahead of the model; when left out, up to 4 for a model on a GPU, and none for few
-    images or beside a model on the CPU, which needs the cores itself. They change no byte of the run."""
+    """Processes that read images. Left out: 0 to 4, as fits.
+    They do not change the output."""
     layers: str = "all"
-    """Layers of z_voco to keep: all, or numbers such as 0,2,4; 0 is the embedding, -1 the last."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1, ...; auto is the GPU where there is one."""
+    """Layers of z_voco to keep: all, or such as 0,2,4.
+    0 is the embedding, -1 the last layer."""
+    device: Annotated[str, Shown("NAME", words=("auto", "cpu", "cuda"))] = "auto"
+    """cpu, cuda or cuda:1. auto: a GPU if there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the arithmetic; auto is bfloat16 on a GPU and float32 on a CPU."""
+    """Precision of the arithmetic.
+    auto: bfloat16 on a GPU, float32 on a CPU."""
     store_dtype: Literal["float16", "float32"] = "float16"
-    """Precision of z_voco, v_d, pooled V and attention in the file."""
+    """Precision of the numbers in the run."""
     on_error: Literal["stop", "skip"] = "stop"
-    """What an unreadable image does: stop the extraction, or be skipped and recorded in the run."""
+    """Where an image cannot be read:
+    stop, or skip it and note it in the run."""
     seed: int = 0
-    """Of --random-weights. Without it nothing is drawn, and the seed changes no number."""
+    """Of --random-weights; it changes nothing else."""
     shard_images: int | None = None
-    """Images written to the disk together, in whole batches: what is lost at most when the process is killed. Some
-    128 MB when left out. The same command continues an unfinished run."""
+    """Images written together, at most. Left out: 128 MB."""
     engine: Literal["local", "ray"] = "local"
-    """local: this process. ray: the workers of a Ray cluster ($RAY_ADDRESS, or this machine), one a GPU; a lost
-    worker's shard is done again by another. Needs pip install 'htc-probe[ray]'."""
-    shard: str | None = None
-    """i/n: do the i-th of n parts of the work, from 0, for job arrays. Under torchrun and Slurm it is found by itself.
-    Put the parts together with --merge."""
+    """local: this process. ray: the workers of a Ray cluster;
+    it needs pip install 'htc-probe[ray]'."""
+    shard: Annotated[str | None, Shown("I/N")] = None
+    """Do part I of N, from 0; then run --merge once.
+    torchrun and Slurm set it by themselves."""
     merge: bool = False
-    """Put the parts that --shard wrote together; of the other settings, only the run's name and --virtual matter."""
+    """Put together the parts that --shard wrote."""
     virtual: bool = False
-    """Leave the large datasets in the shards beside the run, for runs too large to copy (HDF5 virtual datasets)."""
+    """Leave large datasets in the shards beside the run:
+    nothing is copied (HDF5 virtual datasets)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,76 +14,85 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import tyro
-
 from htc_probe.extract import command
+from htc_probe.extract.arguments import Shown
 from htc_probe.extract.errors import UserError
 
 if TYPE_CHECKING:
     from htc_probe.extract.store import Run
     from htc_probe.probes.study.protocol import Settings
 
+_REPRESENTATIONS = ("voco_read", "z_voco", "v_d", "v_pooled", "codes", "code_bag", "pixels")
+
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """Fit one linear probe per task and representation of a run, and print what they read: scores with intervals,
-    bits, controls, and which differences hold.
+    """Ask what can be read linearly from <voco>'s one token: fit one probe for each task and representation of a run,
+    and write scores with intervals, their floors and what survived.
 
-    An interrupted command goes on where it was; docs/probing.md says what each number means.
+    Interrupted, the same command goes on where it was. docs/probing.md says what each number means.
+
+    Examples:
+        htc-probe                                # the newest run in runs/
+        htc-probe semantic --run runs/scenes-val.h5
+        htc-probe category count --representations z_voco v_pooled --folds 10
     """
 
-    suites: tyro.conf.Positional[tuple[str, ...]] = ("semantic", "detail")
-    """Suites (semantic, detail) or names of single tasks."""
+    suites: Annotated[tuple[str, ...], Shown("SUITE", words=("semantic", "detail"), positional=True)] = (
+        "semantic",
+        "detail",
+    )
+    """semantic, detail, or names of single tasks."""
     all: bool = False
     """Every task of the run, whatever its suite."""
-    run: Path | None = None
-    """Run file to read; the newest of --runs-folder when left out."""
-    runs_folder: Path = Path("runs")
-    """Where to look for the newest run."""
+    run: Annotated[Path, Shown("FILE|FOLDER")] = Path("runs")
+    """Run to probe; of a folder, its newest run."""
     train_run: Path | None = None
-    """Learn from this run and score on --run, in place of folds of one run."""
+    """Learn from this run and score on --run: no folds."""
     random_run: Path | None = None
-    """The same images through the same model with random weights (htc-extract --random-weights): one more floor."""
+    """Run of the same images and a model of random weights.
+    It gives one more floor to beat."""
     layers: str = ""
-    """Layers of z_voco to probe beside the last stored one: "all", or numbers such as 0,2,4."""
-    representations: tuple[str, ...] = ()
-    """What to probe: voco_read (what text reads: states 0 to L - 1 of <voco>), z_voco (its last state, which no text
-    reads), v_d, v_d.0 (one anchor), v_pooled, codes, code_bag, pixels, datasets of the run, files (.npy, .npz,
-    .safetensors), joins such as v_d+z_voco. When left out: voco_read, z_voco, v_d, v_pooled, what z_voco adds to the
-    last two, and pixels."""
-    match_dim: Annotated[int | None, tyro.conf.arg(metavar="K")] = None
-    """Probe the first K principal directions of every representation (fitted on training folds, not whitened), so that
-    none wins by its width."""
+    """Probe z_voco also at these layers: all, or 0,2,4."""
+    representations: Annotated[tuple[str, ...], Shown("NAME", words=_REPRESENTATIONS)] = ()
+    """voco_read, z_voco, v_d, v_d.0, v_pooled, codes, pixels,
+    datasets of the run, files, joins such as v_d+z_voco."""
+    match_dim: Annotated[int | None, Shown("K")] = None
+    """Probe only the first K principal directions of each,
+    so that none wins by its width."""
     curve: bool = False
-    """Also probe from 5, 10, 20 and 40 % of the training images."""
+    """Probe also from 5, 10, 20 and 40 % of the images."""
     margin: float = 0.02
-    """Of the metric (0.02 is two points of top-1): a representation is said to keep what v_pooled has where it is known
-    to score within this margin of it, and to lose where it is known to score lower by more."""
+    """Largest loss against pooled V that counts as kept.
+    0.02 is two points of top-1."""
     ceiling: bool = False
-    """Also read every task with a hidden layer on top of the linear probe: what there is to be read that a linear probe
-    does not reach. Takes several times as long."""
+    """Probe also with a hidden layer: what linear ones miss.
+    Takes several times as long."""
     controls: bool = True
-    """Also probe random labels by type: what remembering types alone would score."""
-    types: Annotated[str | None, tyro.conf.arg(metavar="TASK")] = None
-    """The task whose classes are those types; the semantic one with the most classes when left out."""
+    """Probe random labels by type, too:
+    what remembering types alone would score."""
+    types: Annotated[str | None, Shown("TASK")] = None
+    """Task whose classes are those types.
+    Left out: the semantic one with the most classes."""
     mode: Literal["exact", "guided"] = "exact"
-    """exact tries every strength of the grid first; guided, which is faster, those that ridge points at alone. Both go
-    on as long as an end of what was tried is the best."""
-    folds: Annotated[int, tyro.conf.arg(metavar="K")] = 5
-    """Outer folds; every image is held out once, with its group."""
+    """exact: try all strengths.
+    guided: only those near ridge's best, which is faster."""
+    folds: Annotated[int, Shown("K")] = 5
+    """Every image is held out once, with its group."""
     seed: int = 0
     """Of the folds, the resamples and the controls."""
     out: Path | None = None
-    """Result file (.json; .csv and two .safetensors go beside it); NAME.probes.json next to the run when left out."""
-    report: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
-    """Also write a page with figures and a methods paragraph to DIR."""
-    device: str = "cpu"
+    """Results (.json; .csv and .safetensors go beside it).
+    Left out: NAME.probes.json beside the run."""
+    report: Annotated[Path | None, Shown("FOLDER")] = None
+    """Write a page with figures and methods there, too."""
+    device: Annotated[str, Shown("NAME", words=("cpu", "cuda"))] = "cpu"
     """cpu, or a GPU such as cuda."""
     jobs: int = 0
     """Processes; 0 is one a core."""
-    memory: Annotated[float, tyro.conf.arg(metavar="GB")] = 8.0
-    """What a representation may take while it is probed. Larger ones are read again and again from the run, and one
-    fold is held out, so that a million images can be probed."""
+    memory: Annotated[float, Shown("GB")] = 8.0
+    """Most that one representation may take in memory.
+    Larger ones are read from the run again and again."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,7 +109,7 @@ def probe(config: ProbeConfig) -> None:
     from htc_probe.probes.files import results
 
     _check(config)
-    path = newest_run(config.runs_folder) if config.run is None else config.run
+    path = newest_run(config.run)
     out = results.default_path(path) if config.out is None else config.out
     if out.suffix != ".json":
         raise UserError(f"--out {out} must end in .json; the table goes beside it as .csv")

@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def found(folder: Path) -> Results:
     """What the command writes for the whole run with all layers."""
     out = folder / "all.json"
-    argv = ["--runs-folder", str(folder), "--layers", "all", "--folds", "2", "--out", str(out), "--jobs", "1"]
+    argv = ["--run", str(folder), "--layers", "all", "--folds", "2", "--out", str(out), "--jobs", "1"]
     assert main(argv) == 0
     return results.read(out)
 
@@ -699,7 +699,7 @@ def test_all_means_every_task_and_match_dim_writes_no_weights(folder: Path, tmp_
         (["--representations", "nowhere.npy"], "no file at nowhere.npy"),
         (["--out", "here.txt"], "must end in .json"),
         (["--train-run", "no.h5"], "no run at no.h5"),
-        (["--runs-folder", "nowhere"], "no finished run in nowhere/; make one with: htc-extract --split val"),
+        (["--run", "nowhere"], "no finished run in nowhere/; make one with: htc-extract --split val"),
         (["--run", "no.h5"], "no run at no.h5"),
         (["--ceiling", "--memory", "1e-6"], "no --curve and no --ceiling; give more --memory"),
         (["--device", "abacus"], "--device abacus cannot be used"),
@@ -708,16 +708,14 @@ def test_all_means_every_task_and_match_dim_writes_no_weights(folder: Path, tmp_
 def test_a_mistake_is_one_helpful_line(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], argv: list[str], message: str
 ) -> None:
-    assert main(["--runs-folder", str(folder), "--out", str(tmp_path / "r.json"), *argv]) == 2
+    assert main(["--run", str(folder), "--out", str(tmp_path / "r.json"), *argv]) == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith("htc-probe: ") and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
-def test_an_unknown_flag_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["--fold", "3"])
-    assert stopped.value.code == 2
+def test_an_unknown_flag_is_an_error() -> None:
+    assert main(["--fold", "3"]) == 2
 
 
 def test_a_run_without_labels_is_refused_before_anything_is_fitted(

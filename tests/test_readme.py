@@ -118,6 +118,7 @@ def test_options_that_are_typed_exist(command: str) -> None:
         for recipe in ("tiny",):
             more = subprocess.run([sys.executable, "-m", module, recipe, "--help"], capture_output=True, text=True)
             shown += more.stdout
+    shown += shown.replace("--[no-]", "--no-")
     missing = set(re.findall(r"(?<=\s)--[a-z-]+", commands()[command])) - set(re.findall(r"--[a-z-]+", shown))
     assert not missing, f"{command} has no {missing}"
 

@@ -20,7 +20,7 @@ FOLDERS = ("extract", "probes", "analysis", "dashboards")
 FILES = sorted(path for folder in (*FOLDERS, "benchmarks") for path in (ROOT / folder).rglob("*.py"))
 
 # What a folder may import from another one; a module stands for itself and what is in it.
-RUN = {"extract.store", "extract.errors", "extract.files", "extract.command"}
+RUN = {"extract.store", "extract.errors", "extract.files", "extract.arguments", "extract.command"}
 ALLOWED = {
     "extract": {"extract"},
     "probes": {"probes"} | RUN,
@@ -57,6 +57,7 @@ WITHOUT_TORCH = (
     "dashboards/",
 )
 LIGHT_COMMANDS = (
+    "extract/arguments.py",
     "extract/command.py",
     "extract/cli.py",
     "extract/info.py",

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from htc_probe.extract.errors import UserError
 from htc_probe.extract.training import cli
 from htc_probe.extract.training.config import FinetuneConfig
 
@@ -39,13 +40,12 @@ def test_flags_win_over_the_file_and_the_defaults_are_the_paper_s_recipe(tmp_pat
     assert config == FinetuneConfig("llava", data="scenes", images=Path("photos"), learning_rate=1.0, max_steps=4)
     paper = FinetuneConfig("llava")
     assert (paper.epochs, paper.learning_rate, paper.warmup, paper.batch) == (2, 2e-5, 0.03, 128)
-    with pytest.raises(SystemExit):
-        cli._parse([])  # init_from is needed
+    with pytest.raises(UserError, match="--init-from NAME|FOLDER is needed"):
+        cli._parse([])
 
 
 def test_help_teaches_both_commands(capsys):
     for args in (["--help"], ["tiny", "--help"]):
-        with pytest.raises(SystemExit):
-            cli.main(args)
+        assert cli.main(args) == 0
     told = capsys.readouterr().out
     assert all(word in told for word in ("--init-from", "htc-train tiny --help", "CONFIG.toml", "--clip.steps"))

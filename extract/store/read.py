@@ -423,9 +423,15 @@ def list_runs(folder: Path | str) -> list[Path]:
     return [path for _, _, path in sorted(found, reverse=True)]
 
 
-def newest_run(folder: Path | str) -> Path:
-    """The run of a folder that was finished last. Raises UserError when there is none."""
-    runs = list_runs(folder)
+def newest_run(place: Path | str) -> Path:
+    """The run of a folder that was finished last; the place itself where it is a file or has a run's name.
+
+    Raises UserError when there is none.
+    """
+    path = Path(place)
+    if path.is_file() or path.suffix == ".h5":
+        return path
+    runs = list_runs(path)
     if not runs:
-        raise UserError(f"no finished run in {folder}/; make one with: htc-extract --split val")
+        raise UserError(f"no finished run in {path}/; make one with: htc-extract --split val")
     return runs[0]

@@ -4,10 +4,9 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import tyro
-
-from htc_probe.extract import command
+from htc_probe.extract import arguments, command
 from htc_probe.extract.training.config import FinetuneConfig, TinyConfig
 from htc_probe.extract.training.toml_file import read_settings
 
@@ -32,15 +31,15 @@ def train(config: TinyConfig | FinetuneConfig) -> None:
         print(f"Wrote {folder}. Use it with: htc-extract --model {folder} --split val")
 
 
-def _parse(args: list[str]) -> TinyConfig | FinetuneConfig:
-    if args[:1] == ["tiny"]:
-        return tyro.cli(TinyConfig, prog="htc-train tiny", args=args[1:])
-    settings = {"init_from": tyro.MISSING}
-    prog = "htc-train [CONFIG.toml]"
-    if args and not args[0].startswith("-"):
-        settings |= read_settings(Path(args[0]), FinetuneConfig)
-        prog, args = f"htc-train {args[0]}", args[1:]
-    return tyro.cli(FinetuneConfig, prog=prog, default=FinetuneConfig(**settings), args=args)
+def _parse(words: list[str]) -> TinyConfig | FinetuneConfig:
+    if "tiny" in words[: 2 if words[:1] == ["--complete"] and len(words) > 2 else 1]:
+        return arguments.parse(TinyConfig, [word for word in words if word != "tiny"], "htc-train tiny")
+    given: dict[str, Any] = {}
+    if words and not words[0].startswith("-"):
+        given = read_settings(Path(words[0]), FinetuneConfig)
+        words = words[1:]
+    first = arguments.Shown("CONFIG.toml", words=("tiny",))
+    return arguments.parse(FinetuneConfig, words, "htc-train", given=given, first=first)
 
 
 if __name__ == "__main__":

@@ -29,9 +29,9 @@ _SEED = 0  # of the intervals that are taken here, of differences within one sec
 PREFERENCE = "Does the token prefer the anchors?"
 HONESTY = "Is a heat map of attention honest?"
 CAUSE = "Do the anchors matter causally?"
-FOLLOWING = "Whom do answers and probes follow?"
+FOLLOWING = "Swap the patches: does the answer change with them?"
 SURVIVAL = "What survives in the one token?"
-PATCHES = "And of each patch?"
+PATCHES = "What survives of each single patch?"
 
 
 class Sentence(NamedTuple):
@@ -44,7 +44,7 @@ class Sentence(NamedTuple):
     """Whether the measurement does; None where it cannot be told."""
 
     def told(self) -> str:
-        words = {True: "this agrees", False: "this disagrees", None: "it cannot be told from this"}
+        words = {True: "this run agrees", False: "this run disagrees", None: "this run leaves it open"}
         return self.text + (f" The paper: {self.claim}; {words[self.agrees]}." if self.claim else "")
 
 
@@ -84,8 +84,8 @@ def few_draws(draws: float, size: int) -> str:
     if draws >= size:
         return ""
     return (
-        f"Entropy and perplexity of the codes are too low: {draws:,.0f} draws (groups of images x places) cannot show "
-        f"how {size:,} codes are used. Extract more images."
+        f"Entropy and perplexity of the codes come out too low: {draws:,.0f} draws (groups of images x places) are "
+        f"fewer than the {size:,} codes. Extract more images."
     )
 
 
@@ -94,25 +94,27 @@ def few_draws(draws: float, size: int) -> str:
 
 def _looks(section: Attention) -> Sentence | str:
     if section.anchor_lift is None or section.anchor_minus_top is None or section.anchor_head is None:
-        return "Whether <voco> prefers the anchors: the model has none."
+        return "Whether <voco> prefers the anchors: this model has no anchors."
     lift, above = section.anchor_lift.overall.only, section.anchor_minus_top.overall.only
     which = sign(lift, 1.0)
     layers = ", ".join(f"{value:.2f}" for value in section.anchor_lift.by_layer.estimate)
     hardly = "hardly " if abs(lift.upper - 1) < _HARDLY and abs(lift.lower - 1) < _HARDLY else ""
     text = {
-        1: f"<voco> looks at the anchors {hardly}more than evenly",
-        -1: f"<voco> looks at the anchors {hardly}less than evenly",
-        0: "Whether <voco> prefers the anchors to an even look cannot be told",
+        1: f"<voco> looks at an anchor {hardly}more than at a patch",
+        -1: f"<voco> looks at an anchor {hardly}less than at a patch",
+        0: "It remains open whether <voco> looks at an anchor more than at a patch",
     }[which]
     text += (
-        f": they get {words(lift, 1.0)} times their share, the mean over images, heads and layers (by layer {layers}; "
-        f"{section.anchor_heads} of {section.anchor_head.size} heads prefer them)"
+        f": the anchors get {words(lift, 1.0)} times their uniform share, on average over images, heads and layers (by "
+        f"layer {layers}; {section.anchor_heads} of {section.anchor_head.size} heads prefer them)."
     )
     text += {
-        1: f", and {words(above)} of the attention more than as many patches, the most attended ones of each row.",
-        -1: f", and {words(_minus(above))} of the attention less than as many patches, the most attended ones of each "
-        "row.",
-        0: f"; the difference to as many patches, the most attended ones of each row, is {words(above)}.",
+        1: f" All anchors together get {words(above)} more of the attention than the same number of patches, chosen as "
+        "the most attended.",
+        -1: f" The most attended patches, as many as there are anchors, together get {words(_minus(above))} more of "
+        "the attention than the anchors.",
+        0: " The most attended patches, as many as there are anchors, do not measurably differ from them (difference "
+        f"{words(above)}).",
     }[sign(above)]
     return Sentence(text, "the anchors get more than the patches (Figure 3 shows the first 12)", _agrees(which))
 
@@ -127,22 +129,28 @@ def honest(knockouts: Knockouts) -> Sentence | str:
 
     attention = mean(0, effect)
     what = "the true answers" if "answers" in effects else "z_voco"
+    strength = "weakly" if abs(attention.estimate) < _WEAK else "strongly"
+    strength = "moderately" if _WEAK <= abs(attention.estimate) < _STRONG else strength
     text = {
-        1: "The heat map goes with what causes what",
-        -1: "The heat map goes against what causes what",
-        0: "Whether the heat map says what causes what cannot be told",
+        1: f"Attention ranks an image's tokens {strength} like their measured effect on {what}",
+        -1: f"Attention ranks an image's tokens {strength} against their measured effect on {what}",
+        0: f"It remains open whether attention ranks an image's tokens like their measured effect on {what}",
     }[sign(attention)]
-    text += ": over an image's tokens, the rank correlation of attention with what knocking a token out does to "
-    text += f"{what} is {words(attention)}"
+    text += f" (rank correlation {words(attention)}"
     if "answers" in effects and "z" in effects:
-        text += f" (to z_voco: {words(mean(0, effects.index('z')))})"
+        text += f"; with the effect on z_voco {words(mean(0, effects.index('z')))}"
+    text += "). The effect of a token is what changes when it is knocked out."
     rank_NP = knockouts.rank[:, :, effect, -1]
     for number, predictor in enumerate(predictors[1:], 1):
         gain = interval_of_mean(rank_NP[:, number] - rank_NP[:, 0], knockouts.groups, _SEED)
-        how = {1: "better", -1: "worse", 0: "not told apart from it"}[sign(gain)]
+        how = {
+            1: "ranks them better than attention",
+            -1: "ranks them worse than attention",
+            0: "does not measurably differ",
+        }
         name = _WEIGHTED if predictor == "attention x value x output" else predictor
-        text += f"; {name} has {words(mean(number, effect))}, {how}"
-    return Sentence(text + ". The paper shows attention and tests no causes.", "", None)
+        text += f" {name[0].upper()}{name[1:]} {how[sign(gain)]} ({words(mean(number, effect))})."
+    return Sentence(text + " The paper shows attention and does not test causes.", "", None)
 
 
 def matters(knockouts: Knockouts) -> Sentence | str:
@@ -150,7 +158,7 @@ def matters(knockouts: Knockouts) -> Sentence | str:
     group = knockouts.group
     anchors = knockouts.token.role.count("anchor")
     if not anchors:
-        return "Whether the anchors matter causally: the model has none."
+        return "Whether the anchors matter causally: this model has no anchors."
     number = {name: group.names.index(name) for name in ("anchors", "random patches", "attended patches")}
     zero = group.modes.index("zero")
 
@@ -162,42 +170,46 @@ def matters(knockouts: Knockouts) -> Sentence | str:
     which = sign(against["random patches"])
     mean_G = np.nanmean(change_NG, axis=0)
     text = {
-        1: f"Taking all {anchors} anchors away changes z_voco more than taking {group.size} random patches",
-        -1: f"Taking all {anchors} anchors away changes z_voco less than taking {group.size} random patches",
-        0: f"Whether taking all {anchors} anchors away changes z_voco more than {group.size} random patches "
-        "cannot be told",
+        1: f"Knocking out all {anchors} anchors changes z_voco more than knocking out {group.size} random patches",
+        -1: f"Knocking out all {anchors} anchors changes z_voco less than knocking out {group.size} random patches",
+        0: f"It remains open whether knocking out all {anchors} anchors changes z_voco more than knocking out "
+        f"{group.size} random patches",
     }[which]
     by = {name: f"{mean_G[place]:.3f}" for name, place in number.items()}
     text += (
         f": by {by['anchors']} of its length against {by['random patches']} (difference "
-        f"{words(against['random patches'])}) and {by['attended patches']} for the {group.size} most attended "
-        f"(difference {words(against['attended patches'])})"
+        f"{words(against['random patches'])}); the {group.size} most attended patches: {by['attended patches']} "
+        f"(difference {words(against['attended patches'])})."
     )
     if group.answers is None:
-        return Sentence(text + ".", _MATTER, _agrees(which))
+        return Sentence(text, _MATTER, _agrees(which))
     loss_NG = -mean_known(group.answers[:, zero], -1)
     own = interval_of_mean(loss_NG[:, number["anchors"]], knockouts.groups, _SEED)
-    cost = {
-        1: "it costs the true answers",
-        -1: "it costs the true answers less than nothing:",
-        0: "its cost to the true answers cannot be told from none:",
+    text += {
+        1: f" Without the anchors the true answers lose {words(own)} nats",
+        -1: f" Without the anchors the true answers gain {words(_minus(own))} nats",
+        0: f" The true answers do not get measurably worse without the anchors ({words(own)} nats lost)",
+    }[sign(own)]
+    patches = {
+        "random patches": f"{group.size} random patches",
+        "attended patches": f"the {group.size} most attended patches",
     }
-    text += f"; {cost[sign(own)]} {words(own)} nats"
-    for name in ("random patches", "attended patches"):
+    for name, called in patches.items():
         more = more_than(loss_NG, name)
-        told = {1: "more than", -1: "less than", 0: "not told apart from"}[sign(more)]
-        text += f", {told} {'the most ' if name == 'attended patches' else ''}{name} (difference {words(more)})"
+        told = {1: "more than without", -1: "less than without", 0: "no measurable difference from"}[sign(more)]
+        text += f"{', and' * (name == 'attended patches') or ':'} {told} {called} (difference {words(more)})"
         if name == "random patches":
             agrees = _agrees(sign(more))
     return Sentence(text + ".", _MATTER, agrees)
 
 
-_WEIGHTED = "attention weighted by what it carries (value x output projection)"
+_WEIGHTED = "value-weighted attention (attention x value x output projection)"
+_WEAK, _STRONG = 0.3, 0.6  # rank correlations that are told as weak, moderate and strong
 _MATTER = "the anchors carry the semantics that the answers need"
 
 
 def follows(interchange: Interchange) -> Sentence | str:
-    """Whom answers and probes follow."""
+    """Which source of a mixture answers and probes follow."""
     text, agrees = [], []
     for suite, wanted in (("semantic", 1), ("detail", -1)):
         told = []
@@ -207,16 +219,18 @@ def follows(interchange: Interchange) -> Sentence | str:
                 continue
             anchors, patches, chance = found
             which = _apart(anchors, patches)
-            whom = {1: "follow the anchors", -1: "follow the patches", 0: "cannot be told to follow either"}[which]
-            shares = f"anchors' image {words(anchors)}, patches' image {words(patches)}"
-            told.append(f"{name} {whom} ({shares}, chance {chance:.2f})")
+            source = {1: "follow the anchors", -1: "follow the patches", 0: "follow neither clearly"}[which]
+            shares = f"anchors' source {words(anchors)}, patches' source {words(patches)}"
+            told.append(f"{name} {source} ({shares}, chance {chance:.2f})")
             agrees.append(None if which == 0 else which == wanted)
         if told:
-            text.append(f"of {suite} tasks the {' and the '.join(told)}")
+            text.append(f"In {suite} tasks the {' and the '.join(told)}.")
     if not text:
-        return "Whom answers and probes follow: no task has classes that the mixed images differ in."
+        return (
+            "Which source answers and probes follow: in no task do the sources of the mixtures have different labels."
+        )
     verdict = False if False in agrees else None if None in agrees else True
-    whole = f"With the anchors of one image and the patches of another, {', '.join(text)}."
+    whole = f"A mixture has the anchors of one image and the patches of another, its sources. {' '.join(text)}"
     return Sentence(whole, "semantics come from the anchors, details from the patches", verdict)
 
 
@@ -241,26 +255,25 @@ def _survives(probes: Results) -> Sentence | str:
             continue
         read_from = _read_from(token, probes.run.get("layers"))
         signs.append(sign(share, 100.0))
-        than = {1: "more than", -1: "less than", 0: "not told apart from"}[signs[-1]]
-        of = " of what they read from the mean of the patches" if not kept else ""
-        kept.append(f"{_share(share)}{of} in the {suite} suite ({token.tasks} tasks; {than} the mean)")
+        than = {1: "more than pooled V", -1: "less than pooled V", 0: "no measurable difference"}[signs[-1]]
+        kept.append(f"{_share(share)} in the {suite} suite ({token.tasks} tasks; {than})")
         for anchors in (mean for mean in means if mean.representation == "v_d"):
             signs.append(_apart(_score(token), _score(anchors)))
             if (share := _percent(anchors)) is not None:
                 of_anchors.append(f"{_share(share)} in the {suite} suite")
     if not kept:
         return (
-            "What survives: in no suite are there probes of both <voco> and pooled V (htc-probe semantic detail makes "
-            "them) with pooled V over its floor"
+            "What survives: no suite has probes of both <voco> and pooled V with pooled V above its floor (htc-probe "
+            "semantic detail makes them)"
         )
-    text = f"Linear probes of {read_from} read {' and '.join(kept)}."
+    text = f"{read_from} keeps {' and '.join(kept)} of what linear probes read from pooled V, the mean of the patches."
     if of_anchors:
-        text += f" Probes of the anchors (v_d) read {' and '.join(of_anchors)}."
+        text += f" The anchors (v_d) keep {' and '.join(of_anchors)}."
     verdict = False if -1 in signs else None if 0 in signs else True
-    return Sentence(text + " Shares are of what a score has over its floor.", _READ, verdict)
+    return Sentence(text + " A share compares scores above their floors.", _READ, verdict)
 
 
-_READ = "linear probes read more from z_voco than from v_d and from the mean of the patches"
+_READ = "linear probes read more from z_voco than from v_d and from pooled V"
 
 
 def _token(means: Sequence[SuiteMean]) -> SuiteMean | None:
@@ -278,9 +291,7 @@ def _score(mean: SuiteMean) -> Interval:
 
 def _read_from(token: SuiteMean, layers: int | None) -> str:
     if token.representation == "voco_read":
-        return "what the text reads of <voco>"
-    if token.layer == layers:
-        return "z_voco (the last state of <voco>)"
+        return "What text reads of <voco> (voco_read)"
     return shown("z_voco", token.layer, layers)
 
 
@@ -289,38 +300,48 @@ def _percent(mean: SuiteMean) -> Interval | None:
     kept = mean.retention
     if kept is None or kept.estimate is None or kept.lower is None or kept.upper is None:
         return None
-    return Interval(100 * kept.estimate, 100 * kept.lower, 100 * kept.upper)
+    return _hundred(Interval(kept.estimate, kept.lower, kept.upper))
 
 
 def _share(percent: Interval) -> str:
-    """99.1 % [98.4, 99.8]; with more decimals where an end would look as if it were all."""
+    """99.1% [98.4, 99.8]; with more decimals where an end would look as if it were all."""
     places = 1
     while places < 4 and any(end != 100 and round(end, places) == 100 for end in percent[1:]):
         places += 1
     estimate, lower, upper = (f"{value:.{places}f}" for value in percent)
-    return f"{estimate} % [{lower}, {upper}]"
+    return f"{estimate}% [{lower}, {upper}]"
 
 
 def _patches(section: Reading) -> Sentence | str:
     found = section.patch
     if found is None:
-        return "What is told of each patch: no model was at hand; htc-analyze reading"
+        return "What z_voco tells of each patch: the model was not at hand; htc-analyze reading"
     z = section.representations.index("z_voco")
     r2, more = found.r2_all.at(z), found.r2_all_minus_pooled.only
     places = found.r2.estimate[z]
     text = (
-        f"A linear map from z_voco tells {words(r2)} of the variance of the single patches (R2 over "
-        f"{found.images:,} images; {places.min():.2f} to {places.max():.2f} by place)"
+        f"{_share(_hundred(r2))} of the patches' variance can be predicted linearly from z_voco ({places.min():.0%} to "
+        f"{places.max():.0%} by position; R2 over {found.images:,} images). "
     )
     text += {
-        1: f", more than one from their mean does ({words(more)})",
-        -1: f", less than one from their mean does ({words(more)})",
-        0: f", not told apart from what one from their mean does ({words(more)})",
+        1: f"That is more than from pooled V (difference {_points(more)}).",
+        -1: f"That is less than from pooled V (difference {_points(more)}).",
+        0: f"It does not measurably differ from pooled V (difference {_points(more)}).",
     }[sign(more)]
     if section.code is not None:
         whole = np.mean(section.code.entropy_read)
-        text += f", and {words(code_bits(section.code, z))} of the {whole:.2f} bits of a code"
-    return Sentence(text + ".", "", None)
+        text += f" Of the {whole:.2f} bits of a code, z_voco tells {words(code_bits(section.code, z))}."
+    return Sentence(text, "", None)
+
+
+def _hundred(share: Interval) -> Interval:
+    """In percent."""
+    return Interval(100 * share.estimate, 100 * share.lower, 100 * share.upper)
+
+
+def _points(share: Interval) -> str:
+    estimate, lower, upper = (f"{end:+.1f}" for end in _hundred(share))
+    return f"{estimate} points [{lower}, {upper}]"
 
 
 def code_bits(codes: Codes, representation: int) -> Interval:
@@ -346,11 +367,11 @@ def _apart(one: Interval, other: Interval) -> int:
 
 _ANSWERS: dict[str, tuple[str, str, Callable[[Any], Sentence | str]]] = {
     PREFERENCE: ("attention", "Whether <voco> prefers the anchors", _looks),
-    HONESTY: ("knockouts", "Whether the heat map is honest", honest),
+    HONESTY: ("knockouts", "Whether a heat map of attention is honest", honest),
     CAUSE: ("knockouts", "Whether the anchors matter causally", matters),
-    FOLLOWING: ("interchange", "Whom answers and probes follow", follows),
+    FOLLOWING: ("interchange", "Which source answers and probes follow", follows),
     SURVIVAL: ("", "What survives", _survives),
-    PATCHES: ("reading", "What is told of each patch", _patches),
+    PATCHES: ("reading", "What z_voco tells of each patch", _patches),
 }
 ANALYSES = {question: analysis for question, (analysis, _, _) in _ANSWERS.items()}
 """The five questions, and what no claim of the paper is about -> the analysis that answers; "" is the probes."""

@@ -60,15 +60,15 @@ def _attention(section: Attention) -> Iterator[RenderableType]:
             chosen = section.anchor_head[layer]
             cells.append(f"{int(chosen.sum())} of {len(chosen)}")
         rows.append([str(layer + 1), *cells])
-    yield _table(f"Attention of <voco>, {section.images} images, mean over heads", ["layer", *levels, *heads], rows)
-    lift = "times uniform: of what falls on anchors and patches, the anchors' part over a uniform look's"
-    top = "top patches: as many patches as anchors, chosen anew in each row"
-    yield Text(f"{lift}; {top}; heads: those that prefer the anchors", style=_GREY)
+    yield _table(f"Where <voco> looks, {section.images} images, mean over heads", ["layer", *levels, *heads], rows)
+    lift = "times uniform: the anchors' share of the attention on anchors and patches, over their uniform share"
+    top = "top patches: the most attended ones of each row, as many as there are anchors"
+    yield Text(f"{lift}; {top}; heads: how many prefer the anchors", style=_GREY)
 
 
 def _reconstruct(section: Reconstruct) -> Iterator[RenderableType]:
     found = {"decoded codes": section.psnr, "mean colour alone": section.psnr_flat, "difference": section.psnr_gain}
-    title = f"Pictures from the codes, {len(section.images)} images: PSNR at 96 x 96, dB"
+    title = f"Reconstructions from the codes, {len(section.images)} images: PSNR at 96 x 96, dB"
     yield _table(title, [*found], [[words(ends.only) for ends in found.values()]])
 
 
@@ -79,7 +79,7 @@ def _contributions(section: Contributions) -> Iterator[RenderableType]:
         for layer in _some(section.share.shape[1])
         for at, role in enumerate(section.roles)
     ]
-    title = f"What <voco> takes at each layer, {len(section.images)} images"
+    title = f"What <voco> takes from each kind of token, {len(section.images)} images"
     yield _table(title, ["layer", "from", "attention", "share of the update"], rows)
 
 
@@ -93,13 +93,13 @@ def _knockouts(knockouts: Knockouts) -> Iterator[RenderableType]:
         for m, mode in enumerate(knockouts.group.modes)
         if np.isfinite(mean.group_change.estimate[m, g])
     ]
-    yield _table(f"Taken away together, {count}", ["", "replaced by", *there], rows)
+    yield _table(f"Groups of tokens, knocked out together, {count}", ["", "replaced by", *there], rows)
     effects = [f"effect on {effect}" for effect in knockouts.rank_effects]
     rows = [
         [predictor] + [words(mean.rank.at(number, effect, -1)) for effect in range(len(effects))]
         for number, predictor in enumerate(knockouts.rank_predictors)
     ]
-    title = f"What tells the effect of taking single tokens away: rank correlation, mean of layers, {count}"
+    title = f"Which score predicts the effect of a knock-out? Rank correlation over single tokens, {count}"
     yield _table(title, ["", *effects], rows)
 
 
@@ -121,11 +121,12 @@ def _interchange(interchange: Interchange) -> Iterator[RenderableType]:
             of_task = (cell for readout in readouts for cell in cells[name].get(readout, ["", ""]))
             lines.append([name, *of_task, chance[name]])
         lines.append([])
-    heads = [*(f"{name}s: {whose}" for name in readouts for whose in ("anchors'", "patches'")), "chance"]
-    yield _table("Anchors of one image, patches of another: whose label is read", ["task", *heads], lines[:-1])
+    heads = [*(f"{name}s: {source}" for name in readouts for source in ("anchors", "patches")), "chance"]
+    yield _table("Mixtures: which source's label is read, the anchors' or the patches'?", ["task", *heads], lines[:-1])
     note = (
-        "Shares of the mixed images whose donors differ in the label; chance: the anchors' share if what is read were "
-        "dealt out at random. Of numbers, the weights on the donors' values."
+        "A mixture has the anchors of one image and the patches of another, its sources. Shares are of the mixtures "
+        "whose sources have different labels; numbers: the weight of each source's value. Chance: the anchors' share "
+        "if the readings were shuffled."
     )
     why_not = {"answers": interchange.answers, "probes": interchange.probes}
     yield Text(note + "".join(f" No {name}: {why}." for name, why in why_not.items() if why != "yes"), style=_GREY)
@@ -144,12 +145,9 @@ def _reading(section: Reading) -> Iterator[RenderableType]:
         for task, (name, metric) in enumerate(zip(near.tasks, near.metric, strict=True)):
             found = (words(near.score.at(task, at)) for at in each)
             rows.append([f"{name}, {metric}", *found, f"{near.floor[task]:.2f}"])
-    yield _table(
-        f"What can be read from each, {section.images} images",
-        ["", *map(shown, section.representations), "floor"],
-        rows,
-    )
-    readouts = "patches: a linear map to each, held out; bits of a code: a linear readout, held out"
+    names = [*map(shown, section.representations)]
+    yield _table(f"What can be read, {section.images} images", ["", *names, "floor"], rows)
+    readouts = "patches: a linear map to each of them; bits of a code: a linear readout; both on held-out images"
     yield Text(f"{readouts}; tasks: 10 nearest neighbours", style=_GREY)
     if section.code is not None and (doubt := few_draws(section.code.draws, section.code.size)):
         yield Text(f"! {doubt}", style="yellow")

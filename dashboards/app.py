@@ -65,7 +65,7 @@ def page(roots: Sequence[Path]) -> None:
         image = controls.choose_image(header.ids, chosen)
         controls.show_chosen(chosen, doubt)
         layer, head = controls.choose_attention(header.shape)
-        log = st.toggle("Logarithmic shares", key="log", help="For many patches, where uniform is near 0.")
+        log = st.toggle("Log scale", key="log", help="Of shares of attention: tells small shares apart.")
         controls.choose_format()
         _tell([*refused, *data.refused_beside(run.path)])
         _watch(roots, run.path, _state(roots, run.path))
@@ -90,7 +90,7 @@ def _state(roots: Sequence[Path], shown: Path | None) -> object:
 def _tell(refused: Sequence[Refused]) -> None:
     """Which files are not opened, and why."""
     if refused:
-        with st.expander(f"{len(refused)} not opened"):
+        with st.expander(f"{len(refused)} files not opened" if len(refused) > 1 else "1 file not opened"):
             for path, reason in refused:
                 st.caption(f"**{controls.plain(path.name)}**: {controls.plain(reason)}")
 

@@ -759,9 +759,23 @@ def attention(lift: float, above: float, spread: float = 0.1) -> Attention:
 @pytest.mark.parametrize(
     ("lift", "above", "words", "agrees"),
     [
-        (1.5, 0.3, ["more than evenly", "1.50 [1.40, 1.60]", "0.30 [0.20, 0.40] of the attention more than"], True),
-        (0.5, -0.3, ["less than evenly", "0.50 [0.40, 0.60]", "0.30 [0.20, 0.40] of the attention less than"], False),
-        (1.05, 0.0, ["cannot be told", "1.05 [0.95, 1.15]", "is 0.00 [-0.10, 0.10]"], None),
+        (
+            1.5,
+            0.3,
+            [
+                "more than at a patch",
+                "1.50 [1.40, 1.60]",
+                "anchors together get 0.30 [0.20, 0.40] more of the attention",
+            ],
+            True,
+        ),
+        (
+            0.5,
+            -0.3,
+            ["less than at a patch", "0.50 [0.40, 0.60]", "as there are anchors, together get 0.30 [0.20, 0.40] more"],
+            False,
+        ),
+        (1.05, 0.0, ["remains open", "1.05 [0.95, 1.15]", "difference 0.00 [-0.10, 0.10]"], None),
     ],
 )
 def test_the_sentence_on_attention(lift: float, above: float, words: list[str], agrees: bool | None) -> None:
@@ -800,9 +814,18 @@ def knockouts(rank: float, anchors: float, random: float, attended: float, quest
 @pytest.mark.parametrize(
     ("rank", "words"),
     [
-        (0.7, ["goes with", "the true answers is 0.70 [0.60, 0.80]", "input has 0.20 [0.10, 0.30], worse"]),
-        (-0.7, ["goes against", "-0.70 [-0.80, -0.60]", "better"]),
-        (0.05, ["cannot be told", "0.05 [-0.05, 0.15]"]),
+        (
+            0.7,
+            [
+                "strongly like",
+                "the true answers (rank correlation 0.70 [0.60, 0.80]",
+                "worse than attention (0.20 [0.10, 0.30])",
+            ],
+        ),
+        (0.45, ["moderately like"]),
+        (0.25, ["weakly like"]),
+        (-0.7, ["strongly against", "-0.70 [-0.80, -0.60]", "better"]),
+        (0.05, ["remains open", "0.05 [-0.05, 0.15]"]),
     ],
 )
 def test_the_sentence_on_the_heat_map(rank: float, words: list[str]) -> None:
@@ -818,9 +841,9 @@ def test_the_sentence_on_the_heat_map(rank: float, words: list[str]) -> None:
             (0.9, 0.2, 0.5),
             [
                 "changes z_voco more than",
-                "it costs the true answers 0.90",
-                "more than random",
-                ", more than the most attended",
+                "the true answers lose 0.90",
+                "more than without 4 random",
+                "more than without the 4 most attended",
             ],
             True,
         ),
@@ -828,14 +851,15 @@ def test_the_sentence_on_the_heat_map(rank: float, words: list[str]) -> None:
             (0.2, 0.5, 0.9),
             [
                 "changes z_voco less than",
-                "it costs the true answers 0.20",
-                "less than random",
-                ", less than the most attended",
+                "the true answers lose 0.20",
+                "less than without 4 random",
+                "less than without the 4 most attended",
             ],
             False,
         ),
-        ((0.5, 0.5, 0.5), ["cannot be told", "not told apart from random", "from the most attended"], None),
-        ((0.0, -0.5, 0.5), ["cannot be told from none"], True),
+        ((0.5, 0.5, 0.5), ["remains open", "difference from 4 random", "difference from the 4 most attended"], None),
+        ((0.0, -0.5, 0.5), ["do not get measurably worse"], True),
+        ((-0.3, -0.5, 0.5), ["the true answers gain 0.30"], True),
     ],
 )
 def test_the_sentence_on_the_anchors(effects: Any, words: list[str], agrees: bool | None) -> None:
@@ -873,10 +897,14 @@ def interchange(semantic: float, detail: float, spread: float = 0.1) -> Intercha
 @pytest.mark.parametrize(
     ("shares", "words", "agrees"),
     [
-        ((0.9, 0.1), ["semantic tasks the answers follow the anchors", "detail tasks the answers follow the p"], True),
+        (
+            (0.9, 0.1),
+            ["In semantic tasks the answers follow the anchors", "In detail tasks the answers follow the p"],
+            True,
+        ),
         ((0.1, 0.1), ["semantic tasks the answers follow the patches", "0.10 [0.00, 0.20]", "chance 0.25"], False),
         ((0.9, 0.9), ["detail tasks the answers follow the anchors"], False),
-        ((0.9, 0.5), ["detail tasks the answers cannot be told to follow either"], None),
+        ((0.9, 0.5), ["detail tasks the answers follow neither clearly"], None),
     ],
 )
 def test_the_sentence_on_the_interchange(shares: Any, words: list[str], agrees: bool | None) -> None:
@@ -889,11 +917,11 @@ def test_the_sentence_on_the_interchange(shares: Any, words: list[str], agrees: 
 @pytest.mark.parametrize(
     ("lift", "spread", "words"),
     [
-        (1.03, 0.01, "hardly more than evenly"),
-        (0.96, 0.03, "hardly less than evenly"),
-        (1.2, 0.01, "anchors more than"),
-        (1.08, 0.05, "anchors more than"),
-        (0.8, 0.01, "anchors less than"),
+        (1.03, 0.01, "hardly more than at a patch"),
+        (0.96, 0.03, "hardly less than at a patch"),
+        (1.2, 0.01, "an anchor more than"),
+        (1.08, 0.05, "an anchor more than"),
+        (0.8, 0.01, "an anchor less than"),
     ],
 )
 def test_a_preference_of_some_per_cent_is_hardly_one(lift: float, spread: float, words: str) -> None:
@@ -917,11 +945,11 @@ def probed(*means: SuiteMean) -> Results:
 @pytest.mark.parametrize(
     ("kept", "anchors", "words", "agrees"),
     [
-        (1.05, 0.5, ["105.0 % [104.0, 106.0] of what", "more than the mean", "(v_d) read 50.0 % [49.0, 51.0]"], True),
-        (0.95, 0.5, ["95.0 % [94.0, 96.0]", "less than the mean"], False),
-        (1.005, 0.5, ["100.5 % [99.5, 101.5]", "not told apart from the mean"], None),
-        (1.05, 1.055, ["105.5 %"], None),
-        (1.05, 1.2, ["120.0 %"], False),
+        (1.05, 0.5, ["105.0% [104.0, 106.0] in the", "more than pooled V", "(v_d) keep 50.0% [49.0, 51.0]"], True),
+        (0.95, 0.5, ["95.0% [94.0, 96.0]", "less than pooled V"], False),
+        (1.005, 0.5, ["100.5% [99.5, 101.5]", "no measurable difference"], None),
+        (1.05, 1.055, ["105.5%"], None),
+        (1.05, 1.2, ["120.0%"], False),
     ],
 )
 def test_what_survives_is_what_the_probes_keep(
@@ -939,7 +967,7 @@ def test_what_survives_is_what_the_probes_keep(
     ]
     found = sentences.answers(Sections(), probed(*means))[sentences.SURVIVAL]
     assert isinstance(found, Sentence) and found.agrees is agrees, found
-    every = ("Linear probes of z_voco (the last state of <voco>)", "semantic suite (3 t", "detail suite (3 t")
+    every = ("z_voco (layer 4 of 4) keeps", "semantic suite (3 t", "detail suite (3 t")
     for part in (*every, *words):
         assert part in found.text, found.text
     assert "R2" not in found.text
@@ -948,15 +976,15 @@ def test_what_survives_is_what_the_probes_keep(
 def test_what_survives_is_of_what_the_text_reads_where_that_was_probed() -> None:
     means = mean("detail", "z_voco", 0.9, 4), mean("detail", "voco_read", 0.7), mean("detail", "v_pooled", 1.0)
     told = str(sentences.answers(Sections(), probed(*means))[sentences.SURVIVAL])
-    assert "probes of what the text reads of <voco> read 70.0 %" in told and "90.0" not in told and "v_d)" not in told
-    assert "z_voco (layer 2 of 4) read 80.0 %" in str(
+    assert "What text reads of <voco> (voco_read) keeps 70.0%" in told and "90.0" not in told and "v_d)" not in told
+    assert "z_voco (layer 2 of 4) keeps 80.0%" in str(
         sentences.answers(Sections(), probed(mean("detail", "z_voco", 0.8, 2)))[sentences.SURVIVAL]
     )
 
 
 @pytest.mark.parametrize("means", [(), (mean("detail", "v_d", 0.3),), (mean("detail", "z_voco", None, 4),)])
 def test_without_probes_of_both_nothing_is_said_to_survive(means: tuple[SuiteMean, ...]) -> None:
-    assert "are there probes of both <voco> and pooled V" in str(
+    assert "no suite has probes of both <voco> and pooled V" in str(
         sentences.answers(Sections(), probed(*means))[sentences.SURVIVAL]
     )
 
@@ -970,7 +998,7 @@ def test_the_command_tells_what_the_probes_beside_the_run_keep(folder: Path, cap
         return " ".join(capsys.readouterr().out.split())
 
     with open_run(folder / "run.h5") as run:
-        assert "read 95.0 % [94.0, 96.0] of what they read" in said(run.created)
+        assert "keeps 95.0% [94.0, 96.0] in the detail suite" in said(run.created)
     assert "not probed yet" in said("long ago"), "they are of an earlier state of the run"
     (folder / "run.probes.json").write_text("{")
     assert analyze(folder, "attention") == 0
@@ -982,15 +1010,15 @@ def test_an_end_that_is_not_all_does_not_look_like_all() -> None:
     found = sentences.answers(
         Sections(), probed(dataclasses.replace(mean("detail", "z_voco", 0.99, 4), retention=close))
     )[sentences.SURVIVAL]
-    assert "99.000 % [98.000, 99.996]" in str(found)
+    assert "99.000% [98.000, 99.996]" in str(found)
 
 
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (0.2, "more than one from their mean does (0.20"),
-        (-0.2, "less than one from their mean does (-0.20"),
-        (0.05, "not told apart"),
+        (0.2, "more than from pooled V (difference +20.0 points [+10.0, +30.0])"),
+        (-0.2, "less than from pooled V (difference -20.0"),
+        (0.05, "does not measurably differ from pooled V"),
     ],
 )
 def test_the_line_on_single_patches(more: float, words: str) -> None:
@@ -1005,10 +1033,17 @@ def test_the_line_on_single_patches(more: float, words: str) -> None:
     }
     found = sentences.answers(Sections(reading=filled(Reading, values)))[sentences.PATCHES]
     assert isinstance(found, Sentence) and not found.claim, "the paper says nothing of it"
-    numbers = ("0.60 [0.50, 0.70]", "R2 over 1,000 images", "0.30 to 0.90", "1.50 [1.40, 1.60] of the 8.00 bits")
+    numbers = (
+        "60.0% [50.0, 70.0]",
+        "R2 over 1,000 images",
+        "30% to 90%",
+        "8.00 bits of a code, z_voco tells 1.50 [1.40, 1.60]",
+    )
     for part in (words, *numbers):
         assert part in found.text, found.text
-    assert "no model was at hand" in str(sentences.answers(Sections(reading=filled(Reading, {})))[sentences.PATCHES])
+    assert "the model was not at hand" in str(
+        sentences.answers(Sections(reading=filled(Reading, {})))[sentences.PATCHES]
+    )
 
 
 def test_what_is_missing_is_said_with_the_way_to_it() -> None:

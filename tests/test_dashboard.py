@@ -283,7 +283,7 @@ def test_a_run_that_vanishes_while_open(tmp_path: Path, open_app) -> None:
     first.unlink()
     app.run()
     assert not app.exception and app.title[0].value == "second"
-    assert "no longer there" in app.warning[0].value
+    assert "No run named" in app.warning[0].value
     second.unlink()
     app.run()
     assert not app.exception and "htc\\-extract" in app.error[0].value

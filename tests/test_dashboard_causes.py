@@ -98,7 +98,7 @@ def test_the_two_by_two_picture_mirrors_the_mixed_cells() -> None:
     text = {(at.x, at.y): at.text for at in figure.layout.annotations}
     assert "A: <b>0.10</b> [0.00, 0.20]<br>B: <b>0.70</b> [0.60, 0.80]<br>neither: 0.20" in text[1, 0]
     assert "A: <b>0.70</b>" in text[0, 1] and "not A: 0.10" in text[0, 0] and "not B: 0.10" in text[1, 1]
-    assert "20 cases of 10 couples" in figure.layout.title.subtitle.text
+    assert "20 labels in 10 pairs" in figure.layout.title.subtitle.text
     weights = figures.two_by_two(own, mixed, **given, measure="weight")
     assert not any("neither" in at.text or "not A" in at.text for at in weights.layout.annotations)
 
@@ -271,7 +271,7 @@ def test_without_analyses_it_says_what_fills_it(tmp_path: Path, open_app: Any) -
     assert not app.exception and not charts(app)
     assert app.code[0].value == f"htc-analyze knockouts contributions --run {run}"
     bare = open_app(write_run(tmp_path / "bare" / "run.h5", 2, tasks=()), page=PAGE, causes=INTERCHANGE)
-    assert not bare.code and any("without labels" in info.value for info in bare.info)
+    assert not bare.code and any("no labels" in info.value for info in bare.info)
     app = open_app(run, page=PAGE, causes=INTERCHANGE)
     assert not app.exception and app.code[0].value == f"htc-analyze interchange --run {run}"
 
@@ -343,9 +343,9 @@ def test_a_layer_alone_and_other_effects(analysed: Path, open_app: Any) -> None:
         values_T = values_LS[:-1].mean(0)[1 : 1 + T]
         trace = charts(app)[name]["data"][1]
         np.testing.assert_allclose(numbers(trace["z"]).ravel(), times_even(values_T)[:A], rtol=2e-3)
-        assert "all layers but the last, which no text reads" in subtitle(charts(app)[name])
+        assert "layers that text reads, all but the last" in subtitle(charts(app)[name])
     app.selectbox(key="question").set_value("where").run()
-    assert "map_effect" not in charts(app) and any("has no such answer" in info.value for info in app.info)
+    assert "map_effect" not in charts(app) and any("has no label for" in info.value for info in app.info)
     same_ranks(app, section["question_rank"][:, :, 1], PREDICTORS[:2])
     assert "2 images" in subtitle(charts(app)["ranks"])
 
@@ -361,12 +361,12 @@ def test_a_layer_alone_and_other_effects(analysed: Path, open_app: Any) -> None:
 def test_an_image_that_was_not_sampled_leads_to_those_that_were(analysed: Path, open_app: Any) -> None:
     app = open_app(analysed, page=PAGE, image="6")
     assert "map_effect" not in charts(app) and "ranks" in charts(app)
-    assert any("not among the 3 of 6" in info.value for info in app.info)
+    assert any("not in the sample of 3 of 6" in info.value for info in app.info)
     for label, there in (
-        ("Go to the nearest, image 5", 5),
-        ("Previous of the sample", 4),
-        ("Previous of the sample", 2),
-        ("Next of the sample", 4),
+        ("Go to image 5, the nearest in the sample", 5),
+        ("Previous in the sample", 4),
+        ("Previous in the sample", 2),
+        ("Next in the sample", 4),
     ):
         press(app, label)
         assert app.number_input(key="image").value == there
@@ -398,7 +398,7 @@ def test_the_interchange_by_task(analysed: Path, open_app: Any) -> None:
     app.session_state["all_rows"] = True
     app.run()
     rows = next(table.value for table in app.dataframe if "couples" in table.value)
-    assert len(rows) == 10 and rows["patches' image"].iloc[-1] == 0.9
+    assert len(rows) == 10 and rows["patches' source"].iloc[-1] == 0.9
 
 
 def test_pairs_say_what_was_read_of_both_mixtures(analysed: Path, open_app: Any) -> None:
@@ -410,10 +410,10 @@ def test_pairs_say_what_was_read_of_both_mixtures(analysed: Path, open_app: Any)
     assert pair.loc["width, px", "anchors A, patches B"] == "3.5 (nearer B)"
     assert any("image 4" in caption.value and caption.value.startswith("B") for caption in app.caption)
 
-    app.segmented_control(key="pairs").set_value("anchors' image").run()
+    app.segmented_control(key="pairs").set_value("anchors' source").run()
     assert app.number_input(key="pair").max == 1, "one mixed image follows its anchors"
     app.segmented_control(key="pairs").set_value("neither").run()
-    assert not app.exception and any("there is none" in caption.value for caption in app.caption)
+    assert not app.exception and any("does." in caption.value for caption in app.caption)
 
 
 def test_an_analysis_of_other_images_is_refused(analysed: Path) -> None:
@@ -425,7 +425,7 @@ def test_an_analysis_of_other_images_is_refused(analysed: Path) -> None:
 def test_in_a_browser(analysed: Path, chromium: Any) -> None:
     with serving(analysed) as address, tab(chromium, address) as shown:
         shown.open(page=PAGE, image=1)
-        assert "not among the 3 of 6" in shown.text()
+        assert "not in the sample of 3 of 6" in shown.text()
         shown.page.get_by_role("button", name="Go to the nearest").click()
         shown.settle()
         assert shown.values("map_effect")["layout"]["title"]["text"].count("Knock-out")
@@ -443,5 +443,5 @@ def test_in_a_browser(analysed: Path, chromium: Any) -> None:
         shown.settle()
         assert "image=4" in shown.page.url
         shown.page.get_by_role("tab", name=GROUPS).click()
-        assert "Image 4 is one of the 3" in shown.settle().text()
+        assert "Image 4 is in the sample: 3 of" in shown.settle().text()
         shown.check()

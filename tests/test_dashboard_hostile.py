@@ -463,9 +463,9 @@ def test_a_hostile_folder_in_the_browser(folder: Path, good: Path, chromium: Any
             assert EVIL[0] in page.page.locator('[data-testid="stSidebar"]').inner_text()
             untouched(page)
         page.open(run="good")
-        page.page.get_by_text("not opened").click()
+        page.page.get_by_text("files not opened").click()
         told = page.page.locator('[data-testid="stSidebar"] [data-testid="stExpander"]').inner_text()
-        assert f"{len(BAD) + len(EVIL) + 1} not opened" in told and "good.probes.json: it is a link" in told
+        assert f"{len(BAD) + len(EVIL) + 1} files not opened" in told and "good.probes.json: it is a link" in told
         assert all(reason in told for _, reason in BAD.values())
         assert "root:" not in page.page.content(), "nothing of /etc/passwd"
         untouched(page)

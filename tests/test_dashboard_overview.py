@@ -76,10 +76,10 @@ def test_what_survives_is_told_by_the_probes(tmp_path: Path, open_app: Any) -> N
     assert not app.exception
     text = [item.value.replace("\\", "") for item in app.markdown]
     (survives,) = (line for line in text if "What survives in the one token?" in line)
-    (patches,) = (line for line in text if "And of each patch?" in line)
-    assert "99.1 % [98.4, 99.8]" in survives and "0.33" not in survives
-    assert "0.33" in patches and "linear probes read more" in text[text.index(survives) + 1]
-    assert "makes no claim" in text[text.index(patches) + 1]
+    (patches,) = (line for line in text if "What survives of each single patch?" in line)
+    assert "99.1% [98.4, 99.8]" in survives and "33.0%" not in survives
+    assert "33.0%" in patches and "linear probes read more" in text[text.index(survives) + 1]
+    assert "does not test this" in text[text.index(patches) + 1]
     assert any("4 images, held out" in line.value for line in app.caption)
 
 

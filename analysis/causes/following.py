@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from htc_probe.analysis.sections.causes import Interchange, NumberRows
 
 Readout = Literal["answer", "probe"]
-WHOM = ("anchors' image", "patches' image", "neither")
+WHOM = ("anchors' source", "patches' source", "neither")
 
 
 class Measure(NamedTuple):

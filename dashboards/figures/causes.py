@@ -107,10 +107,10 @@ def rank_dots(
     look |= {"marker": {"color": SERIES[0], "size": 10}, "error_x": _error(rank_K3, SERIES[0])}
     hover = "%{y}: %{x:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra></extra>"
     means = go.Scatter(x=rank_K3[:, 0], y=names, hovertemplate=hover, **look)
-    subtitle = f"over the tokens of an image, with the size of the effect on {escape(effect)} · {n:,} images"
+    subtitle = f"ranks of an image's tokens, against the size of the effect on {escape(effect)} · {n:,} images"
     x = {"title": "rank correlation with the effect", "range": [-1.05, 1.05], "zeroline": False}
     shapes = [across(x=0, line={"color": NEUTRAL, "width": 1, "dash": "dash"})]
-    traces, title = [means, *_own(own_K, names, "%{y}: %{x:.3f}")], "What tells the effect of a knock-out"
+    traces, title = [means, *_own(own_K, names, "%{y}: %{x:.3f}")], "Which score predicts the effect of a knock-out?"
     layout = {"xaxis": x, "yaxis": _DOWN, "shapes": shapes, "showlegend": True}
     return titled(traces, title, subtitle, 210 + 44 * len(names), **layout)
 
@@ -150,7 +150,7 @@ def group_bars(
     x, y = {"showgrid": False, "tickangle": 0}, {"zeroline": True, "zerolinecolor": NEUTRAL, "domain": [0.0, 1.0]}
     return titled(
         traces,
-        "Groups of tokens, taken away together",
+        "What is lost without a group of tokens?",
         f"effect on {escape(what)} · mean of {n:,} images, 95 % intervals",
         430,
         barmode="group",
@@ -186,8 +186,9 @@ def window_lines(
         lowest = {"matches": f"x{places[-1].name}", "showticklabels": False, "title": ""}
         x = layer_axis(len(layers)) | ({} if panel == places[-1] else lowest)
         axes |= panel.axes(x, {"zeroline": True, "zerolinecolor": NEUTRAL, "rangemode": "tozero"})
-    subtitle = f"effect on {escape(what)}, {escape(unit)} · an axis each<br>mean of {n:,} images, 95 % intervals"
-    return titled(traces, "Taken away in one layer only", subtitle, 430, **axes)
+    subtitle = f"knock-out in this layer only: effect on {escape(what)}, {escape(unit)}"
+    subtitle += f"<br>an axis each · mean of {n:,} images, 95 % intervals"
+    return titled(traces, "What is lost in which layer?", subtitle, 430, **axes)
 
 
 def shapley_bars(
@@ -205,9 +206,9 @@ def shapley_bars(
     ends = {"error_x": _error(value_P3), "customdata": value_P3[:, 1:]}
     bars = go.Bar(x=value_P3[:, 0], y=names, hovertemplate=hover, **ends, **look)
     traces = [bars, *_own(own_P, names, "%{y}: %{x:.4~g}")]
-    subtitle = f"Shapley values: part in {escape(what)} · mean of {n:,} images, 95 % intervals"
+    subtitle = f"Shapley values for {escape(what)} · mean of {n:,} images, 95 % intervals"
     x = {"title": escape(unit), "zeroline": True, "zerolinecolor": NEUTRAL}
-    return titled(traces, "Who adds what", subtitle, 210 + 30 * len(names), xaxis=x, yaxis=_DOWN)
+    return titled(traces, "What does each group of tokens add?", subtitle, 210 + 30 * len(names), xaxis=x, yaxis=_DOWN)
 
 
 def two_by_two(
@@ -250,15 +251,15 @@ def two_by_two(
         ],
     ]
     look = {"xgap": 3, "ygap": 3, "hoverinfo": "skip", "zmin": -1, "zmax": 1, "colorscale": BELOW_ABOVE}
-    bar = colour_bar("A less B", tickvals=[-1, 0, 1], ticktext=["B", "0", "A"])
+    bar = colour_bar("A minus B", tickvals=[-1, 0, 1], ticktext=["B", "0", "A"])
     x, y = ["patches of A", "patches of B"], ["anchors of A", "anchors of B"]
     labels = []
     for row, col in np.ndindex(2, 2):
         dark = z[row, col] < -0.4 or z[row, col] > 0.65
         font = {"size": 13, "color": "#f5f5f5" if dark else "#202020"}
         labels.append({"x": col, "y": row, "text": text[row][col], "showarrow": False, "font": font})
-    whose = "label that is read" if measure == "reads" else "weight of each donor's value in what is read"
-    subtitle = f"{cases:,} cases of {couples:,} couples, 95 % intervals · chance {chance:.2f}"
+    whose = "which label is read" if measure == "reads" else "weight of each source's value in the reading"
+    subtitle = f"{cases:,} labels in {couples:,} pairs, 95 % intervals · chance {chance:.2f}"
     heat = go.Heatmap(z=z, x=x, y=y, colorbar=bar, **look)
     layout = {"annotations": labels, "xaxis": {"showgrid": False}, "yaxis": _DOWN, "margin": {"t": 115, "b": 40}}
     return titled([heat], escape(readout), f"{whose} · {escape(what)}<br>{subtitle}", 390, **layout)
@@ -283,7 +284,7 @@ def follow_dots(
         look = {"name": "chance", "legendgroup": "chance", "marker": marker, **common}
         traces.append(go.Scatter(x=chance_by[readout], hovertemplate="chance: %{x:.2f}<extra></extra>", **look))
         for side, (role, symbol) in enumerate((("anchor", "diamond"), ("patch", "circle"))):
-            values, whose = share_K23[:, side], f"{('anchors', 'patches')[side]}' image"
+            values, whose = share_K23[:, side], f"{('anchors', 'patches')[side]}' source"
             marker = {"color": ROLE_COLOURS[role], "size": 9, "symbol": symbol}
             look = {"name": f"follows the {whose}", "legendgroup": role, "marker": marker, **UNFADED, **common}
             text = [f"{name}: {v[0]:.2f} [{v[1]:.2f}, {v[2]:.2f}]" for name, v in zip(names, values, strict=True)]
@@ -295,8 +296,8 @@ def follow_dots(
     y = {**ticks, "automargin": True, "zeroline": False}
     return titled(
         traces,
-        "Whose image is read",
-        f"anchors of one image, patches of another · {n:,} mixed images, 95 % intervals over couples",
+        "Which source image wins",
+        f"anchors of one image, patches of another · {n:,} mixtures, 95 % intervals over pairs",
         230 + 24 * len(names),
         annotations=[panel.head(escape(name)) for panel, name in zip(places, share_by, strict=True)],
         margin={"t": 120},

@@ -69,7 +69,7 @@ def choose_run(runs: Sequence[RunFile]) -> RunFile:
     wanted = st.session_state.get("run") or st.query_params.get("run")
     if wanted is not None and wanted not in by_name:
         st.session_state.pop("run", None)
-        st.warning(plain(f"{wanted} is no longer there; showing {runs[0].name} instead."))
+        st.warning(plain(f"No run named {wanted}; showing {runs[0].name}."))
     name = st.selectbox(
         "Run",
         list(by_name),
@@ -115,7 +115,7 @@ def choose_image(ids: Sequence[str], chosen: Sequence[int]) -> int:
     return number
 
 
-_LAYERS = "Layer l turns z_voco[l-1] into z_voco[l]; layer 0 is the embedding. No text reads what the last one makes."
+_LAYERS = "Decoder layers, counted from 1; 0 is the embedding. Text reads <voco> as it enters each layer."
 
 
 def choose_attention(shape: RunShape) -> tuple[int | None, int | None]:
@@ -247,9 +247,9 @@ def tell(error: Exception) -> None:
     page = st.session_state.get("page", "")
     _LOG.error("the page %s failed", page, exc_info=error)
     st.error(
-        f"A part of the page {plain(page)} cannot be shown ({plain(type(error).__name__)}). If what htc-analyze or "
-        "htc-probe left beside the run was made by another version, or changed, remove it and make it anew; "
-        "otherwise this is a fault of the dashboard. Its terminal says where it happened."
+        f"A part of the page {plain(page)} cannot be shown ({plain(type(error).__name__)}). Another version of "
+        "htc-analyze or htc-probe may have written the files beside the run: remove them and run the command again. "
+        "Otherwise this is a fault of the dashboard; its terminal says where it happened."
     )
 
 
@@ -314,5 +314,5 @@ def fill(what: str, command: str, run: Path) -> None:
     """Says why a place is empty, and the command that fills it; `command` without its run, such as
     `htc-analyze knockouts`.
     """
-    st.info(f"{what} Fill this with:")
+    st.info(f"{what} To compute it, run:")
     st.code(f"{command} --run {shlex.quote(str(run))}", language="bash")

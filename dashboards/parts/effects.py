@@ -37,19 +37,19 @@ def steps_within(rows: Sequence[int], image: int, images: int) -> int | None:
     words, steps = side_by_side([6, 4], "sample", least=340, align="center")
     if image in rows:
         words.caption(
-            f"Image {image + 1:,} is one of the {len(rows):,} that were drawn at random of {images:,} and whose tokens "
-            "were knocked out."
+            f"Image {image + 1:,} is in the sample: {len(rows):,} of {images:,} images, drawn at random, had their "
+            "tokens knocked out."
         )
     else:
         near = nearest(rows, image)
         words.info(
-            f"Image {image + 1:,} is not among the {len(rows):,} of {images:,} whose tokens were knocked out. Means "
-            "over these are below."
+            f"Image {image + 1:,} is not in the sample of {len(rows):,} of {images:,} images whose tokens were knocked "
+            "out. Below are the means over the sample."
         )
-        words.button(f"Go to the nearest, image {near + 1:,}", on_click=go_to_image, args=(near,))
+        words.button(f"Go to image {near + 1:,}, the nearest in the sample", on_click=go_to_image, args=(near,))
     earlier, later = [row for row in rows if row < image], [row for row in rows if row > image]
     beside = steps.container(horizontal=True)
     for label, row in (("Previous", max(earlier, default=image)), ("Next", min(later, default=image))):
         look = {"disabled": row == image, "width": "stretch"}
-        beside.button(f"{label} of the sample", on_click=go_to_image, args=(row,), **look)
+        beside.button(f"{label} in the sample", on_click=go_to_image, args=(row,), **look)
     return rows.index(image) if image in rows else None

@@ -18,9 +18,9 @@ def show(view: View) -> None:
     """Draws the page."""
     sections = data.sections(view.path, view.header)
     st.caption(
-        "Attention says where &lt;voco&gt; looks; it is no cause. Here tokens are taken away, or exchanged between two "
-        "images, and everything after them is computed again: what changes then, they caused. z_voco is &lt;voco&gt; "
-        "after the last layer, which no text reads: answers hang on what it is before that."
+        "Attention says where &lt;voco&gt; looks, not what that causes. Here tokens are knocked out, or exchanged "
+        "between two images, and the model runs again: any change is their causal effect. z\\_voco is &lt;voco&gt; "
+        "after the last layer; the answers depend on &lt;voco&gt; as it enters each layer."
     )
     parts: dict[str, Callable[[View, Sections], None]] = {
         "Token by token": partial(_knockouts, token_by_token=True),
@@ -33,7 +33,9 @@ def show(view: View) -> None:
 def _knockouts(view: View, sections: Sections, token_by_token: bool) -> None:
     knockouts = sections.knockouts
     if knockouts is None:
-        ui.fill("This is not analysed yet.", "htc-analyze knockouts" + " contributions" * token_by_token, view.path)
+        ui.fill(
+            "This run has no knock-outs yet.", "htc-analyze knockouts" + " contributions" * token_by_token, view.path
+        )
         return
     _tell(sentences.honest(knockouts) if token_by_token else sentences.matters(knockouts))
     rows = data.rows_of(view.key, knockouts.images)
@@ -50,11 +52,11 @@ def _interchange(view: View, sections: Sections) -> None:
         _tell(sentences.follows(interchange))
         interchange_view.show(view, interchange)
     elif not view.header.shape.anchors:
-        st.info("The model has no anchors: there is nothing to interchange.")
+        st.info("This model has no anchors, so anchors and patches cannot be interchanged.")
     elif not view.header.tasks:
-        st.info("The data of this run came without labels, so that nobody can be followed.")
+        st.info("These data have no labels, so it cannot be measured which source image wins.")
     else:
-        ui.fill("This is not analysed yet.", "htc-analyze interchange", view.path)
+        ui.fill("This run has no interchanges yet.", "htc-analyze interchange", view.path)
 
 
 def _tell(sentence: sentences.Sentence | str) -> None:

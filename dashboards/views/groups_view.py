@@ -15,7 +15,7 @@ from htc_probe.dashboards.parts.chart import draw, made
 from htc_probe.dashboards.parts.effects import ANSWERS, Z, ends, select_one
 from htc_probe.probes.scores.intervals import mean_known
 
-_MODES = {"zero": "closed", "mean": "its mean", "resampled": "another image's"}
+_MODES = {"zero": "knocked out", "mean": "set to the mean", "resampled": "from another image"}
 
 
 class _Effect(NamedTuple):
@@ -74,7 +74,7 @@ def _on_answers(knockouts: Knockouts, question: int | None) -> _Effect:
         worth="nats gained",
         shapley_P3=ends(mean.shapley_answers),
         shapley_NP=shapley.answers,
-        note="Text reads &lt;voco&gt; as it enters the last layer: that one costs no answer.",
+        note="Text reads &lt;voco&gt; as it enters the last layer, so the last layer has no effect on answers.",
     )
 
 
@@ -97,15 +97,15 @@ def show(knockouts: Knockouts, here: int | None) -> None:
         lines = {role: effect.window_L23[:, number] for number, role in present}
         own = None if here is None else {role: effect.window_NL2[here][:, number] for number, role in present}
         draw(made(figures.window_lines, lines, own_by=own, unit=effect.unit, what=effect.over, n=n), "windows")
-        ui.how_to_read(f"Closed to &lt;voco&gt; in one decoder layer and open in all others. {effect.note}")
+        ui.how_to_read(f"&lt;voco&gt; cannot attend to them in this layer only. {effect.note}")
     own_P = None if here is None else effect.shapley_NP[here]
     players = knockouts.shapley.players
     told: dict[str, Any] = {"unit": effect.worth, "what": effect.over, "n": n}
     draw(made(figures.shapley_bars, players, effect.shapley_P3, own_P=own_P, **told), "shapley")
     ui.how_to_read(
-        "What each adds when anchors and quarters of the patches join one by one, the mean over all orders: every "
-        "coalition was run, so that an image's values are exact. They sum to what all are worth more than none. "
-        "That shares out what tokens can only do together, which no single knock-out shows."
+        "How much each anchor and each quarter of the patches adds when they join one by one, averaged over all orders "
+        "(Shapley values; exact, as all combinations were run). The bars add up to the effect of all tokens; joint "
+        "effects are split evenly between them."
     )
 
 
@@ -125,7 +125,7 @@ def _bars(knockouts: Knockouts, effect: _Effect, here: int | None, n: int) -> No
     names = {
         "anchors": f"all {roles.count('anchor')} anchors",
         "random patches": f"{size} random patches",
-        "attended patches": f"the {size} most attended",
+        "attended patches": f"the {size} most attended patches",
         "patches": f"all {roles.count('patch')} patches",
     }
     known = np.isfinite(effect.group_MG3[..., 0]).any(0)  # a model may have no anchors
@@ -135,7 +135,7 @@ def _bars(knockouts: Knockouts, effect: _Effect, here: int | None, n: int) -> No
     told: dict[str, Any] = {"unit": effect.unit, "what": effect.what, "n": n}
     draw(made(figures.group_bars, groups, modes, effect.group_MG3[:, known], own_MG=own_MG, **told), "groups")
     ui.how_to_read(
-        "Bars: what is lost when a group cannot be read, when its tokens are replaced by the sample's mean at "
-        "their place, or by those of another image. Compare the anchors with as many patches, random ones and the "
-        "most attended in the layers that text reads; all patches have an axis of their own."
+        "Bars: what is lost when &lt;voco&gt; cannot attend to a group, when its tokens are set to their mean over the "
+        "sample, or when they come from another image. Compare the anchors with the same number of patches, at random "
+        "or the most attended (in the layers that text reads). All patches have their own axis."
     )

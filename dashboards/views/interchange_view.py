@@ -64,10 +64,10 @@ def show(view: View, interchange: Interchange) -> None:
     _overview(interchange, table_of)
     left, middle, right = ui.side_by_side([4, 3, 3], "mixed", least=250, align="bottom")
     task = table_of.tasks[ui.select("Task", list(table_of.tasks), "mixed", place=left)]
-    words = {"all": "as much as possible", **{name: f"in {name} alone" for name in table_of.factors(task)}}
-    factor = ui.select("The two images differ", list(words), "differ", place=middle, format_func=words.__getitem__)
+    words = {"all": "in as much as possible", **{name: f"in {name} only" for name in table_of.factors(task)}}
+    factor = ui.select("The sources differ", list(words), "differ", place=middle, format_func=words.__getitem__)
     only_right = not task.is_number and right.toggle(
-        "Only what is read right unmixed", key="only_right", help="Of both images, each by itself."
+        "Only labels read right unmixed", key="only_right", help="For both sources by themselves."
     )
     for column, readout in zip(ui.side_by_side(2, "cells", least=380), table_of.readouts, strict=False):
         with column:
@@ -77,16 +77,18 @@ def show(view: View, interchange: Interchange) -> None:
             )
             if mixed is None or own is None or not mixed.cases:
                 differ = ui.plain(words[factor])
-                st.info(f"No {readout} tells {ui.plain(task.name or task.suite)} of images that differ {differ}.")
+                st.info(
+                    f"No {readout} reads {ui.plain(task.name or task.suite)} in mixtures whose sources differ {differ}."
+                )
             else:
                 _two_by_two(task, mixed, own, words[factor])
     ui.how_to_read(
-        "If colours go by column, the patches decide what is read; if by row, the anchors. Each couple is mixed both "
-        "ways, so the two mixed cells are one measurement, seen from A and from B. Unmixed cells are of all images, "
-        "mixed ones of those whose labels differ."
+        "Colours by column: the patches decide what is read. Colours by row: the anchors decide. Each pair is mixed "
+        "both ways, so the two mixed cells show one measurement, seen from A and from B. Unmixed cells count all "
+        "images; mixed cells count pairs with different labels."
     )
     _pairs(view, interchange, task)
-    every = st.expander("All rows of the interchange", key="all_rows", on_change="rerun")
+    every = st.expander("All numbers as a table", key="all_rows", on_change="rerun")
     if every.open:
         with every:
             _all_rows(table_of.rows)
@@ -109,14 +111,14 @@ def _overview(interchange: Interchange, table_of: _Table) -> None:
     why_not = {"answers": interchange.answers, "probes": interchange.probes}
     missing = "".join(f" No {name}: {why}." for name, why in why_not.items() if why != "yes")
     ui.how_to_read(
-        "Among mixed images whose two donors differ in the label: how often what is read is the label of the image "
-        "that gave the anchors, and of the one that gave the patches. A number follows by its weight: 1 is the donor's "
-        "value entirely. Click a point to see its task below." + ui.plain(missing)
+        "Of the mixed images whose sources have different labels, the share read as the anchors' source, and as the "
+        "patches' source. For numbers, the weight of a source's value: at 1 the reading is that value. Click a point "
+        "to see its task below." + ui.plain(missing)
     )
 
 
 def _two_by_two(task: _Task, mixed: Row, own: Row, differ: str) -> None:
-    what = f"{task.name or 'mean, ' + task.suite}, images differ {differ}"
+    what = f"{task.name or 'mean, ' + task.suite}, sources differ {differ}"
     words = {"readout": f"Read by {mixed.readout}s", "what": what, "measure": "weight" if task.is_number else "reads"}
     given: dict[str, Any] = {"chance": mixed.chance, "cases": mixed.cases, "couples": mixed.couples, **words}
     draw(made(figures.two_by_two, own.whom[0], mixed.whom[:2], **given), f"cells_{mixed.readout}")
@@ -169,16 +171,16 @@ def _reads(interchange: Interchange, view: View) -> list[_Read]:
 
 
 def _pairs(view: View, interchange: Interchange, task: _Task) -> None:
-    st.markdown("**Pairs of images**")
+    st.markdown("**Single mixtures**")
     reads = _reads(interchange, view)
     wanted = [read for read in reads if read.suite == task.suite and task.name in ("", read.task)]
     left, right = ui.side_by_side([6, 4], "pairs", least=300, align="bottom")
-    words = {"all": "all", **{whom: f"that follow {'the ' * (whom != 'neither')}{whom}" for whom in WHOM}}
-    whom = ui.pick("Mixed images", list(words), "pairs", place=left, format_func=words.__getitem__)
+    words = {"all": "all", **{source: f"follow {'the ' * (source != 'neither')}{source}" for source in WHOM}}
+    whom = ui.pick("Mixtures", list(words), "pairs", place=left, format_func=words.__getitem__)
     mixed = interchange.partner >= 0
     numbers = np.flatnonzero(mixed if whom == "all" else mixed & _any_follows(interchange, wanted, WHOM.index(whom)))
     if not len(numbers):
-        st.caption(f"In {ui.plain(task.words)} there is none.")
+        st.caption(f"No mixture in {ui.plain(task.words)} does.")
         return
     rows_of_sample = data.rows_of(view.key, interchange.images)
     sampled = [rows_of_sample[number] for number in numbers]
@@ -187,7 +189,7 @@ def _pairs(view: View, interchange: Interchange, task: _Task) -> None:
     if state.get("pairs_of") != here:
         state["pairs_of"], state["pair"] = here, sampled.index(nearest(sampled, view.selection.image)) + 1
     with right:
-        chosen = st.number_input(f"Mixed image, of {len(numbers):,}", 1, len(numbers), key="pair") - 1
+        chosen = st.number_input(f"Mixture, of {len(numbers):,}", 1, len(numbers), key="pair") - 1
     a = int(numbers[chosen])
     b = int(interchange.partner[a])
     one, other, told = ui.side_by_side([2, 2, 4], "pair", least=150)
@@ -196,10 +198,10 @@ def _pairs(view: View, interchange: Interchange, task: _Task) -> None:
             _show_image(view, letter, rows_of_sample[number], interchange.images[number])
     with told:
         ui.how_to_read(
-            "Listed are mixed images, A's anchors with B's patches, of which an answer or a probe of the chosen task "
-            "(of any of its suite, for a mean) follows whom is asked for. The table has what is read of all tasks, the "
-            "chosen first, from the two mixed both ways and from each alone, and in brackets whose label that is, "
-            "where theirs differ; of numbers, whose is nearer; of lists, how many of the labels that differ."
+            "Mixtures (anchors of A, patches of B) in which the answer or probe follows the source chosen at the left; "
+            "for a mean, of any task of its suite. The table has all tasks, the chosen one first: what is read of both "
+            "mixtures and of each source alone. In brackets: the source with that label, where their labels differ; "
+            "for numbers the nearer source, for lists how many of the differing labels follow it."
         )
     rest = [read for read in reads if not any(read is other for other in wanted)]
     ui.table(_told(interchange, [*wanted, *rest], a, b, view), "pair_table")

@@ -18,13 +18,13 @@ from htc_probe.probes.show.table import columns, key_of, name_in, suites
 
 _THUMBNAILS = 12
 _PROBE = "htc-probe semantic detail"
-_VERDICTS = {True: ":blue-badge[agrees]", False: ":orange-badge[disagrees]", None: ":gray-badge[cannot be told]"}
+_VERDICTS = {True: ":blue-badge[agrees]", False: ":orange-badge[disagrees]", None: ":gray-badge[open]"}
 
 
 def summary(header: data.Header) -> str:
     """A few words that tell runs apart."""
     info, images = header.info, header.shape.images
-    so_far = "" if header.finished else f" of {header.expected:,} so far: it is not finished"
+    so_far = "" if header.finished else f" of {header.expected:,} so far (unfinished)"
     words = [info.dataset, info.split, str(info.model.get("name", "unknown")), _count(images, "image") + so_far]
     return ui.plain(" · ".join(words))
 
@@ -52,18 +52,18 @@ def show(view: View) -> None:
     st.markdown(facts(header))
     if not header.finished:
         st.warning(
-            f"This run is not finished: {header.shape.images:,} of {header.expected:,} images are there, and all pages "
-            "show these. The command that makes it continues where it stopped when it is started again."
+            f"This run is unfinished: {header.shape.images:,} of {header.expected:,} images are there, and all pages "
+            "show these. To finish it, start the same htc-extract command again; it continues where it stopped."
         )
     if header.skipped:
-        st.warning(f"{_count(len(header.skipped), 'image')} could not be read and left out; they are listed below.")
+        st.warning(f"{_count(len(header.skipped), 'image')} could not be read and were skipped; see the list below.")
     some = [int(row) for row in att.evenly(range(header.shape.images), _THUMBNAILS)]
     thumbnails = [data.thumbnail(view.key, row) for row in some]
     st.image(thumbnails, width=72, alt=[f"image {header.ids[row]}" for row in some])
     ui.how_to_read(
-        f"{len(some)} of the {header.shape.images:,} images, evenly spaced, as thumbnails. The model squeezes each "
-        "into the one token &lt;voco&gt;; this run holds that token at every layer and what it looked at. Text reads "
-        "it as it enters each layer; no text reads z_voco, what leaves the last one."
+        f"{len(some)} of the {header.shape.images:,} images, evenly spaced. The model squeezes each image into one "
+        "token, &lt;voco&gt;. This run holds that token at every layer, and where it looked. Text reads &lt;voco&gt; "
+        "as it enters each layer (voco\\_read). z\\_voco is what leaves the last layer; no text reads it."
     )
     _sentences(view)
     _probes(view)
@@ -82,8 +82,8 @@ def _sentences(view: View) -> None:
     missing.pop(_PROBE, None)  # the table of probes says it
     if told:
         ui.how_to_read(
-            "What was measured on this run, beside what the paper (arXiv 2512.08240) claims. In brackets: 95 % "
-            "intervals over groups of images. A sentence agrees or disagrees only where its interval leaves no doubt."
+            "Left: what this run shows. Right: what the paper (arXiv 2512.08240) claims. In brackets: 95 % intervals "
+            "over groups of images. The badge says agrees or disagrees only where the interval is clear."
         )
     for question, answer in told.items():
         measured, claim = st.columns([7, 4], gap="medium", border=True)
@@ -97,7 +97,7 @@ def _sentences(view: View) -> None:
 
 def _claim(sentence: Sentence) -> str:
     if not sentence.claim:
-        return "The paper makes no claim that this could be held against."
+        return "The paper does not test this."
     return f"The paper: {ui.plain(sentence.claim)}. {_VERDICTS[sentence.agrees]}"
 
 
@@ -108,14 +108,14 @@ def _missing(missing: dict[str, list[str]], path: Path) -> None:
     if missing:
         names = dict.fromkeys(command.removeprefix("htc-analyze ") for command in missing)
         what = "; ".join(reason for reasons in missing.values() for reason in reasons)
-        ui.fill(f"Not analysed yet: {ui.plain(what)}.", f"htc-analyze {' '.join(names)}", path)
+        ui.fill(f"These questions are open: {ui.plain(what)}.", f"htc-analyze {' '.join(names)}", path)
 
 
 def _sample(view: View, analysis: str) -> str:
     """How many images an analysis is of, and when it was made."""
     section = getattr(data.sections(view.path, view.header), analysis)
     count = section.images if isinstance(section.images, int) else len(section.images)
-    what = "pairs of images" if analysis == "interchange" else "images"
+    what = "mixtures" if analysis == "interchange" else "images"
     time = _time(data.made(view.path, view.header)[analysis].created)
     return f"htc-analyze {analysis} · {count:,} {what} · {ui.plain(time)}"
 
@@ -154,16 +154,16 @@ def _probes(view: View) -> None:
         "overview_probes",
     )
     ui.how_to_read(
-        "Linear probes, scored on held-out images: the mean of a suite's tasks, 1 is perfect. The floor is the same "
-        "without looking at the image. Bits: what the probe saves an image over knowing how often labels occur. "
-        "Images: those of the task that has most. Every task is on the page *Probes*."
+        "Scores of linear probes on held-out images, the mean over a suite's tasks; 1 is perfect. The floor is the "
+        "score of a predictor that sees no features. Bits: what the probe tells of a label, an image, beyond how often "
+        "labels occur. Images: those of the largest task. The page *Probes* has every task."
     )
 
 
 def _details(view: View) -> None:
     header = view.header
     info, shape = header.info, header.shape
-    st.header("What made it")
+    st.header("How this run was made")
     rows = {
         "created": ui.plain(_time(header.created)),
         "finished": "yes" if header.finished else f"no: {shape.images:,} of {header.expected:,} images",
@@ -181,7 +181,7 @@ def _details(view: View) -> None:
             names = {"path": [path for path, _ in header.skipped], "reason": [reason for _, reason in header.skipped]}
             ui.table(names, "overview_skipped")
     if header.tasks:
-        with st.expander("What the tasks ask"):
+        with st.expander("Tasks and their labels"):
             noted = any(task.note for task in header.tasks)
             st.table([_task(task, noted) for task in header.tasks], border="horizontal", hide_index=True)
     for title, content in (

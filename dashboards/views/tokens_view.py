@@ -63,7 +63,7 @@ class _Effect(NamedTuple):
         """What `of_layers` gives, in words."""
         if self.layer is not None:
             return f"layer {self.layer + 1}"
-        return "mean over all layers but the last, which no text reads" if self.read else "mean over layers"
+        return "mean over the layers that text reads, all but the last" if self.read else "mean over layers"
 
 
 class _Map(NamedTuple):
@@ -90,10 +90,10 @@ def show(view: View, knockouts: Knockouts, contributions: Contributions | None, 
             unmeasured = 0 if contributions is None or len(maps) > 2 else len(contributions.images)
             _maps(view, knockouts, effect, maps, unmeasured)
         else:
-            st.info(f"Of this image nothing is known of {ui.plain(effect.words)}: it has no such answer.")
+            st.info(f"This image has no label for {ui.plain(effect.words)}, so there is no effect to show.")
     _dots(knockouts, effect, here)
     if contributions is None:
-        ui.fill("What each token hands over is not measured yet.", "htc-analyze contributions", view.path)
+        ui.fill("Value-weighted attention is not computed yet.", "htc-analyze contributions", view.path)
 
 
 # ---- the effect that is looked at
@@ -101,8 +101,8 @@ def show(view: View, knockouts: Knockouts, contributions: Contributions | None, 
 
 def _choose_effect(view: View, knockouts: Knockouts) -> _Effect:
     on, of, scale = ui.side_by_side([4, 3, 3], "effect", least=260, align="bottom")
-    told = "To see the pattern of a flat map."
-    scale.toggle("A colour scale for each map", key="own_scale", help=told, bind="query-params")
+    told = "Shows the pattern of a map with small values."
+    scale.toggle("Each map with its own colour scale", key="own_scale", help=told, bind="query-params")
     measured = {Z: knockouts.loo.change, ANSWERS: knockouts.loo.answers, PROBES: knockouts.loo.probe_changes}
     chosen = ui.pick("Effect on", [name for name, values in measured.items() if values is not None], "effect", place=on)
     with of:
@@ -140,9 +140,9 @@ def _on_probes(view: View, knockouts: Knockouts, change_NTP: np.ndarray) -> _Eff
     number = select_one("Probe", names, "probe", mean=not is_number_P.all())
     ranks = _ranks(knockouts.probe_rank, knockouts.mean.probe_rank, -1 if number is None else number)
     if number is None:
-        words = f"what {int((~is_number_P).sum())} probes of classes read"
+        words = f"the probes of {int((~is_number_P).sum())} tasks with classes"
         return _Effect(words, -change_NTP[..., ~is_number_P].mean(-1), "nats lost", ranks)
-    words = f"what the probe of {names[number]} reads"
+    words = f"the probe of {names[number]}"
     if is_number_P[number]:
         return _Effect(words, change_NTP[..., number], f"{tasks[names[number]].unit} more", ranks)
     return _Effect(words, -change_NTP[..., number], "nats lost", ranks)
@@ -169,7 +169,7 @@ def _maps_of(
         (f"rank correlation with the effect {rank:.2f}", f"{sentences.words(Interval(*mean))} over the sample")
         for rank, mean in zip(effect.ranks.rank_NP[here], effect.ranks.mean_P3, strict=True)
     ]
-    closed = "closed in all layers" if effect.layer is None else f"closed in layer {effect.layer + 1} only"
+    closed = "knocked out in all layers" if effect.layer is None else f"knocked out in layer {effect.layer + 1} only"
     exact = (f"{closed} · 1 image", f"effect on {effect.words}", "exact, one token at a time")
     row_LS = data.image_record(view.key, view.selection.image).attention.mean(1)
     layers = f"{effect.layers}, mean over heads · 1 image"
@@ -179,7 +179,7 @@ def _maps_of(
     ]
     image = knockouts.images[here]
     if contributions is not None and image in contributions.images:
-        norm_LS, unit = contributions.norm[contributions.images.index(image)], "length of what is handed over"
+        norm_LS, unit = contributions.norm[contributions.images.index(image)], "length of the contribution"
         norm_T = effect.of_layers(norm_LS)[keys]
         maps.append(_Map("norm", "Value-weighted attention", norm_T, unit, (layers, *ranks[1])))
     return maps
@@ -205,18 +205,17 @@ def _maps(view: View, knockouts: Knockouts, effect: _Effect, maps: Sequence[_Map
             figure = made(figures.token_map, *given, image=thumbnail, signed=effect.signed, **told)
             draw(figure, f"map_{shown.key}")
     if unmeasured:
-        columns[2].info(f"This image is not among the {unmeasured:,} whose value-weighted attention was measured.")
+        columns[2].info(f"Value-weighted attention was computed for {unmeasured:,} other images, not for this one.")
     sign = ""
     if effect.signed:
         sign = (
-            " Orange: taking it away costs; purple: it helps (of numbers: more, less). Single tokens are closed in all "
-            "layers; in one layer only, they are measured by z_voco alone."
+            " Orange: without the token there is a loss; purple: a gain (for numbers: more, less). For a knock-out in "
+            "one layer only, choose z\\_voco."
         )
-    scale = "a scale each, from 0 to its largest" if own_scale else "one scale, from 0 to the largest of all"
+    scale = "each map has its own colour scale" if own_scale else "all maps share one colour scale"
     ui.how_to_read(
-        f"Each map shows what part of its sum falls on a token, in multiples of a uniform part (1 / {len(roles)}), so "
-        f"that an effect can be laid beside attention; colours have {scale}.{sign} Single effects do not add up to "
-        "that of taking all away."
+        f"Each map shows a token's share of the map's total, in multiples of a uniform share (1 / {len(roles)}); "
+        f"{scale}.{sign} The effects of single tokens do not add up to that of knocking out all of them."
     )
 
 
@@ -225,11 +224,11 @@ def _dots(knockouts: Knockouts, effect: _Effect, here: int | None) -> None:
     names = [_NAMES.get(name, name) for name in knockouts.rank_predictors[: len(ranks.mean_P3)]]
     own = None if here is None else ranks.rank_NP[here]
     known = int(np.isfinite(ranks.rank_NP).sum(0).max())
-    where = effect.words if effect.layer is None else f"{effect.words}, knocked out in layer {effect.layer + 1} only"
+    where = effect.words if effect.layer is None else f"{effect.words}, knock-out in layer {effect.layer + 1} only"
     draw(made(figures.rank_dots, names, ranks.mean_P3, own_K=own, effect=where, n=known), "ranks")
-    gradients = " Gradients are first-order estimates of the effect on the true answers." if len(names) > 2 else ""
+    gradients = " Gradients estimate the effect on the true answers to first order." if len(names) > 2 else ""
     ui.how_to_read(
-        f"1: the predictor ({effect.layers}) puts an image's tokens in the order of their effects; 0: it says nothing "
-        f"of them. Value-weighted: the length of attention × value × output projection.{gradients} Dots are means over "
-        "the sample, diamonds this image."
+        f"1: the score ({effect.layers}) ranks an image's tokens exactly by their effects; 0: it predicts nothing. "
+        f"Value-weighted attention: the length of attention × value × output projection.{gradients} Dots are means "
+        "over the sample, diamonds this image."
     )

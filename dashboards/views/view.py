@@ -27,9 +27,9 @@ def scores(path: Path, header: data.Header) -> Results | None:
     """What htc-probe found of a run; None, and what fills it, where it left nothing."""
     beside, name = data.probes_beside(path), plain(path.stem)
     if beside is None:
-        fill(f"No probe scores beside {name}.", "htc-probe semantic detail", path)
+        fill(f"{name} has no probe scores yet.", "htc-probe semantic detail", path)
         return None
     found = data.probe_results(data.key_of(beside))
     if found.run.get("created") != header.created:
-        st.warning(f"The scores beside {name} come from an earlier state of it; run htc-probe again.")
+        st.warning(f"The scores of {name} are from an earlier state of the run; run htc-probe again.")
     return found

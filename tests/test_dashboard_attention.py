@@ -356,8 +356,9 @@ def test_without_anchors_the_rest_is_shown(tmp_path: Path, open_app: Any) -> Non
 
 
 def test_a_large_run_says_how_many_images_were_read(
-    run_file: Path, open_app: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, open_app: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    run_file = write_run(tmp_path / "run.h5", 20)
     monkeypatch.setattr(data.average, "__defaults__", (4 * L * H * S * 5,))
     app = open_app(run_file, page=PAGE)
     assert any("5 of the 20 images" in info.value for info in app.info)

@@ -23,6 +23,7 @@ from htc_probe.dashboards.data.beside import (
     said_beside,
     sections,
     sentences,
+    state,
 )
 from htc_probe.dashboards.data.codes import Codes, all_codes, codes_held, codes_of_answer, codes_of_image
 from htc_probe.dashboards.data.compare import (

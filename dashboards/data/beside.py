@@ -20,9 +20,7 @@ from htc_probe.probes.files import results
 
 def refused_beside(run: Path) -> list[Refused]:
     """What of htc-probe and htc-analyze lies beside the run and is not opened, and why."""
-    scores = results.default_path(run)
-    paths = scores, results.predictions_path(scores), htc_probe.analysis.results.default_path(run)
-    present = [path for path in paths if path.exists() or path.is_symlink()]
+    present = [path for path in _beside(run) if path.exists() or path.is_symlink()]
     return [Refused(path, reason) for path in present if (reason := _why_refused(path, run.parent))]
 
 
@@ -45,6 +43,17 @@ def _damage(key: RunKey) -> str:
     except UserError as error:
         return str(error)
     return ""
+
+
+def state(run: Path) -> tuple[RunKey | None, ...]:
+    """The run's file as it is now, and each of those beside it. Raises UserError where there is no run."""
+    return key_of(run), *(key_of(path) if path.is_file() else None for path in _beside(run))
+
+
+def _beside(run: Path) -> tuple[Path, ...]:
+    """Where htc-probe and htc-analyze leave what the pages read."""
+    scores = results.default_path(run)
+    return scores, results.predictions_path(scores), htc_probe.analysis.results.default_path(run)
 
 
 def probes_beside(run: Path) -> Path | None:

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, ParamSpec, overload
 import plotly.graph_objects as go
 import streamlit as st
 
+from htc_probe.dashboards import data
+from htc_probe.dashboards.charts.code import code
 from htc_probe.dashboards.data import kept
 
 _component = st.components.v2.component(
@@ -38,6 +40,8 @@ class Made(NamedTuple):
     """In pixels."""
     words: str
     """Its title and what is under it."""
+    code: str
+    """Three lines that make it in a notebook."""
 
 
 @overload
@@ -45,19 +49,23 @@ def made(make: Callable[P, go.Figure], *args: P.args, **kwargs: P.kwargs) -> Mad
 @overload
 def made(make: Callable[P, go.Figure | None], *args: P.args, **kwargs: P.kwargs) -> Made | None: ...
 def made(make: Callable[P, go.Figure | None], *args: P.args, **kwargs: P.kwargs) -> Made | None:
-    """`make(*args, **kwargs)`, kept: to make a figure takes some 10 ms, and most clicks change few of a page's."""
-    return _made(f"{make.__module__}.{make.__qualname__}", pickle.dumps((args, kwargs)), make)
+    """`make(*args, **kwargs)` of dashboards.charts, kept while the runs among its arguments stay as they are: to make a
+    figure takes some 10 ms, and most clicks change few of a page's.
+    """
+    runs = [data.state(value) for value in (*args, *kwargs.values()) if isinstance(value, Path)]
+    return _made(f"{make.__module__}.{make.__qualname__}", pickle.dumps((runs, args, kwargs)), make)
 
 
 @kept(200)
 def _made(name: str, arguments: bytes, _make: Callable[..., go.Figure | None]) -> Made | None:
-    args, kwargs = pickle.loads(arguments)  # what `made` was given, in this process
+    _, args, kwargs = pickle.loads(arguments)  # what `made` was given, in this process
     figure = _make(*args, **kwargs)
     if figure is None:
         return None
     figure.layout.template = None  # the page's is put in its place
     title = figure.layout.title
-    return Made(figure.to_json(), figure.layout.height, re.sub(r"<[^>]*>", " ", f"{title.text}; {title.subtitle.text}"))
+    words = re.sub(r"<[^>]*>", " ", f"{title.text}; {title.subtitle.text}")
+    return Made(figure.to_json(), figure.layout.height, words, code(_make, args, kwargs))
 
 
 def draw(
@@ -67,9 +75,10 @@ def draw(
     in the chosen format. `on_click` is called when a point, bar or cell is clicked, `on_area` when a box or a lasso is
     drawn, or undone by a double click; `points` then says what is in it.
     """
-    data = {
+    sent = {
         "figure": figure.figure,
         "alt": figure.words,
+        "code": figure.code,
         "name": key,
         "clicks": on_click is not None,
         "areas": on_area is not None,
@@ -77,7 +86,7 @@ def draw(
     }
     on_click, on_area = on_click or _nothing, on_area or _nothing
     # Its place is kept before it is there: while a page fills up, charts from below would come into sight and be drawn.
-    _component(key=key, data=data, height=figure.height, on_clicked_change=on_click, on_area_change=on_area)
+    _component(key=key, data=sent, height=figure.height, on_clicked_change=on_click, on_area_change=on_area)
 
 
 def _nothing() -> None:

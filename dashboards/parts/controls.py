@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, ParamSpec
 import streamlit as st
 
 from htc_probe.dashboards import selections
+from htc_probe.dashboards.charts.source import Nothing
 from htc_probe.dashboards.data import kept
 from htc_probe.dashboards.parts.chart import points
 from htc_probe.dashboards.runs import RunFile
@@ -41,6 +42,22 @@ class Selection(NamedTuple):
     """Draw shares on a logarithmic axis."""
     chosen: tuple[int, ...] = ()
     """Rows of the selected images, ascending; () is all images."""
+
+    @property
+    def number(self) -> int:
+        """Of the image, from 1."""
+        return self.image + 1
+
+    @property
+    def cell(self) -> dict[str, Any]:
+        """Layer and head from 1, as charts take them."""
+        of = {"layer": self.layer, "head": self.head}
+        return {name: None if place is None else place + 1 for name, place in of.items()}
+
+    @property
+    def images(self) -> tuple[int, ...]:
+        """Numbers, from 1, of the selected images."""
+        return tuple(row + 1 for row in self.chosen)
 
     @property
     def words(self) -> str:
@@ -237,6 +254,15 @@ def guarded() -> Iterator[None]:
         yield
     except Exception as error:  # no control flow of Streamlit, which is no Exception
         tell(error)
+
+
+@contextlib.contextmanager
+def possible() -> Iterator[None]:
+    """Says why a chart cannot be drawn, where the run holds nothing for it."""
+    try:
+        yield
+    except Nothing as why:
+        st.info(plain(str(why)))
 
 
 def tell(error: Exception) -> None:

@@ -1,6 +1,6 @@
 """What <voco> looked at: over many images, in the paper's Figure 3, and in one image.
 
-Lays out; reads through data, draws by figures. All images are the selected ones where there are some.
+Lays out; draws by charts. All images are the selected ones where there are some.
 """
 
 from functools import partial
@@ -10,8 +10,7 @@ import numpy as np
 import streamlit as st
 
 from htc_probe.analysis.attention import rows as att
-from htc_probe.analysis.sections import Attention
-from htc_probe.dashboards import data, figures
+from htc_probe.dashboards import charts, data
 from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.parts.chart import draw, made, points
 from htc_probe.dashboards.views.view import View
@@ -28,11 +27,10 @@ def show(view: View) -> None:
         st.info("The model of this run has no anchors: what this page says of anchors is left out.")
     rows = _rows(view)
     average = data.average(view.key, rows)
-    section = None if view.selection.chosen else data.sections(view.path, view.header).attention
-    _many(view, rows, average, section)
+    _many(view, rows, average)
     left, right = ui.side_by_side([5, 7], "means", least=380)
     with left:
-        _mean_map(view, rows, average, section)
+        _mean_map(view)
     with right:
         _figure3(view)
     _one(view)
@@ -47,14 +45,15 @@ def _rows(view: View) -> np.ndarray:
 # ---- over images
 
 
-def _many(view: View, rows: np.ndarray, average: data.Average, section: Attention | None) -> None:
+def _many(view: View, rows: np.ndarray, average: data.Average) -> None:
     st.header("Where the one token looks")
     selection, shape = view.selection, view.header.shape
     quantities = att.quantities(shape.roles)
     many = f"the {len(rows):,} selected images" if selection.chosen else f"all {len(rows):,} images"
     left, right = ui.side_by_side([4, 8], "what")
     of = ui.pick(f"Over {many}, or of image {selection.image + 1:,}", [_MEAN, _ONE], "of", place=left)
-    quantity = quantities[ui.pick("Heat map", list(quantities), "quantity", place=right)]
+    quantity = ui.pick("Heat map", list(quantities), "quantity", place=right)
+    whose: dict[str, Any] = {"image": selection.number} if of == _ONE else {"images": selection.images}
     with st.container():  # there also when it is empty, so that the charts below keep their place
         if of == _MEAN and average.n < len(rows):
             st.info(
@@ -62,70 +61,40 @@ def _many(view: View, rows: np.ndarray, average: data.Average, section: Attentio
                 f"{len(rows):,} images, evenly spaced, were read for what needs all of it. Titles say what is of how "
                 "many images."
             )
-        if of == _MEAN and section is None and not selection.chosen:
+        if of == _MEAN and not selection.chosen and view.source.sections.attention is None:
             ui.fill("Of each head's quantities there are no 95 % intervals.", "htc-analyze attention", view.path)
     left, right = ui.side_by_side(2, "heads", least=380)
     with left:
-        _heatmap(view, of, quantity, rows, average, section)
+        _heatmap(view, quantities[quantity].unit, quantity=quantity, **whose)
     with right:
-        _curve(view, of, rows, average, section)
+        _curve(view, of, **whose)
     left, right = ui.side_by_side(2, "shares", least=380)
     with left:
-        _roles(view, of, average, section)
+        draw(made(charts.attention.roles, view.path, head=selection.cell["head"], **whose), "roles")
+        ui.how_to_read("All of the token's attention by what it falls on; each bar is one layer and sums to 100 %.")
     with right:
         _distribution(view)
 
 
-def _heatmap(
-    view: View, of: str, quantity: att.Quantity, rows: np.ndarray, average: data.Average, section: Attention | None
-) -> None:
-    selection, shape = view.selection, view.header.shape
-    n, spread = 1, None
-    if of == _ONE:
-        record = data.image_record(view.key, selection.image)
-        value_LH = quantity.of(att.measure(record.attention, shape.roles) | {"anchor_mass": record.anchor_mass})
-    elif section is not None and (found := quantity.found(section)) is not None:
-        value_LH, n = found.estimate, section.images
-        spread = "95 % interval of the mean", att.Band(found.lower, found.upper)
-    elif quantity.name == "anchor_mass":
-        value_LH, band = data.anchor_cells(view.key, rows)
-        n, spread = len(rows), (figures.BAND, band)
-    else:
-        value_nLH = quantity.of(average.values)
-        value_LH, n, spread = np.nanmean(value_nLH, axis=0), average.n, (figures.BAND, att.band(value_nLH))
-    mark = selection.layer, selection.head
-    figure = made(figures.head_heatmap, value_LH, quantity, n=n, spread=spread, mark=mark)
-    draw(figure, "heads", on_click=partial(_cell, mark))
+def _heatmap(view: View, unit: str, **told: Any) -> None:
+    selection = view.selection
+    figure = made(charts.attention.heads, view.path, **told, **selection.cell)
+    draw(figure, "heads", on_click=partial(_cell, (selection.layer, selection.head)))
     ui.how_to_read(
         "Each cell is one head. "
         + (
             "Bright: it looks at everything alike; dark: at few keys. "
-            if quantity.unit == "bits"
+            if unit == "bits"
             else "Orange: more than if it looked at all keys alike; purple: less. "
         )
         + "Click a cell to select its layer and head on all pages, click it again for the mean."
     )
 
 
-def _curve(view: View, of: str, rows: np.ndarray, average: data.Average, section: Attention | None) -> None:
-    selection, roles = view.selection, view.header.shape.roles
-    uniform = {role: roles.count(role) / len(roles) for role in ("anchor", "patch") if role in roles}
-    curves: dict[str, figures.Curve] = {}
-    if of == _ONE:
-        attention_LHS = data.image_record(view.key, selection.image).attention
-        for role, mass_LH in att.role_mass(attention_LHS, roles).items():
-            if role in uniform:
-                curves[role] = figures.Curve(att.head_mean(mass_LH, selection.head), uniform[role])
-    else:
-        if "anchor" in uniform:
-            mean_L, band = data.anchor_curve(view.key, rows, selection.head)
-            curves["anchor"] = figures.Curve(mean_L, uniform["anchor"], len(rows), band, len(rows))
-        patch_nL = att.head_mean(average.values["patch_mass"], selection.head)
-        mean_L, n = patch_nL.mean(axis=0), average.n
-        if section is not None:
-            mean_L, n = att.head_mean(section.patch_mass.estimate, selection.head), section.images
-        curves["patch"] = figures.Curve(mean_L, uniform["patch"], n, att.band(patch_nL), average.n)
-    draw(made(figures.share_curve, curves, selection=selection.head_words, log=selection.log), "curve")
+def _curve(view: View, of: str, **whose: Any) -> None:
+    selection = view.selection
+    figure = made(charts.attention.curve, view.path, head=selection.cell["head"], log=selection.log, **whose)
+    draw(figure, "curve")
     ui.how_to_read(
         "How much of its attention the token spends on anchors and on patches. Dashed: what they would get if it "
         "looked at all keys alike."
@@ -133,25 +102,12 @@ def _curve(view: View, of: str, rows: np.ndarray, average: data.Average, section
     )
 
 
-def _roles(view: View, of: str, average: data.Average, section: Attention | None) -> None:
-    selection, n = view.selection, 1
-    if of == _ONE:
-        attention_LHS = data.image_record(view.key, selection.image).attention
-    else:
-        attention_LHS, n = _mean(average, section)
-    mass = att.role_mass(att.head_mean(attention_LHS.swapaxes(1, 2), selection.head)[:, None], view.header.shape.roles)
-    mass_L = {role: mass_L1[:, 0] for role, mass_L1 in mass.items()}
-    draw(made(figures.role_bars, mass_L, selection=selection.head_words, n=n), "roles")
-    ui.how_to_read("All of the token's attention by what it falls on; each bar is one layer and sums to 100 %.")
-
-
 def _distribution(view: View) -> None:
     selection, shape = view.selection, view.header.shape
     if not shape.anchors or shape.images < 2:
         return
     value_N = data.anchor_values(view.key, selection.layer, selection.head)
-    value, uniform = float(value_N[selection.image]), shape.anchors / shape.keys
-    figure = made(figures.distribution, value_N, value, uniform, selection=selection.words, image=selection.image + 1)
+    figure = made(charts.attention.distribution, view.path, image=selection.number, **selection.cell)
     draw(figure, "distribution", on_click=partial(_bins, value_N))
     ui.how_to_read(
         "How many images give the anchors how much; the green line is the image of the sidebar. Click a bar, or "
@@ -159,27 +115,14 @@ def _distribution(view: View) -> None:
     )
 
 
-def _mean(average: data.Average, section: Attention | None) -> tuple[np.ndarray, int]:
-    """(L, H, S) and the number of images that it is the mean of."""
-    return (average.attention, average.n) if section is None else (section.mean_attention, section.images)
-
-
-def _mean_map(view: View, rows: np.ndarray, average: data.Average, section: Attention | None) -> None:
-    selection, shape = view.selection, view.header.shape
-    attention_LHS, n = _mean(average, section)
-    patch_RC = _map_of(att.select(attention_LHS, selection.layer, selection.head), shape)
-    if patch_RC is None:
-        st.info("This run has no patch positions, so attention cannot be drawn as a map.")
-        return
-    draw(made(figures.patch_overlay, patch_RC, 1 / shape.keys, selection=selection.words, n=n), "mean_map")
-    ui.how_to_read(
-        "The same place in all images: a pattern here is a habit of the head, whatever the picture shows. Compare it "
-        "with the map of one image below."
-    )
-
-
-def _map_of(row_S: np.ndarray, shape: Any) -> np.ndarray | None:
-    return att.patch_map(row_S, shape.roles, shape.rows, shape.cols)
+def _mean_map(view: View) -> None:
+    selection = view.selection
+    with ui.possible():
+        draw(made(charts.attention.mean_map, view.path, images=selection.images, **selection.cell), "mean_map")
+        ui.how_to_read(
+            "The same place in all images: a pattern here is a habit of the head, whatever the picture shows. Compare "
+            "it with the map of one image below."
+        )
 
 
 # ---- the paper's Figure 3
@@ -197,14 +140,10 @@ def _figure3(view: View) -> None:
     rows = tuple(range(start, min(start + _FIGURE_IMAGES, images)))
     if which == _CHOSEN:
         rows = selection.chosen[:_FIGURE_IMAGES]
-    token_NLHF = data.first_tokens(view.key, rows, _FIGURE_TOKENS)
-    share_NF = np.stack([att.select(token_LHF, selection.layer, selection.head) for token_LHF in token_NLHF])
-    names = att.token_names(shape.roles, shape.rows, shape.cols, _FIGURE_TOKENS)
-    numbers, ids = [row + 1 for row in rows], [header.ids[row] for row in rows]
-    told: dict[str, Any] = {"anchors": min(shape.anchors, _FIGURE_TOKENS), "shown": selection.image + 1}
-    given = share_NF, names, numbers, ids, 1 / shape.keys
-    figure = made(figures.first_tokens, *given, selection=selection.words, **told)
+    told: dict[str, Any] = {"images": tuple(row + 1 for row in rows), "shown": selection.number}
+    figure = made(charts.attention.first_tokens, view.path, **told, **selection.cell)
     draw(figure, "first_tokens", on_click=partial(_image_at, rows))
+    share_NF = charts.attention.first_shares(view.source, np.array(rows), **selection.cell)
     largest = int((share_NF.argmax(axis=1) < shape.anchors).sum())
     on_anchors = f" In {largest} of these {len(rows)} images the largest of the weights shown is on an anchor."
     ui.how_to_read(
@@ -223,39 +162,24 @@ def _one(view: View) -> None:
     st.header(f"Image {image + 1:,} of {shape.images:,}")
     name, group, path = (ui.plain(of[image]) for of in (header.ids, header.groups, header.paths))
     st.caption(f"id **{name}** · group {group} · {path}")
-    record = data.image_record(view.key, image)
     how = ui.pick("What it looks at, or what each token hands over", [_PLAIN, _WEIGHTED], "by")
-    row_S, words = att.select(record.attention, selection.layer, selection.head), selection.words
-    weighted = _weighted(view) if how == _WEIGHTED else None
-    signed = weighted is not None
-    if weighted is not None:
-        row_S = weighted
-        words = "mean over layers, all heads" if selection.layer is None else f"layer {selection.layer + 1}, all heads"
-
+    weighted = how == _WEIGHTED and _measured(view)
+    told: dict[str, Any] = {"image": selection.number, "weighted": weighted, **selection.cell}
     picture, overlay, bars = ui.side_by_side([3, 5, 4], "image", least=250)
     with picture:
-        st.image(record.thumbnail, width=270, alt=f"thumbnail of image {header.ids[image]}")
+        st.image(data.thumbnail(view.key, image), width=270, alt=f"thumbnail of image {header.ids[image]}")
         _labels(view)
-    with overlay:
-        patch_RC = _map_of(row_S, shape)
-        if patch_RC is None:
-            st.info("This run has no patch positions, so attention cannot be drawn on the image.")
-        else:
-            title, unit = ("Attention × value", "of the update") if signed else ("Attention", "of all attention")
-            told: dict[str, Any] = {"title": f"{title} on the patches", "of": unit, "selection": words}
-            figure = made(
-                figures.patch_overlay, patch_RC, 1 / shape.keys, image=record.thumbnail, signed=signed, **told
-            )
-            draw(figure, "overlay")
-            ui.how_to_read(_WEIGHTED_WORDS if signed else _PLAIN_WORDS)
+    with overlay, ui.possible():
+        draw(made(charts.attention.overlay, view.path, **told), "overlay")
+        ui.how_to_read(_WEIGHTED_WORDS if weighted else _PLAIN_WORDS)
     with bars:
         if shape.anchors:
-            anchors_A = row_S[att.role_mask(shape.roles, "anchor")]
-            of = "share of the update" if signed else "share of all attention"
-            draw(made(figures.anchor_bars, anchors_A, 1 / shape.keys, selection=words, of=of), "anchors")
+            draw(made(charts.attention.anchors, view.path, **told), "anchors")
+            row_S = charts.attention.shares(view.source, image, weighted=weighted, **selection.cell)
+            anchors, patches = (row_S[att.role_mask(shape.roles, role)].sum() for role in ("anchor", "patch"))
             ui.how_to_read(
-                f"The {shape.anchors} anchors together: **{anchors_A.sum():.2%}**; all patches: "
-                f"**{row_S[att.role_mask(shape.roles, 'patch')].sum():.2%}** {of.removeprefix('share ')}."
+                f"The {shape.anchors} anchors together: **{anchors:.2%}**; all patches: **{patches:.2%}** of "
+                f"{'the update' if weighted else 'all attention'}."
             )
 
 
@@ -269,19 +193,16 @@ _WEIGHTED_WORDS = (
 )
 
 
-def _weighted(view: View) -> np.ndarray | None:
-    """(S,) shares of the update of <voco> in this image, at the layer or the mean over layers. None, and why, where
-    they were not measured.
-    """
+def _measured(view: View) -> bool:
+    """Whether it was measured what this image's tokens hand over; says why not."""
     section = data.sections(view.path, view.header).contributions
     if section is None:
         ui.fill("What each token hands over was not measured.", "htc-analyze contributions", view.path)
-        return None
+        return False
     rows_of = data.row_of(view.key)
     measured = np.array([rows_of.get(name, -1) for name in section.images])
-    layer, image = view.selection.layer, view.selection.image
-    at = np.flatnonzero(measured == image)
-    if not len(at):
+    image = view.selection.image
+    if image not in measured:
         ahead = measured[measured > image]
         following = int(ahead.min() if len(ahead) else measured.max())
         st.info(
@@ -289,9 +210,8 @@ def _weighted(view: View) -> np.ndarray | None:
             "one of them; its attention is shown instead. `htc-analyze contributions --images` sets how many are."
         )
         st.button(f"Go to image {following + 1:,}, which is one", on_click=ui.go_to_image, args=(following,))
-        return None
-    share_LS = section.share[at[0]]
-    return share_LS.mean(axis=0) if layer is None else share_LS[layer]
+        return False
+    return True
 
 
 def _labels(view: View) -> None:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import streamlit as st
 
 from htc_probe.dashboards import data
+from htc_probe.dashboards.charts.source import Source
 from htc_probe.dashboards.parts.controls import Selection, fill, plain
 from htc_probe.dashboards.runs import RunFile
 from htc_probe.probes.files.results import Results
@@ -21,6 +22,11 @@ class View(NamedTuple):
     selection: Selection
     runs: tuple[RunFile, ...]
     """All that may be opened, this one among them."""
+
+    @property
+    def source(self) -> Source:
+        """The run as charts read it."""
+        return Source(self.path, self.key, self.header)
 
 
 def scores(path: Path, header: data.Header) -> Results | None:

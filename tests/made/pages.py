@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plotly.io as pio
 import pytest
 
 from htc_probe.analysis import results as analysis_results
@@ -94,9 +95,27 @@ def environment() -> dict[str, str]:
 
 
 def charts(app) -> dict[str, dict]:
-    """Key of the chart -> its plotly figure."""
+    """Key of the chart -> its plotly figure, which the code that goes with it makes too."""
     sent = [item.proto for item in app.get("bidi_component") if item.proto.component_name == "htc_chart"]
-    return {data["name"]: json.loads(data["figure"]) for data in (json.loads(proto.json) for proto in sent)}
+    found = {}
+    for data in (json.loads(proto.json) for proto in sent):
+        figure = found[data["name"]] = json.loads(data["figure"])
+        if data["code"]:
+            assert in_a_notebook(data["code"]) == figure, data["code"]
+    return found
+
+
+def in_a_notebook(code: str) -> dict:
+    """The figure of three lines that a chart is copied as."""
+    names: dict[str, Any] = {}
+    before, pio.renderers.default = pio.renderers.default, ""  # nothing is shown
+    try:
+        exec(code, names)
+    finally:
+        pio.renderers.default = before
+    assert len(code.splitlines()) == 3
+    names["figure"].layout.template = None
+    return json.loads(names["figure"].to_json())
 
 
 def tables(app) -> list[str]:

@@ -110,7 +110,7 @@ class Tab:
     def open(self, **query: Any) -> Tab:
         """Loads the dashboard with these query parameters, such as page="Attention", image=3, layer=2."""
         self.page.goto(f"{self.address}/?{urllib.parse.urlencode(query)}")
-        self.page.wait_for_selector('[data-testid="stSidebar"]', timeout=60_000)
+        self.page.wait_for_selector('[data-testid="stSidebar"]', state="attached", timeout=60_000)  # closed on a phone
         return self.settle()
 
     def settle(self) -> Tab:

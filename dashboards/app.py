@@ -4,7 +4,8 @@ Its arguments are the folders and files that it may open, and nothing else is.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import streamlit as st
@@ -22,28 +23,27 @@ from htc_probe.dashboards.views import (
     reading_view,
 )
 from htc_probe.dashboards.views.compare import compare_view
-from htc_probe.dashboards.views.view import View
+from htc_probe.dashboards.views.view import Page, View
 from htc_probe.extract.errors import UserError
 
-PAGES: dict[str, Callable[[View], None]] = {
-    "Overview": overview_view.show,
-    "Attention": attention_view.show,
-    "What causes what": causes_view.show,
-    "Probes": probes_view.show,
-    "Reading the token": reading_view.show,
-    "Map": map_view.show,
-    "Codes": codes_view.show,
-    "Compare": compare_view.show,
+PAGES: dict[str, Page] = {
+    "Overview": Page(overview_view.show),
+    "Attention": Page(attention_view.show, "Where the one token looks", attention=lambda: True, log=True),
+    "What causes what": Page(causes_view.show, "Which tokens change the answers?"),
+    "Probes": Page(probes_view.show, "What can be read from the one token?"),
+    "Reading the token": Page(reading_view.show, "What is in the one token, layer by layer?", image=False),
+    "Map": Page(map_view.show, "Which images lie together?", attention=map_view.shows_attention),
+    "Codes": Page(codes_view.show, "What do the codes say of an image?"),
+    "Compare": Page(compare_view.show, "Where do two runs differ?", attention=compare_view.shows_attention),
 }
 
 
 def main(roots: Sequence[Path]) -> None:
     """Draws the whole page for the runs under `roots`."""
-    # No page_icon: Streamlit fetches Material icons for it from the network.
-    st.set_page_config(page_title="htc-dashboard", layout="wide")
     try:
         page(roots)
     except UserError as error:
+        _name("no run")
         st.error(controls.plain(str(error)))
         st.button("Look again")
         _watch(roots, None, _state(roots, None))
@@ -58,19 +58,43 @@ def page(roots: Sequence[Path]) -> None:
             places = ", ".join(str(root) for root in roots)
             raise UserError(f"No run in {places}. Make one with: htc-extract --split val")
         run = controls.choose_run(runs)
+        name = controls.opened(list(PAGES), "page")
+        _name(f"{run.name} · {name}")
         key = data.key_of(run.path)
         header = data.header(key)
         st.caption(overview_view.summary(header))
-        chosen, doubt = controls.chosen(len(header.ids))
-        image = controls.choose_image(header.ids, chosen)
-        controls.show_chosen(chosen, doubt)
-        layer, head = controls.choose_attention(header.shape)
-        log = st.toggle("Log scale", key="log", help="Of shares of attention: tells small shares apart.")
+        selection = _select(header, PAGES[name])
         controls.choose_format()
         _tell([*refused, *data.refused_beside(run.path)])
         _watch(roots, run.path, _state(roots, run.path))
-    selection = controls.Selection(image, layer, head, log, chosen)
-    controls.tabs(PAGES, "page", View(run.path, key, header, selection, tuple(runs)))
+    parts = {name: partial(_draw, page) for name, page in PAGES.items()}
+    controls.tabs(parts, "page", View(run.path, key, header, selection, tuple(runs)))
+
+
+def _name(what: str) -> None:
+    """Names the browser's tab."""
+    # No page_icon: Streamlit fetches Material icons for it from the network.
+    st.set_page_config(page_title=f"{what} · htc-dashboard", layout="wide")
+
+
+def _select(header: data.Header, page: Page) -> controls.Selection:
+    """What of the sidebar does something on this page; the rest stays as it was chosen."""
+    controls.keep("image", "layer", "head", "log")
+    chosen, doubt = controls.chosen(len(header.ids))
+    image, layer, head = 0, None, None
+    if page.image:
+        image = controls.choose_image(header.ids, chosen)
+        controls.show_chosen(chosen, doubt)
+    if page.attention():
+        layer, head = controls.choose_attention(header.shape)
+    log = page.log and st.toggle("Log scale", key="log", help="Of shares of attention: tells small shares apart.")
+    return controls.Selection(image, layer, head, log, chosen)
+
+
+def _draw(page: Page, view: View) -> None:
+    if page.title:
+        st.title(page.title)
+    page.show(view)
 
 
 @st.fragment(run_every=10)

@@ -21,6 +21,13 @@ from htc_probe.extract.arguments import Shown
 from htc_probe.extract.errors import UserError
 
 _HOST = "127.0.0.1"
+# Streamlit's own red on its tint, and its captions (60 % of the text's colour), have less than 4.5 to 1 of contrast.
+_COLOURS = {
+    "light.primaryColor": "#a62b3a",
+    "light.textColor": "#121212",
+    "dark.primaryColor": "#ff8f98",
+    "headingFontSizes": ["2rem", "1.5rem", "1.2rem"],
+}
 
 
 @dataclass(frozen=True)
@@ -126,6 +133,7 @@ def settings(config: DashboardConfig) -> dict[str, Any]:
         "browser.gatherUsageStats": False,
         "client.toolbarMode": "minimal",
         "logger.hideWelcomeMessage": True,
+        **{f"theme.{name}": value for name, value in _COLOURS.items()},
     }
 
 

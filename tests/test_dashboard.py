@@ -171,6 +171,7 @@ def test_every_page_shows_a_bare_run(run_file: Path, open_app, page: str) -> Non
     app = open_app(run_file, page=page)
     assert app.session_state["page"] == page
     assert not app.exception and not app.error
+    assert len(app.title) == 1
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -212,7 +213,30 @@ def test_a_link_to_what_is_not_there_shows_what_is(run_file: Path, open_app, que
     assert not app.exception and not app.error
     assert app.selectbox(key="run").value == "scenes-val"
     assert 1 <= app.number_input(key="image").value <= 4
+    app = open_app(run_file, **{"page": "Attention"} | query)
+    app.session_state["page"] = "Attention"
+    app.run()
     assert app.selectbox(key="layer").value == "mean" and app.selectbox(key="head").value == "mean"
+
+
+def test_the_sidebar_has_what_does_something_on_the_page(run_file: Path, open_app) -> None:
+    def shown() -> set[str]:
+        return {widget.key for widget in [*app.selectbox, *app.number_input, *app.toggle]} & {*everywhere, *attention}
+
+    everywhere, attention = {"run", "image"}, {"layer", "head", "log"}
+    app = open_app(run_file, page="Attention", image="3", layer="2")
+    assert shown() == everywhere | attention
+    app.toggle(key="log").set_value(True).run()
+    for page, there in {
+        "Probes": everywhere,
+        "Reading the token": {"run"},
+        "Attention": everywhere | attention,
+    }.items():
+        app.session_state["page"] = page
+        app.run()
+        assert shown() == there, page
+    chosen = app.number_input(key="image"), app.selectbox(key="layer"), app.toggle(key="log")
+    assert [widget.value for widget in chosen] == [3, "2", True]
 
 
 def test_next_and_previous_walk_through_the_images(run_file: Path, open_app) -> None:

@@ -80,6 +80,13 @@ def plain(text: str) -> str:
 # ---- the sidebar
 
 
+def keep(*keys: str) -> None:
+    """Keeps what was chosen in widgets also while no page shows them: Streamlit forgets it otherwise."""
+    for key in keys:
+        if key in st.session_state:
+            st.session_state[key] = st.session_state[key]
+
+
 def choose_run(runs: Sequence[RunFile]) -> RunFile:
     """A select box over the runs; says so when the run that was shown is no longer among them."""
     by_name = {run.name: run for run in runs}
@@ -300,6 +307,12 @@ def tabs(parts: Mapping[str, Callable[P, None]], key: str, /, *args: P.args, **k
                 part(*args, **kwargs)
 
 
+def opened(names: Sequence[str], key: str) -> str:
+    """Which of the `tabs` with this key is open, before they are drawn."""
+    wanted = st.session_state.get(key) or st.query_params.get(key)
+    return next((name for name in names if name == wanted), names[0])
+
+
 def pick(label: str, options: Sequence[str], key: str, place: Any = st, **more: Any) -> str:
     """One of a few options, all in sight; in the address. `format_func` must make Markdown of names from files."""
     _keep(key, options)
@@ -341,4 +354,4 @@ def fill(what: str, command: str, run: Path) -> None:
     `htc-analyze knockouts`.
     """
     st.info(f"{what} To compute it, run:")
-    st.code(f"{command} --run {shlex.quote(str(run))}", language="bash")
+    st.code(f"{command} --run {shlex.quote(str(run))}", language=None)

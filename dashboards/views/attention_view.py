@@ -46,7 +46,6 @@ def _rows(view: View) -> np.ndarray:
 
 
 def _many(view: View, rows: np.ndarray, average: data.Average) -> None:
-    st.header("Where the one token looks")
     selection, shape = view.selection, view.header.shape
     quantities = att.quantities(shape.roles)
     many = f"the {len(rows):,} selected images" if selection.chosen else f"all {len(rows):,} images"

@@ -133,7 +133,7 @@ def _picture(view: View, section: Reconstruct | None) -> None:
 
 
 def _usage(view: View, read: data.Codes, section: Reading | None, group: int, code: int | None) -> None:
-    st.subheader("How codes are used")
+    st.header("How codes are used")
     left, right = ui.side_by_side(2, "codes_usage_row", least=380)
     with left:
         ends: tuple[np.ndarray, np.ndarray] | None
@@ -171,7 +171,7 @@ def _labels(
     view: View, read: data.Codes, section: Reading | None, group: int, code: int | None
 ) -> tuple[str, int] | None:
     """Gives the task and the number of the answer that is looked at; None without labels."""
-    st.subheader("Which codes go with which label")
+    st.header("Which codes go with which label")
     tasks = {task.name: task for task in view.header.tasks}
     if not tasks:
         st.info("The data of this run came without labels, so codes cannot be compared with any.")
@@ -274,7 +274,7 @@ def _bits(view: View, section: Reading | None, group: int, task: str) -> None:
 
 
 def _one_code(view: View, read: data.Codes, group: int, code: int | None, answer: tuple[str, int] | None) -> None:
-    st.subheader("One code")
+    st.header("One code")
     assert view.header.shape.codes is not None
     R, C, _ = view.header.shape.codes
     if code is None:

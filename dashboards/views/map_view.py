@@ -64,6 +64,11 @@ def show(view: View) -> None:
         _trust(maps)
 
 
+def shows_attention() -> bool:
+    """Whether the points are coloured by attention."""
+    return st.session_state.get("map_colour", st.query_params.get("map_colour")) == _ANCHORS
+
+
 def _choices(view: View, maps: Map) -> tuple[str, int, _Coloured]:
     """How the map is made, of what (a number of `found.map_of`), and its colours."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -214,7 +219,7 @@ def _trust(maps: Map) -> None:
 
 
 def _neighbours(view: View, maps: Map, coloured: _Coloured) -> None:
-    st.subheader("Nearest to this image")
+    st.header("Nearest to this image")
     image = view.selection.image
     place = maps.place(image)
     if place is None:
@@ -289,7 +294,7 @@ def _gallery(
 
 def _selection(view: View, coloured: _Coloured) -> None:
     chosen = np.array(view.selection.chosen, np.int64)
-    st.subheader("Selection")
+    st.header("Selection")
     if not len(chosen):
         st.caption("No images are selected: draw a lasso or a box on the map. The other pages then show these images.")
         return

@@ -167,7 +167,7 @@ def _details(view: View) -> None:
     rows = {
         "created": ui.plain(_time(header.created)),
         "finished": "yes" if header.finished else f"no: {shape.images:,} of {header.expected:,} images",
-        "weights (sha256)": ui.plain(str(info.model.get("sha256", "unknown"))),
+        "weights (sha256)": ui.plain(str(info.model.get("sha256", "unknown"))[:16]),
         "hidden width": f"{shape.width:,}",
         "layers of z_voco stored": _ranges(shape.stack),
         "codes": _codes(shape.codes),

@@ -61,10 +61,10 @@ def _scores(view: View, results: Results) -> None:
     _classes(results, suite)
     gaps = made(of_probes.gaps, results)
     if gaps is not None:
-        st.subheader("Semantics and details")
+        st.header("Semantics and details")
         draw(gaps, "probe_gaps")
         ui.how_to_read(ui.plain(of_probes.CAPTIONS["gaps"]))
-    st.subheader("Two representations on the same images")
+    st.header("Two representations on the same images")
     _compare(results, suite)
 
 
@@ -109,7 +109,7 @@ def _classes(results: Results, suite: str) -> None:
     tasks = list(dict.fromkeys(row.task for row in results.by_class if row.suite == suite))
     if not tasks:
         return
-    st.subheader("Single classes")
+    st.header("Single classes")
     figure = made(of_probes.by_class, results, ui.select("Task", tasks, "classes_of"))
     assert figure is not None
     draw(figure, "probe_classes")

@@ -39,7 +39,7 @@ def show(view: View) -> None:
 
 
 def _words(view: View, lens: Lens | None) -> None:
-    st.subheader("Words")
+    st.header("Words")
     if lens is None:
         last = view.header.shape.layers
         st.info(
@@ -94,7 +94,7 @@ def _accuracy(lens: Lens) -> None:
 
 
 def _alike(view: View, section: Reading) -> None:
-    st.subheader("Likeness and dimensions")
+    st.header("Likeness and dimensions")
     of, n = [_likened(name) for name in section.likeness_of], section.images
     names = [shown(*one, view.header.shape.layers) for one in of]
     left, right = ui.side_by_side(2, "reading_alike", least=380)
@@ -123,7 +123,7 @@ def _likened(name: str) -> tuple[str, int | None]:
 
 
 def _angles(view: View, section: Reading) -> None:
-    st.subheader("Directions of semantic and detail probes")
+    st.header("Directions of semantic and detail probes")
     if section.angle_semantic is None:
         what = "Angles between probes need their weights beside the run."
         ui.fill(what, "htc-probe semantic detail", view.path)
@@ -166,7 +166,7 @@ def _measured_angles(measured: Mapping[str, Overlaps], tasks: tuple[list[str], l
 
 
 def _answers(view: View, section: Contributions | None) -> None:
-    st.subheader("What answers read")
+    st.header("What answers read")
     if section is None:
         ui.fill("What each token adds to the answers was not measured.", "htc-analyze contributions", view.path)
         return

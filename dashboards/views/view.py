@@ -1,5 +1,6 @@
 """What a page is given, and what several begin with."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,18 @@ class View(NamedTuple):
     def source(self) -> Source:
         """The run as charts read it."""
         return Source(self.path, self.key, self.header)
+
+
+class Page(NamedTuple):
+    """A page, and what of the sidebar does something on it."""
+
+    show: Callable[[View], None]
+    title: str = ""
+    """Its heading; "" where it writes one itself."""
+    image: bool = True
+    attention: Callable[[], bool] = lambda: False
+    """Whether layer and head do something, as the page is now."""
+    log: bool = False
 
 
 def scores(path: Path, header: data.Header) -> Results | None:

@@ -37,6 +37,11 @@ def show(view: View) -> None:
     ui.tabs(_PARTS, "part", two)
 
 
+def shows_attention() -> bool:
+    """Whether the open part is of attention."""
+    return ui.opened(list(_PARTS), "part") != "Probes"
+
+
 def _choose(view: View) -> RunFile | None:
     """The other run, by name; the first of the same images where none was chosen."""
     runs = {run.name: run for run in view.runs if run.path != view.path}
@@ -48,7 +53,7 @@ def _choose(view: View) -> RunFile | None:
         info = view.header.info
         out = view.path.with_name(view.path.stem + "-random.h5")
         words = ["htc-extract", "--data", info.dataset, "--split", info.split, "--random-weights", "--out", str(out)]
-        st.code(shlex.join(words), language="bash")
+        st.code(shlex.join(words), language=None)
         return None
     wanted = st.session_state.get("with") or st.query_params.get("with")
     if wanted is not None and wanted not in runs:

@@ -292,7 +292,7 @@ def _layers(read: _Read, lines: Sequence[tuple[Probe, Differences]]) -> None:
 
 def _one_probe(read: _Read, lines: Sequence[tuple[Probe, Differences]]) -> None:
     """One task and representation: layers, training images, confusions, and images that tell the runs apart."""
-    st.subheader("One probe closely")
+    st.header("One probe closely")
     left, right = st.columns(2)
     tasks = list(dict.fromkeys(probe.mine.task for probe in read.probes))
     task = ui.select("Task", tasks, "compare_task", place=left)

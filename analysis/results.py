@@ -128,7 +128,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
     with hdf5.opened(
         path,
         partial(_checked, path),
-        foreign=lambda why: f"{path} is no analysis, or cut short ({why}); remove it and analyze again",
+        foreign=lambda why: f"{path} cannot be read as an analysis: {why}; remove it and run htc-analyze again",
         damaged=partial(_damaged, path, "its schema"),
     ) as file:
         yield file
@@ -137,7 +137,8 @@ def _opened(path: Path) -> Iterator[h5py.File]:
 def _checked(path: Path, file: h5py.File) -> h5py.File:
     if file.attrs.get("schema") != _SCHEMA:
         raise UserError(
-            f"{path} is HDF5 but no analysis of htc-analyze (its schema is {str(file.attrs.get('schema'))[:40]!r})"
+            f"{path} is not of htc-analyze, but another HDF5 file (schema {str(file.attrs.get('schema'))[:40]!r}); "
+            "name another file"
         )
     version = int(file.attrs["schema_version"])
     if version != _SCHEMA_VERSION:

@@ -5,11 +5,12 @@ Parse, call, print. h5py and rich are imported once the work starts, so that `--
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -20,9 +21,11 @@ from htc_probe.extract.errors import UserError
 if TYPE_CHECKING:
     import numpy as np
 
-    from htc_probe.extract.store import Run, Stored, Task
+    from htc_probe.extract.store import Run, RunInfo, Stored, Task
 
+_MADE = ("dtype", "device", "limit", "seed")
 _STEP = 16 * 2**20  # bytes of a dataset in memory at a time
+_PIPE = 1000  # columns of a table that no terminal shows: nothing is cut there
 _SHOWN = 3  # failures of one check that are told
 
 
@@ -42,6 +45,8 @@ class InfoConfig:
     verify: bool = False
     """Read all of it and check every number that has a law.
     The exit status is 2 where something is wrong."""
+    json: bool = False
+    """Print JSON, for scripts."""
 
 
 class Check(NamedTuple):
@@ -53,38 +58,118 @@ class Check(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; gives its exit status, see `extract.command.main`: 2 for a run that is incomplete or wrong."""
+    """Runs the command; gives its exit status, see `extract.command.main`: 2 for a run that is unfinished or wrong."""
     return command.main("htc-info", InfoConfig, info, argv, interrupted="it only reads")
 
 
 def info(config: InfoConfig) -> None:
-    """Prints what is in the run. Raises UserError for one that is missing, incomplete or wrong."""
+    """Prints what is in the run, or in the folder. Raises UserError for a run that is missing, unfinished or wrong."""
     from htc_probe.extract.store import newest_run, open_run
 
+    if config.run is not None and config.run.is_dir():
+        if config.verify:
+            raise UserError(f"--verify reads one run, and {config.run} is a folder; name a run in it")
+        listed = list(_listed(config.run))
+        if config.json:
+            print(json.dumps(listed, indent=1))
+        elif listed:
+            _list(listed)
+        if not listed:
+            raise UserError(f"no run in {config.run}/; make one with: htc-extract --split val")
+        return
     path = newest_run("runs" if config.run is None else config.run)
-    if not path.exists():
-        _tell_unfinished(path)
+    if not path.exists() and (state := _unfinished(path)) is not None:
+        if config.json:
+            print(json.dumps(state, indent=1))
+        raise UserError(
+            f"{path} is not finished: {state['model']} on {state['dataset']} {state['split']}, {state['images']} of "
+            f"{state['of']} images; the htc-extract command that began it goes on with it"
+        )
     with open_run(path) as run:
-        show(run)
-        if config.verify and not _show_checks(verify(run)):
-            raise UserError(f"{path} is not whole (see above); extract it again")
+        checks = verify(run) if config.verify else None
+        if config.json:
+            found = None if checks is None else [check._asdict() for check in checks]
+            print(json.dumps(_described(run) | ({} if found is None else {"checks": found}), indent=1))
+            whole = found is None or not any(check["failures"] for check in found)
+        else:
+            show(run)
+            whole = checks is None or _show_checks(checks)
+    if not whole:
+        raise UserError(f"{path} is not whole ({'see checks' if config.json else 'see above'}); extract it again")
 
 
-# ---- what is in it
+# ---- the runs of a folder
 
 
-def _tell_unfinished(path: Path) -> None:
-    """Raises UserError with how far the run is, if there are shards of it."""
+def _listed(folder: Path) -> Iterator[dict[str, Any]]:
+    """What is said of every run of a folder in one line: the finished ones, newest first, then the others."""
+    from htc_probe.extract.store import open_run
+
+    finished = []
+    for path in sorted(folder.glob("*.h5")):
+        if not path.name.endswith(".analysis.h5"):
+            try:
+                with open_run(path) as run:
+                    whole = {"images": len(run), "of": len(run), "created": run.created}
+                    finished.append(_state(path, run.info) | whole)
+            except UserError as error:
+                print(f"htc-info: {error}", file=sys.stderr)
+    yield from sorted(finished, key=lambda state: state["created"], reverse=True)
+    for shards in sorted(folder.glob("*.h5.shards")):
+        path = shards.with_suffix("")
+        if not path.exists() and (state := _unfinished(path)) is not None:
+            yield state
+
+
+def _unfinished(path: Path) -> dict[str, Any] | None:
+    """How far a run is, if there are shards of it."""
     from htc_probe.extract.store.shards import unfinished
 
     shards = unfinished(path)
-    if shards is not None:
-        job, finished = shards.job, shards.finished()
-        raise UserError(
-            f"{path} is not finished: {job.info.model.get('name')} on {job.info.dataset} {job.info.split}, "
-            f"{shards.images(finished)} of {job.shape.images} images in {len(finished)} of {job.shards} shards; the "
-            "htc-extract command that began it goes on with it"
-        )
+    if shards is None:
+        return None
+    done = shards.images(shards.finished())
+    return _state(path, shards.job.info) | {"images": done, "of": shards.job.shape.images, "created": None}
+
+
+def _state(path: Path, info: RunInfo) -> dict[str, Any]:
+    """What a run is of, and the results beside it, None where they are not there."""
+    beside = {"probes": path.with_suffix(".probes.json"), "analysis": path.with_suffix(".analysis.h5")}
+    files = {name: str(file) if file.is_file() else None for name, file in beside.items()}
+    return {"path": str(path), "model": info.model.get("name"), "dataset": info.dataset, "split": info.split, **files}
+
+
+def _list(states: Sequence[Mapping[str, Any]]) -> None:
+    rows = []
+    for state in states:
+        images = f"{state['images']:,}" + ("" if state["created"] else f" of {state['of']:,}")
+        beside = ", ".join(name for name in ("probes", "analysis") if state[name])
+        when = state["created"][:16].replace("T", " ") if state["created"] else "not finished"
+        rows.append((Path(state["path"]).name, images, str(state["model"]), when, beside))
+    _print_table(("run", "images", "model", "made (UTC)", "beside it"), rows)
+
+
+# ---- what is in a run
+
+
+def _described(run: Run) -> dict[str, Any]:
+    """What is in the run, as JSON has it; sizes in bytes."""
+    contents = [
+        {"name": each.name, "axes": each.dims, "shape": each.shape, "type": each.dtype, "bytes": each.nbytes}
+        for each in run.contents()
+    ]
+    about = _state(run.path, run.info) | {"images": len(run), "of": len(run), "created": run.created}
+    return about | {
+        "skipped": len(run.skipped),
+        "sha256": run.info.model.get("sha256"),
+        "topology": run.info.topology,
+        "bytes": run.nbytes,
+        "virtual": run.virtual,
+        "settings": run.info.config,
+        "environment": run.info.environment,
+        "tasks": [asdict(task) for task in run.tasks],
+        "datasets": contents,
+    }
 
 
 def show(run: Run) -> None:
@@ -98,7 +183,7 @@ def show(run: Run) -> None:
         "model": f"{info.model.get('name')} {str(info.model.get('sha256'))[:8]}, {info.topology}",
         **({"image": square_words(model)} if "image_fit" in model else {}),
         "data": f"{info.dataset} {info.split}: {len(run)} images, {len(run.skipped)} skipped",
-        "made": ", ".join(f"{key} {settings[key]}" for key in ("dtype", "device", "limit", "seed") if key in settings),
+        "made": ", ".join(f"{key} {settings[key]}" for key in _MADE if settings.get(key) is not None),
         "with": ", ".join(f"{name} {version}" for name, version in info.environment.items()),
     }
     for name, words in lines.items():
@@ -141,7 +226,7 @@ def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     table = Table(*head, box=None, pad_edge=False)
     for row in rows:
         table.add_row(*map(Text, row))  # Text: a task's name is no markup
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else _PIPE)
     print()
     console.print(table)
 

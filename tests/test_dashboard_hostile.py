@@ -103,9 +103,9 @@ def linked(name: str) -> Callable[[h5py.File], None]:
 
 TEXT = h5py.string_dtype("utf-8")
 BAD = {
-    "truncated": (lambda path, good: path.write_bytes(good.read_bytes()[:-4000]), "cut short"),
-    "empty": (lambda path, good: path.write_bytes(b""), "not a run"),
-    "no HDF5": (lambda path, good: path.write_text("a run, surely"), "not a run"),
+    "truncated": (lambda path, good: path.write_bytes(good.read_bytes()[:-4000]), "it is cut off"),
+    "empty": (lambda path, good: path.write_bytes(b""), "it is empty"),
+    "no HDF5": (lambda path, good: path.write_text("a run, surely"), "it is not an HDF5 file"),
     "foreign": (lambda path, good: h5py.File(path, "w").close(), "not a run of htc-extract"),
     "other schema": (copied(lambda file: file.attrs.update(schema="x" * 10**6)), "not a run of htc-extract"),
     "folder": (lambda path, good: path.mkdir(), "no run at"),

@@ -1,5 +1,6 @@
 """htc-info: what is in a run, at once; and with --verify, whatever is wrong with it and where."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -54,6 +55,54 @@ def test_it_tells_what_is_inside(extracted: Path, capsys: Any) -> None:
     suites = [row[:2] for row in table if row and row[0] in ("semantic", "detail")]
     assert ["semantic", "category"] in suites and ["detail", "texture"] in suites
     assert [suite for suite, _ in suites] == sorted((suite for suite, _ in suites), reverse=True)
+
+
+def test_a_folder_is_told_a_line_a_run(extracted: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    shutil.copy(extracted, tmp_path / "whole.h5")
+    (tmp_path / "whole.probes.json").write_text("{}")
+    (tmp_path / "whole.analysis.h5").touch()
+    (tmp_path / "text.h5").write_text("no run")
+    begun = ["--limit", str(IMAGES), "--out", str(tmp_path / "begun.h5"), "--device", "cpu", "--batch-size", "2"]
+    assert cli.main([*begun, "--shard-images", "2", "--shard", "0/2"]) == 0
+    capsys.readouterr()
+    assert main([str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    table = [line.split() for line in said.out.splitlines() if line.strip()]
+    assert table[1][:3] == ["whole.h5", str(IMAGES), "htc-tiny"] and table[1][-2:] == ["probes,", "analysis"]
+    assert table[2] == ["begun.h5", "2", "of", str(IMAGES), "htc-tiny", "not", "finished"] and len(table) == 3
+    assert said.err.count("\n") == 1 and "text.h5 cannot be read as a run: it is not an HDF5 file" in said.err
+    assert main([str(tmp_path), "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)
+    assert (first["images"], first["of"], second["images"], second["of"]) == (IMAGES, IMAGES, 2, IMAGES)
+    assert first["created"] and first["probes"].endswith("whole.probes.json") and second["created"] is None
+    assert main([str(tmp_path / "begun.h5"), "--json"]) == 2
+    assert json.loads(capsys.readouterr().out) == second
+    (tmp_path / "empty").mkdir()
+    assert main([str(tmp_path / "empty")]) == 2 and "no run in" in capsys.readouterr().err
+    assert main([str(tmp_path), "--verify"]) == 2 and "name a run in it" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert main([]) == 2 and "no finished run in runs/" in capsys.readouterr().err
+    (tmp_path / "runs").symlink_to(extracted.parent)
+    assert main([]) == 0 and f"run    runs/{extracted.name}, complete" in capsys.readouterr().out
+
+
+def test_json_is_alone_on_the_output_and_says_what_the_words_say(copy: Path, capsys: Any) -> None:
+    assert main([str(copy), "--json", "--verify"]) == 0
+    said = capsys.readouterr()
+    told = json.loads(said.out)
+    with open_run(copy) as run:
+        assert told["images"] == len(run) and told["settings"] == run.info.config and not said.err
+        assert [each["name"] for each in told["datasets"]] == [each.name for each in run.contents()]
+        assert [each["name"] for each in told["tasks"]] == [task.name for task in run.tasks]
+    assert told["checks"] and not any(check["failures"] for check in told["checks"])
+    with h5py.File(copy, "r+") as file:
+        file["codes"][0] = 60_000
+    assert main([str(copy), "--json", "--verify"]) == 2
+    said = capsys.readouterr()
+    assert [check["law"] for check in json.loads(said.out)["checks"] if check["failures"]] == [
+        "codes holds codes of the model"
+    ]
+    assert "is not whole" in said.err and said.err.count("\n") == 1
 
 
 def test_the_axes_of_every_dataset_have_names(extracted: Path) -> None:
@@ -211,7 +260,7 @@ def test_verifying_in_small_pieces_gives_the_same(copy: Path, capsys: Any, monke
     ("make", "words"),
     [
         (lambda path: None, "no run at"),
-        (lambda path: path.write_bytes(b"hello"), "is not a run"),
+        (lambda path: path.write_bytes(b"hello"), "it is not an HDF5 file"),
         (lambda path: h5py.File(path, "w").close(), "not a run of htc-extract"),
     ],
 )

@@ -315,28 +315,32 @@ def test_files_that_are_no_finished_run_are_refused(tmp_path: Path) -> None:
         return copy
 
     (tmp_path / "text.h5").write_text("hello")
+    (tmp_path / "empty.h5").touch()
     (tmp_path / "cut.h5").write_bytes(data[: len(data) // 2])
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["x"] = 1
     for name, message in [
         ("missing.h5", "htc-extract --split val"),
-        ("text.h5", "not a run"),
-        ("cut.h5", "not a run, or cut short"),
+        ("text.h5", "as a run: it is not an HDF5 file; copy or extract it again"),
+        ("empty.h5", "as a run: it is empty"),
+        ("cut.h5", f"it is cut off, {len(data) // 2:,} of {len(data):,} bytes are there"),
         ("other.h5", "not a run of htc-extract"),
     ]:
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=message) as told:
             open_run(tmp_path / name)
+        assert "synchronously" not in str(told.value), "HDF5's own words"
     for change, message in [
         (lambda f: f.attrs.__setitem__("complete", False), "incomplete"),
         (lambda f: f.attrs.__setitem__("schema_version", 2), "schema version 2"),
         (lambda f: f.attrs.__setitem__("config", "{"), "damaged"),
-        (lambda f: f.attrs.__delitem__("model"), "damaged"),
+        (lambda f: f.attrs.__delitem__("model"), "damaged run: it has no model"),
         (lambda f: f.__delitem__("codes"), "damaged.*codes"),
         (lambda f: f["labels/shape"].resize(3, axis=0), "labels/shape has shape"),
         (lambda f: f["labels/shape"].attrs.__setitem__("kind", "guess"), "damaged.*guess"),
     ]:
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=message) as told:
             open_run(damaged(change))
+        assert "synchronously" not in str(told.value)
 
 
 @pytest.mark.parametrize("how", ["external link", "soft link", "external storage", "virtual"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,7 +35,7 @@ def opened(
     try:
         file = h5py.File(path, "r", locking="best-effort")
     except OSError as error:
-        raise UserError(foreign(reason(error))) from error
+        raise UserError(foreign(_unopened(path, error))) from error
     try:
         with damage(damaged):
             return parse(file)
@@ -51,7 +52,27 @@ def damage(words: Callable[[str], str]) -> Iterator[None]:
     except UserError:
         raise
     except _DAMAGE as error:
-        raise UserError(words(reason(error))) from error
+        raise UserError(words(_plain(error))) from error
+
+
+def _unopened(path: Path, error: OSError) -> str:
+    """Why a file could not be opened, in plain words."""
+    cut = re.search(r"truncated file: eof = (\d+), .*stored_eof = (\d+)", str(error))
+    if cut:
+        there, all_of_it = map(int, cut.groups())
+        return f"it is cut off, {there:,} of {all_of_it:,} bytes are there"
+    if path.stat().st_size == 0:
+        return "it is empty"
+    return "it is not an HDF5 file" if "signature not found" in str(error) else _plain(error)
+
+
+def _plain(error: BaseException) -> str:
+    """What went wrong, without the words of HDF5, which name its functions."""
+    told = reason(error).strip("\"'")
+    if not told.startswith(("Unable to ", "Can't ")):
+        return told
+    lost = re.search(r"can't locate attribute: '(.*?)'|object '(.*?)' doesn't exist", told)
+    return f"it has no {lost[1] or lost[2]}" if lost else "bytes of it are damaged"
 
 
 def group(file: h5py.Group, name: str) -> h5py.Group:

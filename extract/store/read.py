@@ -289,7 +289,7 @@ def open_run(path: Path | str) -> Run:
         foreign=lambda why: (
             f"{path} is still being written; wait until it has its final name"
             if path.name.endswith(".partial")
-            else f"{path} is not a run, or cut short: {why}; expected an HDF5 file"
+            else f"{path} cannot be read as a run: {why}; copy or extract it again"
         ),
         damaged=lambda why: f"{path} is a damaged run: {why}; extract it again",
     )
@@ -324,9 +324,10 @@ def _joined(parts: Sequence[Stored]) -> Stored:
 
 def _parse(path: Path, file: h5py.File) -> Run:
     attrs = file.attrs
-    if hdf5.text(attrs.get("schema")) != SCHEMA:
+    schema = hdf5.text(attrs.get("schema"))
+    if schema != SCHEMA:
         raise UserError(
-            f"{path} is HDF5 but not a run of htc-extract (its schema is {hdf5.text(attrs.get('schema'))[:40]!r})"
+            f"{path} is not a run of htc-extract, but another HDF5 file (schema {schema[:40]!r}); name a run"
         )
     version = int(attrs["schema_version"])
     if version > SCHEMA_VERSION:

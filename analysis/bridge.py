@@ -1,7 +1,7 @@
 """HTC-VLM's language model for users of TransformerLens: a `TransformerBridge` that sees what <voco> sees.
 
-Knows an HTCVLM and TransformerLens' names. Does not know images, runs or our own analyses, which are faster: they use
-that hybrid tokens do not mix, and a bridge runs the whole sequence under a mask.
+Needs `pip install 'htc-probe[lens]'`. Knows an HTCVLM and TransformerLens' names. Does not know images, runs or our own
+analyses, which are faster: they use that hybrid tokens do not mix, and a bridge runs the whole sequence under a mask.
 
     from htc_probe.analysis.bridge import bridge, sequence
 
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 import torch
 from torch import Tensor
 
+from htc_probe.extract.errors import UserError
 from htc_probe.extract.vlm.model import HTCVLM
 from htc_probe.extract.vlm.star import star_mask
 
@@ -42,11 +43,16 @@ def bridge(model: HTCVLM) -> TransformerBridge:
     The bridge rewrites the modules that it is given, so it gets its own ones, with the same weights: no memory for
     them, and what is changed in one is changed in both. `model` itself stays as it is.
 
+    Raises UserError where TransformerLens is not installed, which the extra `lens` brings.
+
     The bridge raises ValueError: token ids for an input, an attention mask that is not (1 or B, 1, n, n) floats, a
     cache, `generate` in all forms, a hook that leaves rows of `hook_pattern` that do not sum to 1, and one that closes
     all keys of a row of `hook_attn_scores`.
     """
-    from transformer_lens.model_bridge.sources import build_bridge_from_module  # takes seconds, and changes loggers
+    try:  # takes seconds, and changes loggers
+        from transformer_lens.model_bridge.sources import build_bridge_from_module
+    except ImportError as error:
+        raise UserError(f"a bridge needs TransformerLens ({error}): pip install 'htc-probe[lens]'") from error
 
     llm = model.language_model
     shared = {id(tensor): tensor for tensor in [*llm.parameters(), *llm.buffers()]}

@@ -51,6 +51,12 @@ class Field(NamedTuple):
     """Of integers."""
     optional: bool
 
+    def words(self, shape: tuple[int, ...]) -> str:
+        """What a value of this shape is."""
+        kind = {np.ndarray: "integers" if self.whole else "numbers", list[str]: "texts", Intervals: "intervals"}
+        axes = [axis if axis.isdigit() else f"{axis} = {size}" for axis, size in zip(self.axes, shape, strict=False)]
+        return kind.get(self.type, self.type.__name__) + (f" ({', '.join(axes)})" if axes else "")
+
 
 @typing.dataclass_transform(kw_only_default=True, frozen_default=True)
 class Record:
@@ -62,10 +68,21 @@ class Record:
     """Of a section: goes up when what is found with the same settings is another thing."""
 
     def __init_subclass__(cls) -> None:
-        dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+        dataclasses.dataclass(frozen=True, kw_only=True, repr=False)(cls)
         for field in dataclasses.fields(cls):  # type: ignore[arg-type]
             if field.default is not dataclasses.MISSING:
                 delattr(cls, field.name)  # or it would be found where a value is still to be read
+
+    def __repr__(self) -> str:
+        """What is there, with the lengths of its axes: reads no file."""
+        there = [field for field in fields(type(self)) if self.__dict__.get(field.name, field) is not None]
+        width = max((len(field.name) for field in there), default=0)
+        shapes = self.__dict__.get("_shapes", {})
+        lines = []
+        for field in there:
+            shape = shapes.get(field.name) or np.shape(self.__dict__.get(field.name, ())) if field.axes else ()
+            lines.append(f"{field.name:<{width}}  {field.words(shape)}")
+        return "\n".join([f"<{type(self).__name__}>", *lines])
 
     if not TYPE_CHECKING:
 
@@ -167,6 +184,7 @@ def _build(
     kind: type[R], prefix: str, forms: Mapping[str, Form], load: Callable[[str], Value], lengths: dict[str, int]
 ) -> R:
     pending: dict[str, Callable[[], Any]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     nested: dict[str, Record] = {}
     for field in fields(kind):
         of = names(field, prefix)
@@ -179,8 +197,9 @@ def _build(
             for name in of:
                 _check(name, field, forms, lengths, prefix)
             pending[field.name] = partial(_load, field, of, load)
+            shapes[field.name] = forms[of[0]].shape
     record = lazy(kind, pending)
-    record.__dict__.update(nested)
+    record.__dict__.update(nested, _shapes=shapes)
     return record
 
 

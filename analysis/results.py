@@ -83,6 +83,19 @@ class Analysis:
         """By analysis, in the order of the file; also of those that are not known here."""
         self._forms = {name: _forms(group) for name, group in groups.items()}
 
+    def __repr__(self) -> str:
+        lines = []
+        for name, made in self.made.items():
+            now = KINDS[name].VERSION if name in KINDS else None
+            old = "" if made.version == now else f"; made by another version ({made.version}, now {now})"
+            settings = ", ".join(
+                f"{key} {value}" for key, value in made.settings.items() if key != "probes" and value is not None
+            )
+            lines.append(f"{name:<15}{settings}{old}")
+        of = next((made.run for made in self.made.values()), {})
+        file, images, model = (of.get(key) for key in ("file", "images", "model"))
+        return "\n".join([f"<Analysis {self.path.name} of {file}: {images} images, {model}>", *lines])
+
     def of(self, run: Mapping[str, Any]) -> Sections:
         """This run's sections of the present version. Asking for one that is not as declared raises UserError."""
         pending: dict[str, Callable[[], Any]] = {}

@@ -1,4 +1,5 @@
-"""Linear probes of a run, and what they say. `probes.load` gives fitted ones back; `probes.Eraser` takes a label out of
+"""Linear probes of a run, and what they say. `probes.load` gives fitted ones back; `probes.frame` is a
+pandas frame of images, labels and what a probe says; `probes.Eraser` takes a label out of
 features; `LogisticProbe`, `MultilabelProbe` and `RidgeProbe` are scikit-learn estimators.
 """
 
@@ -7,6 +8,7 @@ from typing import Any
 
 _PUBLIC = {
     "load": "files.weights",
+    "frame": "files.frames",
     "Eraser": "solvers.erasure",
     "LogisticProbe": "solvers.estimators",
     "MultilabelProbe": "solvers.estimators",

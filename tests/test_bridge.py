@@ -1,6 +1,7 @@
 """The language model through TransformerLens: the same numbers and knock-outs, and no wrong ones without a word."""
 
 import copy
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 
 from htc_probe.analysis.bridge import bridge, sequence, voco_at
 from htc_probe.analysis.causes.knockouts import knock_out
+from htc_probe.extract.errors import UserError
 from htc_probe.extract.vlm import passes
 from htc_probe.extract.vlm.model import HTCVLM, Hybrid
 from htc_probe.extract.vlm.star import Topology, star_mask
@@ -39,6 +41,15 @@ def make(topology: Topology = "star", prefix: tuple[int, ...] = ()) -> Case:
     with torch.no_grad():
         hybrid, _ = model.encode(torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)))
         return Case(model, bridge(model), hybrid, sequence(model, *hybrid, TEXT), voco_at(model))
+
+
+def test_without_transformer_lens_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is an extra: it brings wandb, and no command needs it."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "transformer_lens"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "transformer_lens", None)
+    with pytest.raises(UserError, match=r"a bridge needs TransformerLens .*: pip install 'htc-probe\[lens\]'"):
+        bridge(small_model())
 
 
 @pytest.fixture(scope="module")

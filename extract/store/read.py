@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import h5py
 import numpy as np
@@ -23,6 +23,9 @@ import numpy as np
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import hdf5
 from htc_probe.extract.store.schema import OTHERS, SCHEMA, SCHEMA_VERSION, Kind, RunInfo, RunShape, Suite, Task, columns
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # What a file may claim before anything of that size is read or allocated; far from what any run needs.
 _MOST_PACKED = 1000  # times as many bytes as the whole file has; all zeros are packed 200 times
@@ -95,6 +98,27 @@ class Run:
 
     def close(self) -> None:
         self._file.close()
+
+    def __repr__(self) -> str:
+        shape, info = self.shape, self.info
+        states = (
+            (not self.finished, "unfinished"),
+            (self.finished and self.virtual, "virtual"),
+            (not self._file, "closed"),
+        )
+        kind = "".join(f", {word}" for holds, word in states if holds)
+        tokens = [(shape.anchors, "anchors"), (shape.roles.count("patch"), "patches"), (shape.keys, "keys of <voco>")]
+        layers = ", ".join(map(str, shape.stack)) or "none"
+        lines = [
+            f"<Run {self.path.name}: {shape.images:,} images of {info.dataset} {info.split}{kind}>",
+            f"model     {info.model.get('name')} ({info.topology}), {shape.layers} layers x {shape.heads} heads",
+            f"tokens    {', '.join(f'{count:,} {what}' for count, what in tokens if count)}",
+            f"z_voco    {shape.images:,} x {shape.width}, layers {layers}",
+        ]
+        for suite in get_args(Suite):
+            names = [task.name for task in self.tasks if task.suite == suite]
+            lines += [f"{suite:<10}{', '.join(names)}"] if names else []
+        return "\n".join(lines if self.tasks else [*lines, "labels    none"])
 
     @property
     def virtual(self) -> bool:
@@ -193,6 +217,19 @@ class Run:
     def labels(self, name: str) -> np.ndarray:
         """Labels of one task: (N,) int32, -1 unknown; (N,) float64, NaN unknown; or (N, C) uint8, 255 unknown."""
         return self._read(f"labels/{self.task(name).name}")
+
+    def frame(self) -> pd.DataFrame:
+        """A row an image, numbered as in all arrays of the run: `id`, and a column a task (see `frames.columns_of`).
+        `probes.frame` adds what a probe says.
+        """
+        import pandas as pd
+
+        from htc_probe.extract.store.frames import columns_of
+
+        columns: dict[str, Any] = {"id": self.ids()}
+        for task in self.tasks:
+            columns |= columns_of(task, self.labels(task.name))
+        return pd.DataFrame(columns, index=pd.RangeIndex(len(self), name="row"))
 
     def contents(self) -> list[Stored]:
         """Every dataset of the run; reads none of them."""

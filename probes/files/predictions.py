@@ -23,7 +23,7 @@ import numpy as np
 from htc_probe.extract.errors import UserError, reason
 from htc_probe.extract.files import settle
 from htc_probe.extract.store import NUMERIC, Kind
-from htc_probe.probes.files.weights import Key, opened, unknown_key
+from htc_probe.probes.files.weights import Key, opened, overview, unknown_key, what_is_read
 from htc_probe.probes.inputs import circular
 from htc_probe.probes.scores.metrics import Gaussian, Prediction, VonMises
 
@@ -51,7 +51,7 @@ class Asked(NamedTuple):
     """Of a circular task."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Predicted:
     """What one probe said of the images that it was scored on."""
 
@@ -74,6 +74,10 @@ class Predicted:
     """(n, 2) float32, log-probabilities of the chosen and of the true class; (n, 0) for other kinds."""
     period: float = 0.0
     """Of a circular task, in its unit."""
+
+    def __repr__(self) -> str:
+        right = f", {self.right.mean():.1%} right" if self.kind == "classes" and self.right is not None else ""
+        return f"<Predicted of {len(self.rows):,} held-out images: {what_is_read(self.kind, self.classes)}{right}>"
 
     @cached_property
     def error(self) -> np.ndarray | None:
@@ -217,6 +221,9 @@ class Predictions(Mapping[Key, Predicted]):
             if kind == "classes" and any((array < 0).any() or (array >= K).any() for array in (y, stored["said"])):
                 raise ValueError(f"{key[0]} has classes without a name")
             return Predicted(kind, classes, rows, fold, y, *_said(kind, K, y, stored, period))
+
+    def __repr__(self) -> str:
+        return overview(f"Predictions {self._path.name} of {self.run.get('model')}", self.keys())
 
     def __contains__(self, key: object) -> bool:
         return key in self._places

@@ -260,7 +260,7 @@ class Ceiling:
     """Outer folds in which the hidden layer did better than none on the inner folds; in others both readers are one."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Results:
     config: dict[str, Any]
     """Settings of the command, and those of the protocol: inner folds, grids, resamples."""
@@ -284,6 +284,12 @@ class Results:
     by_class: tuple[ClassScore, ...] = ()
     ceilings: tuple[Ceiling, ...] = ()
     """() unless they were asked for."""
+
+    def __repr__(self) -> str:
+        tasks = {row.task for row in self.rows}
+        columns = dict.fromkeys(label(row.representation, row.layer) for row in self.rows)
+        file, images, model = (self.run.get(key) for key in ("file", "images", "model"))
+        return f"<Results of {file}: {len(tasks)} tasks from {', '.join(columns)}; {images} images, {model}>"
 
 
 def label(representation: str, layer: int | None) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from htc_probe.probes.inputs import circular
 
 _SCHEMA = "htc-probe-weights-1"
 _ARRAYS = ("weights", "intercepts", "mean")
+_SHOWN = 8  # names of classes
 Key = tuple[str, str, int | None]
 """Task, representation, layer (None but for z_voco)."""
 
@@ -41,18 +42,38 @@ def unknown_key(key: object, keys: Collection[Key], path: Path | str) -> Unknown
         return UnknownKey(f"{path} holds nothing for {key!r}, and nothing else")
     asked = key if isinstance(key, tuple) else (key,)
     nearest = max(keys, key=lambda one: sum(a == b for a, b in zip(one, asked, strict=False)))
-    layers: dict[str, list[str]] = {}
-    for name, layer in dict.fromkeys(one[1:] for one in keys):
-        layers.setdefault(name, []).append(str(layer))
+    tasks, representations = _parts_of(keys)
     return UnknownKey(
-        f"{path} holds nothing for {key!r}; a key is (task, representation, layer), such as {nearest!r}. Tasks: "
-        + ", ".join(dict.fromkeys(task for task, _, _ in keys))
-        + ". Representations and their layers: "
-        + "; ".join(f"{name} {', '.join(of)}" for name, of in layers.items())
+        f"{path} holds nothing for {key!r}; a key is (task, representation, layer), such as {nearest!r}. Tasks: {tasks}"
+        f". Representations and their layers: {representations}"
     )
 
 
-@dataclass(frozen=True)
+def what_is_read(kind: str, classes: Sequence[str]) -> str:
+    """By a probe of this kind, in words: a number, a circular value, or the first of its classes or labels."""
+    if not classes:
+        return "a number" if kind == "number" else f"a {kind} value"
+    more = [] if len(classes) <= _SHOWN else ["..."]
+    return f"{len(classes)} {'labels' if kind == 'multilabel' else kind}, {', '.join([*classes[:_SHOWN], *more])}"
+
+
+def overview(what: str, keys: Collection[Key]) -> str:
+    """Of `what` holds one a key, for a notebook."""
+    tasks, representations = _parts_of(keys)
+    head = f"<{what}: {len(keys)} by (task, representation, layer)>"
+    return f"{head}\ntasks            {tasks}\nrepresentations  {representations}"
+
+
+def _parts_of(keys: Collection[Key]) -> tuple[str, str]:
+    """The tasks of `keys`, and their representations with layers, in words."""
+    layers: dict[str, list[str]] = {}
+    for name, layer in dict.fromkeys(one[1:] for one in keys):
+        layers.setdefault(name, []).append(str(layer))
+    tasks = ", ".join(dict.fromkeys(task for task, _, _ in keys))
+    return tasks, "; ".join(f"{name} {', '.join(of)}" for name, of in layers.items())
+
+
+@dataclass(frozen=True, repr=False)
 class Probe:
     """A linear probe of one task, fitted on all images of its run at the strength that its folds chose."""
 
@@ -68,6 +89,9 @@ class Probe:
     """(D,) of the features that it was fitted on."""
     period: float = 0.0
     """Of a circular value, in the task's unit."""
+
+    def __repr__(self) -> str:
+        return f"<Probe of {len(self.weights)} features: {what_is_read(self.kind, self.classes)}>"
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         """(n, C) of features (n, D); numbers: the predicted values; circular: cosine and sine."""
@@ -106,6 +130,9 @@ class Probes(dict[Key, Probe]):
     def __init__(self, probes: Mapping[Key, Probe], path: Path | str) -> None:
         super().__init__(probes)
         self._path = path
+
+    def __repr__(self) -> str:
+        return overview(f"Probes {Path(self._path).name}", self)
 
     def __missing__(self, key: object) -> Probe:
         raise unknown_key(key, self.keys(), self._path)

@@ -28,7 +28,7 @@ from htc_probe.extract.errors import UserError
 
 PAGES: dict[str, Page] = {
     "Overview": Page(overview_view.show),
-    "Attention": Page(attention_view.show, "Where the one token looks", attention=lambda: True, log=True),
+    "Attention": Page(attention_view.show, "Where does the one token look?", attention=lambda: True, log=True),
     "What causes what": Page(causes_view.show, "Which tokens change the answers?"),
     "Probes": Page(probes_view.show, "What can be read from the one token?"),
     "Reading the token": Page(reading_view.show, "What is in the one token, layer by layer?", image=False),

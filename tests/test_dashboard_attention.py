@@ -335,9 +335,9 @@ def test_value_weighted_where_it_was_measured(run_file: Path, analysed: Path, op
     assert any("htc-analyze contributions" in code.value for code in app.code)
     plain = charts(app)["overlay"]
     app = open_app(analysed, page=PAGE, by="Attention × value", layer="2")
-    assert any("measured on 2 images" in info.value for info in app.info)
+    assert any("sample of 2 images" in info.value for info in app.info)
     assert "of all attention" in charts(app)["overlay"]["data"][0]["hovertemplate"] and plain["data"]
-    press(app, "Go to image 3, which is one")
+    press(app, "Go to image 3, the next in the sample")
     overlay = charts(app)["overlay"]
     share = np.linspace(-1, 1, 2 * L * S).reshape(2, L, S)[0, 1]
     np.testing.assert_allclose(array(overlay["data"][0]["z"]).ravel(), share[MAP] * S, rtol=1e-4)
@@ -352,7 +352,7 @@ def test_without_anchors_the_rest_is_shown(tmp_path: Path, open_app: Any) -> Non
     assert set(found) == {"heads", "curve", "roles", "mean_map", "first_tokens", "overlay"}
     assert app.segmented_control(key="quantity").options == ["Entropy"]
     assert found["first_tokens"]["layout"]["xaxis"]["ticktext"][0] == "1,1"
-    assert "The patches" in found["curve"]["layout"]["title"]["text"]
+    assert "the patches get" in found["curve"]["layout"]["title"]["text"]
 
 
 def test_a_large_run_says_how_many_images_were_read(

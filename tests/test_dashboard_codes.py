@@ -284,8 +284,8 @@ def test_with_the_analyses_beside_it(analysed: Path, open_app: Any) -> None:
     app = app_at(open_app, analysed)
     assert not app.exception and not app.error and not app.code
     assert {"codes_bits", "codes_map"} <= set(charts(app)) and "codes_pictures" not in charts(app)
-    assert "stored for 2 of 120 images" in " ".join(item.value for item in app.caption)
-    next(item for item in app.button if item.label == "The next that has one").click().run()
+    assert "2 of 120 images have one" in " ".join(item.value for item in app.caption)
+    next(item for item in app.button if item.label == "Next image with a reconstruction").click().run()
     assert app.number_input(key="image").value == 3
     assert "21.5 dB" in charts(app)["codes_pictures"]["layout"]["title"]["subtitle"]["text"]
     assert any("22.5 [21.5, 23.5] dB" in item.value for item in app.caption)
@@ -305,7 +305,7 @@ def test_a_run_without_codes_says_why_it_is_empty(tmp_path: Path, open_app: Any)
 def test_a_run_without_labels_still_shows_its_codes(tmp_path: Path, open_app: Any) -> None:
     app = app_at(open_app, write_coded(tmp_path / "run.h5", tasks=()))
     assert not app.exception and "codes_grid" in charts(app)
-    assert any("without labels" in item.value for item in app.info)
+    assert any("no labels" in item.value for item in app.info)
 
 
 def test_another_run_with_fewer_groups_and_codes_keeps_what_it_has(tmp_path: Path, open_app: Any) -> None:

@@ -237,7 +237,7 @@ def test_how_sure_a_probe_is(tmp_path: Path, open_app: Any) -> None:
             writer.finish()
 
     app = page(open_app, run, map_score="probe")
-    values = shown(app, "how sure a probe of z_voco is of the true object")
+    values = shown(app, "probability that a probe of z_voco gives to the true object")
     assert sorted(values) == list(rows)
     np.testing.assert_allclose([values[row] for row in rows], sure, atol=2e-3)
     app.selectbox(key="map_colour").set_value("present").run()
@@ -245,7 +245,7 @@ def test_how_sure_a_probe_is(tmp_path: Path, open_app: Any) -> None:
     app.selectbox(key="map_class").set_value("bar").run()
     assert set(np.round([*shown(app, "true present: bar").values()], 3)) == {0.2}
     app.selectbox(key="map_colour").set_value("width").run()
-    assert set(shown(app, "how far a probe of z_voco is off width").values()) == {2.0}
+    assert set(shown(app, "error of a probe of z_voco for width").values()) == {2.0}
     app.segmented_control(key="map_of").set_value("codes").run()
     assert not app.exception and "coloured by width" in charts(app)["map"]["layout"]["title"]["text"]
 
@@ -282,7 +282,7 @@ def test_the_selection_is_shown_page_by_page(run_file: Path, open_app: Any) -> N
 def test_without_a_map_the_page_says_what_makes_it(tmp_path: Path, open_app: Any) -> None:
     run = write_run(tmp_path / "run.h5", N)
     app = page(open_app, run)
-    assert "No map" in app.info[0].value and app.code[0].value == f"htc-analyze map --run {run}"
+    assert "no map" in app.info[0].value and app.code[0].value == f"htc-analyze map --run {run}"
     write_map(run)
     app.run()
     assert "map" in charts(app) and galleries(app)
@@ -292,7 +292,7 @@ def test_images_that_were_not_drawn_for_the_map(tmp_path: Path, open_app: Any) -
     run = write_run(tmp_path / "run.h5", N + 5)
     write_map(run)
     app = page(open_app, run, image=N + 3)
-    assert "is not among the 40 of 45" in app.info[0].value
+    assert "is not on the map, which has 40 of 45" in app.info[0].value
     assert "40 of 45 images" in charts(app)["map"]["layout"]["title"]["subtitle"]["text"]
 
 

@@ -251,7 +251,7 @@ def test_images_that_a_probe_gets_wrong(run_file: Path, open_app) -> None:
     assert "90.0% right" in heat["layout"]["title"]["subtitle"]["text"]
     shown = pictures(app)
     assert [picture["row"] for picture in shown] == [20, 4, 10, 5]
-    assert shown[0]["lines"] == ["val-020", "true bar", "said disc", "p 0.990"]
+    assert shown[0]["lines"] == ["val-020", "true bar", "probe disc", "p 0.990"]
     assert shown[0]["source"].startswith("data:image/jpeg;base64,")
     assert [picture["current"] for picture in shown] == [True, False, False, False]
     table = app.dataframe[0].value
@@ -267,7 +267,7 @@ def test_images_that_a_probe_gets_wrong(run_file: Path, open_app) -> None:
     assert any("of disc that the probe calls bar" in text.value for text in app.markdown)
     app.selectbox(key="read").set_value("v_d").run()
     assert not app.exception and not pictures(app) and "no images of disc that the probe calls bar" in app.info[0].value
-    next(button for button in app.button if button.label.startswith("All that")).click().run()
+    next(button for button in app.button if button.label.startswith("All errors")).click().run()
     assert not app.exception and "no images that the probe gets wrong" in app.info[0].value
 
 
@@ -275,12 +275,12 @@ def test_labels_and_numbers(run_file: Path, open_app) -> None:
     app = open_app(run_file, **IMAGES, task="present")
     assert not app.exception and app.selectbox(key="label").value == "disc"
     app.selectbox(key="label").set_value("bar").run()
-    assert [(picture["row"], picture["lines"][1:3]) for picture in pictures(app)] == [(7, ["true no bar", "said bar"])]
+    assert [(picture["row"], picture["lines"][1:3]) for picture in pictures(app)] == [(7, ["true no bar", "probe bar"])]
     app.selectbox(key="task").set_value("width").run()
     assert not app.exception and set(charts(app)) == {"probe_values"}
     shown = pictures(app)
     assert [picture["row"] for picture in shown] == list(range(N - 1, N - 25, -1))
-    assert shown[0]["lines"] == ["val-059", "true 59.5", "said 65.4"]
+    assert shown[0]["lines"] == ["val-059", "true 59.5", "probe 65.4"]
     app.session_state["probe_page_1"] = 3
     app.run()
     assert [picture["row"] for picture in pictures(app)] == list(range(11, -1, -1))
@@ -302,7 +302,7 @@ def test_predictions_that_are_missing_stale_or_damaged_are_told(run_file: Path, 
     place.unlink()
     app = open_app(run_file, **IMAGES)
     assert not app.exception and set(charts(app)) == {"probe_counts"} and not pictures(app)
-    assert "not beside this run" in app.info[0].value and commands(app) == ["htc-probe semantic detail"]
+    assert "no predictions" in app.info[0].value and commands(app) == ["htc-probe semantic detail"]
     alone = charts(app)["probe_counts"]
     assert alone["data"][0] == whole["data"][0] and "n = 40" in alone["layout"]["title"]["subtitle"]["text"]
     write_results(run_file, created="long ago")

@@ -155,7 +155,7 @@ def first_shares(of: Source, rows: np.ndarray, layer: int | None, head: int | No
 def overlay(
     run: Path | str, *, image: int | str, layer: int | None = None, head: int | None = None, weighted: bool = False
 ) -> go.Figure:
-    """What each patch of one image gets, over the image; weighted: what it hands over, attention × value, all heads
+    """What each patch of one image gets, over the image; weighted: what it contributes, attention × value, all heads
     together.
     """
     of, row = source(run), source(run).row(image)
@@ -185,7 +185,7 @@ def shares(of: Source, row: int, layer: int | None, head: int | None, weighted: 
         return att.select(data.image_record(of.key, row).attention, place, head_place)
     section, name = of.analysed(of.sections.contributions, "contributions"), of.header.ids[row]
     if name not in section.images:
-        raise Nothing(f"what each token hands over was not measured of {name}, but of {', '.join(section.images)}")
+        raise Nothing(f"{name} has no contributions; they were computed for {', '.join(section.images)}")
     share_LS = section.share[section.images.index(name)]
     return share_LS.mean(axis=0) if place is None else share_LS[place]
 

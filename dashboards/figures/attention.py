@@ -143,7 +143,7 @@ def share_curve(curves: Mapping[str, Curve], *, selection: str, log: bool = Fals
         traces.append(go.Scatter(x=x, y=[uniform, uniform], mode="lines", name=told, line=look, hovertemplate=hover))
     axis = {"type": "log", "dtick": 1} if log else {"range": [-0.02, 1.02]}
 
-    title = "Anchors against patches, over the layers" if "anchor" in curves else "The patches, over the layers"
+    title = "How much do anchors and patches get?" if "anchor" in curves else "How much do the patches get?"
     alike = {count.partition(": ")[2] for count in counts}
     said = alike.pop() if len(alike) == 1 else "<br>".join(counts)
     y = {"title": "share of all attention", "tickformat": ".3~%", "zeroline": False, **axis}
@@ -161,10 +161,7 @@ def role_bars(mass: Mapping[str, np.ndarray], *, selection: str, n: int = 1) -> 
         look = {"name": ROLE_NAMES[role], "marker": {"color": ROLE_COLOURS[role]}}
         hover = f"layer %{{x}}, {ROLE_NAMES[role]}: %{{y:.2%}}<extra></extra>"
         traces.append(go.Bar(x=np.arange(1, len(share_L) + 1), y=share_L, hovertemplate=hover, **look))
-    title, subtitle = (
-        "Where all of the attention goes, over the layers",
-        f"{selection} · all keys = 100 % · {images(n)}",
-    )
+    title, subtitle = ("What does the token attend to?", f"{selection} · all keys together: 100 % · {images(n)}")
     x = layer_axis(len(next(iter(mass.values()))))
     y = {"title": "share of all attention", "tickformat": ".0%", "range": [0, 1]}
     return titled(traces, title, subtitle, 400, xaxis=x, yaxis=y, barmode="stack", bargap=0.15)
@@ -185,7 +182,7 @@ def anchor_bars(
     traces = [go.Bar(x=anchors, y=value_A, hovertemplate=hover, **look), line]
     subtitle = f"{selection}<br>dashed: uniform = {uniform:.2%} · {images(n)}"
     x, y = counted("anchor", len(anchors)), {"title": of, "tickformat": ".3~%", "rangemode": "tozero"}
-    return titled(traces, "The anchors, one by one", subtitle, 430, xaxis=x, yaxis=y, showlegend=False)
+    return titled(traces, "How much does each anchor get?", subtitle, 430, xaxis=x, yaxis=y, showlegend=False)
 
 
 def patch_overlay(
@@ -276,6 +273,12 @@ def first_tokens(
     )
 
 
+def _ordinal(number: int) -> str:
+    """1st, 2nd, 11th."""
+    ends = {1: "st", 2: "nd", 3: "rd"}
+    return f"{number}{'th' if 10 < number % 100 < 14 else ends.get(number % 10, 'th')}"
+
+
 def distribution(value_N: np.ndarray, value: float, uniform: float, *, selection: str, image: int) -> go.Figure:
     """How often images give the anchors how much, and where one image is.
 
@@ -294,8 +297,8 @@ def distribution(value_N: np.ndarray, value: float, uniform: float, *, selection
         (f"image {image:,}: {value:.2%}", value, {"color": _MARK, "width": 3}),
     ):
         traces.append(go.Scatter(x=[x, x], y=[0, top], mode="lines", name=name, line=line, hoverinfo="name"))
-    share = f"more than {below(value_N, value):.0%} of {len(value_N):,} images"
-    subtitle = f"{selection} · image {image:,}: {value:.2%}, {share}"
+    share = f"{_ordinal(round(100 * below(value_N, value)))} percentile of {len(value_N):,} images"
+    subtitle = f"{selection} · image {image:,}: {value:.2%} ({share})"
     axis = {"title": "share of all attention that falls on the anchors", "tickformat": ".3~%", "showgrid": False}
     y = {"title": "images", "rangemode": "tozero"}
-    return titled(traces, "This image among all images", subtitle, 400, xaxis=axis, yaxis=y)
+    return titled(traces, "Do the anchors get much in this image?", subtitle, 400, xaxis=axis, yaxis=y)

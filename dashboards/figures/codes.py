@@ -52,10 +52,10 @@ def code_pictures(image: np.ndarray, picture: np.ndarray, *, psnr: float) -> go.
     bar = colour_bar("lighter or darker", tickformat="+.1f")
     heat = cells(off, (-0.5, 0.5), BELOW_ABOVE, "%{z:+.2f} of the range", gap=None, x=x, y=y, colorbar=bar)
     head = {"y": 0, "yanchor": "bottom", "showarrow": False, "yshift": 2, "font": {"size": 13}}
-    heads = ("the image", "from its codes", "codes minus image")
+    heads = ("image", "reconstruction", "reconstruction minus image")
     return titled(
         [heat],
-        "The image, and what its codes hold of it",
+        "What do the codes keep of the image?",
         f"decoded by the model's own MGVQ · {width} × {height} pixels · PSNR {psnr:.1f} dB · 1 image",
         330,
         **square((0, 2 * apart + width), (height, -0.12 * height)),
@@ -144,7 +144,7 @@ def code_entropy(
     ends = "" if interval is None else " · 95 % intervals"
     subtitle = f"dashed: all {size:,} codes used evenly, {most:.1f} bits · {n:,} images{ends}"
     x, y = counted("group", len(groups)), {"title": "entropy of a code, bits", "range": [0, 1.06 * max(most, 1)]}
-    return titled(traces, "How much of each codebook is used", subtitle, 400, xaxis=x, yaxis=y, showlegend=False)
+    return titled(traces, "How much of each codebook is used?", subtitle, 400, xaxis=x, yaxis=y, showlegend=False)
 
 
 def code_usage(shares_K: np.ndarray, *, group: int, n: int, chosen: int | None = None) -> go.Figure:
@@ -164,7 +164,7 @@ def code_usage(shares_K: np.ndarray, *, group: int, n: int, chosen: int | None =
     if chosen is not None and chosen in order:
         place = int(np.flatnonzero(order == chosen)[0]) + 1
         traces.append(circled([place], [shares_K[chosen]], f"code {chosen}", _CHOSEN, 16))
-    title = f"How often each code of group {group + 1} occurs"
+    title = f"How often does each code of group {group + 1} occur?"
     subtitle = f"{len(order):,} of {len(shares_K):,} codes occur · dashed: used evenly, {even:.2%} · {n:,} images"
     x = {"title": "codes, the most frequent first", "showgrid": False}
     y = {"title": "share of all cells", "type": "log", "tickformat": ".2~%", "dtick": 1}
@@ -194,11 +194,11 @@ def code_label_bits(
     traces: list[Any] = [_signed(bits_TG, f"group %{{x}}<br>{bits}", customdata=custom, **written)]
     if mark is not None:
         traces.append(_outline(mark[1] + 0.5, mark[0] + 0.5, 1, 1))
-    subtitle = f"mutual information of one code with the label, less chance · {n:,} images"
+    subtitle = f"mutual information of one code with the label, minus chance · {n:,} images"
     x = counted("group of codes", G) | {"zeroline": False}
     y = named([cut(name, 24) for name in tasks]) | {"range": [T + 0.5, 0.5]}
     height = min(900, 210 + 26 * T)
-    return titled(traces, "What one code says of each label", subtitle, height, xaxis=x, yaxis=y)
+    return titled(traces, "What does one code tell of each task?", subtitle, height, xaxis=x, yaxis=y)
 
 
 def code_label_map(
@@ -213,8 +213,8 @@ def code_label_map(
     grid[np.asarray(rows), np.asarray(columns)] = bits_P
     traces = [_signed(grid, "row %{y}, column %{x}<br>%{z:.3f} bits", hoverongaps=False)]
     of = f"{len(bits_P):,} of {grid.size:,} cells" if len(bits_P) < grid.size else f"{grid.size:,} cells"
-    subtitle = f"mean over groups, less chance · {of} · {n:,} images"
-    return titled(traces, f"Where codes tell of {escape(task)}", subtitle, 400, margin=_EDGE, **_grid(*shape))
+    subtitle = f"mean over groups, minus chance · {of} · {n:,} images"
+    return titled(traces, f"Where do codes tell of {escape(task)}?", subtitle, 400, margin=_EDGE, **_grid(*shape))
 
 
 def code_lifts(found: Associations, *, group: int, answer: str, chosen: int | None = None, most: int = 16) -> go.Figure:
@@ -239,7 +239,7 @@ def code_lifts(found: Associations, *, group: int, answer: str, chosen: int | No
             marker={"color": OF["codes"], "size": 11, "line": edges},
             error_x=whiskers(lift, lower, upper, color=NEUTRAL),
             hovertemplate="code %{customdata[0]}: %{x:.3g}× [%{customdata[3]:.3g}, %{customdata[4]:.3g}]<br>"
-            f"held by %{{customdata[1]}} of {found.n_inside:,} such images<br>"
+            f"in %{{customdata[1]}} of {found.n_inside:,} such images<br>"
             f"and %{{customdata[2]}} of {found.n_outside:,} others<br>"
             "p %{customdata[5]:.2g}, corrected<extra></extra>",
             **UNFADED,
@@ -247,7 +247,7 @@ def code_lifts(found: Associations, *, group: int, answer: str, chosen: int | No
     ]
     subtitle = (
         f"{found.n_inside:,} images against {found.n_outside:,}, one of each group of images<br>"
-        f"95 % intervals, corrected for {found.tests:,} codes and answers"
+        f"95 % intervals, corrected for {found.tests:,} pairs of code and label"
     )
     ticks = [digit * 10**power for power in range(-1, 5) for digit in (1, 2, 5)]
     x = {"tickvals": ticks, "ticktext": [f"{tick:,.3g}" for tick in ticks], "type": "log", "zeroline": False}
@@ -264,8 +264,8 @@ def code_places(share_RC: np.ndarray, *, group: int, code: int, n: int) -> go.Fi
     bar = colour_bar("share of images", tickformat=".2~%")
     hover = "row %{y}, column %{x}<br>%{z:.2%} of the images"
     traces = [cells(share_RC, (0, float(share_RC.max()) or 1.0), HEAT, hover, gap=None, colorbar=bar)]
-    title = f"Where code {code} of group {group + 1} lies"
-    subtitle = f"share of images that have it in the cell · {n:,} images"
+    title = f"Where is code {code} of group {group + 1}?"
+    subtitle = f"share of images with this code in the cell · {n:,} images"
     return titled(traces, title, subtitle, 400, margin=_EDGE, **_grid(rows, columns))
 
 

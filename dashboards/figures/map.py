@@ -192,4 +192,4 @@ def kept_bars(
     layout = {"barmode": "group", "bargap": 0.3, "margin": {"t": 120}}
     layout["shapes"] = [across(y=chance, line={"color": NEUTRAL, "dash": "dot", "width": 1.5})]
     y = {"title": f"share of the {k} nearest", "range": [0, 1], "tickformat": ".0%", "zeroline": False}
-    return titled(traces, "How far to trust the maps", subtitle, 400, yaxis=y, **layout)
+    return titled(traces, "How far can the maps be trusted?", subtitle, 400, yaxis=y, **layout)

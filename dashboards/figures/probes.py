@@ -31,14 +31,14 @@ def confusion(
     custom = np.empty((K, K, 4), dtype=object)
     custom[..., 0], custom[..., 1] = shown[:, None], shown[None, :]
     custom[..., 2], custom[..., 3] = counts_KK, share_KK
-    hover = "%{customdata[0]} called %{customdata[1]}<br>%{customdata[2]:,} images, %{customdata[3]:.1%} of the row"
+    hover = "%{customdata[0]}, predicted %{customdata[1]}<br>%{customdata[2]:,} images, %{customdata[3]:.1%} of the row"
     few = {"text": counts_KK, "texttemplate": "%{text:,}" if K <= _COUNTED else "", "showscale": K > _COUNTED}
     bar = {"title": {"text": "share of the row", "side": "right"}, "thickness": 12, "tickformat": ".0%"}
     heat = cells(share_KK, (0, 1), SHARES, hover, gap=int(K <= _NAMED), customdata=custom, colorbar=bar, **few)
     ticks = named([cut(name) for name in names]) if K <= _NAMED else {"showticklabels": False}
     axis = {"showgrid": False, "zeroline": False, "automargin": True, "fixedrange": True, **ticks}
     true, said = mark or (None, None)
-    x = {"title": "said", "range": [0.5, K + 0.5], **axis}
+    x = {"title": "predicted", "range": [0.5, K + 0.5], **axis}
     y = {"title": "true", "range": [K + 0.5, 0.5], **axis}
     height, mark_of_cell = max(360, min(620, 190 + 40 * K)), outlined(said, true, K, K, _MARK)
     return titled([heat], title, subtitle, height, xaxis=x, yaxis=y, shapes=mark_of_cell)
@@ -58,15 +58,18 @@ def said_and_true(
     customdata. mark: the row to outline.
     """
     ends = [float(np.nanmin(true_n)), float(np.nanmax(true_n))] if len(true_n) else [0.0, 1.0]
-    marker, hover = {"size": 5, "opacity": 0.5, "color": OF["v_pooled"]}, "true %{x:.4g}, said %{y:.4g}<extra></extra>"
+    marker, hover = (
+        {"size": 5, "opacity": 0.5, "color": OF["v_pooled"]},
+        "true %{x:.4g}, predicted %{y:.4g}<extra></extra>",
+    )
     look = {"mode": "markers", "customdata": rows_n.astype(np.int32), "marker": marker, "name": "an image"}
     traces: list[Any] = [
-        dashed(ends, ends, "said = true"),
+        dashed(ends, ends, "predicted = true"),
         go.Scattergl(x=true_n.astype(np.float32), y=said_n.astype(np.float32), hovertemplate=hover, **look),
     ]
     current = np.flatnonzero(rows_n == mark)
     if len(current):
         traces.append(circled(true_n[current], said_n[current], "current image", _MARK, 14))
     words = f" ({escape(unit)})" if unit else ""
-    x, y = ({"title": f"{axis}{words}", "zeroline": False} for axis in ("true", "said"))
+    x, y = ({"title": f"{axis}{words}", "zeroline": False} for axis in ("true", "predicted"))
     return titled(traces, title, subtitle, 460, xaxis=x, yaxis=y)

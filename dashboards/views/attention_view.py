@@ -24,7 +24,7 @@ _FIGURE_IMAGES, _FIGURE_TOKENS = 16, 16  # of the paper's Figure 3
 def show(view: View) -> None:
     """Draws the page."""
     if not view.header.shape.anchors:
-        st.info("The model of this run has no anchors: what this page says of anchors is left out.")
+        st.info("This model has no anchors, so the parts about anchors are left out.")
     rows = _rows(view)
     average = data.average(view.key, rows)
     _many(view, rows, average)
@@ -50,18 +50,17 @@ def _many(view: View, rows: np.ndarray, average: data.Average) -> None:
     quantities = att.quantities(shape.roles)
     many = f"the {len(rows):,} selected images" if selection.chosen else f"all {len(rows):,} images"
     left, right = ui.side_by_side([4, 8], "what")
-    of = ui.pick(f"Over {many}, or of image {selection.image + 1:,}", [_MEAN, _ONE], "of", place=left)
+    of = ui.pick(f"Mean of {many}, or image {selection.image + 1:,} alone", [_MEAN, _ONE], "of", place=left)
     quantity = ui.pick("Heat map", list(quantities), "quantity", place=right)
     whose: dict[str, Any] = {"image": selection.number} if of == _ONE else {"images": selection.images}
     with st.container():  # there also when it is empty, so that the charts below keep their place
         if of == _MEAN and average.n < len(rows):
             st.info(
-                f"An image's attention takes {4 * average.attention.size / 2**20:.1f} MB: {average.n:,} of the "
-                f"{len(rows):,} images, evenly spaced, were read for what needs all of it. Titles say what is of how "
-                "many images."
+                f"The attention of one image takes {4 * average.attention.size / 2**20:.1f} MB, so some figures use "
+                f"{average.n:,} of the {len(rows):,} images, evenly spaced. Every title says how many images it uses."
             )
         if of == _MEAN and not selection.chosen and view.source.sections.attention is None:
-            ui.fill("Of each head's quantities there are no 95 % intervals.", "htc-analyze attention", view.path)
+            ui.fill("Per-head intervals are not computed yet.", "htc-analyze attention", view.path)
     left, right = ui.side_by_side(2, "heads", least=380)
     with left:
         _heatmap(view, quantities[quantity].unit, quantity=quantity, **whose)
@@ -70,7 +69,7 @@ def _many(view: View, rows: np.ndarray, average: data.Average) -> None:
     left, right = ui.side_by_side(2, "shares", least=380)
     with left:
         draw(made(charts.attention.roles, view.path, head=selection.cell["head"], **whose), "roles")
-        ui.how_to_read("All of the token's attention by what it falls on; each bar is one layer and sums to 100 %.")
+        ui.how_to_read("What the token attends to, layer by layer. Each bar sums to 100 %.")
     with right:
         _distribution(view)
 
@@ -82,11 +81,11 @@ def _heatmap(view: View, unit: str, **told: Any) -> None:
     ui.how_to_read(
         "Each cell is one head. "
         + (
-            "Bright: it looks at everything alike; dark: at few keys. "
+            "Bright: it looks at all keys alike; dark: at few keys. "
             if unit == "bits"
             else "Orange: more than if it looked at all keys alike; purple: less. "
         )
-        + "Click a cell to select its layer and head on all pages, click it again for the mean."
+        + "Click a cell to select its layer and head on all pages; click it again for the mean."
     )
 
 
@@ -95,9 +94,9 @@ def _curve(view: View, of: str, **whose: Any) -> None:
     figure = made(charts.attention.curve, view.path, head=selection.cell["head"], log=selection.log, **whose)
     draw(figure, "curve")
     ui.how_to_read(
-        "How much of its attention the token spends on anchors and on patches. Dashed: what they would get if it "
-        "looked at all keys alike."
-        + (" Shaded: the middle 80 % of images, how much they differ, not how sure the mean is." if of == _MEAN else "")
+        "How much of its attention the token spends on anchors and on patches. Dashed: their share if it looked at all "
+        "keys alike."
+        + (" Shaded: the middle 80 % of images; it shows how images differ, not how sure the mean is." * (of == _MEAN))
     )
 
 
@@ -109,8 +108,8 @@ def _distribution(view: View) -> None:
     figure = made(charts.attention.distribution, view.path, image=selection.number, **selection.cell)
     draw(figure, "distribution", on_click=partial(_bins, value_N))
     ui.how_to_read(
-        "How many images give the anchors how much; the green line is the image of the sidebar. Click a bar, or "
-        "several with Shift, to select its images on all pages."
+        "How much attention the anchors get, image by image. The green line is the image of the sidebar. Click a bar "
+        "(with Shift, several) to select its images on all pages."
     )
 
 
@@ -119,8 +118,8 @@ def _mean_map(view: View) -> None:
     with ui.possible():
         draw(made(charts.attention.mean_map, view.path, images=selection.images, **selection.cell), "mean_map")
         ui.how_to_read(
-            "The same place in all images: a pattern here is a habit of the head, whatever the picture shows. Compare "
-            "it with the map of one image below."
+            "The mean over images, place by place. A pattern here is a habit of the head, whatever the image shows. "
+            "Compare it with the map of one image below."
         )
 
 
@@ -144,11 +143,11 @@ def _figure3(view: View) -> None:
     draw(figure, "first_tokens", on_click=partial(_image_at, rows))
     share_NF = charts.attention.first_shares(view.source, np.array(rows), **selection.cell)
     largest = int((share_NF.argmax(axis=1) < shape.anchors).sum())
-    on_anchors = f" In {largest} of these {len(rows)} images the largest of the weights shown is on an anchor."
+    on_anchors = f" In {largest} of these {len(rows)} images the brightest token is an anchor."
     ui.how_to_read(
-        "One row an image, one column a token; the brighter, the more attention. The paper shows this as the mean over "
-        "layers and heads, and reads bright anchors as use of the anchors; the first patches are a corner of the "
-        f"image, not a sample of it.{on_anchors if shape.anchors else ''} Click a row to go to its image."
+        "Rows are images, columns are tokens; brighter means more attention. The paper shows the mean over layers and "
+        "heads, and reads bright anchors as a sign that they are used. The first patches are one corner of the image, "
+        f"not a sample of it.{on_anchors if shape.anchors else ''} Click a row to go to its image."
     )
 
 
@@ -161,7 +160,7 @@ def _one(view: View) -> None:
     st.header(f"Image {image + 1:,} of {shape.images:,}")
     name, group, path = (ui.plain(of[image]) for of in (header.ids, header.groups, header.paths))
     st.caption(f"id **{name}** · group {group} · {path}")
-    how = ui.pick("What it looks at, or what each token hands over", [_PLAIN, _WEIGHTED], "by")
+    how = ui.pick("Where it looks, or what each token contributes", [_PLAIN, _WEIGHTED], "by")
     weighted = how == _WEIGHTED and _measured(view)
     told: dict[str, Any] = {"image": selection.number, "weighted": weighted, **selection.cell}
     picture, overlay, bars = ui.side_by_side([3, 5, 4], "image", least=250)
@@ -183,12 +182,12 @@ def _one(view: View) -> None:
 
 
 _PLAIN_WORDS = (
-    "Over the picture in grey: the brighter a patch, the more the token looks at it. Attention says what is read, not "
-    "what it is worth: see the page *What causes what*."
+    "Brighter patches get more attention; the image below is grey. Attention shows where the token looks, not what "
+    "that causes: see the page *What causes what*."
 )
 _WEIGHTED_WORDS = (
-    "What each patch adds to the token at this layer: attention times its value, projected on the whole update; all "
-    "tokens sum to 100 %. Orange adds to the update, purple works against it."
+    "What each patch contributes to the token's update at this layer: attention × value, as a share of the whole "
+    "update; all tokens sum to 100 %. Orange adds to the update, purple works against it."
 )
 
 
@@ -196,7 +195,7 @@ def _measured(view: View) -> bool:
     """Whether it was measured what this image's tokens hand over; says why not."""
     section = data.sections(view.path, view.header).contributions
     if section is None:
-        ui.fill("What each token hands over was not measured.", "htc-analyze contributions", view.path)
+        ui.fill("Contributions are not computed yet.", "htc-analyze contributions", view.path)
         return False
     rows_of = data.row_of(view.key)
     measured = np.array([rows_of.get(name, -1) for name in section.images])
@@ -205,17 +204,17 @@ def _measured(view: View) -> bool:
         ahead = measured[measured > image]
         following = int(ahead.min() if len(ahead) else measured.max())
         st.info(
-            f"What each token hands over was measured on {len(measured):,} images, a random sample, and this is not "
-            "one of them; its attention is shown instead. `htc-analyze contributions --images` sets how many are."
+            f"Contributions were computed for a random sample of {len(measured):,} images. This image is not in it, so "
+            "its attention is shown instead. `htc-analyze contributions --images` sets the size of the sample."
         )
-        st.button(f"Go to image {following + 1:,}, which is one", on_click=ui.go_to_image, args=(following,))
+        st.button(f"Go to image {following + 1:,}, the next in the sample", on_click=ui.go_to_image, args=(following,))
         return False
     return True
 
 
 def _labels(view: View) -> None:
     if not view.header.tasks:
-        st.caption("The data of this run came without labels.")
+        st.caption("These data have no labels.")
         return
     values, image = data.labels(view.key), view.selection.image
     told = {task.name: data.label_text(task, values[task.name][image]) for task in view.header.tasks}

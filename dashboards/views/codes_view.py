@@ -28,15 +28,15 @@ def show(view: View) -> None:
     if shape.codes is None:
         model = ui.plain(str(view.header.info.model.get("name", "unknown")))
         st.info(
-            f"This run has no codes: its model, {model}, has no MGVQ, which makes them of the pixels. Only the models "
-            "of HTC-VLM with anchors from codes have this channel; extract with one to fill this page."
+            f"This run has no codes. MGVQ makes codes from the pixels, and the model {model} has no MGVQ. Extract "
+            "with an HTC-VLM model whose anchors come from codes to see this page."
         )
         return
     sections = data.sections(view.path, view.header)
     group, code = _choose(view, shape.codes[2])
     read = data.all_codes(view.key)
     if len(read.rows) < shape.images:
-        st.caption(f"Counts are of {len(read.rows):,} evenly spaced images of {shape.images:,}: all would not fit.")
+        st.caption(f"Counts use {len(read.rows):,} of {shape.images:,} images, evenly spaced, to save memory.")
 
     image = view.selection.image
     left, right = ui.side_by_side([7, 5], "codes_image", least=380)
@@ -64,7 +64,7 @@ def _choose(view: View, groups: int) -> tuple[int, int | None]:
     """The group of codes, from 0, and the code that is followed, None where none is."""
     left, right, _ = ui.side_by_side([2, 2, 8], "codes_choice", least=150)
     names = [str(group) for group in range(1, groups + 1)]
-    told = "The latent is cut into groups of channels, each with a codebook of its own."
+    told = "Each group of channels has its own codebook."
     group = ui.select("Group of codes", names, "codegroup", place=left, help=told)
     size = data.all_codes(view.key).size
     if (st.session_state.get("code") or 0) >= size:
@@ -77,7 +77,7 @@ def _choose(view: View, groups: int) -> tuple[int, int | None]:
         key="code",
         bind="query-params",
         placeholder="none chosen",
-        help="Followed through the page; click one in any figure.",
+        help="The code that the page follows; click one in any figure.",
     )
     return int(group) - 1, None if code is None else int(code)
 
@@ -102,30 +102,27 @@ def _picture(view: View, section: Reconstruct | None) -> None:
     thumbnail = data.thumbnail(view.key, image)
     if section is None:
         st.image(thumbnail, width=330, alt=f"thumbnail of image {name}")
-        ui.fill("What MGVQ's decoder makes of the codes is not stored.", "htc-analyze reconstruct", view.path)
+        ui.fill("Reconstructions are not computed yet.", "htc-analyze reconstruct", view.path)
         return
     row_of = data.row_of(view.key)
     rows = np.array(sorted(row_of[name] for name in section.images if name in row_of), dtype=int)
     if name not in section.images:
         st.image(thumbnail, width=330, alt=f"thumbnail of image {name}")
-        st.caption(
-            f"The picture from the codes is stored for {len(rows):,} of {len(view.header.ids):,} images, and not for "
-            "this one."
-        )
+        st.caption(f"This image has no reconstruction; {len(rows):,} of {len(view.header.ids):,} images have one.")
         if len(rows):
             following = [*rows[rows > image], rows[0]]
-            st.button("The next that has one", on_click=ui.go_to_image, args=(int(following[0]),))
+            st.button("Next image with a reconstruction", on_click=ui.go_to_image, args=(int(following[0]),))
         return
     place = section.images.index(name)
     figure = made(figures.code_pictures, thumbnail, section.pictures[place], psnr=float(section.psnr_of[place]))
     draw(figure, "codes_pictures")
     if view.header.info.config.get("random_weights"):
-        st.caption("The weights of this model were drawn at random, and so its pictures are noise.")
+        st.caption("This model has random weights, so its reconstructions are noise.")
     mean, flat = ("{:.1f} [{:.1f}, {:.1f}]".format(*ends.only) for ends in (section.psnr, section.psnr_flat))
     ui.how_to_read(
-        "What is lost between the two pictures, the discrete channel does not hold; what is kept, the anchors may "
-        f"still lose. Mean of {len(rows):,} images: {mean} dB; of a picture in the image's mean colour alone, "
-        f"{flat} dB (larger is nearer; 95 % intervals over groups of images)."
+        "What the reconstruction loses is not in the codes; what it keeps may reach the anchors. PSNR, mean of "
+        f"{len(rows):,} images: {mean} dB; with the image's mean colour everywhere: {flat} dB (larger is nearer; 95 % "
+        "intervals over groups of images)."
     )
 
 
@@ -133,7 +130,7 @@ def _picture(view: View, section: Reconstruct | None) -> None:
 
 
 def _usage(view: View, read: data.Codes, section: Reading | None, group: int, code: int | None) -> None:
-    st.header("How codes are used")
+    st.header("Which codes are used?")
     left, right = ui.side_by_side(2, "codes_usage_row", least=380)
     with left:
         ends: tuple[np.ndarray, np.ndarray] | None
@@ -147,21 +144,19 @@ def _usage(view: View, read: data.Codes, section: Reading | None, group: int, co
         figure = made(figures.code_entropy, entropy, used, size, n=n, interval=ends, chosen=group)
         draw(figure, "codes_entropy", on_click=_take("codes_entropy", codegroup=0))
         ui.how_to_read(
-            "A bar at the dashed line means that all codes of the group are used evenly; a low bar, that few codes do "
-            "most of the work. Click a bar to choose its group."
+            "At the dashed line all codes of the group are used evenly. Low bar: few codes are used most of the time. "
+            "Click a bar to choose its group."
         )
         rows, places = range(n) if ends is not None else read.rows, read.codes.shape[2]
         draws = effective_groups(group_sizes([view.header.groups[row] for row in rows])) * places
         if doubt := sentences.few_draws(draws, size):
             st.warning(doubt)
         if ends is None:
-            ui.fill("Counted here, without intervals.", "htc-analyze reading", view.path)
+            ui.fill("These counts have no intervals yet.", "htc-analyze reading", view.path)
     with right:
         figure = made(figures.code_usage, read.shares[group], group=group, n=len(read.rows), chosen=code)
         draw(figure, "codes_usage", on_click=_take("codes_usage", code=0))
-        ui.how_to_read(
-            "A steep fall means that a few codes cover most of every image. Click a point to follow its code."
-        )
+        ui.how_to_read("Steep fall: a few codes cover most of every image. Click a point to follow its code.")
 
 
 # ---- labels
@@ -171,48 +166,47 @@ def _labels(
     view: View, read: data.Codes, section: Reading | None, group: int, code: int | None
 ) -> tuple[str, int] | None:
     """Gives the task and the number of the answer that is looked at; None without labels."""
-    st.header("Which codes go with which label")
+    st.header("Which codes go with which label?")
     tasks = {task.name: task for task in view.header.tasks}
     if not tasks:
-        st.info("The data of this run came without labels, so codes cannot be compared with any.")
+        st.info("These data have no labels to compare codes with.")
         return None
     names = list(tasks)
     if st.session_state.get("codetask", names[0]) not in tasks:
         del st.session_state["codetask"]
     left, right, _ = ui.side_by_side([3, 3, 6], "codes_label", least=200)
     start = names.index(_most_told(names, section))
-    task = tasks[left.selectbox("Label", names, start, key="codetask", bind="query-params")]
+    task = tasks[left.selectbox("Task", names, start, key="codetask", bind="query-params")]
     values = data.labels(view.key)[task.name][read.rows]
     known = associations.answers(values, task.kind, task.classes, task.unit)
     options = [str(number) for number in range(1, len(known) + 1)]
     name_of = dict(zip(options, known, strict=True))
-    number = options.index(ui.select("Answer", options, "answer", format_func=name_of.__getitem__, place=right))
+    number = options.index(ui.select("Label", options, "answer", format_func=name_of.__getitem__, place=right))
     _bits(view, section, group, task.name)
     codes = data.codes_of_answer(view.key, group, task.name, number)
     if not codes.n_inside or not codes.n_outside:
-        st.info(f"{codes.n_inside:,} images have this answer and {codes.n_outside:,} another: nothing to compare.")
+        st.info(f"{codes.n_inside:,} images have this label and {codes.n_outside:,} another: nothing to compare.")
         return task.name, number
     kept = associations.chosen(codes, codes.found)
     if not len(kept.code):
         st.info(
-            f"No code of group {group + 1} is in images of {ui.plain(known[number])} more often than in others beyond "
-            f"doubt: of {len(codes.code):,} codes in {codes.n_inside:,} such images, none has p below 0.05 once it is "
-            f"corrected for the {codes.tests:,} pairs of a code and an answer that could be looked at."
+            f"No code of group {group + 1} is significantly more frequent in images of {ui.plain(known[number])} than "
+            f"in others: none of the {len(codes.code):,} codes in {codes.n_inside:,} such images has p < 0.05 after "
+            f"correction for {codes.tests:,} pairs of a code and a label."
         )
         return task.name, number
     figure = made(figures.code_lifts, kept, group=group, answer=f"{task.name}: {known[number]}", chosen=code)
     draw(figure, "codes_lifts", on_click=_take("codes_lifts", code=0))
     ui.how_to_read(
-        f"Of {len(kept.code):,} codes that images with this answer hold more often than others, those that are surest "
-        "to. A point at 3 means: three times as often as in other images. Each is tested by itself (Fisher's exact "
-        "test) and corrected for all codes of all groups and all answers to this label (Bonferroni). Click a point to "
-        "follow its code."
+        f"{len(kept.code):,} codes are significantly more frequent in images with this label; these are the most "
+        "significant. A point at 3: three times as often as in other images. Fisher's exact test, corrected for all "
+        "codes of all groups and all labels of this task (Bonferroni). Click a point to follow its code."
     )
     with st.expander(f"As a table: {len(kept.code):,} codes"):
         first = slice(_LISTED)
         columns = {
             "code": kept.code[first],
-            "images with this answer": kept.inside[first],
+            "images with this label": kept.inside[first],
             f"of {codes.n_inside:,}": np.round(kept.inside[first] / codes.n_inside, 4),
             "other images": kept.outside[first],
             f"of {codes.n_outside:,} others": np.round(kept.outside[first] / codes.n_outside, 4),
@@ -237,11 +231,11 @@ def _most_told(names: list[str], section: Reading | None) -> str:
 
 def _bits(view: View, section: Reading | None, group: int, task: str) -> None:
     if section is None:
-        ui.fill("How much codes tell of each label, and where, was not measured.", "htc-analyze reading", view.path)
+        ui.fill("What codes tell of each task is not computed yet.", "htc-analyze reading", view.path)
         return
     reading = section.code
     if reading is None or reading.label is None or view.header.shape.codes is None:
-        st.info("No label of this run has two answers, so codes cannot tell of any.")
+        st.info("No task of this run has two different labels, so codes have nothing to tell.")
         return
     tasks, n = reading.tasks, min(section.images, view.header.shape.images)
     left, right = ui.side_by_side([7, 5], "codes_told", least=380)
@@ -257,17 +251,17 @@ def _bits(view: View, section: Reading | None, group: int, task: str) -> None:
 
         draw(figure, "codes_bits", on_click=taken)
         ui.how_to_read(
-            "Orange: knowing one code of the group, or rather which of at most 16 kinds of codes it is, tells some of "
-            "the label; purple is noise below zero. With few groups of images some of the bits are lost. Bits of many "
-            "codes of an image overlap and cannot be added. Click a cell to choose its label and group."
+            "Orange: one code of the group (sorted into at most 16 kinds) tells something of the label; purple: noise "
+            "below zero. With few groups of images the estimate is too low. Bits of several codes overlap, so they "
+            "cannot be added. Click a cell to choose its task and group."
         )
     with right:
         if place is None:
-            st.info(f"All images have the same answer to {ui.plain(task)}, or none, so codes cannot tell of it.")
+            st.info(f"All images have the same {ui.plain(task)}, or none, so codes have nothing to tell.")
             return
         cells = reading.rows.tolist(), reading.cols.tolist(), view.header.shape.codes[:2]
         draw(made(figures.code_label_map, reading.label.map[place], *cells, task=task, n=n), "codes_map")
-        ui.how_to_read("Where in the image one code tells most of the label, the mean over groups.")
+        ui.how_to_read("Where in the image a code tells most of the label; mean over groups.")
 
 
 # ---- one code
@@ -278,23 +272,23 @@ def _one_code(view: View, read: data.Codes, group: int, code: int | None, answer
     assert view.header.shape.codes is not None
     R, C, _ = view.header.shape.codes
     if code is None:
-        st.info("Click a code in a figure above, or type its number at the top, to see which images hold it.")
+        st.info("Click a code in a figure above, or type its number at the top, to see the images with it.")
         return
     here_NP = read.codes[group] == code
     holding = np.flatnonzero(here_NP.any(1))
     if not len(holding):
-        st.info(f"No image of this run holds code {code} of group {group + 1}.")
+        st.info(f"No image of this run has code {code} of group {group + 1}.")
         return
     left, right = ui.side_by_side([5, 7], "codes_one", least=380)
     with left:
         share_RC = here_NP.mean(0).reshape(R, C)
         draw(made(figures.code_places, share_RC, group=group, code=code, n=len(read.rows)), "codes_places")
         ui.how_to_read(
-            f"{len(holding):,} of {len(read.rows):,} images hold it. A code that keeps to one edge goes with that "
-            "place, such as sky or ground; one that is everywhere goes with what is there."
+            f"{len(holding):,} of {len(read.rows):,} images have it. A code at one edge goes with the place, such as "
+            "sky or ground; a code found everywhere goes with the content."
         )
     with right:
-        words = "that hold most of it"
+        words = "with most of this code"
         if answer is not None:
             task = next(task for task in view.header.tasks if task.name == answer[0])
             values = data.labels(view.key)[task.name][read.rows]
@@ -305,7 +299,7 @@ def _one_code(view: View, read: data.Codes, group: int, code: int | None, answer
                 holding = holding[associations.answering(values, task.kind, answer[1])[holding]]
                 words = f"of {escape(task.name)}: {escape(name)} {words}"
         if not len(holding):
-            st.info("No such image holds it.")
+            st.info("No such image has this code.")
             return
         shown = holding[np.argsort(-here_NP[holding].sum(1), kind="stable")[:_EXAMPLES]]
         rows = [int(row) for row in read.rows[shown]]

@@ -47,8 +47,8 @@ def show(view: View) -> None:
     """Draws the page."""
     maps = data.sections(view.path, view.header).map
     if maps is None:
-        needs = "" if view.header.finished else "; it needs the run to be finished"
-        ui.fill(f"No map of this run{needs}.", "htc-analyze map", view.path)
+        needs = "" if view.header.finished else " A map needs a finished run."
+        ui.fill(f"This run has no map yet.{needs}", "htc-analyze map", view.path)
         return
     data.check_map(maps, view.header.shape.images)
     method, number, coloured = _choices(view, maps)
@@ -149,15 +149,17 @@ def _surely(
     if predicted.error is not None:
         values[predicted.rows] = np.abs(predicted.error)
         axis = f"error {task.unit}".strip()
-        return _Coloured(f"how far {reader} is off {task.name}", figures.Amounts(values[rows], axis), task)
+        return _Coloured(f"error of {reader} for {task.name}", figures.Amounts(values[rows], axis), task)
     if predicted.kind == "classes":
         values[predicted.rows] = predicted.of_true
     elif label in predicted.classes and predicted.sure is not None:
         number = predicted.classes.index(label)
         sure, true = predicted.sure[:, number], predicted.y[:, number]
         values[predicted.rows] = np.where(task.known(true), np.where(true == 1, sure, 1 - sure), np.nan)
-    words = f"how sure {reader} is of the true {task.name}" + ("" if predicted.kind == "classes" else f": {label}")
-    return _Coloured(words, figures.Amounts(values[rows], "probability of what is true", ".0%"), task)
+    words = f"probability that {reader} gives to the true {task.name}" + (
+        "" if predicted.kind == "classes" else f": {label}"
+    )
+    return _Coloured(words, figures.Amounts(values[rows], "probability of the true label", ".0%"), task)
 
 
 def _map(view: View, maps: Map, method: str, number: int, coloured: _Coloured) -> None:
@@ -190,10 +192,10 @@ def _map(view: View, maps: Map, method: str, number: int, coloured: _Coloured) -
 
     hover.pictures("map", repr((key, coloured.words)), picture)
     ui.how_to_read(
-        "A point is an image; images that are alike lie together, as far as two dimensions allow: distances between "
-        "far groups, their sizes and the empty space mean little in UMAP. Point at it to see the image, click to make "
-        "it the image of all pages (ring), draw a lasso or a box to select; a double click lets go. Classes "
-        "are drawn mixed, so that none hides another; pick one to draw it on top."
+        "Each point is an image. Similar images lie together, as far as two dimensions allow; in UMAP, distances "
+        "between far groups, their sizes and the empty space mean little. Point at a point to see its image; click it "
+        "to show the image on all pages (ring). Draw a lasso or a box to select images; double-click to clear the "
+        "selection. Classes are drawn in mixed order; pick one to draw it on top."
     )
 
 
@@ -210,8 +212,8 @@ def _trust(maps: Map) -> None:
     kept = {method: np.stack(look(maps)[1]) for method, look in _METHODS.items()}
     draw(made(figures.kept_bars, kept, maps.map_of, names, maps.kept_chance, n=len(maps.rows)), "map_kept")
     ui.how_to_read(
-        "A map in two dimensions must tear some neighbours apart. Where a bar is low, what lies together there need "
-        "not be alike; the nearest images are looked up in all dimensions."
+        "A map in two dimensions separates some neighbours. Where a bar is low, images that lie together may differ. "
+        "The nearest images below are found in all dimensions, not on the map."
     )
 
 
@@ -219,13 +221,13 @@ def _trust(maps: Map) -> None:
 
 
 def _neighbours(view: View, maps: Map, coloured: _Coloured) -> None:
-    st.header("Nearest to this image")
+    st.header("Which images are nearest to this one?")
     image = view.selection.image
     place = maps.place(image)
     if place is None:
         st.info(
-            f"Image {image + 1:,} is not among the {len(maps.rows):,} of {view.header.shape.images:,} images that "
-            "were drawn for the map. Click a point, or press Next, to see another one."
+            f"Image {image + 1:,} is not on the map, which has {len(maps.rows):,} of {view.header.shape.images:,} "
+            "images. Click a point, or press Next, to see another one."
         )
         return
     with st.container(horizontal=True, vertical_alignment="center"):
@@ -236,9 +238,9 @@ def _neighbours(view: View, maps: Map, coloured: _Coloured) -> None:
         st.caption("  \n".join(map(ui.plain, words)), width="content")
     _rows(view, maps, coloured.task, place)
     ui.how_to_read(
-        "Each row: the images nearest to this one in that representation's own space, all dimensions (standardised, "
-        "Euclidean; codes: most equal codes), none of its own group. The number is the distance: 1 is as far as two "
-        "images of the run are."
+        "Each row shows the images nearest to this one in one representation (all dimensions, standardised, Euclidean; "
+        "codes: most equal codes). Images of its own group are left out. The number is the distance; 1 is the root "
+        "mean square distance of two images of the run."
     )
 
 
@@ -250,8 +252,8 @@ def _rows(view: View, maps: Map, task: Task | None, place: int) -> None:
         shared = (set(near["z_voco"]) & set(near["v_pooled"])) - {-1}
         k = len(near["z_voco"])
         st.markdown(
-            f"**{len(shared)} of the {k}** nearest by z_voco are among those by pooled V (by chance "
-            f"{k**2 / (len(maps.rows) - 1):.2g}); they are framed in blue."
+            f"**{len(shared)} of the {k}** images nearest by z\\_voco are also nearest by pooled V (by chance "
+            f"{k**2 / (len(maps.rows) - 1):.2g}). They have a blue frame."
         )
     for number, (name, rows) in enumerate(near.items()):
         known_K = rows >= 0
@@ -296,7 +298,7 @@ def _selection(view: View, coloured: _Coloured) -> None:
     chosen = np.array(view.selection.chosen, np.int64)
     st.header("Selection")
     if not len(chosen):
-        st.caption("No images are selected: draw a lasso or a box on the map. The other pages then show these images.")
+        st.caption("No images are selected. Draw a lasso or a box on the map to select some for all pages.")
         return
     words, button = st.columns([3, 2], vertical_alignment="center")
     words.markdown(f"**{len(chosen):,}** of {view.header.shape.images:,} images")
@@ -335,4 +337,4 @@ def _most(view: View, task: Task | None, chosen: np.ndarray) -> str:
         for number in np.argsort(-counts, kind="stable")[:3]
         if counts[number]
     ]
-    return ui.plain(f"{task.name}: {', '.join(shares)}; in brackets, of the whole run")
+    return ui.plain(f"{task.name}: {', '.join(shares)}; in brackets: in the whole run")

@@ -61,10 +61,10 @@ def _scores(view: View, results: Results) -> None:
     _classes(results, suite)
     gaps = made(of_probes.gaps, results)
     if gaps is not None:
-        st.header("Semantics and details")
+        st.header("Are semantics kept better than details?")
         draw(gaps, "probe_gaps")
         ui.how_to_read(ui.plain(of_probes.CAPTIONS["gaps"]))
-    st.header("Two representations on the same images")
+    st.header("Which of two representations holds more?")
     _compare(results, suite)
 
 
@@ -93,8 +93,8 @@ def _score_table(results: Results, suite: str) -> None:
     with st.expander("All scores as a table"):
         ui.table({head: [line.get(head) for line in lines] for head in heads}, "probe_score_table")
         ui.how_to_read(
-            "Scores of held-out images with the ends of their 95 % intervals over groups of images. Control: the same "
-            "probe on random labels of categories. Layers are those of z\\_voco; 0 is the embedding."
+            "Scores on held-out images, with the ends of their 95 % intervals over groups of images. Control: the same "
+            "probe on random labels for categories. Layer: of z\\_voco; 0 is the embedding."
         )
 
 
@@ -109,7 +109,7 @@ def _classes(results: Results, suite: str) -> None:
     tasks = list(dict.fromkeys(row.task for row in results.by_class if row.suite == suite))
     if not tasks:
         return
-    st.header("Single classes")
+    st.header("Which classes are read well?")
     figure = made(of_probes.by_class, results, ui.select("Task", tasks, "classes_of"))
     assert figure is not None
     draw(figure, "probe_classes")
@@ -124,7 +124,7 @@ def _compare(results: Results, suite: str) -> None:
         if label(*(key := of_tables.key_of(row))) in compared
     }
     if len(keys) < 2:
-        st.info("These results hold one representation: there is nothing to compare it with.")
+        st.info("Only one representation was probed, so there is no second to compare it with.")
         return
     names = list(keys)
     left, right = st.columns(2)
@@ -132,13 +132,13 @@ def _compare(results: Results, suite: str) -> None:
     b = ui.select("Minus", [name for name in names if name != a], "b", place=right)
     figure = made(of_probes.compared, results, suite, keys[a], keys[b])
     if figure is None:
-        st.info("These two were not compared.")
+        st.info("htc-probe did not compare these two.")
         return
     draw(figure, "probe_compared")
     ui.how_to_read(
-        "Score of the first minus that of the second on the same held-out images, with 95 % intervals (of one test, "
-        "not corrected). Right of 0, the first is better. Filled: p < 0.05 after Holm's correction over all tasks and "
-        "pairs."
+        "Score of the first minus score of the second, on the same held-out images, with 95 % intervals (not "
+        "corrected). Right of 0 the first is better. Filled dot: significant at 5 % (Holm-corrected over all tasks and "
+        "pairs)."
     )
     rows = of_tables.between(results, suite, keys[a], keys[b])
     columns: dict[str, Sequence[object]] = {
@@ -162,12 +162,12 @@ def _curves(view: View, results: Results) -> None:
     suite = ui.pick("Suite", of_tables.suites(results), "suite", format_func=ui.plain)
     layers, learning = made(of_probes.layer_curves, results, suite), made(of_probes.learning_curves, results, suite)
     if layers is None:
-        ui.fill("z_voco was probed at one layer.", _command(results, "--layers all"), view.path)
+        ui.fill("Only one layer of z\\_voco was probed.", _command(results, "--layers all"), view.path)
     else:
         draw(layers, "probe_layers")
         ui.how_to_read(ui.plain(of_probes.CAPTIONS["layers"]))
     if learning is None:
-        ui.fill("Probes were not trained on fewer images.", _command(results, "--curve"), view.path)
+        ui.fill("Learning curves are not computed yet.", _command(results, "--curve"), view.path)
     else:
         draw(learning, "probe_learning")
         ui.how_to_read(ui.plain(of_probes.CAPTIONS["learning"]))
@@ -201,7 +201,7 @@ def _images(view: View, results: Results) -> None:
     predicted = None if place is None else _predicted(view, place, (task, *key))
     if predicted is None:
         if place is not None:
-            ui.fill("The predictions beside this run lack this probe.", _command(results), view.path)
+            ui.fill("The predictions of this run do not include this probe.", _command(results), view.path)
         _counts_alone(results, task, key)
         return
     assert place is not None
@@ -226,12 +226,12 @@ def _predictions(view: View, results: Results) -> data.RunKey | None:
     """The file of predictions; None, and why, where there is none of this run."""
     path = data.said_beside(view.path)
     if path is None:
-        ui.fill("What the probes said of each image is not beside this run.", _command(results), view.path)
+        ui.fill("This run has no predictions of the probes for single images.", _command(results), view.path)
         return None
     place = data.key_of(path)
     run = data.predictions(place).run
     if (run.get("created"), run.get("sha256")) != (view.header.created, view.header.info.model.get("sha256")):
-        ui.fill("What the probes said is of an earlier state of this run.", _command(results), view.path)
+        ui.fill("The predictions of the probes are from an earlier state of this run.", _command(results), view.path)
         return None
     return place
 
@@ -268,10 +268,10 @@ def _overview(view: View, told: Answers, name: str, sample: str, unit: str) -> t
 
         hover.pictures("probe_values", repr(view.key), picture)
         ui.how_to_read(
-            "A point is an image that the probe was not trained on; on the dashed line it is right. Click one "
-            "to make it the image of all pages."
+            "Each point is a held-out image; on the dashed line the probe is right. Click a point to show its image on "
+            "all pages."
         )
-        return told.wrong(), "by their error, the largest first"
+        return told.wrong(), "by error, the largest first"
     cell = _cell((view.path.name, *told.names))
 
     def click() -> None:
@@ -283,13 +283,13 @@ def _overview(view: View, told: Answers, name: str, sample: str, unit: str) -> t
     figure = made(figures.confusion, told.counts(), told.names, mark=cell.marked, **words)
     draw(figure, "probe_confusion", on_click=click)
     ui.how_to_read(
-        "Rows: what is true. Columns: what the probe chose for images that it was not trained on. Colour: the share of "
-        "the row; numbers: images. Click a cell to see its images below."
+        "Rows: the true label. Columns: what the probe predicts for held-out images. Colour: the share of the row; "
+        "numbers: images. Click a cell to see its images below."
     )
     if cell.marked is None:
-        return told.wrong(), "that the probe gets wrong, the surest first"
+        return told.wrong(), "that the probe gets wrong, the most confident first"
     true, chosen = (told.names[number] for number in cell.marked)
-    return told.cell(*cell.marked), f"of {true} that the probe calls {chosen}, the surest first"
+    return told.cell(*cell.marked), f"of {true} that the probe calls {chosen}, the most confident first"
 
 
 class _Cell(NamedTuple):
@@ -332,15 +332,15 @@ def _current(view: View, results: Results, place: data.RunKey) -> None:
     ui.table(columns, "probe_image_table")
     measured = ", ".join(f"{task} in {unit}" for task, unit in units.items() if unit)
     ui.how_to_read(
-        "What each probe says of this image, held out, with its probability; ≠ marks what is not true. Empty: the "
-        "image has no label that was scored." + (f" Numbers: {ui.plain(measured)}." if measured else "")
+        "What each probe predicts for this image (held out), with its probability; ≠ marks errors. Empty: the image "
+        "has no label for this task." + (f" Numbers: {ui.plain(measured)}." if measured else "")
     )
 
 
 def _gallery(view: View, told: Answers, places: np.ndarray, words: str) -> None:
     """Some of the images, a page at a time."""
     if told.sure is not None and st.session_state["probe_cell"].marked is not None:
-        st.button("All that the probe gets wrong", on_click=_let_go)
+        st.button("All errors of the probe", on_click=_let_go)
     if not len(places):
         st.info(f"There are no images {ui.plain(words.split(',')[0])}.")
         return
@@ -363,17 +363,17 @@ def _gallery(view: View, told: Answers, places: np.ndarray, words: str) -> None:
     for place, source in zip(on_page, data.pictures(view.key, [int(row) for row in told.rows[on_page]]), strict=True):
         row = int(told.rows[place])
         if told.sure is None:
-            lines = [f"true {told.true[place]:.4g}", f"said {told.said[place]:.4g}"]
+            lines = [f"true {told.true[place]:.4g}", f"probe {told.said[place]:.4g}"]
         else:
             true, said = told.names[told.true[place]], told.names[told.said[place]]
-            lines = [f"true {true}", f"said {said}", f"p {told.sure[place]:.3f}"]
+            lines = [f"true {true}", f"probe {said}", f"p {told.sure[place]:.3f}"]
         name = f"{row + 1:,} · {view.header.ids[row]} · {', '.join(lines)}"
         shown = (_end(view.header.ids[row]), *lines)
         pictures.append(gallery.Picture(row, source, name, shown, row == view.selection.image))
     gallery.show(pictures, "probe_gallery", ui.go_to_image)
     ui.how_to_read(
-        "Thumbnail, id, what is true, what the probe said and its probability. Click a picture to make it the image of "
-        "all pages."
+        "Under each image: its id, the true label, what the probe predicts, and its probability. Click an image to "
+        "show it on all pages."
     )
 
 

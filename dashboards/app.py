@@ -64,7 +64,6 @@ def page(roots: Sequence[Path]) -> None:
         header = data.header(key)
         st.caption(overview_view.summary(header))
         selection = _select(header, PAGES[name])
-        controls.choose_format()
         _tell([*refused, *data.refused_beside(run.path)])
         _watch(roots, run.path, _state(roots, run.path))
     parts = {name: partial(_draw, page) for name, page in PAGES.items()}

@@ -1,5 +1,7 @@
 """Charts: figures as plotly makes them, kept, drawn over one another, and what clicks in them tell."""
 
+import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,10 @@ import pytest
 from plotly.subplots import make_subplots
 
 from benchmarks.browser import serving, tab
-from htc_probe.dashboards import server
+from htc_probe.dashboards import charts, data, server
 from htc_probe.dashboards.parts import chart
 from htc_probe.probes.show.style import across, panels, titled
-from made.pages import write_run
+from made.pages import A, G, H, L, S, write_run
 
 N = 12
 
@@ -115,14 +117,81 @@ def test_charts_stay_and_only_those_that_differ_and_are_in_sight_are_drawn(tmp_p
         shown.settle()
         assert shown.values("heads")["layout"]["template"]["layout"]["paper_bgcolor"] != light
 
-        page.get_by_role("radio", name="SVG").click()
-        shown.settle()
-        shown.chart("heads").hover()
-        with page.expect_download() as download:
-            page.locator('.st-key-heads [data-title^="Download"]').click()
-        assert download.value.suggested_filename == "heads.svg"
         buttons = page.locator(".st-key-heads .modebar-btn").evaluate_all("all => all.map(one => one.dataset.title)")
-        assert buttons == ["Download plot", "Reset axes", "Fullscreen"]  # and none that sends it away
+        ours = ["Copy as notebook code", "Download as PNG", "Download as SVG", "Download data as CSV", "Fullscreen"]
+        assert buttons == ["Reset axes", *ours]  # and none that sends it away
+        shown.check()
+
+
+@pytest.mark.slow
+def test_a_chart_is_saved_as_pictures_as_its_numbers_and_as_code(tmp_path: Path, chromium: Any) -> None:
+    run, other = (write_run(tmp_path / name, N) for name in ("run.h5", "other.h5"))
+    with serving(run, other) as address, tab(chromium, address) as shown:
+        page = shown.open(page="Attention", image=2).page
+
+        def saved(key: str, button: str) -> tuple[str, bytes]:
+            shown.values(key)  # it is in sight
+            shown.chart(key).hover()
+            with page.expect_download() as download:
+                page.locator(f'.st-key-{key} [data-title="{button}"]').click()
+            return download.value.suggested_filename, Path(download.value.path()).read_bytes()
+
+        def numbers(key: str) -> list[dict[str, str]]:
+            name, text = saved(key, "Download data as CSV")
+            assert name == f"{key}.csv"
+            return list(csv.DictReader(io.StringIO(text.decode(), newline="")))
+
+        assert saved("heads", "Download as PNG")[1].startswith(b"\x89PNG")
+        name, picture = saved("heads", "Download as SVG")
+        assert name == "heads.svg" and picture.startswith(b"<svg") and b"Attention on the anchors" in picture
+
+        mass_LH, band = data.anchor_cells(data.key_of(run), np.arange(N))
+        for line in (heat := numbers("heads")):
+            at = int(line["decoder layer"]) - 1, int(line["head"]) - 1
+            drawn = [float(line[name]) for name in ("share of all attention", "lower", "upper")]
+            np.testing.assert_allclose(drawn, [values[at] for values in (mass_LH, *band)], rtol=1e-6)
+            np.testing.assert_allclose(float(line["× uniform"]), mass_LH[at] * S / A, rtol=1e-6)
+        assert len(heat) == L * H
+
+        figure = charts.attention.roles(run)  # bars
+        bars = {(trace.name, str(x)): y for trace in figure.data for x, y in zip(trace.x, trace.y, strict=True)}
+        for line in (found := numbers("roles")):
+            name = line["series"].replace("<", "&lt;").replace(">", "&gt;")
+            np.testing.assert_allclose(
+                float(line["share of all attention"]), bars[name, line["decoder layer"]], rtol=1e-6
+            )
+        assert len(found) == len(bars)
+
+        (mean, *_) = (trace for trace in charts.attention.curve(run).data if trace.name == "patches")  # a line
+        found = [line["share of all attention"] for line in numbers("curve") if line["series"] == "patches"]
+        np.testing.assert_allclose([float(share) for share in found], mean.y, rtol=1e-6)
+
+        patch_RC = charts.attention.shares(charts.source.source(run), 1, None, None, False)[1 + A : 1 + A + G * G]
+        for line in (found := numbers("overlay")):  # on an image, whose axes have no numbers
+            at = (int(line["row"]) - 1) * G + int(line["column"]) - 1
+            np.testing.assert_allclose(float(line["share of all attention"]), patch_RC[at], rtol=1e-5)
+        assert len(found) == G * G
+
+        page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        shown.values("heads")
+        shown.chart("heads").hover()
+        page.locator('.st-key-heads [data-title="Copy as notebook code"]').click()
+        page.locator('.st-key-heads [data-title="Copied"]').wait_for()
+        code = page.evaluate("navigator.clipboard.readText()")
+        assert code == chart.made(charts.attention.heads, run, quantity="Anchors").code
+        page.evaluate(
+            "() => { navigator.clipboard.writeText = () => Promise.reject(); }"
+        )  # as over http, by another name
+        shown.chart("roles").hover()
+        page.locator('.st-key-roles [data-title="Copy as notebook code"]').click()
+        page.locator('.st-key-roles [data-title="Copied"]').wait_for()
+        assert "charts.attention.roles(" in page.evaluate("navigator.clipboard.readText()")
+
+        shown.open(page="Compare")  # points
+        found = [line for line in numbers("compare_scatter") if line["series"] in ("", "an image")]
+        assert [float(line["run, % of all attention"]) for line in found] == [
+            float(line["other, % of all attention"]) for line in found
+        ]
         shown.check()
 
 

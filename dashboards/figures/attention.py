@@ -72,6 +72,7 @@ def head_heatmap(
     number = {"bits": ".2f", "times uniform": ".3g"}.get(quantity.unit, ".2%")
     hover = f"layer %{{x}}, head %{{y}}<br>%{{customdata[0]:{number}}} {quantity.unit}"
     custom = [value_LH.T]
+    meta = {"× uniform" if quantity.unit == "times uniform" else quantity.unit: 0}
     if quantity.unit == "bits":
         z, ends, colours, bar = value_LH.T, (0.0, quantity.most), HEAT, colour_bar("bits")
     else:
@@ -84,12 +85,15 @@ def head_heatmap(
         bar = colour_bar("× uniform", tickvals=ticks, ticktext=[times(2.0**at) for at in ticks])
     if quantity.unit.startswith("share"):
         custom.append(value_LH.T / quantity.uniform)
+        meta["× uniform"] = 1
         hover += "<br>%{customdata[1]:.3g}× uniform"
     if spread is not None:
         at = len(custom)
+        meta |= {"lower": at, "upper": at + 1}
         custom += [spread[1].low.T, spread[1].high.T]
         hover += f"<br>{spread[0]}: %{{customdata[{at}]:{number}}} to %{{customdata[{at + 1}]:{number}}}"
-    heat = cells(z, ends, colours, hover, customdata=np.stack(custom, axis=-1).astype(np.float32), colorbar=bar)
+    numbers = np.stack(custom, axis=-1).astype(np.float32)
+    heat = cells(z, ends, colours, hover, customdata=numbers, meta=meta, colorbar=bar)
     uniform = {"bits": f"{quantity.uniform:.2f}", "times uniform": "1"}.get(quantity.unit, f"{quantity.uniform:.2%}")
     return titled(
         [heat],
@@ -218,6 +222,7 @@ def patch_overlay(
         x=x,
         y=y,
         customdata=np.stack([row_of, col_of, patch_RC], axis=-1).astype(np.float32),
+        meta={f"share {of}": 2},
         colorbar=colour_bar("× uniform"),
     )
     subtitle = f"{selection}<br>{rows} × {cols} patches, uniform = {uniform:.2%} each · {images(n)}"
@@ -245,7 +250,7 @@ def first_tokens(
     """
     N, F = share_NF.shape
     hover = "image %{customdata[2]} (%{customdata[3]})<br>%{customdata[4]}: %{customdata[0]:.2%} of all attention<br>"
-    custom = np.empty((N, F, 5), dtype=object)
+    custom, meta = np.empty((N, F, 5), dtype=object), {"share of all attention": 0, "id": 3}
     custom[..., 0], custom[..., 1] = share_NF, share_NF / uniform
     custom[..., 2] = np.asarray(numbers)[:, None]
     custom[..., 3] = np.array([escape(name) for name in ids], dtype=object)[:, None]
@@ -253,7 +258,9 @@ def first_tokens(
     shapes: list[dict[str, Any]] = []
     z, bar = share_NF / uniform, colour_bar("× uniform")
     most = float(share_NF.max()) / uniform or 1.0
-    heat = cells(z, (0, most), HEAT, hover + "%{customdata[1]:.3g}× uniform", customdata=custom, colorbar=bar)
+    heat = cells(
+        z, (0, most), HEAT, hover + "%{customdata[1]:.3g}× uniform", customdata=custom, meta=meta, colorbar=bar
+    )
     if 0 < anchors < F:
         shapes.append(across(x=anchors + 0.5, line={"color": NEUTRAL, "width": 3}))
     if shown is not None and shown in numbers:

@@ -76,7 +76,9 @@ def whiskers(estimate: np.ndarray, lower: np.ndarray, upper: np.ndarray, **look:
 def cells(
     z: np.ndarray, ends: tuple[float, float], colours: Any, hover: str, *, gap: int | None = 1, **more: Any
 ) -> go.Heatmap:
-    """A heat map whose rows and columns count from 1. ends: of the scale of colours."""
+    """A heat map whose rows and columns count from 1. ends: of the scale of colours. `meta` in `more` names columns of
+    `customdata` that are saved with it (parts/saved.js).
+    """
     places = {"x": np.arange(1, z.shape[1] + 1), "y": np.arange(1, z.shape[0] + 1), "xgap": gap, "ygap": gap}
     scale = {"zmin": ends[0], "zmax": ends[1], "colorscale": colours}
     return go.Heatmap({"z": z, **places, **scale, "hovertemplate": f"{hover}<extra></extra>", **more})

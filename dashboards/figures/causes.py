@@ -68,7 +68,9 @@ def token_map(
             z=patch_RC,
             x=np.linspace(0, width, cols + 1),
             y=np.linspace(0, height, rows + 1),
+            name="patches",
             customdata=np.stack([row_of, col_of, raw[0]], axis=-1),
+            meta={unit: 2} if unit else {},
             hovertemplate="patch row %{customdata[0]}, column %{customdata[1]}<br>" + hover,
             colorbar=colour_bar("× uniform"),
             **scale,
@@ -81,7 +83,15 @@ def token_map(
         places = np.arange(1, len(anchors_A) + 1)
         custom = np.stack([places, places, raw[1]], axis=-1)[None]
         x, hover = np.linspace(0, width, len(anchors_A) + 1), "anchor %{customdata[0]}<br>" + hover
-        look = {"xgap": 2, "customdata": custom, "hovertemplate": hover, "showscale": False, **scale}
+        look = {
+            "name": "anchors",
+            "xgap": 2,
+            "customdata": custom,
+            "meta": traces[0].meta,
+            "hovertemplate": hover,
+            "showscale": False,
+            **scale,
+        }
         traces.append(go.Heatmap(z=anchors_A[None], x=x, y=[top, bottom], **look))
         # Grey under it as under the patches, or one value would have two colours.
         edges = {"x0": 0, "x1": width, "y0": top, "y1": bottom, "line": {"width": 0}}

@@ -95,6 +95,7 @@ def code_grid(
             colorbar=colour_bar("bits"),
             text=codes_RC if few else None,
             customdata=custom,
+            meta={"code": 0, "share of all cells": 1},
             texttemplate="%{text}" if few else None,
             textfont={"color": "#ffffff", "size": 13, "shadow": "0px 0px 4px rgb(0,0,0), 0px 0px 2px rgb(0,0,0)"},
         )
@@ -155,7 +156,7 @@ def code_usage(shares_K: np.ndarray, *, group: int, n: int, chosen: int | None =
     order = np.argsort(-shares_K, kind="stable")[: int((shares_K > 0).sum())]
     even = 1 / len(shares_K)
     look = {"mode": "markers", "name": "codes", "marker": {"color": OF["codes"], "size": 6}, **UNFADED}
-    look["customdata"] = order[:, None]
+    look |= {"customdata": order[:, None], "meta": {"code": 0}}
     hover = "code %{customdata[0]}: %{y:.3%} of all cells<br>%{x}. most frequent<extra></extra>"
     traces: list[Any] = [
         go.Scattergl(x=np.arange(1, len(order) + 1), y=shares_K[order], hovertemplate=hover, **look),
@@ -191,7 +192,9 @@ def code_label_bits(
     custom = np.stack([bits_TG, lower_TG, upper_TG, np.broadcast_to(entropy_T[:, None], bits_TG.shape)], -1)
     bits = "%{customdata[0]:.3f} [%{customdata[1]:.3f}, %{customdata[2]:.3f}] bits of a label's %{customdata[3]:.2f}"
     written = {"texttemplate": "%{z:.2f}", "textfont": {"size": 11}} if G <= _MOST_WRITTEN else {}
-    traces: list[Any] = [_signed(bits_TG, f"group %{{x}}<br>{bits}", customdata=custom, **written)]
+    traces: list[Any] = [
+        _signed(bits_TG, f"group %{{x}}<br>{bits}", customdata=custom, meta={"lower": 1, "upper": 2}, **written)
+    ]
     if mark is not None:
         traces.append(_outline(mark[1] + 0.5, mark[0] + 0.5, 1, 1))
     subtitle = f"mutual information of one code with the label, minus chance · {n:,} images"

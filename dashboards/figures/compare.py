@@ -67,7 +67,8 @@ def difference_heatmap(
     known = bool(np.isfinite(found.lower).any())
     hover = f"{axes[1]} %{{customdata[5]}}, {axes[0]} %{{customdata[6]}}<br>{_hover(names, unit, known)}"
     ends, bar = zero_centred(found.estimate), colour_bar(f"difference, {unit}")
-    heat = cells(found.estimate.T, ends, BELOW_ABOVE, hover, colorbar=bar, customdata=custom)
+    meta = {escape(names[0]): 0, escape(names[1]): 1, "lower": 2, "upper": 3}
+    heat = cells(found.estimate.T, ends, BELOW_ABOVE, hover, colorbar=bar, customdata=custom, meta=meta)
     x, y = np.nonzero(found.marked)
     down = (rows_ + 0.5, 0.5) if rows else (0.5, rows_ + 0.5)  # names are read from the top
     return titled(

@@ -48,6 +48,7 @@ def two_maps(
     """
     rows, columns = this_RC.shape
     names_R, names_C = labels or ([str(row + 1) for row in range(rows)], [str(column + 1) for column in range(columns)])
+    heads = [*map(escape, names), "difference"]
     where_RC = np.empty((rows, columns), dtype=object)
     where_RC[:] = [[f"{axes[0]} {escape(row)}, {axes[1]} {escape(column)}" for column in names_C] for row in names_R]
     traces: list[Any] = [
@@ -56,19 +57,20 @@ def two_maps(
             x=np.arange(columns) + 0.5,
             y=np.arange(rows) + 0.5,
             text=where_RC,
+            name=head,
             coloraxis="coloraxis2" if panel.number == 2 else "coloraxis",
             xgap=0 if image is not None else 1,
             ygap=0 if image is not None else 1,
             hovertemplate=f"%{{text}}<br>%{{z:{'+' if panel.number == 2 else ''}.3g}} {unit}<extra></extra>",
             **panel.trace,
         )
-        for panel, values_RC in zip(_PANELS, (this_RC, other_RC, this_RC - other_RC), strict=True)
+        for panel, head, values_RC in zip(_PANELS, heads, (this_RC, other_RC, this_RC - other_RC), strict=True)
     ]
     if marked is not None and marked.any():
         row_of, column_of = np.nonzero(marked)
         traces.append(dots(column_of + 0.5, row_of + 0.5, 5, 1, **_PANELS[2].trace))
     grey = [] if image is None else [png(image, grey=True)]
-    named, heads = labels is not None, [*map(escape, names), "difference"]
+    named = labels is not None
     return titled(
         traces,
         title,

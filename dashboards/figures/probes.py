@@ -32,9 +32,12 @@ def confusion(
     custom[..., 0], custom[..., 1] = shown[:, None], shown[None, :]
     custom[..., 2], custom[..., 3] = counts_KK, share_KK
     hover = "%{customdata[0]}, predicted %{customdata[1]}<br>%{customdata[2]:,} images, %{customdata[3]:.1%} of the row"
+    meta = {"images": 2}
     few = {"text": counts_KK, "texttemplate": "%{text:,}" if K <= _COUNTED else "", "showscale": K > _COUNTED}
     bar = {"title": {"text": "share of the row", "side": "right"}, "thickness": 12, "tickformat": ".0%"}
-    heat = cells(share_KK, (0, 1), SHARES, hover, gap=int(K <= _NAMED), customdata=custom, colorbar=bar, **few)
+    heat = cells(
+        share_KK, (0, 1), SHARES, hover, gap=int(K <= _NAMED), customdata=custom, meta=meta, colorbar=bar, **few
+    )
     ticks = named([cut(name) for name in names]) if K <= _NAMED else {"showticklabels": False}
     axis = {"showgrid": False, "zeroline": False, "automargin": True, "fixedrange": True, **ticks}
     true, said = mark or (None, None)

@@ -65,6 +65,7 @@ def lens_words(
         texttemplate="%{text}" if L <= _MOST_WRITTEN else None,
         textfont={"size": 12},
         customdata=custom,
+        meta={"word": 0},
         colorbar=colour_bar("probability", tickformat=".2~%"),
     )
     title, subtitle = "Words that each layer says", f"logit lens on z_voco, the {K} likeliest · mean of {n:,} images"
@@ -126,6 +127,7 @@ def likeness(cka_RR3: np.ndarray, names: Sequence[str], *, n: int) -> go.Figure:
         texttemplate="%{z:.2f}" if R <= _MOST_WRITTEN else None,
         text=[[f"{escape(column)} and {escape(row)}" for column in names] for row in names],
         customdata=cka_RR3[..., 1:],
+        meta={"lower": 0, "upper": 1},
         colorbar=colour_bar("CKA"),
     )
     title, subtitle = "How alike representations are", f"linear CKA, without bias · {n:,} images, {_ENDS}"
@@ -178,6 +180,7 @@ def probe_overlap(
         "97.5 % below %{customdata[2]:.3f}",
         text=[[f"{escape(one)} and {escape(other)}" for other in detail] for one in semantic],
         customdata=np.stack([overlap_SD, chance_SD, upper_SD], -1),
+        meta={"overlap": 0, "by chance": 1, "97.5 % of random ones are below": 2},
         colorbar=colour_bar("overlap minus chance", tickformat="+.2~f"),
     )
     title, how = "Semantic and detail probes, task by task", "squared cosines less those of random directions"

@@ -89,8 +89,7 @@ class Chart {
             displayModeBar: true,
             showSendToCloud: false,
             modeBarButtonsToRemove: data.areas ? AWAY : [...AWAY, "select2d", "lasso2d"],
-            modeBarButtonsToAdd: [{ name: "Fullscreen", title: "Fullscreen", icon: LARGER, click: () => this.enlarge() }],
-            toImageButtonOptions: { format: data.format, filename: data.name, scale: 2 },
+            modeBarButtonsToAdd: this.buttons(data.code),
         };
         await Plotly.react(this.element, traces, layout, config);
         this.element.removeAttribute("aria-busy");
@@ -111,6 +110,21 @@ class Chart {
         if (!event?.range && !event?.lassoPoints) return;
         this.shown = "";  // the outline goes with the next figure, also where that is the same
         this.tell("area", event.points.map(told));
+    }
+
+    buttons(code) {
+        const picture = (format) => this.Plotly.downloadImage(this.element, { format, filename: this.name, scale: 2 });
+        const made = [
+            ["Copy as notebook code", CODE, (_, { currentTarget: button }) => copy(code).then(() => {
+                button.dataset.title = "Copied";
+                button.addEventListener("pointerleave", () => { button.dataset.title = "Copy as notebook code"; });
+            })],
+            ["Download as PNG", PICTURE, () => picture("png")],
+            ["Download as SVG", SHAPES, () => picture("svg")],
+            ["Download data as CSV", GRID, () => save(table(this.element), `${this.name}.csv`)],
+            ["Fullscreen", LARGER, () => this.enlarge()],
+        ];
+        return made.map(([name, path, click]) => ({ name, title: name, icon: { width: 24, height: 24, path }, click }));
     }
 
     size() {
@@ -168,5 +182,10 @@ function themed(element) {
 }
 
 // Buttons of plotly's bar that no chart has.
-const AWAY = ["sendChartToCloud", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "autoScale2d"];
-const LARGER = { width: 24, height: 24, path: "M7 14H5v5h5v-2H7v-3zm-2-4h2V7h3V5H5v5zm12 7h-3v2h5v-5h-2v3zM14 5v2h3v3h2V5h-5z" };
+const AWAY = ["toImage", "sendChartToCloud", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "autoScale2d"];
+// Icons of 24 by 24.
+const LARGER = "M7 14H5v5h5v-2H7v-3zm-2-4h2V7h3V5H5v5zm12 7h-3v2h5v-5h-2v3zM14 5v2h3v3h2V5h-5z";
+const CODE = "M9.4 16.6 4.8 12l4.6-4.6L8 6l-6 6 6 6 1.4-1.4zm5.2 0 4.6-4.6-4.6-4.6L16 6l6 6-6 6-1.4-1.4z";
+const PICTURE = "M3 3h18v18H3zM5 18h14l-4.5-6-3.5 4.5-2.5-3z";
+const SHAPES = "M15 16v1.3l-6-3v-3.2L11.7 8H16V2h-6v4.9L7.3 10H3v6h5l7 3.5V22h6v-6h-6z";
+const GRID = "M3 3v18h18V3H3zm8 16H5v-6h6v6zm0-8H5V5h6v6zm8 8h-6v-6h6v6zm0-8h-6V5h6v6z";

@@ -23,7 +23,7 @@ _component = st.components.v2.component(
     "htc_chart",
     html='<div class="chart"></div>',
     css="#js-plotly-tester, .chart { contain: strict; } .chart:fullscreen { background: var(--st-background-color); }",
-    js=Path(__file__).with_name("chart.js").read_text(),
+    js="\n".join(Path(__file__).with_name(name).read_text() for name in ("chart.js", "saved.js")),
     isolate_styles=False,  # plotly puts its own style sheet into the page
 )
 
@@ -71,9 +71,9 @@ def _made(name: str, arguments: bytes, _make: Callable[..., go.Figure | None]) -
 def draw(
     figure: Made, key: str, *, on_click: Callable[[], None] | None = None, on_area: Callable[[], None] | None = None
 ) -> None:
-    """One chart over the width of its column, described for screen readers by its own title. Its camera button saves it
-    in the chosen format. `on_click` is called when a point, bar or cell is clicked, `on_area` when a box or a lasso is
-    drawn, or undone by a double click; `points` then says what is in it.
+    """One chart over the width of its column, described for screen readers by its own title. Its buttons save it as a
+    picture or as numbers, and copy it as code. `on_click` is called when a point, bar or cell is clicked, `on_area`
+    when a box or a lasso is drawn, or undone by a double click; `points` then says what is in it.
     """
     sent = {
         "figure": figure.figure,
@@ -82,7 +82,6 @@ def draw(
         "name": key,
         "clicks": on_click is not None,
         "areas": on_area is not None,
-        "format": st.session_state.get("format", "PNG").lower(),
     }
     on_click, on_area = on_click or _nothing, on_area or _nothing
     # Its place is kept before it is there: while a page fills up, charts from below would come into sight and be drawn.

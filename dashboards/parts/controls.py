@@ -169,11 +169,6 @@ def show_chosen(chosen: Sequence[int], doubt: str) -> None:
         st.button("Clear selection", on_click=choose, args=((),), width="stretch")
 
 
-def choose_format() -> None:
-    """In what the charts' camera button saves."""
-    st.segmented_control("Save charts as", ["PNG", "SVG"], key="format", default="PNG", required=True)
-
-
 # ---- what a click does
 
 

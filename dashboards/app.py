@@ -17,6 +17,7 @@ from htc_probe.dashboards.views import (
     attention_view,
     causes_view,
     codes_view,
+    images_view,
     map_view,
     overview_view,
     probes_view,
@@ -28,6 +29,7 @@ from htc_probe.extract.errors import UserError
 
 PAGES: dict[str, Page] = {
     "Overview": Page(overview_view.show),
+    "Images": Page(images_view.show, "Which images are in the run?", attention=images_view.shows_attention),
     "Attention": Page(attention_view.show, "Where does the one token look?", attention=lambda: True, log=True),
     "What causes what": Page(causes_view.show, "Which tokens change the answers?"),
     "Probes": Page(probes_view.show, "What can be read from the one token?"),
@@ -51,6 +53,7 @@ def main(roots: Sequence[Path]) -> None:
 
 def page(roots: Sequence[Path]) -> None:
     """The same; raises UserError when there is no run, or the shown one vanished or is damaged."""
+    controls.drawn_anew()
     runs, refused = data.available(roots)
     with st.sidebar:
         if not runs:

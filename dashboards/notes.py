@@ -1,7 +1,7 @@
 """Notes and tags on the images of a run: NAME.notes.csv beside it, a line an image. The one reader and writer of it.
 
-Knows the file; not runs, and nothing of Streamlit. It is keyed by the images' ids, so that it outlives an extraction that
-is made anew; a table of a spreadsheet saved as CSV is read as well. Who changes it reads it first, while all others wait,
+Knows the file; not runs, and nothing of Streamlit. It is keyed by the images' ids, so that it outlives a run that is
+extracted again; what a spreadsheet saves as CSV is read as well. Who changes it reads it first, while all others wait,
 and writes it whole or not at all: two that write at the same time, or one that is killed, lose nothing.
 """
 
@@ -76,8 +76,8 @@ def tag(path: Path, ids: Iterable[str], *, add: Iterable[str] = (), remove: Iter
 
 
 def write(path: Path, name: str, text: str, before: str) -> None:
-    """Notes `text` of an image. `before`: what the writer saw; where another wrote meanwhile, both texts stay, one under
-    the other. Raises UserError for one of more than 10,000 characters, and as `tag`.
+    """Notes `text` of an image. `before`: what the writer saw; where another wrote meanwhile, both texts stay, one
+    under the other. Raises UserError for one of more than 10,000 characters, and as `tag`.
     """
     text = text.replace("\0", "").strip()
     if len(text) > _LONGEST_TEXT:

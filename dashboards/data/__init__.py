@@ -17,6 +17,8 @@ from htc_probe.dashboards.data.attention import (
 from htc_probe.dashboards.data.beside import (
     identity,
     made,
+    notes,
+    notes_place,
     probe_results,
     probes_beside,
     refused_beside,
@@ -26,6 +28,7 @@ from htc_probe.dashboards.data.beside import (
     state,
 )
 from htc_probe.dashboards.data.codes import Codes, all_codes, codes_held, codes_of_answer, codes_of_image
+from htc_probe.dashboards.data.collection import entropies, groups, labelled, ordered
 from htc_probe.dashboards.data.compare import (
     Pairs,
     mass_differences,
@@ -37,6 +40,7 @@ from htc_probe.dashboards.data.compare import (
 from htc_probe.dashboards.data.kept import RunKey, kept, key_of
 from htc_probe.dashboards.data.map import check_map
 from htc_probe.dashboards.data.probes import predicted, predictions
+from htc_probe.dashboards.data.readers import ANSWERS, Read, Reader, readers, right_there
 from htc_probe.dashboards.data.run import (
     Header,
     ImageRecord,

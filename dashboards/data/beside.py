@@ -1,4 +1,4 @@
-"""What lies beside a run: scores and predictions of htc-probe, findings of htc-analyze; what of it is not opened.
+"""What lies beside a run: scores and predictions of htc-probe, findings of htc-analyze, notes; what is not opened.
 
 Knows where they are and whether they are of the run as it is; not what a page makes of them.
 """
@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import htc_probe.analysis.results
+import htc_probe.dashboards.notes
 import htc_probe.probes.files.predictions
 from htc_probe.analysis.results import Analysis, Made, same_run
 from htc_probe.analysis.sections import Sections
 from htc_probe.analysis.sentences import Sentence, answers
 from htc_probe.dashboards.data.kept import RunKey, kept, key_of
 from htc_probe.dashboards.data.run import Header
+from htc_probe.dashboards.notes import Note, notes_path
 from htc_probe.dashboards.runs import Refused, inside
 from htc_probe.extract.errors import UserError
 from htc_probe.probes.files import results
@@ -20,8 +22,8 @@ from htc_probe.probes.files import results
 
 def refused_beside(run: Path) -> list[Refused]:
     """What of htc-probe and htc-analyze lies beside the run and is not opened, and why."""
-    present = [path for path in _beside(run) if path.exists() or path.is_symlink()]
-    return [Refused(path, reason) for path in present if (reason := _why_refused(path, run.parent))]
+    paths = [path for path in (*_beside(run), notes_path(run)) if path.exists() or path.is_symlink()]
+    return [Refused(path, reason) for path in paths if (reason := _why_refused(path, run.parent))]
 
 
 def _why_refused(path: Path, folder: Path) -> str:
@@ -38,6 +40,8 @@ def _damage(key: RunKey) -> str:
             _analysis(key)
         elif key.path.endswith(".json"):
             probe_results(key)
+        elif key.path.endswith(".csv"):
+            _notes(key)
         else:
             htc_probe.probes.files.predictions.load(key.path)
     except UserError as error:
@@ -75,6 +79,25 @@ def _file(path: Path) -> Path | None:
 def probe_results(key: RunKey) -> results.Results:
     """The results in the file `key`. Raises UserError when it is damaged."""
     return results.read(key.path)
+
+
+def notes(run: Path) -> dict[str, Note]:
+    """Notes and tags by the ids of images; none where `refused_beside` tells of them."""
+    path = notes_path(run)
+    return _notes(key_of(path)) if path.is_file() and not _why_refused(path, run.parent) else {}
+
+
+@kept(8)
+def _notes(key: RunKey) -> dict[str, Note]:
+    return htc_probe.dashboards.notes.read(Path(key.path))
+
+
+def notes_place(run: Path) -> Path:
+    """Where notes of this run are written. Raises UserError where what is there is not read either."""
+    path = notes_path(run)
+    if (path.exists() or path.is_symlink()) and (why := _why_refused(path, run.parent)):
+        raise UserError(f"{path.name} is not written to: {why}")
+    return path
 
 
 def sections(run: Path, header: Header) -> Sections:

@@ -26,6 +26,7 @@ from htc_probe.extract.store import RunShape
 
 _LOG = logging.getLogger(__name__)
 P = ParamSpec("P")
+_EVERYWHERE = "everywhere"  # of the session: something that all pages show was changed
 _MOST_HELD = 50  # selections that no address can hold
 
 
@@ -176,6 +177,7 @@ def choose(rows: Iterable[int]) -> None:
     """Selects images, on all pages and in the address; () selects all. Everything that selects images calls this. To be
     called from a callback: the pages are drawn after it.
     """
+    st.session_state[_EVERYWHERE] = True
     rows = tuple(map(int, rows))
     text = selections.encode(rows)
     if selections.is_fingerprint(text):
@@ -223,6 +225,7 @@ def _held() -> dict[str, tuple[int, ...]]:
 def go_to_image(row: int) -> None:
     """Shows another image on all pages. To be called from a callback."""
     st.session_state["image"] = row + 1
+    st.session_state[_EVERYWHERE] = True
 
 
 def go_to_point(key: str) -> None:
@@ -282,15 +285,26 @@ def tell(error: Exception) -> None:
 
 
 def fragment(part: Callable[P, None]) -> Callable[P, None]:
-    """`st.fragment`, guarded: what goes wrong in one does not reach the page."""
+    """`st.fragment`, guarded: what goes wrong in one does not reach the page. What a click in it changes on all pages
+    is drawn everywhere.
+    """
 
     @st.fragment
     @functools.wraps(part)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> None:
+        if drawn_anew():
+            st.rerun()
         with guarded():
             part(*args, **kwargs)
 
     return drawn
+
+
+def drawn_anew() -> bool:
+    """Whether what all pages show was changed since this was asked last, as the whole page asks before it is drawn: a
+    fragment that hears so first is drawn by itself, and that is too little.
+    """
+    return bool(st.session_state.pop(_EVERYWHERE, False))
 
 
 def tabs(parts: Mapping[str, Callable[P, None]], key: str, /, *args: P.args, **kwargs: P.kwargs) -> None:

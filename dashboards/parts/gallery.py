@@ -58,6 +58,11 @@ export default function ({ data, parentElement, setTriggerValue }) {
 _component = st.components.v2.component("htc_gallery", html='<div class="gallery"></div>', css=_CSS, js=_JS)
 
 
+def short(name: str, most: int = 13) -> str:
+    """The end of an id, as ids differ in how they end."""
+    return name if len(name) <= most else f"…{name[1 - most :]}"
+
+
 def show(pictures: Sequence[Picture], key: str, on_click: Callable[[int], None]) -> None:
     """Draws them; `on_click` is called with the row of one that is clicked, before the page is drawn again."""
 

@@ -210,8 +210,7 @@ def _pairs(view: View, interchange: Interchange, task: _Task) -> None:
 def _show_image(view: View, letter: str, row: int, name: str) -> None:
     st.image(data.thumbnail(view.key, row), width="stretch", alt=f"thumbnail of image {name}")
     st.caption(f"{letter}: image {row + 1:,}, {ui.plain(name)}")
-    if st.button(f"Show {letter} on all pages", key=f"show_{letter}", on_click=ui.go_to_image, args=(row,)):
-        st.rerun()  # of the whole page, which a button in a fragment does not cause
+    st.button(f"Show {letter} on all pages", key=f"show_{letter}", on_click=ui.go_to_image, args=(row,))
 
 
 def _any_follows(interchange: Interchange, reads: Sequence[_Read], whom: int) -> np.ndarray:

@@ -285,8 +285,7 @@ def _gallery(
     for place, (row, source) in enumerate(zip(rows, data.pictures(view.key, rows), strict=True)):
         label = None if task is None else _label(view, task, row)
         name = f"{row + 1:,} · {ids[row]}" + ("" if task is None else f" · {task.name}: {label}")
-        short = ids[row] if len(ids[row]) <= 12 else "…" + ids[row][-11:]
-        lines = (*([] if label is None else [label]), notes[place] if notes else short)
+        lines = (*([] if label is None else [label]), notes[place] if notes else gallery.short(ids[row]))
         pictures.append(gallery.Picture(row, source, name, lines, row == view.selection.image, row in marked))
     gallery.show(pictures, key, ui.go_to_image)
 

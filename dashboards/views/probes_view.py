@@ -368,15 +368,10 @@ def _gallery(view: View, told: Answers, places: np.ndarray, words: str) -> None:
             true, said = told.names[told.true[place]], told.names[told.said[place]]
             lines = [f"true {true}", f"probe {said}", f"p {told.sure[place]:.3f}"]
         name = f"{row + 1:,} · {view.header.ids[row]} · {', '.join(lines)}"
-        shown = (_end(view.header.ids[row]), *lines)
+        shown = (gallery.short(view.header.ids[row]), *lines)
         pictures.append(gallery.Picture(row, source, name, shown, row == view.selection.image))
     gallery.show(pictures, "probe_gallery", ui.go_to_image)
     ui.how_to_read(
         "Under each image: its id, the true label, what the probe predicts, and its probability. Click an image to "
         "show it on all pages."
     )
-
-
-def _end(name: str, most: int = 13) -> str:
-    """Ids differ in how they end."""
-    return name if len(name) <= most else f"…{name[1 - most :]}"

@@ -122,7 +122,9 @@ def tables(app) -> list[str]:
     return [table.value.to_string() for table in [*app.table, *app.dataframe]]
 
 
-PAGES = ("Overview", "Attention", "What causes what", "Probes", "Reading the token", "Map", "Codes", "Compare")
+_LATER = "Probes", "Reading the token", "Map", "Codes", "Compare"
+
+PAGES = ("Overview", "Images", "Attention", "What causes what", *_LATER)
 
 
 def press(app, label: str) -> None:

@@ -177,7 +177,7 @@ def choose(rows: Iterable[int]) -> None:
     """Selects images, on all pages and in the address; () selects all. Everything that selects images calls this. To be
     called from a callback: the pages are drawn after it.
     """
-    st.session_state[_EVERYWHERE] = True
+    everywhere()
     rows = tuple(map(int, rows))
     text = selections.encode(rows)
     if selections.is_fingerprint(text):
@@ -225,7 +225,7 @@ def _held() -> dict[str, tuple[int, ...]]:
 def go_to_image(row: int) -> None:
     """Shows another image on all pages. To be called from a callback."""
     st.session_state["image"] = row + 1
-    st.session_state[_EVERYWHERE] = True
+    everywhere()
 
 
 def go_to_point(key: str) -> None:
@@ -298,6 +298,11 @@ def fragment(part: Callable[P, None]) -> Callable[P, None]:
             part(*args, **kwargs)
 
     return drawn
+
+
+def everywhere() -> None:
+    """Says that what is changed is on the whole page. To be called from a callback."""
+    st.session_state[_EVERYWHERE] = True
 
 
 def drawn_anew() -> bool:

@@ -179,7 +179,7 @@ def _sorted(
         loss_N, unit = read.loss_N, read.unit
         ways[_LOSS] = lambda: _Sorted(unit, loss_N)
     ways |= _effects(view, missing)
-    chosen = ui.select("Sort by", [_RUN, _ID, *ways], "sort", width=330)
+    chosen = ui.select("Sort by", [_RUN, _ID, *ways], "sort", width=330, on_change=ui.everywhere)
     if chosen == _RUN:
         return rows, None
     highest = ui.pick("Order", [_LOWEST, _HIGHEST], "order") == _HIGHEST

@@ -129,6 +129,7 @@ def settings(config: DashboardConfig) -> dict[str, Any]:
         "server.showEmailPrompt": False,
         "server.fileWatcherType": "none",
         "server.enableStaticServing": False,
+        "runner.postScriptGC": False,  # it looks through all that is kept before an answer is sent
         "browser.serverAddress": config.host,
         "browser.gatherUsageStats": False,
         "client.toolbarMode": "minimal",

@@ -494,7 +494,7 @@ def test_probes_are_paired_by_image(folder: Path, open_app: Any) -> None:
     which = next(item for item in app.get("button_group") if item.proto.id.endswith("compare_which"))
     shown = [option.content.replace("\\", "") for option in which.proto.options]
     assert shown == ["only more (12)", "only less (0)", "both (24)", "neither (4)"]
-    press(app, "Select all 12 of them")
+    press(app, "Select these 12 images")
     assert app.query_params["selection"] == "25-36"
     app.session_state["versus"] = "Retention"
     app.run()
@@ -537,7 +537,7 @@ def test_runs_without_a_common_image_or_shape(tmp_path: Path, open_app: Any) -> 
     assert "share no image" in words(app) and "unpaired" in app.dataframe[0].value.iloc[0]["images"]
     assert "compare_scatter" not in charts(app)
     app = show(open_app, tmp_path, run="one", **{"with": "wide"})
-    assert "other numbers of layers or heads" in words(app)
+    assert "different numbers of layers or heads" in words(app)
     assert {"compare_depth", "compare_scatter", "compare_patches"} == set(charts(app))
     assert not show(open_app, tmp_path, "One image", run="one", **{"with": "wide"}).exception
     app = show(open_app, tmp_path, run="one", **{"with": "bare"})
@@ -551,10 +551,10 @@ def test_runs_without_a_common_image_or_shape(tmp_path: Path, open_app: Any) -> 
 def test_names_with_markup_are_text_and_a_lone_run_says_what_to_do(tmp_path: Path, open_app: Any, part: str) -> None:
     write(tmp_path / "![x](http:__x)<img src=a>.h5", n=4)
     app = show(open_app, tmp_path, part)
-    assert "takes two" in words(app) and "--random-weights" in app.code[0].value
+    assert "only one run here" in words(app) and "--random-weights" in app.code[0].value
     write(tmp_path / "b.h5", n=4)
     app = show(open_app, tmp_path, part, run="b", **{"with": "gone"})
-    assert "no longer there" in words(app) and "![x](" not in words(app)
+    assert "No run named" in words(app) and "![x](" not in words(app)
     for figure in charts(app).values():
         assert "<img" not in str(figure)
 

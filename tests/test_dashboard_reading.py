@@ -154,7 +154,7 @@ def test_all_that_was_measured_is_shown(analysed: Path, open_app: Any) -> None:
     assert set(shown) == WORDS | ALIKE | ANGLES | ANSWERS | {"lens_accuracy"}
     assert shown["lens_words"]["data"][0]["text"][0][0] == "&lt;b&gt;0-0"
     assert "0.20, random 0.10" in shown["probe_cosines"]["layout"]["title"]["subtitle"]["text"]
-    linked = open_app(analysed, page=PAGE, reading_angles="what they read on images")
+    linked = open_app(analysed, page=PAGE, reading_angles="readings on images")
     assert "0.40, random 0.10" in charts(linked)["probe_cosines"]["layout"]["title"]["subtitle"]["text"]
 
 
@@ -176,7 +176,7 @@ def test_without_model_probes_and_questions_the_rest_is_shown(tmp_path: Path, op
     app = open_app(path, page=PAGE)
     assert not app.exception and not app.error and set(charts(app)) == ALIKE
     said = " ".join(item.value for item in app.info)
-    assert "needs the model" in said and "ask nothing" in said and commands(app) == ["htc-probe semantic detail"]
+    assert "needs the model" in said and "no questions" in said and commands(app) == ["htc-probe semantic detail"]
 
 
 def test_without_a_tokenizer_words_are_numbers(tmp_path: Path, open_app: Any) -> None:
@@ -205,10 +205,10 @@ def test_a_user_compares_directions_and_saves_the_words(analysed: Path, chromium
         with page.page.expect_download() as download:
             page.page.locator('.st-key-lens_words [data-title^="Download"]').click()
         assert download.value.suggested_filename == "lens_words.png"
-        page.page.get_by_role("radio", name="what they read on images").click()
+        page.page.get_by_role("radio", name="readings on images").click()
         page.settle()
         page.page.locator(".st-key-probe_overlap").scroll_into_view_if_needed()
         page.settle()
         title = page.values("probe_overlap")["layout"]["title"]["subtitle"]["text"]
-        assert title.startswith("what they read on images") and "reading_angles=" in page.page.url
+        assert title.startswith("readings on images") and "reading_angles=" in page.page.url
         page.check()

@@ -72,7 +72,7 @@ def difference_heatmap(
     x, y = np.nonzero(found.marked)
     down = (rows_ + 0.5, 0.5) if rows else (0.5, rows_ + 0.5)  # names are read from the top
     return titled(
-        [heat, dots(x + 1, y + 1, 7, 1.5, name="no chance finding")],
+        [heat, dots(x + 1, y + 1, 7, 1.5, name="significant")],
         title,
         f"{subtitle}<br>{minus(names)}",
         min(680, max(400, 210 + 17 * rows_)),
@@ -149,7 +149,7 @@ def role_differences(found: Mapping[str, Differences], *, subtitle: str, names: 
         "yaxis": {"title": "difference, % points", "zeroline": False},
     }
     layout |= {"shapes": [across(y=0, line=_ZERO)], "margin": {"t": 110}}
-    return titled(traces, "Where the attention goes instead", f"{subtitle}<br>{minus(names)}", 430, **layout)
+    return titled(traces, "What gets more attention, and what less?", f"{subtitle}<br>{minus(names)}", 430, **layout)
 
 
 def differences_by_name(
@@ -214,7 +214,7 @@ def pairs_scatter(
     if len(here):
         traces.append(circled(other_N[here], this_N[here], "the image shown", OTHER, 15))
     y, x = ({"title": f"{escape(name)}, {unit}", "range": ends, "zeroline": False} for name in names)
-    return titled(traces, "Image by image", subtitle, 430, xaxis=x, yaxis=y)
+    return titled(traces, "Do the runs differ image by image?", subtitle, 430, xaxis=x, yaxis=y)
 
 
 def difference_histogram(

@@ -135,4 +135,4 @@ def anchors_of_both(
         traces.append(go.Bar(x=anchors, y=values, name=escape(name), hovertemplate=hover, **look))
     traces.append(dashed([0.5, len(anchors) + 0.5], [uniform, uniform], f"uniform: {uniform:.3g} %"))
     x, y = counted("anchor", len(anchors)), {"title": "% of all attention", "rangemode": "tozero"}
-    return titled(traces, "Attention on each anchor", subtitle, 430, xaxis=x, yaxis=y, barmode="group")
+    return titled(traces, "How much does each anchor get?", subtitle, 430, xaxis=x, yaxis=y, barmode="group")

@@ -68,7 +68,10 @@ def lens_words(
         meta={"word": 0},
         colorbar=colour_bar("probability", tickformat=".2~%"),
     )
-    title, subtitle = "Words that each layer says", f"logit lens on z_voco, the {K} likeliest · mean of {n:,} images"
+    title, subtitle = (
+        "Which words does each layer say?",
+        f"logit lens on z_voco, the {K} likeliest · mean of {n:,} images",
+    )
     y = {"title": "rank", "autorange": "reversed", "dtick": 1, "showgrid": False, "zeroline": False}
     return titled([heat], title, subtitle, 150 + 30 * K, xaxis=_layers(layers), yaxis=y)
 
@@ -84,13 +87,16 @@ def lens_agreement(
     x = np.arange(1, len(layers) + 1)
     traces = []
     for name, values_L3, colour, panel, unit in (
-        ("bits short of the last layer's words", surprise_L3, SERIES[0], "", "%{y:.2f} bits"),
+        ("bits from the last layer's words", surprise_L3, SERIES[0], "", "%{y:.2f} bits"),
         ("entropy of its words", entropy_L3, NEUTRAL, "", "%{y:.2f} bits"),
         ("the same likeliest word", same_L3, SERIES[2], "2", "%{y:.1%} of images"),
     ):
         traces += _curve(x, values_L3, name, colour, unit, layers, xaxis=f"x{panel}", yaxis=f"y{panel}")
     ys = [{"title": "bits", "rangemode": "tozero"}, _SHARE | {"title": "share of images"}]
-    title, subtitle = "When the last layer's words appear", f"each layer against the last one · {n:,} images, {_ENDS}"
+    title, subtitle = (
+        "When do the last layer's words appear?",
+        f"each layer against the last one · {n:,} images, {_ENDS}",
+    )
     return titled(traces, title, subtitle, 420, **side_by_side(panels(1, 2, 0.2), _layers(layers), ys))
 
 
@@ -109,7 +115,7 @@ def lens_accuracy(
         hover = f"{escape(task)}, most frequent class: {floor:.1%}<extra></extra>"
         look: dict[str, Any] = {"line": {"color": colour, "width": 1.5, "dash": "dot"}, "showlegend": False}
         traces.append(go.Scatter(x=ends, y=[floor, floor], mode="lines", hovertemplate=hover, **look, **group))
-    title, how = "Does a layer say the true class?", "likeliest of the words of the classes, without training"
+    title, how = "Does a layer say the true class?", "likeliest of the class words, without training"
     subtitle, y = f"{how} · dotted: most frequent class · {n:,} images, {_ENDS}", _SHARE | {"title": "share right"}
     return titled(traces, title, subtitle, 440, xaxis=_layers(layers), yaxis=y, margin={"t": 110})
 
@@ -130,7 +136,7 @@ def likeness(cka_RR3: np.ndarray, names: Sequence[str], *, n: int) -> go.Figure:
         meta={"lower": 0, "upper": 1},
         colorbar=colour_bar("CKA"),
     )
-    title, subtitle = "How alike representations are", f"linear CKA, without bias · {n:,} images, {_ENDS}"
+    title, subtitle = "How similar are the representations?", f"linear CKA, without bias · {n:,} images, {_ENDS}"
     x, y = named(names) | {"tickangle": -30}, named(names) | {"range": [R + 0.5, 0.5]}
     return titled([heat], title, subtitle, 230 + 34 * R, xaxis=x, yaxis=y)
 
@@ -150,7 +156,7 @@ def dimensions(
     ):
         marker = {"size": 10, "symbol": symbol, "color": colours, "line": {"width": 2, "color": colours}}
         traces.append(_dots(values_R3, y + off, names, method, told, NEUTRAL, marker))
-    title, subtitle = "How many dimensions are used", f"of standardised features · {n:,} images, {_ENDS}"
+    title, subtitle = "How many dimensions are used?", f"of standardised features · {n:,} images, {_ENDS}"
     x, down = {"title": "dimensions", "rangemode": "tozero", "zeroline": False}, _down(names)
     return titled(traces, title, subtitle, 190 + 38 * len(names), xaxis=x, yaxis=down)
 
@@ -183,7 +189,7 @@ def probe_overlap(
         meta={"overlap": 0, "by chance": 1, "97.5 % of random ones are below": 2},
         colorbar=colour_bar("overlap minus chance", tickformat="+.2~f"),
     )
-    title, how = "Semantic and detail probes, task by task", "squared cosines less those of random directions"
+    title, how = "Which tasks share directions?", "squared cosines minus those of random directions"
     subtitle = f"{what} · {how}<br>dots: above 97.5 % of random ones, not corrected"
     x = named([cut(name) for name in detail]) | {"title": "detail", "tickangle": -30}
     y = _down([cut(name) for name in semantic])
@@ -204,7 +210,7 @@ def probe_cosines(
         ribbon(x, lower_k, upper_k, transparent(NEUTRAL, 0.22), name="95 % of random directions", showlegend=True),
         curve(x, cosines_k, "probes", COLOURS["z_voco"], hover, customdata=ends),
     ]
-    title = "All semantic and all detail directions"
+    title = "Do the two suites share directions?"
     subtitle = f"{what} · mean squared cosine {overlap[0]:.2f}, random {overlap[1]:.2f}"
     axis = {"title": "pair of directions, the nearest first", "dtick": step(len(x)), "showgrid": False}
     return titled(traces, title, subtitle, 400, xaxis=axis, yaxis={"title": "cosine", "range": [0, 1.02]})

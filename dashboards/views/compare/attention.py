@@ -24,17 +24,17 @@ _TOKENS = 16
 """Of the paper's Figure 3."""
 _ANALYSED = {
     "anchor_mass": ("attention on the anchors", _PERCENT, 100),
-    "anchor_share": ("anchors' part of what hybrid tokens get", "%", 100),
+    "anchor_share": ("anchors' share of the attention on anchors and patches", "%", 100),
     "anchor_lift": ("lift of the anchors over their uniform share", "times uniform", 1),
     "anchor_above_patch": ("an anchor gets more than a patch", "% of pairs", 100),
-    "anchor_minus_top": ("anchors minus as many most attended patches", _PERCENT, 100),
-    "first_lift": ("lift of the first 4 hybrid tokens", "times uniform", 1),
+    "anchor_minus_top": ("anchors minus the most attended patches, as many", _PERCENT, 100),
+    "first_lift": ("lift of the first 4 anchors or patches", "times uniform", 1),
     "patch_mass": ("attention on the patches", _PERCENT, 100),
     "voco_mass": ("attention on <voco> itself", _PERCENT, 100),
     "text_mass": ("attention on text before <voco>", _PERCENT, 100),
     "entropy_bits": ("entropy of the attention", "bits", 1),
     "effective_keys": ("effective number of keys", "keys", 1),
-    "top_10": ("the 10 % most attended patches, of all patches'", "%", 100),
+    "top_10": ("share of the 10 % most attended patches in all patches", "%", 100),
     "patch_gini": ("Gini coefficient over patches", "0 to 1", 1),
 }
 """Quantities of `htc-analyze attention`: words, unit, factor."""
@@ -44,7 +44,7 @@ def on_average(two: Two) -> None:
     """On average over images."""
     _overall(two)
     if shared := _quantities(two):
-        told = "As on the Attention page."
+        told = "The same as on the page Attention."
         name = ui.select("Quantity", list(shared), "compared", disabled=len(shared) == 1, help=told)
         if two.same_cells:
             _by_layer(two, name, shared[name])
@@ -61,22 +61,20 @@ def _by_layer(two: Two, name: str, quantity: att.Quantity) -> None:
     cells, curve, band, words = _levels(two, quantity)
     left, right = ui.side_by_side([2, 3], "compare_levels", least=380)
     with left:
-        given = two.words(f"{name}: the difference", f"{unit} · {words}", unit)
+        given = two.words(f"{name}: where do the runs differ?", f"{unit} · {words}", unit)
         figure = made(figures.difference_heatmap, cells, mark=(selection.layer, selection.head), **given)
         draw(figure, "compare_heatmap", on_click=partial(ui.go_to_clicked, "compare_heatmap"))
         ui.how_to_read(
-            f"Orange: more in this run; purple: less. A dot: no chance finding at 5 %, corrected for all "
-            f"{cells.p.size:,} cells (Holm): {int(cells.marked.sum()):,} of them. Click a cell to select its layer and "
-            "head."
+            f"Orange: more in this run; purple: less. Dot: significant at 5 % (Holm-corrected); "
+            f"{int(cells.marked.sum()):,} of {cells.p.size:,} cells are. Click a cell to select its layer and head."
         )
     with right:
         given = two.words(f"{name}, over the layers", f"{selection.head_words} · {words}", unit)
         layers = np.arange(1, len(curve.estimate) + 1)
         draw(made(figures.difference_curve, curve, layers, band=band, **given), "compare_curve")
         ui.how_to_read(
-            "Left, both runs; right, their difference, with the 95 % interval of its mean over images (each "
-            "layer by itself), not corrected for their number."
-            + (" Grey: how the difference of single images lies." if band is not None else "")
+            "Left: both runs. Right: their difference, with the 95 % interval of its mean over images (each layer by "
+            "itself, not corrected)." + (" Grey: the differences of single images." if band is not None else "")
         )
 
 
@@ -172,14 +170,14 @@ def _overall(two: Two) -> None:
             columns | columns_of(lines, two.names) | {"images": [how[name] for name in by_name]}, "compare_overall"
         )
         ui.how_to_read(
-            "p is corrected for the lines of this table. Differences that are taken as independent have intervals that "
-            "are too wide where the images are the same; `htc-analyze attention --against` pairs them."
+            "p is corrected for the lines of this table (Holm). Where the runs have the same images, pairing makes the "
+            "intervals narrower: `htc-analyze attention --against` pairs them."
         )
     if chosen:
-        st.caption("Entropy, lift and their like are of all images, and so left out while some are selected.")
+        st.caption("Entropy, lift and similar quantities need all images; clear the selection to see them.")
     for path, header, against in zip(two.paths, two.headers, reversed(two.paths), strict=True):
         if data.sections(path, header).attention is None:
-            reason = f"Of {ui.plain(path.stem)}, lift, entropy and other averages over all images are not there."
+            reason = f"Lift, entropy and other averages of {ui.plain(path.stem)} are not computed yet."
             ui.fill(reason, f"htc-analyze attention --against {shlex.quote(str(against))}", path)
 
 
@@ -197,7 +195,7 @@ def _relative_depth(two: Two, quantity: att.Quantity) -> None:
     subtitle = f"mean over heads, with its 95 % interval · {read}{two.images}"
     words = two.words(f"{quantity.title}, over the depth", subtitle, _unit(quantity))
     draw(made(figures.two_curves, curves[0], curves[1], **words), "compare_depth")
-    ui.how_to_read("Each run over its own layers, the last at 100 %. The same depth is not the same layer.")
+    ui.how_to_read("Each run over its own layers; the last layer is at 100 %.")
 
 
 def _roles_and_images(two: Two) -> None:
@@ -220,7 +218,7 @@ def _roles_and_images(two: Two) -> None:
                     by_role[role] = pairs.differences(own, others).times(100)
             subtitle = f"{selection.head_words} · {count}"
             draw(made(figures.role_differences, by_role, subtitle=subtitle, names=two.names), "compare_roles")
-            ui.how_to_read("What one kind of key gains, the others lose: the lines sum to 0. Bars are 95 % intervals.")
+            ui.how_to_read("What one kind of key gains, the others lose: the lines sum to 0. Bars: 95 % intervals.")
     with right:
         if two.pairs.paired and two.anchors:
             own, others, words = _masses(two)
@@ -230,8 +228,8 @@ def _roles_and_images(two: Two) -> None:
             draw(figure, "compare_scatter", on_click=_picked)
             share = float((own > others).mean())
             ui.how_to_read(
-                f"Above the line, this run looks at the anchors more: {share:.0%} of images. Click one to see it under "
-                "*One image* and on every page."
+                f"Above the line this run looks at the anchors more: {share:.0%} of images. Click a point to show its "
+                "image under *One image* and on all pages."
             )
 
 
@@ -271,11 +269,11 @@ def _patches(two: Two) -> None:
     assert marked is not None
     sample_words = f"{len(pairs.rows):,} images, paired" if pairs.paired else "unpaired"
     subtitle = f"{words} · {_PERCENT}, a patch · {sample_words}"
-    given = two.words("Where it looks in the picture, on average", subtitle, _PERCENT)
+    given = two.words("Where in the image do the runs look?", subtitle, _PERCENT)
     draw(made(figures.two_maps, *maps, marked=marked > 0, **given), "compare_patches")
     ui.how_to_read(
-        f"The first two share a scale. A dot: that patch's difference is no chance finding at 5 %, corrected for all "
-        f"{differences.p.size:,} patches (Holm): {int(differences.marked.sum()):,} of them."
+        f"The first two maps share a scale. Dot: significant at 5 % (Holm-corrected); "
+        f"{int(differences.marked.sum()):,} of {differences.p.size:,} patches are."
     )
 
 
@@ -283,7 +281,7 @@ def _both_maps(two: Two, rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.nda
     """Of each run's (S,), in %; None, and why, where they have no patches at the same places."""
     mine, theirs = (_map(values * 100, header) for values, header in zip(rows, two.headers, strict=True))
     if mine is None or theirs is None or mine.shape != theirs.shape:
-        st.info("The runs have no grid of patches in common, so that their maps are not compared.")
+        st.info("The runs have different grids of patches, so their maps are not compared.")
         return None
     return mine, theirs
 
@@ -298,7 +296,7 @@ def _first_tokens(two: Two) -> None:
     shapes = [header.shape for header in two.headers]
     tokens = [att.token_names(shape.roles, shape.rows, shape.cols, _TOKENS) for shape in shapes]
     if not two.same_cells or tokens[0] != tokens[1]:
-        st.caption("The first tokens of the two runs are not each other's, so that their attention is not compared.")
+        st.caption("The runs have different first tokens, so the attention on them is not compared.")
         return
     head = two.view.selection.head
     mine, theirs, pairs = two.attention
@@ -308,7 +306,7 @@ def _first_tokens(two: Two) -> None:
         values = sample.by_layer_NLS if head is None else sample.rows_NLHS[:, :, head]
         ends.append(values[..., keys].astype(np.float32))
     differences = pairs.differences(ends[0], ends[1]).times(100)
-    title = "The first tokens, over the layers (the paper's Figure 3)"
+    title = "How does attention on the first tokens differ? (the paper's Figure 3)"
     words = two.words(title, f"{two.view.selection.head_words} · {len(pairs.rows):,} images", _PERCENT)
     figure = made(
         figures.difference_heatmap,
@@ -320,7 +318,7 @@ def _first_tokens(two: Two) -> None:
     )
     draw(figure, "compare_tokens")
     ui.how_to_read(
-        f"The anchors and the patches after them. Dots as above, corrected for {differences.p.size:,} cells."
+        f"The anchors and the first patches. Dot: significant at 5 % (Holm-corrected, {differences.p.size:,} cells)."
     )
 
 
@@ -335,7 +333,7 @@ def one_image(two: Two) -> None:
     image, header = view.selection.image, view.header
     row = data.row_of(two.key).get(header.ids[image])
     if row is None:
-        st.info(f"{ui.plain(two.names[1])} does not hold {ui.plain(header.ids[image])}; choose another image.")
+        st.info(f"{ui.plain(two.names[1])} has no image {ui.plain(header.ids[image])}; choose another one.")
         return
     mine, theirs = data.image_record(view.key, image), data.image_record(two.key, row)
     layer, head, words = _selected(two)
@@ -345,21 +343,21 @@ def one_image(two: Two) -> None:
         st.caption(f"Image {image + 1:,} of {len(header.ids):,} · id **{ui.plain(header.ids[image])}**")
         st.caption(ui.plain(header.paths[image]))
         if not np.array_equal(mine.thumbnail, theirs.thumbnail):
-            st.warning("The other run has another picture under this id:")
+            st.warning("The other run has a different image with this id:")
             st.image(theirs.thumbnail, width=180, alt="the other run's thumbnail")
     with maps:
         rows = [att.select(record.attention, layer, head) for record in (mine, theirs)]
         maps_of_both = _both_maps(two, rows)
         if maps_of_both is not None:
             subtitle = f"{words} · {_PERCENT}, a patch · 1 image, so there is no interval"
-            given = two.words("Where both look in this picture", subtitle, _PERCENT)
+            given = two.words("Where do the runs look in this image?", subtitle, _PERCENT)
             draw(made(figures.two_maps, *maps_of_both, image=mine.thumbnail, **given), "compare_overlay")
             ui.how_to_read(
-                "The first two share a scale. Difference: orange where this run looks more, purple where less."
+                "The first two maps share a scale. Difference: orange where this run looks more, purple where less."
             )
             _handed_over(two, mine.thumbnail)
     if not two.anchors:
-        st.info("One of the runs has no anchors, so that they are not compared.")
+        st.info("One of the runs has no anchors, so anchors are not compared.")
         return
     bars, cells, place = ui.side_by_side(3, "compare_anchors", least=300)
     with bars:
@@ -372,7 +370,7 @@ def one_image(two: Two) -> None:
             subtitle = f"{words} · 1 image"
             figure = made(figures.anchors_of_both, anchors[0], anchors[1], uniform, subtitle=subtitle, names=two.names)
             draw(figure, "compare_anchors")
-            ui.how_to_read("Dashed: what each key would get if attention were uniform.")
+            ui.how_to_read("Dashed: the share of each key if attention were uniform.")
     with cells:
         if two.same_cells:
             own, others = mine.anchor_mass * 100, theirs.anchor_mass * 100
@@ -389,7 +387,7 @@ def one_image(two: Two) -> None:
         subtitle, unit = f"attention on the anchors, {words}<br>{len(own):,} images", "% points"
         told = {"title": "This image among all", "subtitle": subtitle, "unit": unit}
         draw(made(figures.difference_histogram, own - others, shown, **told), "compare_histogram")
-        ui.how_to_read("How far the two runs differ in each image; at the thin line, not at all.")
+        ui.how_to_read("The difference of the two runs in each image; the thin line is 0.")
 
 
 def _handed_over(two: Two, thumbnail: np.ndarray) -> None:
@@ -403,13 +401,13 @@ def _handed_over(two: Two, thumbnail: np.ndarray) -> None:
             maps.append(_map((share_LS.mean(0) if layer is None else share_LS[layer]) * 100, header))
     if len(maps) < 2 or maps[0] is None or maps[1] is None:
         st.caption(
-            "What each patch hands over (attention × value) is shown of images for which both runs have it: "
+            "Contributions (attention × value) are shown for images for which both runs have them: "
             "`htc-analyze contributions --images` sets how many."
         )
         return
     words = "mean over layers" if layer is None else f"layer {layer + 1}"
     subtitle = f"attention × value · {words}, all heads · 1 image"
-    given = two.words("What each patch hands over in this picture", subtitle, "% of the update")
+    given = two.words("What does each patch contribute in this image?", subtitle, "% of the update")
     figure = made(figures.two_maps, maps[0], maps[1], image=thumbnail, signed=True, **given)
     draw(figure, "compare_handed_over")
-    ui.how_to_read("The part of the token's update that comes from each patch; purple works against it.")
+    ui.how_to_read("The share of the token's update that comes from each patch; purple works against it.")

@@ -29,7 +29,7 @@ def show(view: View) -> None:
     two = Two(view, file, key, header, (name, file.name), data.pairs(view.key, key, view.selection.chosen))
     _what_differs(two)
     if not len(two.pairs.rows):
-        st.info("None of the selected images is in the other run.")
+        st.info("The other run has none of the selected images.")
         return
     if not mine.shape.images or not header.shape.images:
         st.info("One of the runs has no images yet.")
@@ -47,8 +47,8 @@ def _choose(view: View) -> RunFile | None:
     runs = {run.name: run for run in view.runs if run.path != view.path}
     if not runs:
         st.info(
-            "There is one run here, and it takes two to compare: such as the same images through the same model with "
-            "random weights, or through one of another topology. Make one with:"
+            "There is only one run here. Compare it, for example, with the same images through the same model with "
+            "random weights. To make that run:"
         )
         info = view.header.info
         out = view.path.with_name(view.path.stem + "-random.h5")
@@ -59,17 +59,17 @@ def _choose(view: View) -> RunFile | None:
     if wanted is not None and wanted not in runs:
         st.session_state.pop("with", None)
         if any(run.name == wanted for run in view.runs):
-            st.caption("A run beside itself has no differences; this is another one.")
+            st.caption("A run has no differences from itself, so another one is shown.")
         else:
-            st.warning(ui.plain(f"{wanted} is no longer there."))
+            st.warning(ui.plain(f"No run named {wanted}; showing another one."))
     alike = 0 if wanted in runs else next((number for number, run in enumerate(runs.values()) if _alike(view, run)), 0)
     name = st.selectbox(
-        "Beside this run",
+        "Compare with",
         list(runs),
         index=alike,
         key="with",
         bind="query-params",
-        help="What is shown is this run (in the sidebar) minus the other one.",
+        help="All differences are this run (in the sidebar) minus the other one.",
     )
     return runs[name]
 
@@ -96,25 +96,25 @@ def _what_differs(two: Two) -> None:
     place, (mine, theirs) = two.pairs, two.headers
     if not place.paired:
         st.warning(
-            "The runs share no image (by id). Differences are those of two averages over other images, with intervals "
-            "that take the two as independent; the images may explain them as well as the models."
+            "The runs share no image (by id). Differences are between two averages over different images, with "
+            "intervals that take the two as independent. The images may explain them as well as the models."
         )
     else:
-        chosen = " among those selected" if two.view.selection.chosen else ""
+        chosen = " of the selected ones" if two.view.selection.chosen else ""
         names = [ui.plain(name) for name in two.names]
         beside = [
-            f"; {len(values.ids) - len(place.rows):,} more in {name}"
+            f"; {len(values.ids) - len(place.rows):,} more only in {name}"
             for values, name in zip((mine, theirs), names, strict=True)
             if len(values.ids) > len(place.rows) and not chosen
         ]
         text = f"**{names[0]} minus {names[1]}**, image by image: {len(place.rows):,} images{chosen} are in both"
         st.caption(f"{text}, paired by id{''.join(beside)}.")
         if (mine.info.dataset, mine.info.split) != (theirs.info.dataset, theirs.info.split):
-            st.warning("The runs are of other data; images of one id are taken for the same picture all the same.")
+            st.warning("The runs have different data; images with the same id are still paired.")
     if not two.same_cells:
         st.info(
-            "The runs have other numbers of layers or heads, so that no layer or head of one is that of the other. "
-            "What is averaged over all of them is compared; curves are laid over relative depth, without a difference."
+            "The runs have different numbers of layers or heads, so single layers and heads are not compared. Averages "
+            "over all of them are; curves are drawn over relative depth, without a difference."
         )
 
 

@@ -96,7 +96,7 @@ def probes(two: Two) -> None:
         return
     probes, left_out = _matched(mine, theirs)
     if not probes:
-        st.info("The two runs were probed with no task and representation in common.")
+        st.info("The two runs have no probe of the same task and representation.")
         return
     final = [source for source in dict.fromkeys(probe.source for probe in probes) if "@" not in source]
     left, right = ui.side_by_side(2, "compare_read")
@@ -112,8 +112,8 @@ def probes(two: Two) -> None:
         default="Score",
         required=True,
         bind="query-params",
-        help="Score: top-1, accuracy of labels, R2. Bits: V-information, what the probe saves an image over knowing "
-        "how often labels occur. Retention: the part of what pooled V has over the floor.",
+        help="Score: top-1, accuracy of labels, R2. Bits: V-information, what the probe tells of a label beyond how "
+        "often labels occur. Retention: the share of pooled V's score above the floor.",
     )
     read = _Read(two, (mine, theirs), probes, _scored(two, probes), measure)
     lines = read.lines
@@ -219,40 +219,38 @@ def _mean(results: Results, suite: str, source: str) -> SuiteMean | None:
 def _how_paired(read: _Read, left_out: Mapping[str, Sequence[str]]) -> None:
     two = read.two
     ui.how_to_read(
-        "Right of 0, more can be read from this run. Filled: no chance finding at 5 %, corrected for all dots of its "
-        "figure (Holm). Bars are 95 % intervals over groups of images, given the probes. The floor is the score "
-        "without looking."
+        "Right of 0, more can be read from this run. Filled dot: significant at 5 % (Holm-corrected over the dots of "
+        "the figure). Bars: 95 % intervals over groups of images, given the probes. The floor is the score of a "
+        "predictor that sees no features."
     )
     if read.measure == "Retention":
-        ui.how_to_read(
-            "Retention is a ratio within a run; the two are taken as independent, which makes intervals wide."
-        )
+        ui.how_to_read("Retention is a ratio within a run. The two are taken as independent, so intervals are wide.")
         if tasks := not_defined([row for probe in read.probes for row in (probe.mine, probe.theirs)]):
             st.caption(
                 f"Left out, as retention is {ui.plain(NOT_DEFINED)} in one of the runs: {ui.plain(', '.join(tasks))}."
             )
     elif read.scored:
         ui.how_to_read(
-            "What both runs' probes said of held-out images is compared image by image. Scores are of the images of "
-            "both: of labels, the share that is right (not mAP); R2 is against the variance of these images' labels."
+            "Predictions of both runs' probes are compared image by image, on the images that both have. For lists of "
+            "labels the score is the share that is right (not mAP); R2 uses the variance of these images' labels."
         )
     else:
         for path in two.paths:
             if data.said_beside(path) is None and two.pairs.paired:
                 ui.fill(
-                    f"Without what the probes of {ui.plain(path.stem)} said of each image, the two scores are taken as "
-                    "independent, and intervals are wider than they need be.",
+                    f"{ui.plain(path.stem)} has no predictions of the probes for single images, so the two scores are "
+                    "taken as independent, with wider intervals.",
                     "htc-probe semantic detail",
                     path,
                 )
     if two.view.selection.chosen:
-        st.caption("Probe scores are of all images, not of the selected ones.")
+        st.caption("Probe scores use all images, not only the selected ones.")
     if left_out:
         parts = [
             f"{read.name(source)} ({tasks[0] if len(tasks) == 1 else f'{len(tasks)} tasks'})"
             for source, tasks in left_out.items()
         ]
-        st.caption(f"Not asked alike in both runs, and left out: {ui.plain(', '.join(parts))}.")
+        st.caption(f"Left out, as the probes of the two runs differ: {ui.plain(', '.join(parts))}.")
 
 
 def _numbers(read: _Read, lines: Sequence[tuple[Probe, Differences]]) -> None:
@@ -281,18 +279,18 @@ def _layers(read: _Read, lines: Sequence[tuple[Probe, Differences]]) -> None:
     by_layer = [[cells.get((task, layer), compare.NONE) for task in tasks] for layer in layers]
     grid = compare.joined([compare.joined(line) for line in by_layer])
     measure, columns = read.measure.lower(), [str(layer) for layer in layers]
-    words = read.two.words("Over the layers of z_voco", f"{measure} · every task of both runs", measure)
+    words = read.two.words("At which layers do the runs differ?", f"{measure} · every task of both runs", measure)
     figure = made(figures.difference_heatmap, grid, columns=columns, rows=tasks, axes=("task", "layer"), **words)
     draw(figure, "compare_layers")
     ui.how_to_read(
-        "Layer 0 is the embedding, the same for every image. A dot: no chance finding at 5 %, corrected for all "
-        f"{grid.p.size:,} cells (Holm)."
+        "Layer 0 is the embedding, the same for every image. Dot: significant at 5 % (Holm-corrected, "
+        f"{grid.p.size:,} cells)."
     )
 
 
 def _one_probe(read: _Read, lines: Sequence[tuple[Probe, Differences]]) -> None:
     """One task and representation: layers, training images, confusions, and images that tell the runs apart."""
-    st.header("One probe closely")
+    st.header("How do the runs differ in one probe?")
     left, right = st.columns(2)
     tasks = list(dict.fromkeys(probe.mine.task for probe in read.probes))
     task = ui.select("Task", tasks, "compare_task", place=left)
@@ -310,7 +308,7 @@ def _one_probe(read: _Read, lines: Sequence[tuple[Probe, Differences]]) -> None:
         words = read.two.words(f"{escape(task)}, over the layers", f"{measure} · {probe.mine.n:,} images", measure)
         values = compare.joined([over[layer] for layer in layers])
         draw(made(figures.difference_curve, values, layers, axis=axis, **words), "compare_task_layers")
-        ui.how_to_read("Left, both runs; right, their difference, with its 95 % interval at each layer by itself.")
+        ui.how_to_read("Left: both runs. Right: their difference, with a 95 % interval for each layer by itself.")
     _learning(read, probe)
     _confusion(read, probe)
     _telling(read.two, probe, read.scored.get(probe.key))
@@ -338,7 +336,7 @@ def _learning(read: _Read, probe: Probe) -> None:
         subtitle = f"read from {escape(read.name(probe.source))} · {probe.mine.metric} · taken as independent"
         words, values = read.two.words(title, subtitle, unit), compare.joined(list(known.values()))
         draw(made(figures.difference_curve, values, list(known), axis="training images", **words), "compare_learning")
-        ui.how_to_read("From how few images the task can be learnt: where the two part, one token needs fewer.")
+        ui.how_to_read("How many images a probe needs to learn the task. Where the curves differ, one run needs fewer.")
 
 
 def _confusion(read: _Read, probe: Probe) -> None:
@@ -351,7 +349,7 @@ def _confusion(read: _Read, probe: Probe) -> None:
     counts = [np.array(confusion.counts) for confusion in (mine, theirs)]
     marked = compare.of_shares(counts[0], counts[1]).marked
     shares = [compare.shares(table) * 100 for table in counts]
-    title = f"{escape(probe.mine.task)}: which classes are taken for which"
+    title = f"{escape(probe.mine.task)}: which classes are confused?"
     images = f"{counts[0].sum():,} and {counts[1].sum():,} held-out images"
     figure = made(
         figures.two_maps,
@@ -364,9 +362,8 @@ def _confusion(read: _Read, probe: Probe) -> None:
     )
     draw(figure, "compare_confusion")
     ui.how_to_read(
-        "Each row sums to 100 %. Difference: orange on the diagonal is what this run gets right more often. A dot: no "
-        f"chance finding at 5 % among {marked.size:,} cells (Holm), with binomial errors that take the two runs as "
-        "independent."
+        "Each row sums to 100 %. Difference: orange on the diagonal is what this run gets right more often. Dot: "
+        f"significant at 5 % (Holm-corrected, {marked.size:,} cells; the two runs are taken as independent)."
     )
 
 
@@ -382,9 +379,9 @@ def _telling(two: Two, probe: Probe, scored: compare.Scored | None) -> None:
         "both": mine & theirs,
         "neither": known & ~mine & ~theirs,
     }
-    by_kind = {"number": "within the deviation of the labels", "circular": "nearer than without looking"}
+    by_kind = {"number": "within the standard deviation of the labels", "circular": "nearer than the floor"}
     words = by_kind.get(probe.mine.kind, "right")
-    st.markdown(f"**Images that tell the runs apart**: which probe is {words}")
+    st.markdown(f"**In which images do the runs differ?** Which probe is {words}:")
     names = list(kinds)
     kind = st.segmented_control(
         "Which probe is right",
@@ -409,13 +406,13 @@ def _telling(two: Two, probe: Probe, scored: compare.Scored | None) -> None:
         pictures.append(gallery.Picture(row, source, f"{row + 1:,} · {ids[row]}", lines, current))
     gallery.show(pictures, "compare_gallery", ui.go_to_image)
     st.button(
-        f"Select all {len(rows):,} of them",
+        f"Select these {len(rows):,} images",
         key="compare_select",
         on_click=ui.choose,
         args=(rows,),
-        help="The selection goes to the other pages; Next and Previous stay among them.",
+        help="The selection holds on all pages; Next and Previous stay among these images.",
     )
     ui.how_to_read(
-        f"The first {len(pictures)}, by how much the two differ: how many more bits this run's probe gives to what is "
-        "true; below 0, the other's gives more. Click one to see it on every page."
+        f"The {len(pictures)} images with the largest differences: how many more bits this run's probe gives to the "
+        "true label (below 0: the other run's probe). Click one to show it on all pages."
     )

@@ -9,7 +9,7 @@ sign open, and says so where it does. Beside it stands what the paper claims (ar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,9 +18,12 @@ from htc_probe.analysis.causes.following import rows as rows_of
 from htc_probe.analysis.sections import Attention, Interchange, Knockouts, Sections
 from htc_probe.analysis.sections.contents import Codes, Reading
 from htc_probe.analysis.stats.draws import Interval, interval_of_mean
-from htc_probe.probes.files.results import Results, SuiteMean
-from htc_probe.probes.inputs.representations import shown
+from htc_probe.extract.words import counted
+from htc_probe.probes.files.results import Results, SuiteMean, is_defined
+from htc_probe.probes.inputs.representations import READ, shown
 from htc_probe.probes.scores.intervals import mean_known
+from htc_probe.probes.show.table import key_of
+from htc_probe.probes.show.verdict import share, token_of
 
 _HARDLY = 0.1  # a preference that is surely less than this share of an even look is told as "hardly"
 _SEED = 0  # of the intervals that are taken here, of differences within one section
@@ -247,25 +250,25 @@ def _survives(probes: Results) -> Sentence | str:
     kept: list[str] = []
     of_anchors: list[str] = []
     signs: list[int] = []
-    read_from = ""
+    key = token_of(probes.suite_means)
     for suite in dict.fromkeys(mean.suite for mean in probes.suite_means):
         means = [mean for mean in probes.suite_means if mean.suite == suite]
-        token = _token(means)
-        if token is None or (share := _percent(token)) is None:
+        token = next((mean for mean in means if key_of(mean) == key), None)
+        if token is None or not is_defined(token.retention):
             continue
-        read_from = _read_from(token, probes.run.get("layers"))
-        signs.append(sign(share, 100.0))
+        signs.append(sign(Interval(*(end or 0.0 for end in token.retention)), 1.0))
         than = {1: "more than pooled V", -1: "less than pooled V", 0: "no measurable difference"}[signs[-1]]
-        kept.append(f"{_share(share)} in the {suite} suite ({token.tasks} tasks; {than})")
+        kept.append(f"{share(token.retention)} in the {suite} suite ({counted(token.tasks, 'task')}; {than})")
         for anchors in (mean for mean in means if mean.representation == "v_d"):
             signs.append(_apart(_score(token), _score(anchors)))
-            if (share := _percent(anchors)) is not None:
-                of_anchors.append(f"{_share(share)} in the {suite} suite")
-    if not kept:
+            if is_defined(anchors.retention):
+                of_anchors.append(f"{share(anchors.retention)} in the {suite} suite")
+    if key is None or not kept:
         return (
             "What survives: no suite has probes of both <voco> and pooled V with pooled V above its floor (htc-probe "
             "semantic detail makes them)"
         )
+    read_from = "What text reads of <voco> (voco_read)" if key == READ else shown(*key, probes.run.get("layers"))
     text = f"{read_from} keeps {' and '.join(kept)} of what linear probes read from pooled V, the mean of the patches."
     if of_anchors:
         text += f" The anchors (v_d) keep {' and '.join(of_anchors)}."
@@ -276,40 +279,8 @@ def _survives(probes: Results) -> Sentence | str:
 _READ = "linear probes read more from z_voco than from v_d and from pooled V"
 
 
-def _token(means: Sequence[SuiteMean]) -> SuiteMean | None:
-    """Of what the text reads of <voco>, where that was probed; otherwise of the last of its states that were."""
-    for name in ("voco_read", "z_voco"):
-        found = [mean for mean in means if mean.representation == name]
-        if found:
-            return max(found, key=lambda mean: -1 if mean.layer is None else mean.layer)
-    return None
-
-
 def _score(mean: SuiteMean) -> Interval:
     return Interval(mean.estimate, mean.lower, mean.upper)
-
-
-def _read_from(token: SuiteMean, layers: int | None) -> str:
-    if token.representation == "voco_read":
-        return "What text reads of <voco> (voco_read)"
-    return shown("z_voco", token.layer, layers)
-
-
-def _percent(mean: SuiteMean) -> Interval | None:
-    """The retention in percent; None where it has no bounds, as pooled V is at its floor."""
-    kept = mean.retention
-    if kept is None or kept.estimate is None or kept.lower is None or kept.upper is None:
-        return None
-    return _hundred(Interval(kept.estimate, kept.lower, kept.upper))
-
-
-def _share(percent: Interval) -> str:
-    """99.1% [98.4, 99.8]; with more decimals where an end would look as if it were all."""
-    places = 1
-    while places < 4 and any(end != 100 and round(end, places) == 100 for end in percent[1:]):
-        places += 1
-    estimate, lower, upper = (f"{value:.{places}f}" for value in percent)
-    return f"{estimate}% [{lower}, {upper}]"
 
 
 def _patches(section: Reading) -> Sentence | str:
@@ -320,7 +291,7 @@ def _patches(section: Reading) -> Sentence | str:
     r2, more = found.r2_all.at(z), found.r2_all_minus_pooled.only
     places = found.r2.estimate[z]
     text = (
-        f"{_share(_hundred(r2))} of the patches' variance can be predicted linearly from z_voco ({places.min():.0%} to "
+        f"{share(r2)} of the patches' variance can be predicted linearly from z_voco ({places.min():.0%} to "
         f"{places.max():.0%} by position; R2 over {found.images:,} images). "
     )
     text += {
@@ -334,13 +305,8 @@ def _patches(section: Reading) -> Sentence | str:
     return Sentence(text, "", None)
 
 
-def _hundred(share: Interval) -> Interval:
-    """In percent."""
-    return Interval(100 * share.estimate, 100 * share.lower, 100 * share.upper)
-
-
 def _points(share: Interval) -> str:
-    estimate, lower, upper = (f"{end:+.1f}" for end in _hundred(share))
+    estimate, lower, upper = (f"{100 * end:+.1f}" for end in share)
     return f"{estimate} points [{lower}, {upper}]"
 
 

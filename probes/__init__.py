@@ -1,12 +1,13 @@
-"""Linear probes of a run, and what they say. `probes.load` gives fitted ones back; `probes.frame` is a
-pandas frame of images, labels and what a probe says; `probes.Eraser` takes a label out of
-features; `LogisticProbe`, `MultilabelProbe` and `RidgeProbe` are scikit-learn estimators.
+"""Linear probes of a run, and what they say. `probes.verdict` says what survived in the one token; `probes.load` gives
+fitted probes back; `probes.frame` is a pandas frame of images, labels and what a probe says; `probes.Eraser` takes a
+label out of features; `LogisticProbe`, `MultilabelProbe` and `RidgeProbe` are scikit-learn estimators.
 """
 
 from importlib import import_module
 from typing import Any
 
 _PUBLIC = {
+    "verdict": "show.verdict",
     "load": "files.weights",
     "frame": "files.frames",
     "Eraser": "solvers.erasure",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from htc_probe.extract import command
 from htc_probe.extract.arguments import Shown
 from htc_probe.extract.errors import UserError
+from htc_probe.extract.words import counted
 
 if TYPE_CHECKING:
     from htc_probe.extract.store import Run
@@ -84,6 +85,8 @@ class ProbeConfig:
     out: Path | None = None
     """Results (.json; .csv and .safetensors go beside it).
     Left out: NAME.probes.json beside the run."""
+    full: bool = False
+    """Print all tables, and warnings in full."""
     report: Annotated[Path | None, Shown("FOLDER")] = None
     """Write a page with figures and methods there, too."""
     device: Annotated[str, Shown("NAME", words=("cpu", "cuda"))] = "cpu"
@@ -102,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def probe(config: ProbeConfig) -> None:
-    """Opens the run, probes it, prints the tables and writes the results. Raises UserError."""
+    """Opens the run, probes it, writes the results and prints them, the verdict last. Raises UserError."""
     from rich.console import Console
 
     from htc_probe.extract.store import newest_run, open_run
@@ -120,7 +123,7 @@ def probe(config: ProbeConfig) -> None:
             for other in (config.train_run, config.random_run)
         )
         from htc_probe.probes.files import predictions, weights
-        from htc_probe.probes.show import table
+        from htc_probe.probes.show import brief, table, verdict
         from htc_probe.probes.study import findings
         from htc_probe.probes.study.plan import make_plan
 
@@ -138,16 +141,20 @@ def probe(config: ProbeConfig) -> None:
                 on_cell=bar.advance,
                 on_predictions=writer.add,
             )
-        Console().print(table.render(outcome))
         written = [*results.write(outcome, out), writer.finish()]
         if config.match_dim is None:
             written.append(weights.save(findings.refit(plan, outcome), results.weights_path(out)))
+        told = f"Wrote {out} and {counted(len(written) - 1, 'file')} beside it"
         if config.report is not None:
             from htc_probe.probes.show import report  # plotly, which nothing else here needs
 
-            written.append(report.write(outcome, config.report))
+            told += f", and {report.write(outcome, config.report)}"
         shutil.rmtree(keep, ignore_errors=True)
-    print(f"Wrote {', '.join(map(str, written))}. Look at the run with: htc-dashboard {path}")
+    console = Console()
+    console.print(table.render(outcome) if config.full else brief.render(outcome))
+    print(f"{told}.")
+    for line, broken in brief.last_words(verdict.of(outcome, path)):
+        console.print(line, soft_wrap=not broken)
 
 
 def _settings(config: ProbeConfig, run: Run) -> Settings:

@@ -24,6 +24,7 @@ from htc_probe.probes.inputs.labels import Labels
 from htc_probe.probes.inputs.representations import Representation
 from htc_probe.probes.scores import intervals, metrics
 from htc_probe.probes.scores.metrics import Gaussian
+from htc_probe.probes.show.verdict import verdict
 from htc_probe.probes.study.codelength import Codelength
 from htc_probe.probes.study.findings import probe
 from htc_probe.probes.study.plan import Plan, make_plan
@@ -615,8 +616,11 @@ def test_the_command_as_typed(folder: Path, capsys: pytest.CaptureFixture[str]) 
     argv += ["--representations", "z_voco", "v_d"]
     assert main(argv) == 0
     out = capsys.readouterr().out
-    assert "240 images of planted val, 3 tasks" in out and "semantic: what" in out and "detail: what" in out
-    assert "planted-val.probes.json" in out.replace("\n", "") and "htc-dashboard" in out
+    assert "240 images of planted val, 3 tasks" in out and "bits" not in out
+    assert "shape: what" not in out and "semantic: what" in out and "detail: what" in out
+    assert "planted-val.probes.json" in out.replace("\n", "")
+    told = str(verdict(folder / "planted-val.h5"))
+    assert " ".join(out.split()).endswith(" ".join(told.split())), "the last words are the verdict's"
     written = results.read(folder / "planted-val.probes.json")
     assert {row.task for row in written.rows} == {"shape", "coin", "size"}
     assert {(row.representation, row.layer) for row in written.rows} == {("z_voco", 2), ("v_d", None)}
@@ -629,7 +633,18 @@ def test_what_a_reviewer_asks_is_in_the_results_and_their_tables(
 ) -> None:
     """z_voco holds shapes and the size, v_pooled the size alone; XOR of two directions takes a hidden layer."""
     out = tmp_path / "all.json"
-    argv = ["--run", str(folder / "planted-val.h5"), "--folds", "2", "--jobs", "1", "--out", str(out), "--ceiling"]
+    argv = [
+        "--run",
+        str(folder / "planted-val.h5"),
+        "--folds",
+        "2",
+        "--jobs",
+        "1",
+        "--out",
+        str(out),
+        "--ceiling",
+        "--full",
+    ]
     argv += ["--representations", "z_voco", "v_pooled", "--no-controls", "--margin", "0.1"]
     assert main([*argv, "--report", str(tmp_path)]) == 0
     found = results.read(out)

@@ -20,13 +20,13 @@ FOLDERS = ("extract", "probes", "analysis", "dashboards")
 FILES = sorted(path for folder in (*FOLDERS, "benchmarks") for path in (ROOT / folder).rglob("*.py"))
 
 # What a folder may import from another one; a module stands for itself and what is in it.
-RUN = {"extract.store", "extract.errors", "extract.files", "extract.arguments", "extract.command"}
+RUN = {"extract.store", "extract.errors", "extract.files", "extract.arguments", "extract.command", "extract.words"}
 ALLOWED = {
     "extract": {"extract"},
     "probes": {"probes"} | RUN,
     # The model's parts only where the model runs.
     "analysis": {"analysis", "extract", "probes.files", "probes.scores"}
-    | {"probes.inputs.circular", "probes.inputs.representations"},
+    | {"probes.inputs.circular", "probes.inputs.representations", "probes.show.table", "probes.show.verdict"},
     "dashboards": {"dashboards", "probes.files", "probes.show", "probes.scores"}
     | {"probes.inputs.circular", "probes.inputs.representations"}
     | {"analysis.compare", "analysis.results", "analysis.sections", "analysis.sentences", "analysis.stats"}

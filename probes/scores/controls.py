@@ -19,6 +19,8 @@ from htc_probe.extract.store import UNKNOWN, Kind, is_known
 from htc_probe.probes.inputs import circular
 from htc_probe.probes.scores.metrics import Gaussian, Prediction, VonMises
 
+_NO_BETTER = 0.01  # than what the category alone tells
+
 
 def type_labels(kind: Kind, y: np.ndarray, types: np.ndarray, seed: int) -> np.ndarray:
     """Like `y`: one random label for each type; rows without a label stay without. types (n,) of any values.
@@ -47,6 +49,13 @@ def _one_for_each(y: np.ndarray, known: np.ndarray, types: np.ndarray, rng: np.r
     place = (middle + rng.uniform(0, len(of_row))) % len(of_row)
     drawn[known] = np.sort(y[known])[place.astype(int)][of_row]
     return drawn
+
+
+def may_explain(lower: float, floor: float, alone: float) -> bool:
+    """Whether a score that is above its floor, `lower` the lower end of its interval, is no better than what the
+    category alone scores.
+    """
+    return floor < lower <= alone + _NO_BETTER
 
 
 def floor(kind: Kind, y: np.ndarray, fold: np.ndarray, n_classes: int = 0, period: float = 0.0) -> Prediction:

@@ -241,13 +241,13 @@ def _scores(results: Results, suite: str) -> Grid:
         first = own[0]
         number = f" K={len(first.classes)}" if first.classes else ""
         details = Text(f"\n{first.metric}{number} n={first.n}", style=GREY)
-        lines.append(Line(Text(task) + details, cells, Text(_number(first.floor), style=GREY)))
+        lines.append(Line(Text(task) + details, cells, Text(rounded(first.floor), style=GREY)))
         if any(row.control is not None for row in by_key.values()):
-            control = {key: Text(_number(row.control), style=GREY) for key, row in by_key.items()}
+            control = {key: Text(rounded(row.control), style=GREY) for key, row in by_key.items()}
             lines.append(Line(Text(" control", style=GREY), control))
         for baseline in results.baselines:
             if (baseline.suite, baseline.task) == (suite, task):
-                value = Text(_number(baseline.score.estimate), style=GREY)
+                value = Text(rounded(baseline.score.estimate), style=GREY)
                 lines.append(Line(Text(f" {baseline.name}", style=GREY), {}, value))
     means = {key_of(mean): mean for mean in results.suite_means if mean.suite == suite}
     shown = {key: means[key] for key in keys if key in means}
@@ -258,17 +258,17 @@ def _scores(results: Results, suite: str) -> Grid:
         any_mean = next(iter(shown.values()))
         name = Text(f"mean of {any_mean.tasks}", style="bold")
         details = Text(f"\n{metrics[0] if len(metrics) == 1 else 'mixed'}", style=GREY)
-        lines.append(Line(name + details, cells, Text(_number(any_mean.floor), style=GREY), section=True))
+        lines.append(Line(name + details, cells, Text(rounded(any_mean.floor), style=GREY), section=True))
         if any(mean.retention is not None for mean in shown.values()):
             kept = {key: mean.retention for key, mean in shown.items() if mean.retention is not None}
             none = Text("not defined", style=GREY)
             cells = {key: _interval(value) if is_defined(value) else none for key, value in kept.items()}
             lines.append(Line(Text(" retention"), cells))
     title = f"{suite}: what a linear probe reads ({sample(results, suite)})"
-    return Grid(title, _heads(results, keys), lines, "floor", paper_reference(suite))
+    return Grid(title, heads_of(results, keys), lines, "floor", paper_reference(suite))
 
 
-def _heads(results: Results, keys: Sequence[Representation]) -> dict[Representation, Text]:
+def heads_of(results: Results, keys: Sequence[Representation]) -> dict[Representation, Text]:
     return {key: Text(name_in(results, key), style=GREY if key.is_floor else "") for key in keys}
 
 
@@ -285,13 +285,13 @@ def _bits(results: Results, suite: str) -> Grid:
     means = [mean for mean in results.suite_means if mean.suite == suite]
     cells = {key_of(mean): _interval(mean.bits) for mean in means}
     lines.append(Line(Text("mean", style="bold"), cells, section=True))
-    return Grid(f"{suite}: bits an image that the probe saves", _heads(results, keys), lines)
+    return Grid(f"{suite}: bits an image that the probe saves", heads_of(results, keys), lines)
 
 
 def _differences(results: Results, suite: str) -> Grid:
     """A column for each representation that another one is compared with, without lines where nothing is."""
     compared = against(results, suite)
-    heads = _heads(results, [key for key in columns(results, suite) if any(key == other for _, other in compared)])
+    heads = heads_of(results, [key for key in columns(results, suite) if any(key == other for _, other in compared)])
     lines = _lines({place: _difference(pair) for place, pair in compared.items()})
     first = name_of(results, next(iter(compared.values())).a) if compared else ""
     return Grid(f"{suite}: {first} minus", heads, lines)
@@ -320,7 +320,7 @@ def _added(results: Results, suite: str) -> Grid:
 def _kept(results: Results, suite: str) -> Grid:
     """Without lines where nothing is beside pooled V."""
     verdicts = kept(results, suite)
-    heads = _heads(results, list(dict.fromkeys(key for _, key in verdicts)))
+    heads = heads_of(results, list(dict.fromkeys(key for _, key in verdicts)))
     lines = _lines({place: _verdict(verdict) for place, verdict in verdicts.items()})
     margin = next((verdict.margin for verdict in verdicts.values()), 0.0)
     return Grid(f"{suite}: does it keep pooled V's score, within {margin:g}?", heads, lines)
@@ -339,7 +339,7 @@ def _ceilings(results: Results, suite: str) -> Grid:
         over = {key: _difference(ceiling) for key, ceiling in of_task.items()}
         lines.append(Line(Text(task), {key: _interval(ceiling.score) for key, ceiling in of_task.items()}))
         lines.append(Line(Text(" over linear", style=GREY), over))
-    heads = _heads(results, list(dict.fromkeys(key for _, key in by_key)))
+    heads = heads_of(results, list(dict.fromkeys(key for _, key in by_key)))
     return Grid(f"{suite}: ceiling, what a reader with a hidden layer finds", heads, lines)
 
 
@@ -349,13 +349,13 @@ def _gaps(results: Results) -> Grid:
     undefined = Text("not defined", style=GREY)
     cells = {key: undefined if gap.p is None else _difference(gap) for key, gap in by_key.items()}
     title = f"{first.first} minus {first.second}: the shares that are kept of pooled V's means"
-    return Grid(title, _heads(results, list(by_key)), [Line(Text("retention"), cells)])
+    return Grid(title, heads_of(results, list(by_key)), [Line(Text("retention"), cells)])
 
 
 def _difference(claim: Comparison | Ceiling | SuiteGap) -> Text:
     value, sure = claim.difference.estimate, holds(claim)
     sign = "+" if (value or 0) > 0 else ""
-    first = f"{sign}{_number(value, 3)}{'*' if sure else ''}"
+    first = f"{sign}{rounded(value, 3)}{'*' if sure else ''}"
     return _with_ends(first, "" if sure else GREY, claim.difference, 3)
 
 
@@ -411,9 +411,13 @@ def paper_reference(suite: str) -> str:
 def sample(results: Results, suite: str) -> str:
     """How many images its scores stand on, such as `1,601 to 2,000 images in 2,000 groups, 5 folds`."""
     rows = [row for row in results.rows if row.suite == suite]
-    images, groups = ({getattr(row, name) for row in rows} for name in ("n", "n_groups"))
     held_out = "none trained on" if "train" in results.run else f"{len(rows[0].fold_scores)} folds"
-    return f"{_range(images)} images in {_range(groups)} groups, {held_out}"
+    return f"{images(results, suite)} in {_range({row.n_groups for row in rows})} groups, {held_out}"
+
+
+def images(results: Results, suite: str) -> str:
+    """`1,601 to 2,000 images`."""
+    return f"{_range({row.n for row in results.rows if row.suite == suite})} images"
 
 
 def _range(numbers: set[int]) -> str:
@@ -423,26 +427,26 @@ def _range(numbers: set[int]) -> str:
 
 def _score(item: Row | SuiteMean, key: Representation, marked: bool) -> Text:
     grey = key.is_floor or item.lower <= item.floor
-    first, style = _number(item.estimate) + ("*" if marked else ""), GREY if grey else "bold" if marked else ""
+    first, style = rounded(item.estimate) + ("*" if marked else ""), GREY if grey else "bold" if marked else ""
     return _with_ends(first, style, item)
 
 
 def _interval(value: Interval | None) -> Text:
     if value is None or value.estimate is None:
         return Text("-", style=GREY)
-    return _with_ends(_number(value.estimate), "", value)
+    return _with_ends(rounded(value.estimate), "", value)
 
 
 def _with_ends(first: str, style: str, value: Interval | Row | SuiteMean, digits: int = 2) -> Text:
     """Short enough for a narrow column; where a number is negative, on two lines if need be."""
     ends = "no interval"
     if value.lower is not None and value.upper is not None:
-        low, high = (re.sub(r"^(-?)0\.", r"\1.", _number(end, digits)) for end in (value.lower, value.upper))
+        low, high = (re.sub(r"^(-?)0\.", r"\1.", rounded(end, digits)) for end in (value.lower, value.upper))
         ends = f"{low} to {high}" if low.startswith("-") else f"{low}-{high}"
     return Text(first, style=style) + Text("\n" + ends, style=GREY)
 
 
-def _number(value: float | None, digits: int = 2) -> str:
+def rounded(value: float | None, digits: int = 2) -> str:
     """Fewer digits of large numbers, and no sign of what rounds to 0."""
     if value is None or not math.isfinite(value):
         return "-"
@@ -478,8 +482,8 @@ def _layer_table(results: Results, suite: str) -> Group:
         top = max(scores, key=lambda layer: scores[layer])
         room = max(1 - floor, 1e-9)
         chart = Chart([(scores.get(layer, floor) - floor) / room for layer in drawn], height)
-        numbers = (_number(scores.get(stored[0])), f"{_number(scores[top])} @{top}", _number(scores.get(stored[-1])))
-        table.add_row(name, chart, *numbers, Text(_number(floor), style=GREY))
+        numbers = (rounded(scores.get(stored[0])), f"{rounded(scores[top])} @{top}", rounded(scores.get(stored[-1])))
+        table.add_row(name, chart, *numbers, Text(rounded(floor), style=GREY))
 
     for task, own in tasks(results, suite).items():
         add(Text(task), {row.layer: row.estimate for row in own if row.layer is not None}, own[0].floor, 1)

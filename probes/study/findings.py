@@ -32,6 +32,7 @@ from htc_probe.probes.files.weights import Key, Probe
 from htc_probe.probes.inputs.representations import WHOLE, Representation, shown
 from htc_probe.probes.inputs.tasks import ProbeTask
 from htc_probe.probes.scores import intervals
+from htc_probe.probes.scores.controls import may_explain
 from htc_probe.probes.scores.intervals import Sampled
 from htc_probe.probes.scores.metrics import METRIC, Prediction
 from htc_probe.probes.solvers import ridge
@@ -42,7 +43,6 @@ from htc_probe.probes.study.readings import Reading, Readings, read, scores_of, 
 from htc_probe.probes.study.strengths import FIRST, LADDER
 from htc_probe.probes.study.work import Kept
 
-_NO_BETTER = 0.01  # than what the category alone tells
 _LOOSE = 1e-3  # a certified gap above it is told
 
 
@@ -183,7 +183,7 @@ def _doubts(name: str, row: Row, reading: Reading, shortcut: Baseline | None) ->
     if row.gap is not None and row.gap > _LOOSE and row.lower > row.floor and row.estimate < 0.995:
         yield f"{name}: the solver proves its objective only to {row.gap:.0e} of the minimum"
     known = None if shortcut is None else shortcut.score.estimate
-    if known is not None and row.lower > row.floor and row.lower <= known + _NO_BETTER:
+    if known is not None and may_explain(row.lower, row.floor, known):
         yield f"{name}: no better than knowing the category alone ({known:.2f}); it may read no more"
     if intervals.folds_disagree(reading.fold_scores, reading.scores.of[row.metric]):
         told = ", ".join(f"{score:.2f}" for score in reading.fold_scores)

@@ -11,7 +11,7 @@ from pathlib import Path
 import streamlit as st
 
 from htc_probe.dashboards import data
-from htc_probe.dashboards.parts import controls
+from htc_probe.dashboards.parts import controls, glossary
 from htc_probe.dashboards.runs import Refused
 from htc_probe.dashboards.views import (
     attention_view,
@@ -67,6 +67,7 @@ def page(roots: Sequence[Path]) -> None:
         header = data.header(key)
         st.caption(overview_view.summary(header))
         selection = _select(header, PAGES[name])
+        glossary.button()
         _tell([*refused, *data.refused_beside(run.path)])
         _watch(roots, run.path, _state(roots, run.path))
     parts = {name: partial(_draw, page) for name, page in PAGES.items()}

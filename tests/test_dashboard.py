@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from htc_probe.dashboards import cli, data
+from htc_probe.dashboards.parts.glossary import TERMS
 from htc_probe.dashboards.runs import RunFile, check_roots, find_runs
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import Task
@@ -237,6 +238,14 @@ def test_the_sidebar_has_what_does_something_on_the_page(run_file: Path, open_ap
         assert shown() == there, page
     chosen = app.number_input(key="image"), app.selectbox(key="layer"), app.toggle(key="log")
     assert [widget.value for widget in chosen] == [3, "2", True]
+
+
+def test_the_sidebar_opens_the_glossary(run_file: Path, open_app) -> None:
+    app = open_app(run_file)
+    before = len(app.markdown)
+    press(app, "Glossary")
+    assert not app.exception and len(app.markdown) == before + 1
+    assert all(f"**{term}**: {meaning}" in app.markdown[-1].value for term, meaning in TERMS.items())
 
 
 def test_next_and_previous_walk_through_the_images(run_file: Path, open_app) -> None:

@@ -428,7 +428,7 @@ def test_attention_of_two_runs_as_differences(folder: Path, open_app: Any) -> No
     with open_run(folder / "more.h5") as more, open_run(folder / "less.h5") as less:
         mass = 100 * (more.anchor_mass().mean() - less.anchor_mass().mean())
     assert float(line["difference"]) == pytest.approx(mass, rel=0.01) and "paired" in line["images"]
-    assert f"all {L * H} cells (Holm): {L * H} of them" in words(app)
+    assert f"{L * H} of {L * H} cells are" in words(app)
     before = drawn["compare_curve"]["data"]
     app.selectbox(key="compared").set_value("Entropy").run()
     assert not app.exception and charts(app)["compare_curve"]["data"] != before
@@ -437,7 +437,7 @@ def test_attention_of_two_runs_as_differences(folder: Path, open_app: Any) -> No
     assert "layer 2, mean over heads" in charts(app)["compare_patches"]["layout"]["title"]["subtitle"]["text"]
     app.query_params["selection"] = "2_3_4"
     app.run()
-    assert not app.exception and "3 images among those selected are in both" in words(app)
+    assert not app.exception and "3 images of the selection are in both" in words(app)
 
 
 def test_analysis_of_one_against_the_other_is_paired(tmp_path: Path, open_app: Any) -> None:

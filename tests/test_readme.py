@@ -141,3 +141,8 @@ def test_code_parses_and_its_imports_resolve(page: Path) -> None:
 def test_api_is_that_of_the_docstrings() -> None:
     made = runpy.run_path(str(ROOT / "docs" / "make_api.py"))["page"]()
     assert (ROOT / "docs" / "api.md").read_text() == made, "run: python docs/make_api.py"
+
+
+def test_the_glossary_is_that_of_the_dashboard() -> None:
+    made = runpy.run_path(str(ROOT / "docs" / "make_glossary.py"))["page"]()
+    assert (ROOT / "docs" / "glossary.md").read_text() == made, "run: python docs/make_glossary.py"

@@ -100,7 +100,7 @@ def _what_differs(two: Two) -> None:
             "intervals that take the two as independent. The images may explain them as well as the models."
         )
     else:
-        chosen = " of the selected ones" if two.view.selection.chosen else ""
+        chosen = " of the selection" if two.view.selection.chosen else ""
         names = [ui.plain(name) for name in two.names]
         beside = [
             f"; {len(values.ids) - len(place.rows):,} more only in {name}"

@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from htc_probe.analysis.sections import Sections
+from htc_probe.analysis.stats.draws import Intervals
 from htc_probe.dashboards import data
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import RunShape
@@ -39,10 +40,8 @@ class Source(NamedTuple):
 
     def analysed(self, section: T | None, analysis: str) -> T:
         """`section`. Raises Nothing, with what makes it, where it is None."""
-        if section is None:
-            command = f"htc-analyze {analysis} --run {self.path}"
-            raise Nothing(f"{self.path.name} has no {analysis} analysis beside it; make it with: {command}")
-        return section
+        command = f"htc-analyze {analysis} --run {self.path}"
+        return some(section, f"{self.path.name} has no {analysis} analysis beside it; make it with: {command}")
 
     def row(self, image: int | str) -> int:
         """The row, from 0, of an image by its number from 1 or its id. Raises UserError where there is none."""
@@ -82,6 +81,18 @@ def source(run: Path | str) -> Source:
     except UserError as gone:
         raise UserError(f"no run at {path}, seen from {Path.cwd()}; expected one such as runs/scenes-val.h5") from gone
     return Source(path, key, data.header(key))
+
+
+def some(value: T | None, words: str) -> T:
+    """`value`. Raises Nothing with these words where it is None."""
+    if value is None:
+        raise Nothing(words)
+    return value
+
+
+def ends(intervals: Intervals) -> np.ndarray:
+    """(..., 3) estimate, lower and upper end."""
+    return np.stack(intervals, -1)
 
 
 def head_words(head: int | None) -> str:

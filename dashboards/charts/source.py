@@ -13,7 +13,7 @@ from htc_probe.analysis.sections import Sections
 from htc_probe.analysis.stats.draws import Intervals
 from htc_probe.dashboards import data
 from htc_probe.extract.errors import UserError
-from htc_probe.extract.store import RunShape
+from htc_probe.extract.store import RunShape, Task
 
 T = TypeVar("T")
 
@@ -55,6 +55,14 @@ class Source(NamedTuple):
     def rows(self, images: Sequence[int | str]) -> np.ndarray:
         """(n,) the rows of these images; of all where there are none."""
         return np.array([self.row(image) for image in images] if images else range(len(self.header.ids)))
+
+    def task(self, name: str) -> Task:
+        """The task of this name. Raises UserError where there is none."""
+        for task in self.header.tasks:
+            if task.name == name:
+                return task
+        names = ", ".join(task.name for task in self.header.tasks) or "none, as the data came without labels"
+        raise UserError(f"{self.path.name} has no task {name!r}; it has {names}")
 
     def cell(self, layer: int | None, head: int | None) -> tuple[int | None, int | None]:
         """Layer and head from 0; None stays the mean. Raises UserError where there is none."""

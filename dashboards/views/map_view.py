@@ -1,9 +1,9 @@
 """The images as points: which lie together, by what they show, and which are nearest to the one that is shown.
 
-Lays out; reads through data, draws by figures.
+Lays out; reads through data, draws by charts.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,72 +11,65 @@ import numpy as np
 import streamlit as st
 
 from htc_probe.analysis.sections import Map
-from htc_probe.analysis.stats.draws import Intervals
-from htc_probe.dashboards import data, figures
+from htc_probe.dashboards import charts, data
+from htc_probe.dashboards.charts.map import ANCHORS, METHODS
 from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.parts import gallery, hover
 from htc_probe.dashboards.parts.chart import draw, made, points
 from htc_probe.dashboards.views.view import View
 from htc_probe.extract.errors import UserError
-from htc_probe.extract.store import NUMERIC, Task
-from htc_probe.probes.files.predictions import Predicted
+from htc_probe.extract.store import Task
 from htc_probe.probes.inputs.representations import shown
 
 _AT_ONCE = 24
 """Pictures of the selection on the page."""
 _EVERY = "all classes"
 _LABEL, _PROBE = "label", "probe"
-_METHODS: dict[str, Callable[[Map], tuple[np.ndarray, Intervals]]] = {
-    "UMAP": lambda found: (found.umap, found.umap_kept),
-    "PCA": lambda found: (found.pca, found.pca_kept),
-}
-_NOTHING, _ANCHORS = "one colour", "attention on the anchors"
+_NOTHING = "one colour"
 
 
 class _Coloured(NamedTuple):
     """By what the points are coloured."""
 
-    words: str
-    """Nothing where they are not."""
-    colour: figures.Classes | figures.Amounts | None
+    told: dict[str, Any]
+    """As `charts.map.images` is told."""
     task: Task | None
     """The task whose label stands under pictures."""
 
 
 def show(view: View) -> None:
     """Draws the page."""
-    maps = data.sections(view.path, view.header).map
-    if maps is None:
+    if view.source.sections.map is None:
         needs = "" if view.header.finished else " A map needs a finished run."
         ui.fill(f"This run has no map yet.{needs}", "htc-analyze map", view.path)
         return
-    data.check_map(maps, view.header.shape.images)
-    method, number, coloured = _choices(view, maps)
+    maps = charts.map.section(view.source)
+    coloured = _choices(view, maps)
     grid = st.grid(5, min_column_width=180)  # one below the other in a narrow window
     with grid.cell(column_span=3):
-        _map(view, maps, method, number, coloured)
+        _map(view, coloured)
     with grid.cell(column_span=2):
         _selection(view, coloured)
         if not view.selection.chosen:
-            _trust(maps)
+            _trust(view)
     _neighbours(view, maps, coloured)
     if view.selection.chosen:
-        _trust(maps)
+        _trust(view)
 
 
 def shows_attention() -> bool:
     """Whether the points are coloured by attention."""
-    return st.session_state.get("map_colour", st.query_params.get("map_colour")) == _ANCHORS
+    return st.session_state.get("map_colour", st.query_params.get("map_colour")) == ANCHORS
 
 
-def _choices(view: View, maps: Map) -> tuple[str, int, _Coloured]:
-    """How the map is made, of what (a number of `found.map_of`), and its colours."""
+def _choices(view: View, maps: Map) -> _Coloured:
+    """What is mapped, how, and its colours."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         name = _pick("Map of", maps.map_of, "map_of")
-        method = _pick("By", list(_METHODS), "map_by")
+        method = _pick("By", list(METHODS), "map_by")
         tasks = {task.name: task for task in view.header.tasks}
         first = next((task.name for task in tasks.values() if task.kind == "classes"), _NOTHING)
-        colours = [_ANCHORS] * bool(view.header.shape.anchors) + [_NOTHING]
+        colours = [ANCHORS] * bool(view.header.shape.anchors) + [_NOTHING]
         options = sorted(tasks, key=first.__ne__) + [name for name in colours if name not in tasks]
         chosen = ui.select("Coloured by", options, "map_colour", width=240)
         task = tasks.get(chosen)
@@ -85,99 +78,29 @@ def _choices(view: View, maps: Map) -> tuple[str, int, _Coloured]:
             every = [] if task.kind == "multilabel" else [_EVERY]
             label = ui.select("Class", [*every, *task.classes], "map_class", width=240)
             label = None if label in every else label
-        predicted = None if task is None else _said(view, task, name)
-        surely = predicted is not None and _pick("Show", [_LABEL, _PROBE], "map_score") == _PROBE
-    if task is not None and predicted is not None and surely:
-        return method, maps.map_of.index(name), _surely(view, maps.rows, task, label, name, predicted)
-    return method, maps.map_of.index(name), _coloured(view, maps.rows, chosen, task, label)
+        said = task is not None and _said(view, task, name)
+        probe = said and _pick("Show", [_LABEL, _PROBE], "map_score") == _PROBE
+    colour = None if task is None and chosen == _NOTHING else chosen
+    return _Coloured({"of": name, "by": method, "colour": colour, "label": label, "probe": probe}, task)
 
 
 def _pick(label: str, options: Sequence[str], key: str) -> str:
     return ui.pick(label, options, key, format_func=lambda option: ui.plain(shown(option)))
 
 
-def _coloured(view: View, rows: np.ndarray, chosen: str, task: Task | None, label: str | None) -> _Coloured:
-    """`one`: the only class that is told from the others; None for all classes."""
-    if task is None and chosen == _ANCHORS:
-        selection = view.selection
-        mass_N = data.anchor_values(view.key, selection.layer, selection.head)
-        uniform = view.header.shape.anchors / view.header.shape.keys
-        axis = f"share of all attention (uniform: {uniform:.2%})"
-        return _Coloured(f"{_ANCHORS}, {selection.words}", figures.Amounts(mass_N[rows], axis, ".2%"), None)
-    if task is None:
-        return _Coloured("", None, None)
-    labels = data.labels(view.key)[task.name][rows]
-    if task.kind in NUMERIC:
-        return _Coloured(task.name, figures.Amounts(labels, f"{task.name} {task.unit}".strip()), task)
-    if label is None:
-        return _Coloured(task.name, figures.Classes(task.classes, labels), task)
-    place = task.classes.index(label)
-    if task.kind == "multilabel":
-        flags = labels[:, place]
-        colour = figures.Classes((label, f"no {label}"), np.where(task.known(flags), 1 - flags.astype(int), -1), 0)
-    else:
-        colour = figures.Classes((label, f"not {label}"), np.where(labels < 0, -1, (labels != place).astype(int)), 0)
-    return _Coloured(f"{task.name}: {label}", colour, task)
-
-
-def _said(view: View, task: Task, representation: str) -> Predicted | None:
-    """What the probe of the task said from this representation, z_voco's last layer that was probed; None where there
-    is none of this run.
-    """
-    beside = data.said_beside(view.path)
-    if beside is None:
-        return None
-    key = data.key_of(beside)
+def _said(view: View, task: Task, representation: str) -> bool:
+    """Whether there is what the probe of the task said from this representation."""
     try:
-        predictions = data.predictions(key)
+        return charts.map.predicted(view.source, task.name, representation) is not None
     except UserError as error:
         st.warning(ui.plain(str(error)))
-        return None
-    layers = [layer for name, source, layer in predictions if (name, source) == (task.name, representation)]
-    if not layers or predictions.run.get("created") != view.header.created:
-        return None
-    last = max(layers, key=lambda layer: -1 if layer is None else layer)
-    return data.predicted(key, (task.name, representation, last), view.header.shape.images)
+        return False
 
 
-def _surely(
-    view: View, rows: np.ndarray, task: Task, label: str | None, representation: str, predicted: Predicted
-) -> _Coloured:
-    """By how sure a probe is of what is true, or how far off it is. `one`: the label of a multilabel task."""
-    values = np.full(view.header.shape.images, np.nan)
-    reader = f"a probe of {shown(representation)}"
-    if predicted.error is not None:
-        values[predicted.rows] = np.abs(predicted.error)
-        axis = f"error {task.unit}".strip()
-        return _Coloured(f"error of {reader} for {task.name}", figures.Amounts(values[rows], axis), task)
-    if predicted.kind == "classes":
-        values[predicted.rows] = predicted.of_true
-    elif label in predicted.classes and predicted.sure is not None:
-        number = predicted.classes.index(label)
-        sure, true = predicted.sure[:, number], predicted.y[:, number]
-        values[predicted.rows] = np.where(task.known(true), np.where(true == 1, sure, 1 - sure), np.nan)
-    words = f"probability that {reader} gives to the true {task.name}" + (
-        "" if predicted.kind == "classes" else f": {label}"
-    )
-    return _Coloured(words, figures.Amounts(values[rows], "probability of the true label", ".0%"), task)
-
-
-def _map(view: View, maps: Map, method: str, number: int, coloured: _Coloured) -> None:
+def _map(view: View, coloured: _Coloured) -> None:
     key, header, selection = view.key, view.header, view.selection
-    points_MN2, kept = _METHODS[method](maps)
-    estimate, lower, upper = (end[number] for end in kept)
-    first, second = (f"component {axis + 1} ({maps.pca_variance[number, axis]:.1%} of the variance)" for axis in (0, 1))
-    axes = (first, second) if method == "PCA" else ("", "")
-    total = header.shape.images
-    of_all = "" if len(maps.rows) == total else f" of {total:,}"
-    by = f", coloured by {coloured.words}" if coloured.words else ""
-    title = f"{method} of {shown(maps.map_of[number])}{by}"
-    kept_words = f"{estimate:.1%} [{lower:.1%}, {upper:.1%}] of an image's 10 nearest<br>are its 10 nearest on this map"
-    subtitle = f"{len(maps.rows):,}{of_all} images; {kept_words}, by chance {maps.kept_chance:.1%}"
-    current = {"current": maps.place(selection.image), "current_name": f"image {selection.image + 1:,}"}
-    told: dict[str, Any] = {"title": title, "subtitle": subtitle, "axes": axes, **current}
-    chosen = np.flatnonzero(np.isin(maps.rows, selection.chosen))
-    figure = made(figures.latent_map, points_MN2[number], maps.rows, coloured.colour, chosen=chosen, **told)
+    told = coloured.told | (selection.cell if coloured.told["colour"] == ANCHORS and coloured.task is None else {})
+    figure = made(charts.map.images, view.path, **told, image=selection.number, chosen=selection.images)
     draw(figure, "map", on_click=partial(ui.go_to_point, "map"), on_area=_select)
 
     def picture(row: int) -> hover.Picture:
@@ -190,7 +113,7 @@ def _map(view: View, maps: Map, method: str, number: int, coloured: _Coloured) -
             return hover.Picture("", str(error))
         return hover.Picture(source, "\n".join(lines))
 
-    hover.pictures("map", repr((key, coloured.words)), picture)
+    hover.pictures("map", repr((key, told["colour"])), picture)
     ui.how_to_read(
         "Each point is an image. Similar images lie together, as far as two dimensions allow; in UMAP, distances "
         "between far groups, their sizes and the empty space mean little. Point at a point to see its image; click it "
@@ -207,10 +130,8 @@ def _label(view: View, task: Task, row: int) -> str:
     return data.label_text(task, data.labels(view.key)[task.name][row])
 
 
-def _trust(maps: Map) -> None:
-    names = [shown(name) for name in maps.map_of]
-    kept = {method: np.stack(look(maps)[1]) for method, look in _METHODS.items()}
-    draw(made(figures.kept_bars, kept, maps.map_of, names, maps.kept_chance, n=len(maps.rows)), "map_kept")
+def _trust(view: View) -> None:
+    draw(made(charts.map.kept, view.path), "map_kept")
     ui.how_to_read(
         "A map in two dimensions separates some neighbours. Where a bar is low, images that lie together may differ. "
         "The nearest images below are found in all dimensions, not on the map."

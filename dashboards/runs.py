@@ -142,9 +142,7 @@ def _open_any(out: Path) -> Run:
         if not inside(folder / "manifest.json", folder):
             raise UserError(f"{folder / 'manifest.json'} is a link that leads out of the folder")
         if (shards := unfinished(out)) is not None:
-            # Those that are there: the manifest may claim any number.
-            paths = sorted(path for path in folder.glob("[0-9]*.h5") if path.stem.isdecimal() and inside(path, folder))
-            return open_shards(out, [path for path in paths if int(path.stem) < shards.job.shards])
+            return open_shards(out, [piece.path for piece in shards.pieces() if inside(piece.path, folder)])
     return open_run(out)
 
 

@@ -70,19 +70,19 @@ def _extract(config: ExtractConfig, share: Share, asked: threading.Event) -> Non
             return
         refuse_other_shards(shards, plan, job)
         _announce(plan, shards, virtual=config.virtual)
-        started, before = time.monotonic(), len(shards.missing())
+        started = time.monotonic()
         try:
             computed = _write(plan, shards, config.engine, model, asked)
             if share.ranks == 1:
                 _assemble(shards, virtual=config.virtual)
         except UserError as error:
-            raise UserError(f"{error} ({shards.words()})" if shards.finished() else str(error)) from error
+            raise UserError(f"{error} ({shards.words()})" if shards.pieces() else str(error)) from error
         except KeyboardInterrupt as stop:
             raise type(stop)(shards.words()) from stop
         if share.ranks == 1:
             _report(plan, computed, time.monotonic() - started)
         else:
-            print(f"Part {share.rank} of {share.ranks}: {before} shards written; {shards.words()}.")
+            print(f"Part {share.rank} of {share.ranks}: wrote {computed} images; {shards.words()}.")
             print("Next:  the same command with --merge in place of --shard, once all parts are done")
 
 
@@ -101,14 +101,13 @@ def merge(config: ExtractConfig) -> None:
         print(f"{out} is there already: nothing to do.")
         return
     with open_shards(out, None) as shards:
-        missing = shards.missing()
-        if missing:
+        if left := shards.left():
             raise UserError(
-                f"{len(missing)} of {shards.job.shards} shards of {out} are missing, the first is {missing[0]}; run "
+                f"{len(left)} of {shards.job.shards} shards of {out} are missing, the first is {next(iter(left))}; run "
                 "the parts that did not finish again"
             )
         if not config.virtual:
-            require_room(out, sum(shards.path(shard).stat().st_size for shard in range(shards.job.shards)))
+            require_room(out, sum(piece.path.stat().st_size for piece in shards.pieces()))
         try:
             _assemble(shards, virtual=config.virtual)
         except KeyboardInterrupt as stop:
@@ -139,7 +138,7 @@ def _settle_batch_size(plan: Plan, engine: str) -> tuple[int, HTCVLM | None]:
     if plan.settings.batch_size is not None:
         return plan.settings.batch_size, None
     shards = unfinished(plan.out)
-    if shards is not None and shards.finished():
+    if shards is not None and shards.pieces():
         batch_size = RunSettings.of(shards.job.info, str(shards.folder)).batch_size
         assert batch_size is not None
         return batch_size, None
@@ -156,11 +155,11 @@ def _settle_batch_size(plan: Plan, engine: str) -> tuple[int, HTCVLM | None]:
 
 def _write(plan: Plan, shards: Shards, engine: str, model: HTCVLM | None, asked: threading.Event) -> int:
     """Writes the shards of this process that are missing; gives the number of their images."""
-    missing = shards.missing()
-    if not missing:
+    left = shards.left()
+    if not left:
         return 0
     images = shards.job.shape.images
-    count = shards.images(missing)
+    count = sum(map(len, left.values()))
     unit = "images, {task.fields[rate]:.1f} images/s"
     with command.progress(unit=unit, total=images, done=images - count, asked=asked) as bar:
         if engine == "ray":
@@ -172,7 +171,7 @@ def _write(plan: Plan, shards: Shards, engine: str, model: HTCVLM | None, asked:
             from htc_probe.extract.engine import write_shards
 
             model = models.load_from(plan.place) if model is None else model
-            write_shards(shards, missing, plan, model, on_images=bar.advance)
+            write_shards(shards, list(left), plan, model, on_images=bar.advance)
     return count
 
 
@@ -180,7 +179,9 @@ def _assemble(shards: Shards, *, virtual: bool) -> None:
     from htc_probe.extract.store import assemble
 
     job = shards.job
-    paths = [shards.path(shard) for shard in range(job.shards)]
+    if shards.left():
+        raise UserError(f"two commands wrote into {shards.folder}; run this one again, alone")
+    paths = [piece.path for piece in shards.pieces()]
     assemble(shards.out, job.info, job.shape, job.tasks, paths, store_dtype=job.store_dtype, virtual=virtual)
     if not virtual:
         shards.remove()
@@ -217,11 +218,11 @@ def _announce(plan: Plan, shards: Shards, *, virtual: bool) -> None:
         print("       these are the built-in scenes; the folder `scenes` here is --data ./scenes")
     for line in _data_words(source):
         print(f"       {line}")
-    done = shards.images(shards.finished())
+    done = shards.done()
     kept = f"; {done} images are there from before" if done else ""
     print(f"file   {plan.out}, about {decimal(size)}{kept}", flush=True)
     # The shards that are left, and the copy of all.
-    need = int(size * shards.images(shards.missing()) / plan.shape.images)
+    need = int(size * sum(map(len, shards.left().values())) / plan.shape.images)
     require_room(plan.out, need + (size if shards.share.ranks == 1 and not virtual else 0))
 
 

@@ -128,8 +128,7 @@ def _unfinished(path: Path) -> dict[str, Any] | None:
     shards = unfinished(path)
     if shards is None:
         return None
-    done = shards.images(shards.finished())
-    return _state(path, shards.job.info) | {"images": done, "of": shards.job.shape.images, "created": None}
+    return _state(path, shards.job.info) | {"images": shards.done(), "of": shards.job.shape.images, "created": None}
 
 
 def _state(path: Path, info: RunInfo) -> dict[str, Any]:

@@ -76,12 +76,13 @@ def batch_size(plan: Plan) -> int:
 
 
 def write_on_ray(shards: Shards, plan: Plan, *, on_images: Callable[[int], object]) -> None:
-    """Writes the missing shards; `on_images` is told how many images a finished shard had.
+    """Writes what is missing; `on_images` is told how many images a shard lacked that is finished now.
 
     A worker that dies is started again, and its shard goes to whichever worker is free. Raises UserError for what a
     worker raises, for a shard that `_MOST_DEATHS` workers died of, and when no worker is left.
     """
-    waiting = deque(shards.missing())
+    left = shards.left()
+    waiting = deque(left)
     order = ray.put((shards.out, shards.job, os.getcwd(), plan))
     # The shard that each worker writes, or None while it gets ready.
     busy: dict[Any, tuple[_Slot, Any, int | None]] = {}
@@ -131,7 +132,7 @@ def write_on_ray(shards: Shards, plan: Plan, *, on_images: Callable[[int], objec
                     continue
                 if shard is not None:
                     deaths[slot] = 0
-                    on_images(len(shards.job.images_of(shard)))
+                    on_images(len(left[shard]))
                 idle.append((slot, worker))
     finally:
         for worker in workers:

@@ -195,7 +195,7 @@ def shards_of(folder: Path, good: Path, manifest: str) -> Path:
     place = folder / "bad.h5.shards"
     place.mkdir()
     (place / "manifest.json").write_text(manifest)
-    shutil.copy(good, place / "00000.h5")
+    shutil.copy(good, place / "00000000-00000004.h5")
     return place
 
 
@@ -204,7 +204,7 @@ def manifest(images: Any, shard_images: Any = 4) -> str:
     shape += '"roles": [], "rows": [], "cols": []}'
     info = '{"config": {}, "model": {}, "dataset": "", "split": "", "topology": "", "environment": {}}'
     return (
-        f'{{"schema_version": 1, "info": {info}, "shape": {shape}, "tasks": [], "store_dtype": "float16", '
+        f'{{"schema_version": 2, "info": {info}, "shape": {shape}, "tasks": [], "store_dtype": "float16", '
         f'"shard_images": {shard_images}}}'
     )
 
@@ -228,7 +228,7 @@ def test_a_bad_manifest_is_told(folder: Path, good: Path, content: str, reason: 
 
 
 def test_a_manifest_may_claim_any_number_of_shards(folder: Path, good: Path) -> None:
-    shards_of(folder, good, manifest(10**15, 1))
+    shards_of(folder, good, manifest(10**15))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert [run.finished for run in find_runs([folder]).runs].count(False) == 1
     with open_any(folder / "bad.h5") as run:
@@ -238,7 +238,7 @@ def test_a_manifest_may_claim_any_number_of_shards(folder: Path, good: Path) -> 
 
 def test_links_of_an_unfinished_run_are_not_followed(folder: Path, good: Path, tmp_path: Path) -> None:
     place = shards_of(folder, good, manifest(8))
-    (place / "00001.h5").symlink_to(good)
+    (place / "00000004-00000008.h5").symlink_to(good)
     with open_any(folder / "bad.h5") as run:
         assert len(run) == 4, "the linked shard is left out"
     shutil.move(place / "manifest.json", tmp_path)
@@ -253,8 +253,8 @@ def test_links_of_an_unfinished_run_are_not_followed(folder: Path, good: Path, t
 
 def test_a_shard_of_another_shape_is_not_read(folder: Path, good: Path) -> None:
     place = shards_of(folder, good, manifest(8))
-    shutil.copy(good, place / "00001.h5")
-    with h5py.File(place / "00001.h5", "r+") as file:
+    shutil.copy(good, place / "00000004-00000008.h5")
+    with h5py.File(place / "00000004-00000008.h5", "r+") as file:
         instead("latents/v_pooled", (4, 9), "f2", chunks=(4, 9))(file)
     ((_, told),) = find_runs([folder]).refused
     assert "v_pooled" in told

@@ -66,7 +66,7 @@ def test_a_virtual_run_whose_shard_goes_while_it_is_open_is_refused(command: lis
     assert main([*command, "--out", str(out), "--virtual"]) == 0
     assert [run.name for run in find_runs([tmp_path]).runs] == ["run"]
     assert data.image_record(data.key_of(out), 0).attention.sum() > 0
-    (tmp_path / "run.h5.shards" / "00001.h5").unlink()
+    (tmp_path / "run.h5.shards" / "00000004-00000008.h5").unlink()
     with pytest.raises(UserError, match="missing"):
         data.image_record(data.key_of(out), 5)  # which would be zeros
     found = find_runs([tmp_path])

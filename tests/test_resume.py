@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-from htc_probe.extract import files
+from htc_probe.extract import engine, files
 from htc_probe.extract.cli import main
 from htc_probe.extract.data import scenes
 from htc_probe.extract.errors import UserError
@@ -61,19 +61,90 @@ def test_what_was_finished_stays_and_the_same_command_continues(
     interrupted_after(11, monkeypatch, error)
     if isinstance(error, KeyboardInterrupt):
         assert main(command(model, out)) == 130
-        assert f"8 of {IMAGES} images are in finished shards" in capsys.readouterr().err
+        assert f"8 of {IMAGES} images are kept" in capsys.readouterr().err
     else:
         with pytest.raises(type(error)):
             main(command(model, out))
     assert not out.exists() and not list_runs(tmp_path)
     capsys.readouterr()
-    assert info([str(out)]) == 2 and f"8 of {IMAGES} images in 2 of 6 shards" in capsys.readouterr().err
+    assert info([str(out)]) == 2 and f"8 of {IMAGES} images; the htc-extract" in capsys.readouterr().err
     monkeypatch.setattr(scenes, "render", honest_render)
     interrupted_after(IMAGES - 8, monkeypatch, AssertionError("a finished image was made again"))
     assert main(command(model, out)) == 0
     assert content(out) == content(whole)
     assert [path.name for path in tmp_path.iterdir()] == ["run.h5"]
     assert main(command(model, out)) == 0 and "nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("skipped", [(), (0, 1, 6, 12)])
+def test_files_that_are_closed_by_time_give_the_same_run(
+    model: Path, tmp_path: Path, monkeypatch: Any, skipped: tuple[int, ...]
+) -> None:
+    """A shard in one file, and in one a batch, in two goes."""
+    folder = tmp_path / "images" / "val"
+    folder.mkdir(parents=True)
+    source = scenes.ScenesSource("val", resolution=64, limit=15)
+    for at in range(len(source)):
+        source[at].image.save(folder / f"{at:02}.png")
+    for broken in skipped:
+        (folder / f"{broken:02}.png").write_bytes(b"no image")
+    base = ["--model", str(model), "--device", "cpu", "--batch-size", "2", "--data", str(tmp_path / "images")]
+    base += ["--on-error", "skip", "--shard-images", "10", "--out"]
+    assert main([*base, str(tmp_path / "one.h5")]) == 0
+    monkeypatch.setattr(engine, "SECONDS", 0)
+    for virtual in ([], ["--virtual"]):
+        out = tmp_path / f"many{len(virtual)}.h5"
+        assert main([*base, str(out), "--shard", "1/2"]) == 0
+        shards = unfinished(out)
+        assert shards is not None
+        assert [(piece.images.start, piece.images.stop) for piece in shards.pieces()] == [(10, 12), (12, 14), (14, 15)]
+        assert shards.left() == {0: range(10)} and shards.done() == 5
+        assert main([*base, str(out), *virtual]) == 0
+        assert content(out) == content(tmp_path / "one.h5")
+        with open_run(out) as run:
+            assert len(run) == 15 - len(skipped) and [Path(path).stem for path, _ in run.skipped] == [
+                f"{at:02}" for at in skipped
+            ]
+
+
+def test_a_kill_loses_what_was_not_closed_alone(model: Path, whole: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    out = tmp_path / "run.h5"
+    arguments = [*command(model, out)[:-1], "100"]  # one shard
+    pid = os.fork()
+    if pid == 0:
+        drawn = 0
+
+        def render(*args: Any) -> Any:
+            nonlocal drawn
+            drawn += 1
+            if drawn > 11:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return honest_render(*args)
+
+        scenes.render, engine.SECONDS = render, 0
+        os._exit(main(arguments))
+    _, status = os.waitpid(pid, 0)
+    assert os.WIFSIGNALED(status)
+    shards = unfinished(out)
+    assert shards is not None and 8 <= shards.done() <= 10, "batches of 2, of which one was being made"
+    interrupted_after(IMAGES - shards.done(), monkeypatch, AssertionError("an image that was kept was made again"))
+    assert main(arguments) == 0
+    assert content(out) == content(whole)
+
+
+def test_files_of_two_workers_are_taken_once(model: Path, tmp_path: Path) -> None:
+    """One that was taken for lost wrote on beside the one that took its place."""
+    out = tmp_path / "run.h5"
+    assert main([*command(model, out), "--shard", "0/2"]) == 0
+    shards = unfinished(out)
+    assert shards is not None
+    for path in (shards.folder).glob("*-*.h5"):
+        path.unlink()
+    for name in ("0-2", "0-3", "2-4", "3-4", "5-8", "8-10", "8-9", "10-13", "20-22", "22-23", "23-24", "x-1", "4-4"):
+        (shards.folder / f"{name}.h5").touch()
+    kept = [(piece.images.start, piece.images.stop) for piece in shards.pieces()]
+    assert kept == [(0, 3), (3, 4), (8, 10), (20, 22), (22, 23)]
+    assert shards.left() == {1: range(4, 8), 2: range(10, 12), 3: range(12, 16), 4: range(16, 20)}
 
 
 def test_other_settings_are_refused_while_a_run_is_unfinished(
@@ -88,7 +159,7 @@ def test_other_settings_are_refused_while_a_run_is_unfinished(
     said = capsys.readouterr().err
     for words in ("layers: 0,1,2,3 there, 0 now", "batch_size: 2 there, 4 now", "images: 23 there, 9 now"):
         assert words in said
-    assert said.count("\n") == 1 and "00000.h5" in before
+    assert said.count("\n") == 1 and "00000000-00000004.h5" in before
     assert sorted(path.name for path in out.with_name("run.h5.shards").iterdir()) == before
 
 
@@ -125,7 +196,7 @@ def test_what_is_finished_can_be_read_before_the_rest(model: Path, whole: Path, 
     there = [*range(0, 4), *range(8, 12), *range(16, 20)]
     shards = unfinished(out)
     assert shards is not None
-    with open_shards(out, [shards.path(at) for at in shards.finished()]) as run, open_run(whole) as full:
+    with open_shards(out, [piece.path for piece in shards.pieces()]) as run, open_run(whole) as full:
         assert not run.finished and full.finished and len(run) == len(there) and not run.skipped
         assert run.ids() == [full.ids()[at] for at in there] and run.tasks == full.tasks
         np.testing.assert_array_equal(run.z_voco(2), full.z_voco(2)[there])
@@ -154,7 +225,7 @@ def test_a_virtual_run_is_the_same_and_needs_its_shards(model: Path, whole: Path
     assert main([*command(model, out), "--virtual"]) == 0
     assert content(out) == content(whole)
     assert main(command(model, out)) == 0 and "nothing to do" in capsys.readouterr().out
-    shard = tmp_path / "100%b.h5.shards" / "00002.h5"
+    shard = tmp_path / "100%b.h5.shards" / "00000008-00000012.h5"
     with open_run(out) as run, open_run(whole) as copy:
         assert run.virtual and not copy.virtual
         for layer in range(4):
@@ -169,7 +240,7 @@ def test_a_virtual_run_is_the_same_and_needs_its_shards(model: Path, whole: Path
         shard.unlink()
         with pytest.raises(UserError, match="damaged at codes"):
             run.codes()
-    with pytest.raises(UserError, match="00002.h5 is missing"):
+    with pytest.raises(UserError, match="00000008-00000012.h5 is missing"):
         open_run(out)
     shard.write_bytes(kept[:-1])
     with pytest.raises(UserError, match="has changed"):
@@ -201,14 +272,14 @@ def test_a_damaged_shard_or_copy_is_never_a_run(model: Path, tmp_path: Path, mon
     out = tmp_path / "run.h5"
     assert main([*command(model, out), "--shard", "0/2"]) == 0
     assert main([*command(model, out), "--shard", "1/2"]) == 0
-    shard = tmp_path / "run.h5.shards" / "00001.h5"
+    shard = tmp_path / "run.h5.shards" / "00000004-00000008.h5"
     with h5py.File(shard) as file:
         info = file["attention/voco"].id.get_chunk_info(1)
     data = bytearray(shard.read_bytes())
     data[info.byte_offset + info.size // 2] ^= 1
     shard.write_bytes(data)
     assert main(["--out", str(out), "--merge"]) == 2
-    assert "00001.h5 is damaged at attention/voco" in capsys.readouterr().err and not out.exists()
+    assert "00000004-00000008.h5 is damaged at attention/voco" in capsys.readouterr().err and not out.exists()
     shard.unlink()
     assert main(command(model, out)) == 0 and out.exists()
 
@@ -230,11 +301,11 @@ def test_sigterm_stops_like_ctrl_c(model: Path, whole: Path, tmp_path: Path) -> 
     out = tmp_path / "run.h5"
     images = [*command(model, out, 400)]
     process = start(images)
-    while not (tmp_path / "run.h5.shards" / "00001.h5").exists():
+    while not (tmp_path / "run.h5.shards" / "00000004-00000008.h5").exists():
         time.sleep(0.01)
     process.terminate()
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 143 and "the same command continues" in said and "Traceback" not in said
+    assert process.returncode == 143 and "the same command goes on" in said and "Traceback" not in said
     assert not list((tmp_path / "run.h5.shards").glob("*/*"))
 
 
@@ -258,7 +329,7 @@ def test_a_sigterm_that_a_destructor_swallowed_is_answered_at_the_next_batch(
 
     monkeypatch.setattr(scenes, "render", render)
     assert main(command(model, tmp_path / "run.h5")) == 143
-    assert drawn < 16 and "the same command continues" in capsys.readouterr().err
+    assert drawn < 16 and "the same command goes on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("room", [18_000_000, 25_150_000])
@@ -276,7 +347,7 @@ def test_a_full_disk_keeps_what_is_finished(model: Path, whole: Path, tmp_path: 
         _, said = process.communicate(timeout=60)
         assert process.returncode == 2 and "no room left" in said and said.count("\n") == 1, said
         shards = list(disk.glob("run.h5.shards/*.h5"))
-        assert bool(shards) == (room > 20_000_000) and bool(shards) == ("finished shards" in said)
+        assert bool(shards) == (room > 20_000_000) and bool(shards) == ("images are kept" in said)
         filler.unlink()
         assert not out.exists() and main(command(model, out)) == 0
         assert content(out) == content(whole)

@@ -1,10 +1,11 @@
-"""An unfinished run: shards in NAME.h5.shards/, each of a fixed block of images, and which of them are finished.
+"""An unfinished run: shards in NAME.h5.shards/, each of a fixed block of images, and how far they are.
 
-Knows the folder, its lock and its manifest. Does not know models, nor HDF5: `extract.store` writes the shards.
+Knows the folder, its lock and its manifest. Does not know models, nor HDF5: `extract.store` writes the files.
 
-    manifest.json     settings and sizes: shard s holds the images s * shard_images and following
-    00000.h5, ...     finished shards: one that has this name is whole, so the names are the record of what is done
-    0-of-1/           where a process writes its current shard, before it is moved up
+    manifest.json           settings and sizes: shard s holds the images s * shard_images and following
+    00000000-00001024.h5    images 0 to 1,023: a file that has such a name is whole, so the names are the record of what
+                            is done. A shard that takes long is made in several files, whose batches are the same.
+    0-of-1/                 where a process writes its current file, before it is moved up
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -26,7 +28,9 @@ from htc_probe.extract.store import RunInfo, RunShape, StoreDtype, Task, estimat
 
 _SHARD_BYTES = 128 * 10**6  # before packing: some seconds to some minutes of work
 _SHARD_IMAGES = 1024  # at most, where images are small and the model is slow
+_VERSION = 2
 _MOST_BYTES = 2**24  # of a manifest
+SECONDS = 15.0  # after which a file is closed at the next batch; what is in it is lost when the process is killed
 _WAIT = 20  # seconds for another process to write the manifest
 
 
@@ -47,6 +51,14 @@ class Job:
     def images_of(self, shard: int) -> range:
         """Indices of its images in the source."""
         return range(shard * self.shard_images, min((shard + 1) * self.shard_images, self.shape.images))
+
+
+class Piece(NamedTuple):
+    """A finished file."""
+
+    path: Path
+    images: range
+    """Their indices in the source, those that were skipped among them."""
 
 
 class Share(NamedTuple):
@@ -80,23 +92,45 @@ class Shards:
         self.out, self.folder, self.job, self.share = out, folder_of(out), job, share
         self.own = self.folder / (own or f"{share.rank}-of-{share.ranks}")
 
-    def path(self, shard: int) -> Path:
-        return self.folder / f"{shard:05d}.h5"
+    def pieces(self) -> list[Piece]:
+        """The finished files in the order of their images, of which those of a shard follow each other from its start.
 
-    def finished(self) -> list[int]:
-        return [shard for shard in range(self.job.shards) if self.path(shard).is_file()]
+        Two workers may have made a shard, one that was taken for lost among them: then files of the other are left out.
+        """
+        found = []
+        for path in self.folder.glob("*-*.h5"):
+            name = re.fullmatch(r"(\d+)-(\d+)\.h5", path.name, re.ASCII)
+            if name and path.is_file():
+                found.append(Piece(path, range(int(name[1]), int(name[2]))))
+        kept: list[Piece] = []
+        for piece in sorted(found, key=lambda piece: (piece.images.start, -piece.images.stop)):
+            end, block = kept[-1].images.stop if kept else 0, self.job.images_of(piece.images.start // self._each)
+            follows = piece.images.start == end or (piece.images.start == block.start and end <= block.start)
+            if follows and piece.images.start < piece.images.stop <= block.stop:
+                kept.append(piece)
+        return kept
 
-    def missing(self) -> list[int]:
-        """Shards of this process that are not finished."""
-        mine = range(self.share.rank, self.job.shards, self.share.ranks)
-        return [shard for shard in mine if not self.path(shard).is_file()]
+    def left(self) -> dict[int, range]:
+        """The images that are missing of every shard of this process that is not finished."""
+        ends = {piece.images.start // self._each: piece.images.stop for piece in self.pieces()}
+        left = {}
+        for shard in range(self.share.rank, self.job.shards, self.share.ranks):
+            block = self.job.images_of(shard)
+            if ends.get(shard, block.start) < block.stop:
+                left[shard] = range(ends.get(shard, block.start), block.stop)
+        return left
 
-    def images(self, shards: Sequence[int]) -> int:
-        return sum(len(self.job.images_of(shard)) for shard in shards)
+    def done(self) -> int:
+        """How many images are in finished files, of all processes."""
+        return sum(len(piece.images) for piece in self.pieces())
 
-    def keep(self, written: Path) -> None:
-        """Moves a shard that is whole and on the disk from this process's folder to the finished ones."""
-        settle(written, self.folder / written.name)
+    @property
+    def _each(self) -> int:
+        return self.job.shard_images
+
+    def keep(self, written: Path, images: range) -> None:
+        """Moves a file that is whole and on the disk from this process's folder to the finished ones."""
+        settle(written, self.folder / f"{images.start:08d}-{images.stop:08d}.h5")
 
     def remove(self) -> None:
         """Removes the folder; what is left of it when that is cut short is removed by the next command."""
@@ -104,10 +138,10 @@ class Shards:
 
     def words(self) -> str:
         """What a stopped process leaves behind, for the person."""
-        done = self.images(self.finished())
+        done = self.done()
         if not done:
-            return "no shard was finished, so nothing was written"
-        return f"{done} of {self.job.shape.images} images are in finished shards: the same command continues there"
+            return f"nothing is finished yet: images are kept every {SECONDS:.0f} s or {self.job.shard_images} images"
+        return f"{done} of {self.job.shape.images} images are kept; the same command goes on from there"
 
 
 @contextlib.contextmanager
@@ -136,7 +170,7 @@ def open_shards(out: Path, job: Job | None, share: Share = _ALONE) -> Iterator[S
             yield shards
         finally:
             shutil.rmtree(shards.own, ignore_errors=True)
-            if folder.is_dir() and not shards.finished() and _lock(run_lock, fcntl.LOCK_EX):
+            if folder.is_dir() and not shards.pieces() and _lock(run_lock, fcntl.LOCK_EX):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -153,7 +187,7 @@ def _enter(out: Path, lock: int, job: Job | None, *, alone: bool) -> Job:
     while True:
         if _lock(lock, fcntl.LOCK_EX):
             if job is not None and not any(manifest.parent.glob("*.h5")):
-                content = {"schema": "htc-shards", "schema_version": 1, **asdict(job)}
+                content = {"schema": "htc-shards", "schema_version": _VERSION, **asdict(job)}
                 with replaced(manifest) as partial:
                     partial.write_text(json.dumps(content, sort_keys=True), encoding="utf-8")
             if alone or _lock(lock, fcntl.LOCK_SH):
@@ -199,8 +233,8 @@ def _read(path: Path) -> Job:
         if path.stat().st_size > _MOST_BYTES:
             raise ValueError(f"{path.stat().st_size:,} bytes are more than a manifest has")
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["schema_version"] != 1:
-            raise ValueError(f"schema version {content['schema_version']}, expected 1")
+        if content["schema_version"] != _VERSION:
+            raise ValueError(f"schema version {content['schema_version']}, expected {_VERSION}")
         sizes: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in content["shape"].items()
         }

@@ -11,6 +11,7 @@ from typing import Any
 import h5py
 import torch
 
+from htc_probe.extract import engine
 from htc_probe.extract.cli import main
 
 IMAGES = 23
@@ -48,11 +49,15 @@ def content(path: Path) -> dict[str, Any]:
 
 
 def killed_until_finished(arguments: list[str], kills: int, seed: int) -> int:
-    """SIGKILLs the command at random moments, then lets it finish. A fork costs no second import of torch."""
+    """SIGKILLs the command at random moments, then lets it finish; some close a file with every batch, others with the
+    shard. A fork costs no second import of torch.
+    """
     rng, done = random.Random(seed), 0
     for _ in range(kills):
+        seconds = rng.choice([0.0, engine.SECONDS])
         pid = os.fork()
         if pid == 0:
+            engine.SECONDS = seconds
             torch.set_num_threads(1)
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, 1)

@@ -297,15 +297,17 @@ def test_a_second_process_is_told_and_harms_nothing(model: Path, whole: Path, tm
     assert first.wait(60) == 0 and content(out) == content(whole)
 
 
-def test_sigterm_stops_like_ctrl_c(model: Path, whole: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("how", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_sigterm_keep_what_is_finished(model: Path, tmp_path: Path, how: signal.Signals, status: int) -> None:
     out = tmp_path / "run.h5"
     images = [*command(model, out, 400)]
-    process = start(images)
+    # A shell starts what it puts in the background, tests perhaps, with SIGINT ignored.
+    process = start(images, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     while not (tmp_path / "run.h5.shards" / "00000004-00000008.h5").exists():
         time.sleep(0.01)
-    process.terminate()
+    process.send_signal(how)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 143 and "the same command goes on" in said and "Traceback" not in said
+    assert process.returncode == status and "the same command goes on" in said and "Traceback" not in said
     assert not list((tmp_path / "run.h5.shards").glob("*/*"))
 
 

@@ -298,7 +298,9 @@ def test_a_second_process_is_told_and_harms_nothing(model: Path, whole: Path, tm
 
 
 @pytest.mark.parametrize(("how", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_ctrl_c_and_sigterm_keep_what_is_finished(model: Path, tmp_path: Path, how: signal.Signals, status: int) -> None:
+def test_ctrl_c_and_sigterm_keep_what_is_finished(
+    model: Path, tmp_path: Path, how: signal.Signals, status: int
+) -> None:
     out = tmp_path / "run.h5"
     images = [*command(model, out, 400)]
     # A shell starts what it puts in the background, tests perhaps, with SIGINT ignored.

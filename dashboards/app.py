@@ -11,7 +11,7 @@ from pathlib import Path
 import streamlit as st
 
 from htc_probe.dashboards import data
-from htc_probe.dashboards.parts import controls, glossary
+from htc_probe.dashboards.parts import controls, gallery, glossary
 from htc_probe.dashboards.runs import Refused
 from htc_probe.dashboards.views import (
     attention_view,
@@ -30,12 +30,14 @@ from htc_probe.extract.errors import UserError
 PAGES: dict[str, Page] = {
     "Overview": Page(overview_view.show),
     "Images": Page(images_view.show, "Which images are in the run?", attention=images_view.shows_attention),
-    "Attention": Page(attention_view.show, "Where does the one token look?", attention=lambda: True, log=True),
-    "What causes what": Page(causes_view.show, "Which tokens change the answers?"),
-    "Probes": Page(probes_view.show, "What can be read from the one token?"),
+    "Attention": Page(
+        attention_view.show, "Where does the one token look?", attention=lambda: True, log=True, beside=True
+    ),
+    "What causes what": Page(causes_view.show, "Which tokens change the answers?", beside=True),
+    "Probes": Page(probes_view.show, "What can be read from the one token?", beside=True),
     "Reading the token": Page(reading_view.show, "What is in the one token, layer by layer?", image=False),
-    "Map": Page(map_view.show, "Which images lie together?", attention=map_view.shows_attention),
-    "Codes": Page(codes_view.show, "What do the codes say of an image?"),
+    "Map": Page(map_view.show, "Which images lie together?", attention=map_view.shows_attention, beside=True),
+    "Codes": Page(codes_view.show, "What do the codes say of an image?", beside=True),
     "Compare": Page(compare_view.show, "Where do two runs differ?", attention=compare_view.shows_attention),
 }
 
@@ -66,7 +68,7 @@ def page(roots: Sequence[Path]) -> None:
         key = data.key_of(run.path)
         header = data.header(key)
         st.caption(overview_view.summary(header))
-        selection = _select(header, PAGES[name])
+        selection = _select(key, header, PAGES[name])
         glossary.button()
         _tell([*refused, *data.refused_beside(run.path)])
         _watch(roots, run.path, _state(roots, run.path))
@@ -80,18 +82,35 @@ def _name(what: str) -> None:
     st.set_page_config(page_title=f"{what} · htc-dashboard", layout="wide")
 
 
-def _select(header: data.Header, page: Page) -> controls.Selection:
+def _select(key: data.RunKey, header: data.Header, page: Page) -> controls.Selection:
     """What of the sidebar does something on this page; the rest stays as it was chosen."""
-    controls.keep("image", "layer", "head", "log")
+    controls.keep("image", "layer", "head", "log", "beside")
     chosen, doubt = controls.chosen(len(header.ids))
     image, layer, head = 0, None, None
+    beside: tuple[int, ...] = ()
     if page.image:
         image = controls.choose_image(header.ids, chosen)
         controls.show_chosen(chosen, doubt)
+        beside = _pinned(key, header, image, page.beside)
     if page.attention():
         layer, head = controls.choose_attention(header.shape)
     log = page.log and st.toggle("Log scale", key="log", help="Of shares of attention: tells small shares apart.")
-    return controls.Selection(image, layer, head, log, chosen)
+    return controls.Selection(image, layer, head, log, chosen, beside)
+
+
+def _pinned(key: data.RunKey, header: data.Header, image: int, side_by_side: bool) -> tuple[int, ...]:
+    """The pinned images where the page shows them side by side; those that are pinned are in the sidebar."""
+    rows = controls.choose_pinned(image, len(header.ids))
+    if not rows:
+        return ()
+    pictures = [
+        gallery.Picture(row, source, f"{row + 1:,} · {header.ids[row]}", (f"image {row + 1:,}",), row == image)
+        for row, source in zip(rows, data.pictures(key, rows), strict=True)
+    ]
+    gallery.show(pictures, "pinned_images", controls.go_to_image)
+    told = "Figures of one image are drawn once for each pinned image."
+    shown = side_by_side and st.toggle("Pinned side by side", key="beside", help=told, bind="query-params")
+    return rows if shown else ()
 
 
 def _draw(page: Page, view: View) -> None:

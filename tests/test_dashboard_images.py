@@ -14,7 +14,7 @@ from htc_probe.extract.store import Task
 from htc_probe.probes.files import results
 from htc_probe.probes.files.predictions import Asked, Predicted, Writer
 from htc_probe.probes.scores.metrics import Gaussian
-from made.pages import H, L, add_section, press, write_run
+from made.pages import H, L, S, add_section, charts, press, write_run
 
 PAGE = "Images"
 N = 60
@@ -298,3 +298,58 @@ def test_notes_that_are_a_link_out_of_the_folder_are_neither_read_nor_written(tm
     app.text_area[0].set_value("text").run()
     assert "leads out of the folder" in app.error[0].value.replace("\\", "")
     assert elsewhere.read_bytes() == before and notes_path(run).is_symlink()
+
+
+# ---- pins
+
+
+def test_up_to_four_images_are_pinned_and_in_the_address(tmp_path: Path, open_app: Any) -> None:
+    app = open_app(write_run(tmp_path / "run.h5", 6), page="Attention")
+    for number in (1, 3, 2, 5):
+        app.number_input(key="image").set_value(number).run()
+        press(app, f"Pin image {number}")
+    assert app.query_params["pinned"] == "1-3_5"
+    app.number_input(key="image").set_value(6).run()
+    press(app, "Pin image 6")
+    assert not app.exception and app.query_params["pinned"] == "1-3_5"
+    assert "Image 6 is not pinned: 4 images are" in app.warning[0].value
+    app.number_input(key="image").set_value(3).run()
+    assert not app.warning
+    press(app, "Unpin image 3")
+    assert app.query_params["pinned"] == "1-2_5"
+
+
+SIDE_BY_SIDE = {"Attention": {"overlay", "anchors"}, "Codes": {"codes_grid"}}
+
+
+@pytest.mark.parametrize("page", SIDE_BY_SIDE)
+def test_figures_of_one_image_are_seen_for_those_that_are_pinned(tmp_path: Path, open_app: Any, page: str) -> None:
+    run = write_run(tmp_path / "run.h5", 6)
+    alone = charts(open_app(run, page=page, image="5"))
+    app = open_app(run, page=page, pinned="2_5", beside="true")
+    assert not app.exception and not app.error
+    both = charts(app)
+    for name in SIDE_BY_SIDE[page]:
+        assert name not in both and {f"{name}_2", f"{name}_5"} <= set(both)
+        assert both[f"{name}_5"] == alone[name] != both[f"{name}_2"]
+    others = set(alone) - SIDE_BY_SIDE[page]
+    assert others <= set(both), "what is of many images is there once"
+    app.toggle(key="beside").set_value(False).run()
+    assert set(charts(app)) == set(alone)
+
+
+def test_one_pinned_image_that_was_not_analysed_says_so_for_itself(tmp_path: Path, open_app: Any) -> None:
+    run = write_run(tmp_path / "run.h5", 6)
+    section = {"images": ["val-001"], "groups": ["a"], "share": np.ones((1, L, S)), "norm": np.ones((1, L, S))}
+    add_section(run, "contributions", section)
+    app = open_app(run, page="Attention", pinned="2_4_5", beside="true", by="Attention × value")
+    assert not app.exception
+    assert [button.label for button in app.button].count("Go to image 2, the next in the sample") == 2
+
+
+@pytest.mark.parametrize("text", ["x", "1-9", "9", "~~0"])
+def test_pins_of_an_address_that_cannot_be_followed_are_told_of(tmp_path: Path, open_app: Any, text: str) -> None:
+    app = open_app(write_run(tmp_path / "run.h5", 6), page="Attention", pinned=text, beside="true")
+    assert not app.exception and app.warning
+    press(app, "Unpin all")
+    assert "pinned" not in app.query_params and not app.warning

@@ -18,6 +18,7 @@ import streamlit as st
 from htc_probe.dashboards import data
 from htc_probe.dashboards.charts.code import code
 from htc_probe.dashboards.data import kept
+from htc_probe.dashboards.parts.copies import key_here, stays_here
 
 _component = st.components.v2.component(
     "htc_chart",
@@ -75,6 +76,7 @@ def draw(
     picture or as numbers, and copy it as code. `on_click` is called when a point, bar or cell is clicked, `on_area`
     when a box or a lasso is drawn, or undone by a double click; `points` then says what is in it.
     """
+    key = key_here(key)
     sent = {
         "figure": figure.figure,
         "alt": figure.words,
@@ -83,7 +85,7 @@ def draw(
         "clicks": on_click is not None,
         "areas": on_area is not None,
     }
-    on_click, on_area = on_click or _nothing, on_area or _nothing
+    on_click, on_area = stays_here(on_click or _nothing), stays_here(on_area or _nothing)
     # Its place is kept before it is there: while a page fills up, charts from below would come into sight and be drawn.
     _component(key=key, data=sent, height=figure.height, on_clicked_change=on_click, on_area_change=on_area)
 
@@ -96,5 +98,5 @@ def points(key: str) -> list[dict[str, Any]]:
     """What was clicked in the chart `key` (with Shift, all that were), or is in the area, each with `x`, `y` and, where
     the figure has it, `customdata`; for what `draw` calls.
     """
-    told = st.session_state[key]
+    told = st.session_state[key_here(key)]
     return list(told.get("clicked") or told.get("area") or ())

@@ -1,8 +1,8 @@
 """The sidebar, and what every page is made of: charts, tables, captions, and words for what is not there.
 
 Knows Streamlit and names; reads no run and makes no figure. What is chosen stays chosen when another run is picked, as
-far as the other run has it, so that runs can be compared; run, page, image, layer, head and the selection are in the
-address, which can be shared.
+far as the other run has it, so that runs can be compared; run, page, image, layer, head, the selection and the
+pinned images are in the address, which can be shared.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ from htc_probe.dashboards import selections
 from htc_probe.dashboards.charts.source import Nothing
 from htc_probe.dashboards.data import kept
 from htc_probe.dashboards.parts.chart import points
+from htc_probe.dashboards.parts.copies import key_here
 from htc_probe.dashboards.runs import RunFile
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import RunShape
@@ -27,6 +28,7 @@ from htc_probe.extract.store import RunShape
 _LOG = logging.getLogger(__name__)
 P = ParamSpec("P")
 _EVERYWHERE = "everywhere"  # of the session: something that all pages show was changed
+_MOST_PINNED = 4
 _MOST_HELD = 50  # selections that no address can hold
 
 
@@ -43,6 +45,8 @@ class Selection(NamedTuple):
     """Draw shares on a logarithmic axis."""
     chosen: tuple[int, ...] = ()
     """Rows of the selected images, ascending; () is all images."""
+    beside: tuple[int, ...] = ()
+    """Rows of the pinned images, where pages show them side by side in the place of `image`."""
 
     @property
     def number(self) -> int:
@@ -216,6 +220,52 @@ def chosen(images: int) -> tuple[tuple[int, ...], str]:
     return rows, f"{beyond:,} of the {beyond + len(rows):,} selected images are not in this run; {shown}."
 
 
+def _pinned(images: int) -> tuple[tuple[int, ...], str]:
+    """The pinned images that a run of so many has, ascending, and what of the address cannot be followed, in words."""
+    try:
+        rows, beyond = selections.decode(st.query_params.get("pinned", ""), images)
+    except UserError as error:
+        return (), f"{error}. No image is pinned."
+    told = [f"{beyond:,} of the pinned images are not in this run"] * (beyond > 0)
+    if len(rows) > _MOST_PINNED:
+        told.append(f"the address pins {len(rows):,} images, and {_MOST_PINNED} fit: the first ones are pinned")
+    return rows[:_MOST_PINNED], "; ".join(told)
+
+
+def _change_pin(row: int, images: int) -> None:
+    everywhere()
+    rows, _ = _pinned(images)
+    if row not in rows and len(rows) == _MOST_PINNED:
+        st.session_state["pins_full"] = row
+        return
+    _pin({*rows} ^ {row})
+
+
+def _pin(rows: Iterable[int]) -> None:
+    if text := selections.encode(rows):
+        st.query_params["pinned"] = text
+    else:
+        st.query_params.pop("pinned", None)
+
+
+def pin_button(image: int, images: int, key: str) -> None:
+    """Pins an image, or lets go of it."""
+    word = "Unpin" if image in _pinned(images)[0] else "Pin"
+    st.button(f"{word} image {image + 1:,}", key=key, on_click=_change_pin, args=(image, images), width="stretch")
+
+
+def choose_pinned(image: int, images: int) -> tuple[int, ...]:
+    """Pins the image that is shown, or lets go of it; says why a fifth is not pinned. Returns the pinned ones."""
+    rows, doubt = _pinned(images)
+    pin_button(image, images, "pin")
+    if (row := st.session_state.pop("pins_full", None)) is not None:
+        st.warning(f"Image {row + 1:,} is not pinned: {_MOST_PINNED} images are, and no more fit. Unpin one first.")
+    if doubt:
+        st.warning(plain(doubt))
+        st.button("Unpin all", on_click=_pin, args=((),), width="stretch")
+    return rows
+
+
 @kept(1)
 def _held() -> dict[str, tuple[int, ...]]:
     """Selections that no address can hold, by what stands there."""
@@ -348,6 +398,7 @@ def _keep(key: str, options: Sequence[str]) -> None:
 
 def side_by_side(spec: int | Sequence[float], key: str, *, least: int = 280, align: Any = "top") -> list[Any]:
     """Columns that go under each other where they would be narrower than `least` pixels, as on a small window."""
+    key = key_here(key)
     columns = f".st-key-row_{key} > * > * > [data-testid='stColumn']"  # not those within these
     st.html(f"<style>{columns} {{min-width: min(100%, {least}px)}}</style>")
     return st.container(key=f"row_{key}").columns(spec, vertical_alignment=align)
@@ -355,7 +406,7 @@ def side_by_side(spec: int | Sequence[float], key: str, *, least: int = 280, ali
 
 def table(columns: Mapping[str, Sequence[Any]], key: str) -> None:
     """A table, as text on a canvas; its toolbar has a search and saves it as CSV."""
-    st.dataframe(dict(columns), hide_index=True, height="content", key=key)
+    st.dataframe(dict(columns), hide_index=True, height="content", key=key_here(key))
 
 
 def how_to_read(text: str) -> None:

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import streamlit as st
 
+from htc_probe.dashboards.parts.copies import key_here
+
 
 class Picture(NamedTuple):
     """One picture of a gallery."""
@@ -65,6 +67,8 @@ def short(name: str, most: int = 13) -> str:
 
 def show(pictures: Sequence[Picture], key: str, on_click: Callable[[int], None]) -> None:
     """Draws them; `on_click` is called with the row of one that is clicked, before the page is drawn again."""
+
+    key = key_here(key)
 
     def click() -> None:
         if (row := st.session_state[key]["row"]) is not None:

@@ -13,7 +13,8 @@ from htc_probe.analysis.attention import rows as att
 from htc_probe.dashboards import charts, data
 from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.parts.chart import draw, made, points
-from htc_probe.dashboards.views.view import View
+from htc_probe.dashboards.parts.copies import key_here
+from htc_probe.dashboards.views.view import View, each_image
 
 _MEAN, _ONE = "Mean", "This image"
 _PLAIN, _WEIGHTED = "Attention", "Attention × value"
@@ -155,12 +156,18 @@ def _figure3(view: View) -> None:
 
 
 def _one(view: View) -> None:
+    images = len(view.selection.beside)
+    title = f"{images} pinned images" if images else f"Image {view.selection.image + 1:,}"
+    st.header(f"{title} of {view.header.shape.images:,}")
+    how = ui.pick("Where it looks, or what each token contributes", [_PLAIN, _WEIGHTED], "by")
+    each_image(view, partial(_one_image, how=how), "one")
+
+
+def _one_image(view: View, how: str) -> None:
     header, selection = view.header, view.selection
     image, shape = selection.image, header.shape
-    st.header(f"Image {image + 1:,} of {shape.images:,}")
     name, group, path = (ui.plain(of[image]) for of in (header.ids, header.groups, header.paths))
     st.caption(f"id **{name}** · group {group} · {path}")
-    how = ui.pick("Where it looks, or what each token contributes", [_PLAIN, _WEIGHTED], "by")
     weighted = how == _WEIGHTED and _measured(view)
     told: dict[str, Any] = {"image": selection.number, "weighted": weighted, **selection.cell}
     picture, overlay, bars = ui.side_by_side([3, 5, 4], "image", least=250)
@@ -207,7 +214,8 @@ def _measured(view: View) -> bool:
             f"Contributions were computed for a random sample of {len(measured):,} images. This image is not in it, so "
             "its attention is shown instead. `htc-analyze contributions --images` sets the size of the sample."
         )
-        st.button(f"Go to image {following + 1:,}, the next in the sample", on_click=ui.go_to_image, args=(following,))
+        words, key = f"Go to image {following + 1:,}, the next in the sample", key_here("next_measured")
+        st.button(words, key=key, on_click=ui.go_to_image, args=(following,))
         return False
     return True
 

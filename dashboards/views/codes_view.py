@@ -4,6 +4,7 @@ Lays out; reads through data, computes in `dashboards.codes`, draws by figures.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import streamlit as st
@@ -15,7 +16,8 @@ from htc_probe.dashboards import data, figures
 from htc_probe.dashboards.figures.base import escape
 from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.parts.chart import draw, made, points
-from htc_probe.dashboards.views.view import View
+from htc_probe.dashboards.parts.copies import key_here
+from htc_probe.dashboards.views.view import View, each_image
 from htc_probe.probes.scores.intervals import effective_groups, group_sizes
 
 _EXAMPLES = 12
@@ -38,10 +40,19 @@ def show(view: View) -> None:
     if len(read.rows) < shape.images:
         st.caption(f"Counts use {len(read.rows):,} of {shape.images:,} images, evenly spaced, to save memory.")
 
-    image = view.selection.image
+    each_image(view, partial(_image, section=sections.reconstruct, read=read, group=group, code=code), "codes")
+    _usage(view, read, sections.reading, group, code)
+    answer = _labels(view, read, sections.reading, group, code)
+    _one_code(view, read, group, code, answer)
+
+
+def _image(view: View, section: Reconstruct | None, read: data.Codes, group: int, code: int | None) -> None:
+    """What the codes of one image are."""
+    image, shape = view.selection.image, view.header.shape
+    assert shape.codes is not None
     left, right = ui.side_by_side([7, 5], "codes_image", least=380)
     with left:
-        _picture(view, sections.reconstruct)
+        _picture(view, section)
     with right:
         here_RC = data.codes_of_image(view.key, image)[..., group]
         # Where not all images were read, this one may hold a code that no other does.
@@ -54,10 +65,6 @@ def show(view: View) -> None:
             "Bright cells hold codes that are rare in this run, dark ones codes that are common. Click a cell to "
             "follow its code below."
         )
-
-    _usage(view, read, sections.reading, group, code)
-    answer = _labels(view, read, sections.reading, group, code)
-    _one_code(view, read, group, code, answer)
 
 
 def _choose(view: View, groups: int) -> tuple[int, int | None]:
@@ -111,7 +118,8 @@ def _picture(view: View, section: Reconstruct | None) -> None:
         st.caption(f"This image has no reconstruction; {len(rows):,} of {len(view.header.ids):,} images have one.")
         if len(rows):
             following = [*rows[rows > image], rows[0]]
-            st.button("Next image with a reconstruction", on_click=ui.go_to_image, args=(int(following[0]),))
+            key = key_here("next_reconstruction")
+            st.button("Next image with a reconstruction", key=key, on_click=ui.go_to_image, args=(int(following[0]),))
         return
     place = section.images.index(name)
     figure = made(figures.code_pictures, thumbnail, section.pictures[place], psnr=float(section.psnr_of[place]))

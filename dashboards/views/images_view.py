@@ -235,6 +235,7 @@ def _current(view: View) -> None:
     labels = data.labels(view.key)
     told = [f"{task.name}: {data.label_text(task, labels[task.name][image])}" for task in header.tasks]
     st.caption(" · ".join(map(ui.plain, told)))
+    ui.pin_button(image, len(header.ids), "pin_here")
     noting.show(view.path, name)
 
 

@@ -16,7 +16,7 @@ from htc_probe.dashboards.charts.map import ANCHORS, METHODS
 from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.parts import gallery, hover
 from htc_probe.dashboards.parts.chart import draw, made, points
-from htc_probe.dashboards.views.view import View
+from htc_probe.dashboards.views.view import View, each_image
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import Task
 from htc_probe.probes.inputs.representations import shown
@@ -143,6 +143,10 @@ def _trust(view: View) -> None:
 
 def _neighbours(view: View, maps: Map, coloured: _Coloured) -> None:
     st.header("Which images are nearest to this one?")
+    each_image(view, partial(_nearest, maps=maps, coloured=coloured), "near")
+
+
+def _nearest(view: View, maps: Map, coloured: _Coloured) -> None:
     image = view.selection.image
     place = maps.place(image)
     if place is None:

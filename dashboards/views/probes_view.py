@@ -16,7 +16,7 @@ from htc_probe.dashboards.figures.base import escape
 from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.parts import gallery, hover
 from htc_probe.dashboards.parts.chart import draw, made, points
-from htc_probe.dashboards.views.view import View, scores
+from htc_probe.dashboards.views.view import View, each_image, scores
 from htc_probe.probes.files.predictions import Predicted
 from htc_probe.probes.files.results import Results, Row, SuiteMean, label
 from htc_probe.probes.inputs.representations import Representation, shown
@@ -218,7 +218,10 @@ def _images(view: View, results: Results) -> None:
     with left:
         places, words = _overview(view, told, name, f"{len(told.rows):,}{selected} held-out images", rows[0].unit)
     with right:
-        _current(view, results, place)
+        if not view.selection.beside:
+            _current(view, results, place)
+    if view.selection.beside:
+        each_image(view, partial(_current, results=results, place=place), "probes")
     _gallery(view, told, places, words)
 
 
@@ -315,7 +318,8 @@ def _let_go() -> None:
 def _current(view: View, results: Results, place: data.RunKey) -> None:
     """What every probe says of the image that all pages show."""
     image, header = view.selection.image, view.header
-    st.markdown(f"**Image {image + 1:,}**: {ui.plain(header.ids[image])}")
+    if not view.selection.beside:
+        st.markdown(f"**Image {image + 1:,}**: {ui.plain(header.ids[image])}")
     st.image(data.thumbnail(view.key, image), width=150, alt=f"thumbnail of image {header.ids[image]}")
     units = {row.task: row.unit for row in results.rows}
     names: dict[str, Representation] = {}

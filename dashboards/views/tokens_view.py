@@ -5,6 +5,7 @@ Letters in names: N images, L layers, S keys, T hybrid tokens (anchors and patch
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from htc_probe.dashboards import data, figures
 from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.parts.chart import draw, made
 from htc_probe.dashboards.parts.effects import ANSWERS, PROBES, Z, ends, select_one
-from htc_probe.dashboards.views.view import View
+from htc_probe.dashboards.views.view import View, each_image
 from htc_probe.extract.store import NUMERIC
 from htc_probe.probes.scores.intervals import mean_known
 
@@ -84,16 +85,26 @@ class _Map(NamedTuple):
 def show(view: View, knockouts: Knockouts, contributions: Contributions | None, here: int | None) -> None:
     """`here`: the number in the sample of the image that is looked at."""
     effect = _choose_effect(view, knockouts)
-    if here is not None:
-        if np.isfinite(effect.values_NT[here]).all():
-            maps = _maps_of(view, knockouts, contributions, effect, here)
-            unmeasured = 0 if contributions is None or len(maps) > 2 else len(contributions.images)
-            _maps(view, knockouts, effect, maps, unmeasured)
-        else:
-            st.info(f"This image has no label for {ui.plain(effect.words)}, so there is no effect to show.")
+    each_image(view, partial(_image, knockouts=knockouts, contributions=contributions, effect=effect), "tokens")
     _dots(knockouts, effect, here)
     if contributions is None:
         ui.fill("Value-weighted attention is not computed yet.", "htc-analyze contributions", view.path)
+
+
+def _image(view: View, knockouts: Knockouts, contributions: Contributions | None, effect: _Effect) -> None:
+    """The maps of one image, where it is in the sample."""
+    name = view.header.ids[view.selection.image]
+    if name not in knockouts.images:
+        if view.selection.beside:  # else it was said above
+            st.info(f"This image is not in the sample of {len(knockouts.images):,} whose tokens were knocked out.")
+        return
+    here = knockouts.images.index(name)
+    if np.isfinite(effect.values_NT[here]).all():
+        maps = _maps_of(view, knockouts, contributions, effect, here)
+        unmeasured = 0 if contributions is None or len(maps) > 2 else len(contributions.images)
+        _maps(view, knockouts, effect, maps, unmeasured)
+    else:
+        st.info(f"This image has no label for {ui.plain(effect.words)}, so there is no effect to show.")
 
 
 # ---- the effect that is looked at

@@ -8,7 +8,8 @@ import streamlit as st
 
 from htc_probe.dashboards import data
 from htc_probe.dashboards.charts.source import Source
-from htc_probe.dashboards.parts.controls import Selection, fill, plain
+from htc_probe.dashboards.parts.controls import Selection, fill, plain, side_by_side
+from htc_probe.dashboards.parts.copies import copy
 from htc_probe.dashboards.runs import RunFile
 from htc_probe.probes.files.results import Results
 
@@ -40,6 +41,21 @@ class Page(NamedTuple):
     attention: Callable[[], bool] = lambda: False
     """Whether layer and head do something, as the page is now."""
     log: bool = False
+    beside: bool = False
+    """Whether it has figures of one image, which pinned images can be seen in side by side."""
+
+
+def each_image(view: View, part: Callable[[View], None], key: str) -> None:
+    """Draws a part of a page that is about one image: of the image that is shown, or of the pinned ones side by side.
+    Widgets of the part need keys of `key_here`; what is chosen for all copies stands before it.
+    """
+    rows = view.selection.beside
+    if not rows:
+        return part(view)
+    for column, row in zip(side_by_side(len(rows), f"{key}_pinned", least=210), rows, strict=True):
+        with column, copy(str(row + 1)):
+            st.markdown(f"**Image {row + 1:,}**: {plain(view.header.ids[row])}")
+            part(view._replace(selection=view.selection._replace(image=row)))
 
 
 def scores(path: Path, header: data.Header) -> Results | None:

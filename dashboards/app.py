@@ -11,7 +11,7 @@ from pathlib import Path
 import streamlit as st
 
 from htc_probe.dashboards import data
-from htc_probe.dashboards.parts import controls, gallery, glossary
+from htc_probe.dashboards.parts import controls, gallery, glossary, keys
 from htc_probe.dashboards.runs import Refused
 from htc_probe.dashboards.views import (
     attention_view,
@@ -70,6 +70,7 @@ def page(roots: Sequence[Path]) -> None:
         st.caption(overview_view.summary(header))
         selection = _select(key, header, PAGES[name])
         glossary.button()
+        keys.listen()
         _tell([*refused, *data.refused_beside(run.path)])
         _watch(roots, run.path, _state(roots, run.path))
     parts = {name: partial(_draw, page) for name, page in PAGES.items()}
@@ -89,7 +90,7 @@ def _select(key: data.RunKey, header: data.Header, page: Page) -> controls.Selec
     image, layer, head = 0, None, None
     beside: tuple[int, ...] = ()
     if page.image:
-        image = controls.choose_image(header.ids, chosen)
+        image = controls.choose_image(header.ids, chosen, partial(data.matching, key))
         controls.show_chosen(chosen, doubt)
         beside = _pinned(key, header, image, page.beside)
     if page.attention():

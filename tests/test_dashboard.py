@@ -266,15 +266,6 @@ def test_next_and_previous_walk_through_the_images(run_file: Path, open_app) -> 
     assert app.number_input(key="image").value == 2
 
 
-def test_an_image_is_found_by_a_part_of_its_id(run_file: Path, open_app) -> None:
-    app = open_app(run_file)
-    app.text_input(key="find").set_value("L-002").run()
-    assert app.number_input(key="image").value == 3
-    app.text_input(key="find").set_value("*nothing*").run()
-    assert app.number_input(key="image").value == 3
-    assert any(r"\*nothing\*" in caption.value for caption in app.caption)
-
-
 def test_probe_scores_that_are_a_link_out_of_the_folder_are_not_read(tmp_path: Path) -> None:
     run = write_run(tmp_path / "runs" / "run.h5", 1)
     (tmp_path / "elsewhere.json").write_text("{}")

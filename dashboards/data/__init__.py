@@ -55,3 +55,4 @@ from htc_probe.dashboards.data.run import (
     rows_of,
     thumbnail,
 )
+from htc_probe.dashboards.data.search import matching

@@ -109,8 +109,8 @@ def choose_run(runs: Sequence[RunFile]) -> RunFile:
     return by_name[name]
 
 
-def choose_image(ids: Sequence[str], chosen: Sequence[int]) -> int:
-    """Number, search by id, next and previous. Returns the row, from 0."""
+def choose_image(ids: Sequence[str], chosen: Sequence[int], matching: Callable[[str], Sequence[int]]) -> int:
+    """Number, next and previous, search. Returns the row, from 0. matching: the rows that a search finds."""
     last = len(ids) - 1
     if last == 0:
         st.caption(f"One image: {plain(ids[0])}")
@@ -126,22 +126,30 @@ def choose_image(ids: Sequence[str], chosen: Sequence[int]) -> int:
 
     number = st.number_input("Image", 1, last + 1, key="image", bind="query-params") - 1
     previous, following = st.columns(2)
-    previous.button("Previous", shortcut="P", on_click=step, args=(-1,), width="stretch")
-    following.button("Next", shortcut="N", on_click=step, args=(1,), width="stretch")
+    previous.button("Previous", key="previous", shortcut="P", on_click=step, args=(-1,), width="stretch")
+    following.button("Next", key="next", shortcut="N", on_click=step, args=(1,), width="stretch")
+    _find(number, matching)
+    return number
+
+
+def _find(current: int, matching: Callable[[str], Sequence[int]]) -> None:
+    """A form, so that Enter searches again: the same words find the next image."""
 
     def find() -> None:
-        part = st.session_state["find"]
-        matching = [row for row, name in enumerate(ids) if part == name] or [
-            row for row, name in enumerate(ids) if part.lower() in name.lower()
-        ]
-        st.session_state["not_found"] = bool(part) and not matching
-        if matching:
-            st.session_state["image"] = matching[0] + 1
+        text, rows = st.session_state["find"], matching(st.session_state["find"])
+        again = st.session_state.get("found") == text
+        if rows and (again or current not in rows):
+            st.session_state["image"] = next((row for row in rows if row > current), rows[0]) + 1
+        st.session_state["found"] = text
 
-    st.text_input("Find by id", key="find", on_change=find, placeholder="a part of the id")
-    if st.session_state.get("not_found"):
-        st.caption(f"No image has {plain(st.session_state.get('find', ''))} in its id.")
-    return number
+    with st.form("finding", border=False), st.container(horizontal=True, vertical_alignment="bottom", gap="small"):
+        words = "Words of an id or of labels; `texture: striped` looks in one task. Enter again for the next image."
+        st.text_input("Find", key="find", placeholder="id or label", help=words)
+        st.form_submit_button("Find", on_click=find)
+    if text := st.session_state.get("found"):
+        rows = matching(text)
+        at = f"{rows.index(current) + 1:,} of " if current in rows else ""
+        st.caption(f"{at}{len(rows):,} that match." if rows else f"No image has {plain(text)} in its id or labels.")
 
 
 _LAYERS = "Decoder layers, counted from 1; 0 is the embedding. Text reads <voco> as it enters each layer."

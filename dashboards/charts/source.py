@@ -50,7 +50,7 @@ class Source(NamedTuple):
             if (row := data.row_of(self.key).get(image)) is None:
                 raise UserError(f"no image of {self.path.name} has the id {image!r}; expected one such as {names[0]!r}")
             return row
-        return _number("image", image, len(names), self.path)
+        return number("image", image, len(names), self.path)
 
     def rows(self, images: Sequence[int | str]) -> np.ndarray:
         """(n,) the rows of these images; of all where there are none."""
@@ -68,17 +68,17 @@ class Source(NamedTuple):
         """Layer and head from 0; None stays the mean. Raises UserError where there is none."""
         layers, heads = self.shape.layers, self.shape.heads
         return (
-            None if layer is None else _number("layer", layer, layers, self.path),
-            None if head is None else _number("head", head, heads, self.path),
+            None if layer is None else number("layer", layer, layers, self.path),
+            None if head is None else number("head", head, heads, self.path),
         )
 
 
-def _number(what: str, number: int, most: int, path: Path) -> int:
-    """From 0."""
-    if not 1 <= number <= most:
-        mean = "" if what == "image" else f", or None for the mean over {what}s"
-        raise UserError(f"{path.name} has no {what} {number}; expected 1 to {most:,}{mean}")
-    return int(number) - 1
+def number(what: str, value: int, most: int, path: Path) -> int:
+    """From 0, of a number from 1. Raises UserError where it is not up to `most`."""
+    if not 1 <= value <= most:
+        mean = "" if what not in ("layer", "head") else f", or None for the mean over {what}s"
+        raise UserError(f"{path.name} has no {what} {value}; expected 1 to {most:,}{mean}")
+    return int(value) - 1
 
 
 def source(run: Path | str) -> Source:

@@ -1,10 +1,11 @@
 """What the discrete channel sees: pictures from codes, how codes are used, and which go with which label.
 
-Lays out; reads through data, computes in `dashboards.codes`, draws by figures.
+Lays out; reads through data, draws by charts.
 """
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import streamlit as st
@@ -12,15 +13,13 @@ import streamlit as st
 from htc_probe.analysis import sentences
 from htc_probe.analysis.contents import associations
 from htc_probe.analysis.sections import Reading, Reconstruct
-from htc_probe.dashboards import data, figures
-from htc_probe.dashboards.figures.base import escape
+from htc_probe.dashboards import charts, data
 from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.parts.chart import draw, made, points
 from htc_probe.dashboards.parts.copies import key_here
 from htc_probe.dashboards.views.view import View, each_image
 from htc_probe.probes.scores.intervals import effective_groups, group_sizes
 
-_EXAMPLES = 12
 _LISTED = 200  # codes in the table
 
 
@@ -40,26 +39,19 @@ def show(view: View) -> None:
     if len(read.rows) < shape.images:
         st.caption(f"Counts use {len(read.rows):,} of {shape.images:,} images, evenly spaced, to save memory.")
 
-    each_image(view, partial(_image, section=sections.reconstruct, read=read, group=group, code=code), "codes")
+    each_image(view, partial(_image, section=sections.reconstruct, group=group, code=code), "codes")
     _usage(view, read, sections.reading, group, code)
-    answer = _labels(view, read, sections.reading, group, code)
+    answer = _labels(view, sections.reading, group, code)
     _one_code(view, read, group, code, answer)
 
 
-def _image(view: View, section: Reconstruct | None, read: data.Codes, group: int, code: int | None) -> None:
+def _image(view: View, section: Reconstruct | None, group: int, code: int | None) -> None:
     """What the codes of one image are."""
-    image, shape = view.selection.image, view.header.shape
-    assert shape.codes is not None
     left, right = ui.side_by_side([7, 5], "codes_image", least=380)
     with left:
         _picture(view, section)
     with right:
-        here_RC = data.codes_of_image(view.key, image)[..., group]
-        # Where not all images were read, this one may hold a code that no other does.
-        shares_K = np.pad(read.shares[group], (0, max(0, int(here_RC.max()) + 1 - read.size)))
-        picture = data.thumbnail(view.key, image)
-        groups = shape.codes[2]
-        figure = made(figures.code_grid, here_RC, shares_K, group=group, groups=groups, image=picture, chosen=code)
+        figure = made(charts.codes.grid, view.path, image=view.selection.number, group=group + 1, code=code)
         draw(figure, "codes_grid", on_click=_take("codes_grid", code=0))
         ui.how_to_read(
             "Bright cells hold codes that are rare in this run, dark ones codes that are common. Click a cell to "
@@ -121,9 +113,7 @@ def _picture(view: View, section: Reconstruct | None) -> None:
             key = key_here("next_reconstruction")
             st.button("Next image with a reconstruction", key=key, on_click=ui.go_to_image, args=(int(following[0]),))
         return
-    place = section.images.index(name)
-    figure = made(figures.code_pictures, thumbnail, section.pictures[place], psnr=float(section.psnr_of[place]))
-    draw(figure, "codes_pictures")
+    draw(made(charts.codes.pictures, view.path, image=view.selection.number), "codes_pictures")
     if view.header.info.config.get("random_weights"):
         st.caption("This model has random weights, so its reconstructions are noise.")
     mean, flat = ("{:.1f} [{:.1f}, {:.1f}]".format(*ends.only) for ends in (section.psnr, section.psnr_flat))
@@ -141,28 +131,21 @@ def _usage(view: View, read: data.Codes, section: Reading | None, group: int, co
     st.header("Which codes are used?")
     left, right = ui.side_by_side(2, "codes_usage_row", least=380)
     with left:
-        ends: tuple[np.ndarray, np.ndarray] | None
-        if section is not None and section.code is not None:
-            entropy, lower, upper = section.code.entropy
-            ends = lower, upper
-            used, size, n = section.code.used, section.code.size, len(view.header.ids)
-        else:
-            entropy = np.array([associations.entropy(share_K) for share_K in read.shares])
-            used, ends, size, n = (read.shares > 0).sum(1), None, read.size, len(read.rows)
-        figure = made(figures.code_entropy, entropy, used, size, n=n, interval=ends, chosen=group)
+        figure = made(charts.codes.entropy, view.path, group=group + 1)
         draw(figure, "codes_entropy", on_click=_take("codes_entropy", codegroup=0))
         ui.how_to_read(
             "At the dashed line all codes of the group are used evenly. Low bar: few codes are used most of the time. "
             "Click a bar to choose its group."
         )
-        rows, places = range(n) if ends is not None else read.rows, read.codes.shape[2]
+        found, places = None if section is None else section.code, read.codes.shape[2]
+        rows, size = (read.rows, read.size) if found is None else (range(len(view.header.ids)), found.size)
         draws = effective_groups(group_sizes([view.header.groups[row] for row in rows])) * places
         if doubt := sentences.few_draws(draws, size):
             st.warning(doubt)
-        if ends is None:
+        if found is None:
             ui.fill("These counts have no intervals yet.", "htc-analyze reading", view.path)
     with right:
-        figure = made(figures.code_usage, read.shares[group], group=group, n=len(read.rows), chosen=code)
+        figure = made(charts.codes.usage, view.path, group=group + 1, code=code)
         draw(figure, "codes_usage", on_click=_take("codes_usage", code=0))
         ui.how_to_read("Steep fall: a few codes cover most of every image. Click a point to follow its code.")
 
@@ -170,31 +153,29 @@ def _usage(view: View, read: data.Codes, section: Reading | None, group: int, co
 # ---- labels
 
 
-def _labels(
-    view: View, read: data.Codes, section: Reading | None, group: int, code: int | None
-) -> tuple[str, int] | None:
-    """Gives the task and the number of the answer that is looked at; None without labels."""
+def _labels(view: View, section: Reading | None, group: int, code: int | None) -> dict[str, str]:
+    """Gives the task and the label that are looked at; nothing without labels."""
     st.header("Which codes go with which label?")
     tasks = {task.name: task for task in view.header.tasks}
     if not tasks:
         st.info("These data have no labels to compare codes with.")
-        return None
+        return {}
     names = list(tasks)
     if st.session_state.get("codetask", names[0]) not in tasks:
         del st.session_state["codetask"]
     left, right, _ = ui.side_by_side([3, 3, 6], "codes_label", least=200)
     start = names.index(_most_told(names, section))
     task = tasks[left.selectbox("Task", names, start, key="codetask", bind="query-params")]
-    values = data.labels(view.key)[task.name][read.rows]
-    known = associations.answers(values, task.kind, task.classes, task.unit)
+    known = charts.codes.answers(view.source, task.name)
     options = [str(number) for number in range(1, len(known) + 1)]
     name_of = dict(zip(options, known, strict=True))
     number = options.index(ui.select("Label", options, "answer", format_func=name_of.__getitem__, place=right))
+    told = {"task": task.name, "label": known[number]}
     _bits(view, section, group, task.name)
     codes = data.codes_of_answer(view.key, group, task.name, number)
     if not codes.n_inside or not codes.n_outside:
         st.info(f"{codes.n_inside:,} images have this label and {codes.n_outside:,} another: nothing to compare.")
-        return task.name, number
+        return told
     kept = associations.chosen(codes, codes.found)
     if not len(kept.code):
         st.info(
@@ -202,8 +183,8 @@ def _labels(
             f"in others: none of the {len(codes.code):,} codes in {codes.n_inside:,} such images has p < 0.05 after "
             f"correction for {codes.tests:,} pairs of a code and a label."
         )
-        return task.name, number
-    figure = made(figures.code_lifts, kept, group=group, answer=f"{task.name}: {known[number]}", chosen=code)
+        return told
+    figure = made(charts.codes.lifts, view.path, **told, group=group + 1, code=code)
     draw(figure, "codes_lifts", on_click=_take("codes_lifts", code=0))
     ui.how_to_read(
         f"{len(kept.code):,} codes are significantly more frequent in images with this label; these are the most "
@@ -224,7 +205,7 @@ def _labels(
             "p, corrected": kept.p[first],
         }
         ui.table({name: column.tolist() for name, column in columns.items()}, "codes_table")
-    return task.name, number
+    return told
 
 
 def _most_told(names: list[str], section: Reading | None) -> str:
@@ -245,12 +226,10 @@ def _bits(view: View, section: Reading | None, group: int, task: str) -> None:
     if reading is None or reading.label is None or view.header.shape.codes is None:
         st.info("No task of this run has two different labels, so codes have nothing to tell.")
         return
-    tasks, n = reading.tasks, min(section.images, view.header.shape.images)
+    tasks = reading.tasks
     left, right = ui.side_by_side([7, 5], "codes_told", least=380)
     with left:
-        place = tasks.index(task) if task in tasks else None
-        mark = None if place is None else (place, group)
-        figure = made(figures.code_label_bits, *reading.label.bits, reading.label.entropy, tasks, n=n, mark=mark)
+        figure = made(charts.codes.label_bits, view.path, task=task, group=group + 1)
 
         def taken() -> None:
             for point in points("codes_bits")[:1]:
@@ -264,60 +243,46 @@ def _bits(view: View, section: Reading | None, group: int, task: str) -> None:
             "cannot be added. Click a cell to choose its task and group."
         )
     with right:
-        if place is None:
+        if task not in tasks:
             st.info(f"All images have the same {ui.plain(task)}, or none, so codes have nothing to tell.")
             return
-        cells = reading.rows.tolist(), reading.cols.tolist(), view.header.shape.codes[:2]
-        draw(made(figures.code_label_map, reading.label.map[place], *cells, task=task, n=n), "codes_map")
+        draw(made(charts.codes.label_map, view.path, task=task), "codes_map")
         ui.how_to_read("Where in the image a code tells most of the label; mean over groups.")
 
 
 # ---- one code
 
 
-def _one_code(view: View, read: data.Codes, group: int, code: int | None, answer: tuple[str, int] | None) -> None:
+def _one_code(view: View, read: data.Codes, group: int, code: int | None, answer: dict[str, str]) -> None:
     st.header("One code")
-    assert view.header.shape.codes is not None
-    R, C, _ = view.header.shape.codes
     if code is None:
         st.info("Click a code in a figure above, or type its number at the top, to see the images with it.")
         return
-    here_NP = read.codes[group] == code
-    holding = np.flatnonzero(here_NP.any(1))
+    holding = charts.codes.holding(view.source, group + 1, code)
     if not len(holding):
         st.info(f"No image of this run has code {code} of group {group + 1}.")
         return
+    which: dict[str, Any] = {"group": group + 1, "code": code}
     left, right = ui.side_by_side([5, 7], "codes_one", least=380)
     with left:
-        share_RC = here_NP.mean(0).reshape(R, C)
-        draw(made(figures.code_places, share_RC, group=group, code=code, n=len(read.rows)), "codes_places")
+        draw(made(charts.codes.places, view.path, **which), "codes_places")
         ui.how_to_read(
             f"{len(holding):,} of {len(read.rows):,} images have it. A code at one edge goes with the place, such as "
             "sky or ground; a code found everywhere goes with the content."
         )
     with right:
-        words = "with most of this code"
-        if answer is not None:
-            task = next(task for task in view.header.tasks if task.name == answer[0])
-            values = data.labels(view.key)[task.name][read.rows]
-            name = associations.answers(values, task.kind, task.classes, task.unit)[answer[1]]
-            if st.toggle(
-                f"Only images of {ui.plain(task.name)}: {ui.plain(name)}", key="codeonly", bind="query-params"
-            ):
-                holding = holding[associations.answering(values, task.kind, answer[1])[holding]]
-                words = f"of {escape(task.name)}: {escape(name)} {words}"
+        words = f"Only images of {ui.plain(answer['task'])}: {ui.plain(answer['label'])}" if answer else ""
+        if words and st.toggle(words, key="codeonly", bind="query-params"):
+            which |= answer
+            holding = charts.codes.holding(view.source, **which)
         if not len(holding):
             st.info("No such image has this code.")
             return
-        shown = holding[np.argsort(-here_NP[holding].sum(1), kind="stable")[:_EXAMPLES]]
-        rows = [int(row) for row in read.rows[shown]]
-        given = data.pictures(view.key, rows), here_NP[shown].reshape(-1, R, C), [view.header.ids[row] for row in rows]
-        subtitle = f"outlined: cells with code {code} · {len(rows)} of {len(holding):,} images"
-        figure = made(figures.code_examples, *given, title=f"Images {words}", subtitle=subtitle)
+        rows = read.rows[holding[: charts.codes.EXAMPLES]]
 
         def taken() -> None:
             for point in points("codes_examples")[:1]:
-                ui.go_to_image(rows[int(point["customdata"][0])])
+                ui.go_to_image(int(rows[int(point["customdata"][0])]))
 
-        draw(figure, "codes_examples", on_click=taken)
+        draw(made(charts.codes.examples, view.path, **which), "codes_examples", on_click=taken)
         ui.how_to_read("Click an image to show it on all pages.")

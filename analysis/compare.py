@@ -112,17 +112,17 @@ class Scored(NamedTuple):
 
     score: tuple[np.ndarray, np.ndarray]
     """(n,) each: right (1) or not, the share of labels that are right, or 1 - squared error / variance of the labels,
-    whose mean is R2. Of circular values 1 - (1 - cosine of the error) / its mean without looking.
+    whose mean is R2. Of circular values 1 - (1 - cosine of the error) / its mean at the floor.
     """
     bits: tuple[np.ndarray, np.ndarray]
     """(n,) each: V-information, what the probe saves over knowing how often labels occur."""
     floor: float
-    """The mean score without looking: of the commonest answer, or of the mean."""
+    """The mean score of a predictor that sees no features: the commonest answer, or the mean."""
     asked: np.ndarray
     """(n,) bool: both were."""
     wrong: tuple[np.ndarray, np.ndarray]
     """(n,) bool each: a class, or any label, is wrong; of a number, an error above the deviation of the labels, of a
-    circular value above the mean one without looking.
+    circular value above the mean one of the floor.
     """
 
 

@@ -20,7 +20,7 @@ _NAME = re.compile(r"(\[[0-9a-f:.]+\]|[\w.-]+)(?::\d{1,5})?", re.ASCII | re.IGNO
 
 
 class Gate:
-    """Answers 403 to whom `refusal` refuses, be it a page, a file or a websocket, and passes on all else.
+    """Answers 403 to requests that `refusal` refuses (pages, files, websockets), and passes on all others.
 
     A websocket's Origin stays here: Streamlit would check it again, and ask a server in the network for this machine's
     address to do so.

@@ -217,7 +217,7 @@ class Sample(NamedTuple):
     prefix: Tensor
     """(P, d), the same for all images."""
     texts: Texts | None
-    """None where the data ask nothing, or the model was not taught the questions' words."""
+    """None where the data have no questions, or the model was not taught the questions' words."""
 
 
 def take(model: HTCVLM, run: Run, limit: int, seed: int) -> Sample:

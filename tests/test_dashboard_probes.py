@@ -197,7 +197,7 @@ def test_scores_and_any_two_representations(run_file: Path, open_app) -> None:
     assert not app.exception and not app.warning
     shown = charts(app)
     assert set(shown) == {"probe_scores", "probe_compared"}
-    assert "semantic: held-out scores" in shown["probe_scores"]["layout"]["title"]["text"]
+    assert "semantic: what can be read?" in shown["probe_scores"]["layout"]["title"]["text"]
     scores = app.dataframe[0].value
     line = scores[(scores["task"] == "object") & (scores["read from"] == "v_d")].iloc[0]
     assert (line["score"], line["floor"], line["control"], line["images"]) == (0.3, 0.2, 0.15, 2000)
@@ -209,7 +209,7 @@ def test_scores_and_any_two_representations(run_file: Path, open_app) -> None:
     assert app.dataframe[1].value["difference"].tolist() == [-0.5, -0.5, -0.5]
     app.session_state["suite"], app.session_state["measure"] = "detail", "bits"
     app.run()
-    assert not app.exception and "detail: V-information" in charts(app)["probe_scores"]["layout"]["title"]["text"]
+    assert not app.exception and "how many bits can be read?" in charts(app)["probe_scores"]["layout"]["title"]["text"]
 
 
 def test_what_is_kept_and_single_classes_are_on_the_page(run_file: Path, open_app) -> None:
@@ -222,7 +222,7 @@ def test_what_is_kept_and_single_classes_are_on_the_page(run_file: Path, open_ap
     app.session_state["measure"] = "kept"
     app.run()
     assert not app.exception
-    assert "what is kept of pooled V" in charts(app)["probe_scores"]["layout"]["title"]["text"]
+    assert "is the score of pooled V kept?" in charts(app)["probe_scores"]["layout"]["title"]["text"]
 
 
 def test_curves_that_were_not_measured_say_how(run_file: Path, open_app) -> None:

@@ -236,7 +236,7 @@ class Table:
 
 
 class Row(NamedTuple):
-    """One row of the table: whom one readout follows, where images of one kind are mixed."""
+    """One row of the table: which source one readout follows in mixtures of one kind."""
 
     suite: str
     task: str

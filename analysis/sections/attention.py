@@ -114,7 +114,7 @@ class Attention(Record):
 
 
 class Contributions(Record):
-    """What every token hands over to `<voco>` on N images, see `attention.updates`."""
+    """What every token contributes to `<voco>` on N images, see `attention.updates`."""
 
     VERSION = 2
     """1: of images that were not in the order of `again.order`."""
@@ -124,9 +124,9 @@ class Contributions(Record):
     roles: Annotated[list[str], "R"]
     """Among the keys."""
     questions: Annotated[list[str], "Q"]
-    """None where the data ask nothing."""
+    """None where the data have no questions."""
     norm: Annotated[np.ndarray, "N L S"]
-    """Length of the sum over heads of what a key hands over."""
+    """Length of the sum over heads of what a key contributes."""
     share: Annotated[np.ndarray, "N L S"]
     """Of the update, summed over heads; signed."""
     share_by_role: Annotated[Intervals, "L R"]
@@ -134,7 +134,7 @@ class Contributions(Record):
     attention_by_role: Annotated[Intervals, "L R"]
     lens: Annotated[np.ndarray, "N L S"] | None = None
     """Parts in the logit of the answer's first token by the lens, mean over questions, summed over heads; as what
-    follows, None where the data ask nothing."""
+    follows, None where the data have no questions."""
     lens_by_role: Annotated[Intervals, "Q R"] | None = None
     """Summed over layers."""
     answers: Annotated[np.ndarray, "N L S"] | None = None

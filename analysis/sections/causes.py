@@ -16,7 +16,7 @@ from htc_probe.analysis.stats.draws import Intervals
 class Knockouts(Record):
     """What taking tokens away does to z_voco, to the log-probability of true answers (nats) and to what probes read: of
     T hybrid tokens (anchors and patches) one by one, and of G groups of them in M ways. Q questions, P probes. What is
-    about answers is missing where the data ask nothing, and what is about probes without probes.
+    about answers is missing where the data have no questions, and what is about probes without probes.
     """
 
     VERSION = 3
@@ -86,7 +86,7 @@ class TokenGroups(Record):
     size: int
     """Tokens of the random and of the attended patches; these by mean attention in the layers that text reads."""
     change: Annotated[np.ndarray, "N M G"]
-    """Of z_voco at the last layer, mean over draws and donors."""
+    """Of z_voco at the last layer, mean over draws and source images."""
     answers: Annotated[np.ndarray, "N M G Q"] | None = None
     window_change: Annotated[np.ndarray, "N L 2"]
     """All anchors and all patches closed in one layer only."""
@@ -123,7 +123,7 @@ class KnockoutMeans(Record):
 
 
 class Interchange(Record):
-    """Whom readouts follow, where images have the anchors of one and the patches of another: a table of K rows, which
+    """Which source readouts follow in mixtures (anchors of one image, patches of another): a table of K rows, which
     texts and numbers of a row are beside each other in; of numbers the W rows of `number`; and what was read of each of
     n images.
     """
@@ -150,12 +150,12 @@ class Interchange(Record):
     couples: Annotated[np.ndarray, "K int"]
     """Couples of images that they come from."""
     only_right: Annotated[np.ndarray, "K int"]
-    """1: only where the readout is right on the donors' unmixed images; 0: all."""
+    """1: only where the readout is right on the unmixed sources; 0: all."""
     floor: Annotated[np.ndarray, "K 3"]
     """The shares were the readouts dealt to the cases at random."""
     share: Annotated[np.ndarray, "K 3 3"]
-    """Of cases that follow the anchors' donor, the patches' donor, or neither; estimate, lower and upper end of the
-    95 % interval (over couples; where all cases are alike, the exact binomial one). `swapped` counts where the donors'
+    """Of cases that follow the anchors' source, the patches' source, or neither; estimate, lower and upper end of the
+    95 % interval (over couples; where all cases are alike, the exact binomial one). `swapped` counts where the sources'
     labels differ. Otherwise all count, who follows both follows the half that was kept, and noise and means, who have
     no label, get NaN; `unmixed` follows its image in both or neither.
     """
@@ -171,7 +171,7 @@ class Interchange(Record):
 
 
 class NumberRows(Record):
-    """As the rows of `Interchange`, of numbers: the readout is regressed on the donors' values (weight 1 follows
+    """As the rows of `Interchange`, of numbers: the readout is regressed on the sources' values (weight 1 follows
     fully). A number that is asked for in words is the mean over the answers, weighted by how likely they are.
     """
 
@@ -184,7 +184,7 @@ class NumberRows(Record):
     counted: Annotated[np.ndarray, "W int"]
     couples: Annotated[np.ndarray, "W int"]
     weight: Annotated[np.ndarray, "W 2 3"]
-    """On the anchors' donor, the patches' donor; estimate, lower, upper."""
+    """On the anchors' source, the patches' source; estimate, lower, upper."""
 
 
 class Readouts(Record):

@@ -15,40 +15,38 @@ from htc_probe.probes.show import parts, table
 from htc_probe.probes.show.style import COLOURS, NEUTRAL, SHARES, Panel, across, escape, ribbon, transparent
 
 CAPTIONS = {
-    "scores": "Bars: held-out scores, larger is better, 1 is perfect. Whiskers: 95 % intervals over groups of images; "
-    "two that overlap may still differ, as representations are compared on the same images (see the differences). "
-    "Line across the bars: the floor, which sees no features. Diamond: the best guess from the image's category alone. "
-    "Cross: the same probe on random labels of categories, which shows how well it tells these apart; that explains a "
-    "score only where the category alone does too.",
-    "bits": "Bits an image that the probe saves, held out, over knowing how often labels occur (V-information). "
-    "One unit for all kinds of tasks, though classes cannot save more bits than their labels have. Below 0, the probe "
-    "is surer than it should be. Diamond: what the image's category alone saves.",
-    "layers": "Line: z_voco at each layer, with its 95 % interval; layer 0 is the embedding, the same for every image. "
-    "Dotted: other representations. Dashed, grey: the floor. The highest of many layers is high partly by chance: "
-    "choose a layer on other images than those that score it.",
-    "learning": "Scores of probes that are trained on a part of the training images, with 95 % intervals; the number "
-    "of images is on a logarithmic axis. A curve that still rises would score higher with more data.",
-    "retention": "(score - floor) / (pooled V's score - floor): 1 keeps all that pooled V shows over the floor, 0 "
-    "nothing. Whiskers: Fieller's 95 % intervals. Where pooled V is at its floor, no ratio to it is defined.",
-    "differences": "Differences on the same images, with 95 % intervals (of one test, not corrected), in the colour of "
-    "the other representation. Right of 0, the first is better. Filled: p < 0.05 after Holm's correction.",
-    "added": "I(a; Y | b): bits an image that a probe of both saves over a probe of b alone. Left of 0, the wider "
-    "probe learned worse from as many images. Filled: p < 0.05 after Holm's correction.",
-    "kept": "Score minus pooled V's on the same images, with 95 % intervals (of one test, not corrected); the band is "
-    "the margin. Filled: decided, after Holm's correction, to be within the margin (kept) or further from pooled V "
-    "than that (lost, gained). Open: not decided by so many images, or nothing to keep, where pooled V itself is not "
-    "clearly further than the margin above its floor.",
-    "gaps": "The share that is kept of what pooled V's mean over semantic tasks has over its floor, minus the same of "
-    "details, with 95 % intervals (of one test, not corrected). Right of 0, details are lost more than semantics. "
-    "Filled: p < 0.05 after Holm's correction.",
-    "ceilings": "What a hidden layer on top of the linear probe adds to its score, on the same images, with 95 % "
-    "intervals (of one test, not corrected): how much there is to be read that is not linear. Filled: p < 0.05 after "
-    "Holm's correction. Both readers are the same where the layer did no better on the images trained on.",
+    "scores": "Bars: scores on held-out images; 1 is perfect. Whiskers: 95% intervals over groups of images. Two that "
+    "overlap may still differ, as all representations are scored on the same images (see the differences). Line across "
+    "the bars: the floor, the score of a predictor that sees no features. Diamond: the best guess from the image's "
+    "category alone. Cross: the same probe on random labels for categories; it shows how well the probe can memorise "
+    "categories. Memory explains a score only where the diamond is high too.",
+    "bits": "Bits an image that the probe tells of a label beyond how often labels occur, on held-out images "
+    "(V-information). The unit is the same for all tasks; classes cannot give more bits than their labels have. Below "
+    "0, the probe is more confident than it is right. Diamond: what the image's category alone tells.",
+    "layers": "Line: z_voco at each layer, with its 95% interval; layer 0 is the embedding, the same for every image. "
+    "Dotted: other representations. Dashed, grey: the floor. The best of many layers looks better than it is: choose a "
+    "layer on other images than those that score it.",
+    "learning": "Scores of probes trained on a part of the training images, with 95% intervals; the number of images "
+    "is on a log scale. Where a curve still rises, more data would give a higher score.",
+    "retention": "(score - floor) / (pooled V's score - floor). 1: everything that pooled V shows above its floor is "
+    "kept; 0: nothing. Whiskers: Fieller's 95% intervals. Where pooled V is at its floor, there is no ratio.",
+    "differences": "Differences on the same images, with 95% intervals (not corrected), in the colour of the other "
+    "representation. Right of 0 the first is better. Filled dot: significant at 5% (Holm-corrected).",
+    "added": "I(a; Y | b): bits an image that a probe of both tells beyond a probe of b alone. Left of 0, the wider "
+    "probe learned less from the same images. Filled dot: significant at 5% (Holm-corrected).",
+    "kept": "Score minus pooled V's score on the same images, with 95% intervals (not corrected). The band is the "
+    "margin. Filled dot: decided (Holm-corrected): inside the margin (kept) or outside it (lost, gained). Open dot: "
+    "undecided with this many images, or pooled V itself is not clearly above its floor by more than the margin.",
+    "gaps": "Retention of the semantic suite minus retention of the detail suite, with 95% intervals (not corrected). "
+    "Right of 0, more is lost of details than of semantics. Filled dot: significant at 5% (Holm-corrected).",
+    "ceilings": "What a hidden layer on top of the linear probe adds to its score, on the same images, with 95% "
+    "intervals (not corrected). It shows how much can be read, but not linearly. Filled dot: significant at 5% "
+    "(Holm-corrected). At 0, the layer did not help on the training images, so the linear probe was taken.",
     "classes": "Recall of each class (the share of its images that are right), or average precision of each label, "
-    "with 95 % intervals over groups of images: wide for few images, none where a single group has the class. Line: "
-    "the same without features, which is 1 for the most frequent class and 0 for the others.",
-    "confusions": "Rows: the true class. Columns: the class that the probe chose. Colour: the share of the row's "
-    "images, so every row adds up to 1; the number of images is in the hover text.",
+    "with 95% intervals over groups of images: wide for few images, missing where only one group has the class. Line: "
+    "the floor, which is 1 for the most frequent class and 0 for the others.",
+    "confusions": "Rows: the true class. Columns: the class that the probe predicts. Colour: the share of the row's "
+    "images, so every row adds up to 1. The number of images is in the hover text.",
 }
 
 _LISTED = 40  # classes of one figure
@@ -73,7 +71,7 @@ def scores(results: Results, suite: str) -> go.Figure:
         groups.append(parts.Group(f"<b>mean of {means[0].tasks}</b>", cells, means[0].floor))
     low = min([0.0, *(cell.lower or 0 for group in groups for key, cell in group.cells.items() if key in keys)])
     axis = {"title": "score", "range": [max(low * 1.05, -0.5), 1.02]}
-    return parts.bars(results, keys, groups, f"{escape(suite)}: held-out scores", parts.sample(results, suite), axis)
+    return parts.bars(results, keys, groups, f"{escape(suite)}: what can be read?", parts.sample(results, suite), axis)
 
 
 def bits(results: Results, suite: str) -> go.Figure:
@@ -87,7 +85,7 @@ def bits(results: Results, suite: str) -> go.Figure:
         groups.append(
             parts.Group(f"<b>mean of {means[0].tasks}</b>", {table.key_of(mean): mean.bits for mean in means}, 0.0)
         )
-    title, axis = f"{escape(suite)}: V-information", {"title": "bits an image"}
+    title, axis = f"{escape(suite)}: how many bits can be read?", {"title": "bits an image"}
     return parts.bars(results, table.columns(results, suite), groups, title, parts.sample(results, suite), axis)
 
 
@@ -114,7 +112,7 @@ def retention(results: Results, suite: str) -> go.Figure | None:
     span = [max(min([0.0, *ends]), -1) - 0.05, min(max([1.0, *ends]), 2) + 0.05]
     axis = {"title": "share of pooled V's score over the floor", "range": span}
     shapes = [across(x=value, line=parts.MIDDLE) for value in (0, 1)]
-    title = f"{escape(suite)}: retention"
+    title = f"{escape(suite)}: what share of pooled V is kept?"
     return parts.bars(results, keys, groups, title, parts.sample(results, suite), axis, dots=True, shapes=shapes)
 
 
@@ -176,7 +174,10 @@ def layer_curves(results: Results, suite: str) -> go.Figure | None:
         levels["floor"] = (rows[0].floor, NEUTRAL, "dash")
         return [band, line, *(parts.level(name, [x[0], x[-1]], panel, *look) for name, look in levels.items())]
 
-    title, axis = f"{escape(suite)}: layers of z_voco", {"title": {"text": "layer", "standoff": 4}}
+    title, axis = (
+        f"{escape(suite)}: at which layers of z_voco can it be read?",
+        {"title": {"text": "layer", "standoff": 4}},
+    )
     by_task = table.tasks(results, suite)
     traces, layout = parts.panels(_heads(by_task), drawn, list(by_task.values()), lambda rows: (axis, {}))
     return parts.titled(traces, title, parts.sample(results, suite), **layout)
@@ -215,7 +216,7 @@ def learning_curves(results: Results, suite: str) -> go.Figure | None:
         names = {"tickvals": ticks, "ticktext": [f"{images:,}" for images in ticks], "minor": {"ticks": ""}}
         return {"type": "log", "title": {"text": "training images", "standoff": 4}, **names}, {}
 
-    title = f"{escape(suite)}: learning curves"
+    title = f"{escape(suite)}: how many images does a probe need?"
     traces, layout = parts.panels(_heads(by_task), drawn, list(by_task.values()), axes)
     return parts.titled(traces, title, f"scored on {parts.sample(results, suite)}", **layout)
 
@@ -263,7 +264,7 @@ def confusions(results: Results, task: str) -> go.Figure:
     traces, layout = parts.panels(heads, drawn, matrices, axes, 380)
     n = sum(map(sum, matrices[-1].counts))
     subtitle = f"n = {n:,} images, {len(names)} classes"
-    return parts.titled(traces, f"{escape(task)}: confusions", subtitle, legend=False, **layout)
+    return parts.titled(traces, f"{escape(task)}: which classes are confused?", subtitle, legend=False, **layout)
 
 
 # ---- differences, one a line
@@ -278,7 +279,8 @@ def differences(results: Results, suite: str) -> go.Figure | None:
         for one in found.values()
     ]
     colours = [parts.palette(results)[key] for _, key in found]
-    return parts.forest(results, suite, list(found.values()), names, colours, "differences", "difference of scores")
+    title = "which representation holds more?"
+    return parts.forest(results, suite, list(found.values()), names, colours, title, "difference of scores")
 
 
 def compared(results: Results, suite: str, a: Representation, b: Representation) -> go.Figure | None:
@@ -298,7 +300,7 @@ def kept(results: Results, suite: str) -> go.Figure | None:
         for (_, key), one in found.items()
     ]
     colours = [parts.palette(results)[key] for _, key in found]
-    title, axis = "what is kept of pooled V", "score minus pooled V's"
+    title, axis = "is the score of pooled V kept?", "score minus pooled V's"
     margin = next((one.margin for one in found.values()), 0.0)
     band = {"type": "rect", "x0": -margin, "x1": margin, "y0": 0, "y1": 1, "xref": "x", "yref": "y domain"}
     look = {"fillcolor": NEUTRAL, "opacity": 0.25, "line": {"width": 0}, "layer": "below"}
@@ -315,7 +317,7 @@ def gaps(results: Results) -> go.Figure | None:
     first = next(iter(found.values()))
     colours = [parts.palette(results)[key] for key in found]
     names = [escape(table.name_in(results, key)) for key in found]
-    title = f"retention minus that of {first.second}"
+    title = f"is more kept than of {first.second}?"
     return parts.forest(results, first.first, list(found.values()), names, colours, title, "difference of retentions")
 
 
@@ -329,7 +331,8 @@ def ceilings(results: Results, suite: str) -> go.Figure | None:
     ]
     colours = [parts.palette(results)[key] for _, key in found]
     axis = "ceiling minus linear probe"
-    return parts.forest(results, suite, list(found.values()), names, colours, "ceiling", axis, apart=36)
+    title = "what does a hidden layer add?"
+    return parts.forest(results, suite, list(found.values()), names, colours, title, axis, apart=36)
 
 
 def bits_added(results: Results, suite: str) -> go.Figure | None:
@@ -339,7 +342,8 @@ def bits_added(results: Results, suite: str) -> go.Figure | None:
         f"{parts.short(one.task or 'mean', 24)}: {' given '.join(map(escape, table.added(results, one)))}"
         for one in shown
     ]
-    return parts.forest(results, suite, shown, names, [NEUTRAL] * len(shown), "bits added", "bits an image")
+    title = "what does one representation add to another?"
+    return parts.forest(results, suite, shown, names, [NEUTRAL] * len(shown), title, "bits an image")
 
 
 def _row_of(rows: Sequence[Row], key: Representation) -> Row | None:

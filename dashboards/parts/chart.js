@@ -1,5 +1,6 @@
 // One chart, on an element that stays: a figure is drawn over the one before it, once, when it differs from that and is
-// in sight. See chart.py, which sends the figures.
+// in sight. A chart that leaves the page is put aside, and is there as it was when the page is opened again. See chart.py,
+// which sends the figures.
 
 const DRAWN_BY = new URL("plotly.min.js", document.baseURI); // served by server.py
 
@@ -11,10 +12,13 @@ const plotly = new Promise((done, failed) => {
     document.head.append(script);
 });
 
+const aside = new Map();  // name -> chart that is on no page, the one that left last at the end
+const MOST_ASIDE = 32;
+
 const picked = {};  // chart -> its points that were clicked with Shift; a chart may move on the page, and be a new one
 
 export default function ({ data, parentElement, setTriggerValue }) {
-    const chart = (parentElement.chart ??= new Chart(parentElement));
+    const chart = (parentElement.chart ??= (aside.get(data.name) ?? new Chart()).start(parentElement, data.name));
     chart.tell = setTriggerValue;
     chart.show(data);
     const turn = ++chart.turn;
@@ -37,17 +41,24 @@ class Chart {
     shown = "";  // what is drawn, or will be when it is in sight
     due = null;  // draws it
 
-    constructor(parent) {
-        this.parent = parent;
-        this.element = parent.querySelector(".chart");
+    constructor() {
         this.sizes = new ResizeObserver(() => this.fit());
-        this.sizes.observe(this.element);
         // A page's charts below the window would take as long as those in it.
         const near = { rootMargin: "200px", scrollMargin: "200px" };
         this.sight = new IntersectionObserver((entries) => this.see(entries.at(-1).isIntersecting), near);
-        this.sight.observe(this.element);
         this.fill = () => this.fit();
+    }
+
+    start(parent, name) {
+        aside.delete(name);
+        const place = parent.querySelector(".chart");
+        if (this.element) place.replaceWith(this.element);
+        this.parent = parent;
+        this.element ??= place;
+        this.sizes.observe(this.element);
+        this.sight.observe(this.element);
         document.addEventListener("fullscreenchange", this.fill);
+        return this;
     }
 
     show(data) {
@@ -55,6 +66,7 @@ class Chart {
         const shown = JSON.stringify([data, theme]);
         if (shown === this.shown) return;
         this.shown = shown;
+        this.name = data.name;
         const figure = JSON.parse(data.figure);
         this.height = figure.layout.height;
         this.element.style.height = `${this.height}px`;
@@ -77,7 +89,6 @@ class Chart {
 
     async draw(Plotly, { data: traces, layout }, data, theme) {
         this.Plotly = Plotly;
-        this.name = data.name;
         this.clicks = data.clicks;
         layout = { ...layout, ...this.size(), template: { layout: theme } };
         if (data.areas || data.clicks) {
@@ -147,8 +158,16 @@ class Chart {
         this.sizes.disconnect();
         this.sight.disconnect();
         document.removeEventListener("fullscreenchange", this.fill);
-        this.Plotly?.purge(this.element);
+        this.seen = false;
         delete this.parent.chart;
+        aside.get(this.name)?.leave();
+        aside.set(this.name, this);
+        if (aside.size > MOST_ASIDE) aside.values().next().value.leave();
+    }
+
+    leave() {
+        aside.delete(this.name);
+        this.Plotly?.purge(this.element);
     }
 }
 

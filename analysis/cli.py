@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from htc_probe.extract import command
@@ -70,6 +71,8 @@ class AnalyzeConfig:
     """Where the run's model is now. Left out: where it was."""
     device: Annotated[str | None, Shown("NAME", words=("cpu", "cuda"))] = None
     """cpu, or a GPU such as cuda. Left out: the run's."""
+    full: bool = False
+    """Print all tables, too."""
     out: Path | None = None
     """Results (.h5). Left out: NAME.analysis.h5 beside it."""
 
@@ -108,7 +111,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def analyze(config: AnalyzeConfig) -> None:
     """Makes the analyses that are missing, and prints what all of them say. Raises UserError."""
-    from htc_probe.analysis import results, tables
+    from rich.console import Console
+
+    from htc_probe.analysis import results, sentences, tables
     from htc_probe.extract.store import newest_run, open_run
 
     _check(config)
@@ -124,16 +129,21 @@ def analyze(config: AnalyzeConfig) -> None:
         print(f"{path}: {len(run)} images of {run.info.dataset} {run.info.split}, {run.info.model.get('name')}")
         pending = _missing(jobs, out, results.identity(run))
         inputs = _Inputs(config, run, against, probes)
-        _find_model(inputs, pending, probes_path)
-        for job in pending:
+        for job in _possible(inputs, pending, probes_path):
             try:
                 _make(job, inputs, out)
             except UserError as error:
                 if config.analyses:
                     raise
                 print(f"{job.name:<14}left out: {error}", flush=True)
-        tables.show(results.read(out).of(results.identity(run)), _scores(probes_path, run))
-    print(f"\n{out} holds all of this. Look at it with: htc-dashboard {path}")
+        found, identity = results.read(out), results.identity(run)
+        sections, console = found.of(identity), Console()
+        if config.full:
+            console.print(tables.tables(sections))
+        print(f"{out} holds all of this; --full prints its tables.")
+        answered = sentences.answers(sections, _scores(probes_path, run), found.outdated(identity))
+        console.print(tables.last_words(answered))
+    print(f"\nNext: htc-dashboard {quote(str(path))}")
 
 
 def _check(config: AnalyzeConfig) -> None:
@@ -199,34 +209,39 @@ def _missing(jobs: Sequence[_Job], out: Path, run: dict[str, Any]) -> list[_Job]
     missing, analysis = [], results.read(out)
     foreign = [name for name, made in analysis.made.items() if not results.same_run(made.run, run)]
     if foreign:
-        print(f"{out} is of another run of this name ({', '.join(foreign)}): they go")
+        print(f"{out} holds results of another run ({', '.join(foreign)}); removing them")
     for job in jobs:
         made, version = analysis.made.get(job.name), KINDS[job.name].VERSION
         if made is not None and job.name not in foreign:
             old, new = made.settings, job.settings
             changed = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
-            words = f"is there with other settings ({', '.join(changed)})"
+            words = f"was made with other settings ({', '.join(changed)})"
             if made.version != version:
-                words = f"is there as another version made it ({made.version}, now {version})"
+                words = f"was made by another version ({made.version}, now {version})"
             elif made.fits(run, new):
                 print(f"{job.name:<14}is there already")
                 continue
-            print(f"{job.name:<14}{words}: made anew in its place")
+            print(f"{job.name:<14}{words}; recomputing")
         missing.append(job)
     return missing
 
 
-def _find_model(inputs: _Inputs, pending: Sequence[_Job], probes: Path | None) -> None:
-    """Where the model is, where one is needed; before the first analysis, so that a mistake is told at once."""
+def _possible(inputs: _Inputs, pending: Sequence[_Job], probes: Path | None) -> Sequence[_Job]:
+    """Finds the model where one is needed, before the first analysis, so that a mistake is told at once. Where nothing
+    was asked for by name, what needs a model that is gone is left out.
+    """
     from htc_probe.extract import again
 
-    need = [job.name for job in pending if job.needs_model]
+    config, need = inputs.config, [job.name for job in pending if job.needs_model]
     if not need:
-        return
+        return pending
     command.quiet_transformers()
     try:
-        inputs.place = again.find_model(inputs.run, model=inputs.config.model, device=inputs.config.device)
+        inputs.place = again.find_model(inputs.run, model=config.model, device=config.device)
     except UserError as error:
+        if not (config.analyses or config.model or config.device):
+            print(f"left out      {', '.join(need)}: {error}", flush=True)
+            return [job for job in pending if not job.needs_model]
         raise UserError(f"{error} ({', '.join(need)} need it; attention and map do not)") from error
     model, place = inputs.run.info.model, inputs.place
     words = f"{model.get('name')} {model['sha256'][:8]}, {place.dtype} on {place.device}"
@@ -235,6 +250,7 @@ def _find_model(inputs: _Inputs, pending: Sequence[_Job], probes: Path | None) -
     if follow:
         words = f"none beside the run, for {', '.join(follow)}; htc-probe makes them" if probes is None else str(probes)
         print(f"probes        {words}", flush=True)
+    return pending
 
 
 def _make(job: _Job, inputs: _Inputs, out: Path) -> None:

@@ -105,6 +105,14 @@ class Analysis:
                 pending[name] = partial(self.record, name, kind)
         return records.lazy(Sections, pending)
 
+    def outdated(self, run: Mapping[str, Any]) -> frozenset[str]:
+        """Which of this run's sections another version of this package made; `of` leaves them out."""
+        return frozenset(
+            name
+            for name, made in self.made.items()
+            if same_run(made.run, run) and name in KINDS and made.version != KINDS[name].VERSION
+        )
+
     def record(self, name: str, kind: type[R]) -> R:
         """The section as a record, read when asked for. Raises UserError where there is none, or not as declared."""
         if name not in self.made:

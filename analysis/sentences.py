@@ -9,7 +9,7 @@ sign open, and says so where it does. Beside it stands what the paper claims (ar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,13 +51,18 @@ class Sentence(NamedTuple):
         return self.text + (f" The paper: {self.claim}; {words[self.agrees]}." if self.claim else "")
 
 
-def answers(sections: Sections, probes: Results | None = None) -> dict[str, Sentence | str]:
-    """To each question in `ANALYSES`; of what was not analysed or probed, how to do that."""
+def answers(
+    sections: Sections, probes: Results | None = None, outdated: Collection[str] = ()
+) -> dict[str, Sentence | str]:
+    """To each question in `ANALYSES`; of what was not analysed or probed, how to do that. outdated: analyses that
+    another version made, see `results.Analysis`.
+    """
     found: dict[str, Sentence | str] = {}
     for question, (analysis, subject, say) in _ANSWERS.items():
         asked = getattr(sections, analysis) if analysis else probes
-        way = f"analysed yet; htc-analyze {analysis}" if analysis else "probed yet; htc-probe semantic detail"
-        found[question] = f"{subject}: not {way}" if asked is None else say(asked)
+        why = "made by another version" if analysis in outdated else "not analysed yet"
+        way = f"{why}; htc-analyze {analysis}" if analysis else "not probed yet; htc-probe semantic detail"
+        found[question] = f"{subject}: {way}" if asked is None else say(asked)
     return found
 
 

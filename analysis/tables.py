@@ -5,43 +5,38 @@ Knows sections and rich; not how anything was measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
 from htc_probe.analysis.causes.following import rows as rows_of
 from htc_probe.analysis.sections import Attention, Contributions, Interchange, Knockouts, Reading, Reconstruct, Sections
-from htc_probe.analysis.sentences import Sentence, answers, code_bits, few_draws, words
+from htc_probe.analysis.sentences import Sentence, code_bits, few_draws, words
 from htc_probe.analysis.stats.draws import Interval
-from htc_probe.probes.files.results import Results
 from htc_probe.probes.inputs.representations import shown
 
 _GREY = "bright_black"
 _MOST_LAYERS = 12
 
 
-def show(sections: Sections, probes: Results | None = None) -> None:
-    """Prints the tables and the sentences of the sections that are there, and of the run's probes."""
-    Console().print(render(sections, probes))
+def tables(sections: Sections) -> Group:
+    """A table or some of each section that is there."""
+    there = {name: getattr(sections, name) for name in _TABLES}
+    return Group(*(part for name, of in there.items() if of is not None for part in (Text(), *_TABLES[name](of))))
 
 
-def render(sections: Sections, probes: Results | None = None) -> Group:
-    """Tables of the sections that are there, the five sentences, and what a linear map tells of the patches."""
-    parts: list[RenderableType] = []
-    for name, table in _TABLES.items():
-        if (section := getattr(sections, name)) is not None:
-            parts += [Text(), *table(section)]
-    parts.append(Text("\nIn five sentences\n", style="bold"))
+def last_words(found: Mapping[str, Sentence | str]) -> Group:
+    """The five sentences, and what a linear map tells of the patches."""
     lines = Table.grid(padding=(0, 1))
-    for number, sentence in zip("12345 ", answers(sections, probes).values(), strict=True):
+    for number, sentence in zip("12345 ", found.values(), strict=True):
         lines.add_row(Text(number), Text(sentence.told() if isinstance(sentence, Sentence) else sentence))
-    parts += [lines, Text("\n[a, b]: 95 % intervals over groups of images.", style=_GREY)]
-    return Group(*parts)
+    head = Text("\nIn five sentences", style="bold") + Text(" ([a, b]: 95 % intervals over groups of images)\n", _GREY)
+    return Group(head, lines)
 
 
 def _attention(section: Attention) -> Iterator[RenderableType]:

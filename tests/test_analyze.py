@@ -504,7 +504,7 @@ def test_other_settings_are_made_anew_and_only_they(folder: Path, capsys: Any) -
     assert main(["attention", "contributions", "--run", str(folder / "run.h5"), "--images", "5"]) == 0
     said = capsys.readouterr().out
     assert "attention     is there already" in said
-    assert "contributions is there with other settings (images): made anew in its place" in said
+    assert "contributions was made with other settings (images); recomputing" in said
     after = sections(folder)
     assert after["attention"] == before["attention"] and after["contributions"] != before["contributions"]
     found = found_in(folder).contributions
@@ -521,11 +521,19 @@ def test_sections_of_an_older_version_are_made_anew(folder: Path, capsys: Any) -
         del file["attention"].attrs["version"]  # as files were before there were any
         file["map"].attrs["version"] = Map.VERSION + 1
     assert found_in(folder) == Sections(), "pages take them as missing"
+    outdated = results.read(path).outdated(of)
+    assert outdated == set(names) and not results.read(path).outdated(of | {"created": "at another time"})
+    told = sentences.answers(Sections(), None, outdated)
+    assert (
+        told[sentences.PREFERENCE]
+        == "Whether <voco> prefers the anchors: made by another version; htc-analyze attention"
+    )
+    assert "not analysed yet" in str(told[sentences.CAUSE])
     jobs = [job for job in cli._jobs(AnalyzeConfig(names), None, None) if job.name in names]
     assert [job.name for job in cli._missing(jobs, path, of)] == list(names)
     said = capsys.readouterr().out
     for name, there, here in (("attention", 0, Attention.VERSION), ("map", Map.VERSION + 1, Map.VERSION)):
-        assert f"{name:<14}is there as another version made it ({there}, now {here}): made anew in its place" in said
+        assert f"{name:<14}was made by another version ({there}, now {here}); recomputing" in said
 
 
 def test_another_run_of_the_same_name(folder: Path, capsys: Any) -> None:
@@ -534,7 +542,7 @@ def test_another_run_of_the_same_name(folder: Path, capsys: Any) -> None:
     assert extract([*arguments(folder), "--limit", "20"]) == 0
     capsys.readouterr()
     assert analyze(folder, "attention") == 0
-    assert "is of another run of this name (attention, contributions): they go" in capsys.readouterr().out
+    assert "holds results of another run (attention, contributions); removing them" in capsys.readouterr().out
     found = results.read(folder / "run.analysis.h5")
     assert list(found.made) == ["attention"]
     attention = found_in(folder).attention
@@ -551,7 +559,7 @@ def test_a_second_run_beside_it(folder: Path, capsys: Any) -> None:
     assert attention is not None and attention.paired_images == IMAGES
     capsys.readouterr()
     assert analyze(folder, "attention") == 0
-    assert "is there with other settings (against)" in capsys.readouterr().out
+    assert "was made with other settings (against); recomputing" in capsys.readouterr().out
 
 
 def test_only_what_needs_the_model_asks_for_it(folder: Path, made: Path, capsys: Any) -> None:
@@ -565,6 +573,11 @@ def test_only_what_needs_the_model_asks_for_it(folder: Path, made: Path, capsys:
         assert all(words in said for words in ("--model", "contributions need it", "attention and map do not")), said
         assert main(["contributions", "--run", str(folder / "run.h5"), "--images", "6", "--model", str(moved)]) == 0
         assert set(sections(folder)) == {"attention", "contributions"}
+        (folder / "run.analysis.h5").unlink()
+        assert analyze(folder) == 0  # all that can be made
+        told = capsys.readouterr().out
+        assert "left out      reconstruct, contributions, " in told and "say where with --model" in told
+        assert set(sections(folder)) == {"attention", "map"} and "In five sentences" in told
     finally:
         shutil.move(moved, made / "model")
 
@@ -1057,7 +1070,7 @@ def test_what_is_missing_is_said_with_the_way_to_it() -> None:
         "htc-analyze reading",
     ]
     console = Console(width=100, file=io.StringIO())
-    console.print(tables.render(Sections()))
+    console.print(tables.last_words(sentences.answers(Sections())))
     assert "In five sentences" in console.file.getvalue()  # type: ignore[attr-defined]
 
 

@@ -19,6 +19,7 @@ from htc_probe.dashboards.data.beside import (
     made,
     notes,
     notes_place,
+    outdated,
     probe_results,
     probes_beside,
     refused_beside,

@@ -115,6 +115,12 @@ def made(run: Path, header: Header) -> dict[str, Made]:
     return {} if analysis is None else {name: how for name, how in analysis.made.items() if same_run(how.run, of_run)}
 
 
+def outdated(run: Path, header: Header) -> frozenset[str]:
+    """Analyses of this run that another version of `htc-analyze` made: they are not among `sections`."""
+    analysis = _analysis_beside(run)
+    return frozenset() if analysis is None else analysis.outdated(identity(header))
+
+
 def identity(header: Header) -> dict[str, Any]:
     """What tells this state of the run from others, see `analysis.results.same_run`."""
     return {"created": header.created, "sha256": header.info.model.get("sha256")}
@@ -132,9 +138,10 @@ def _analysis(key: RunKey) -> Analysis:
 
 def sentences(run: Path, header: Header) -> dict[str, Sentence | str]:
     """The answers of `htc-analyze`, by question."""
-    analysed, scores = sections(run, header), _scores(run, header)
+    analysed, scores, old = sections(run, header), _scores(run, header), outdated(run, header)
     times = tuple((name, how.created) for name, how in made(run, header).items())
-    return _sentences(key_of(htc_probe.analysis.results.default_path(run)) if times else None, times, analysed, scores)
+    key = key_of(htc_probe.analysis.results.default_path(run)) if times else None
+    return _sentences(key, times, analysed, scores, old)
 
 
 def _scores(run: Path, header: Header) -> RunKey | None:
@@ -147,7 +154,7 @@ def _scores(run: Path, header: Header) -> RunKey | None:
 
 @kept(16)
 def _sentences(
-    key: RunKey | None, times: tuple[tuple[str, str], ...], _found: Sections, scores: RunKey | None
+    key: RunKey | None, times: tuple[tuple[str, str], ...], _found: Sections, scores: RunKey | None, old: frozenset[str]
 ) -> dict[str, Sentence | str]:
     probed = None if scores is None else probe_results(scores)
-    return answers(_found, probed)
+    return answers(_found, probed, old)

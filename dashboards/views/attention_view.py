@@ -14,7 +14,7 @@ from htc_probe.dashboards import charts, data
 from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.parts.chart import draw, made, points
 from htc_probe.dashboards.parts.copies import key_here
-from htc_probe.dashboards.views.view import View, each_image
+from htc_probe.dashboards.views.view import View, each_image, not_analysed
 
 _MEAN, _ONE = "Mean", "This image"
 _PLAIN, _WEIGHTED = "Attention", "Attention × value"
@@ -61,7 +61,7 @@ def _many(view: View, rows: np.ndarray, average: data.Average) -> None:
                 f"{average.n:,} of the {len(rows):,} images, evenly spaced. Every title says how many images it uses."
             )
         if of == _MEAN and not selection.chosen and view.source.sections.attention is None:
-            ui.fill("Per-head intervals are not computed yet.", "htc-analyze attention", view.path)
+            not_analysed(view, "Per-head intervals are not computed yet.", "attention")
     left, right = ui.side_by_side(2, "heads", least=380)
     with left:
         _heatmap(view, quantities[quantity].unit, quantity=quantity, **whose)
@@ -202,7 +202,7 @@ def _measured(view: View) -> bool:
     """Whether it was measured what this image's tokens hand over; says why not."""
     section = data.sections(view.path, view.header).contributions
     if section is None:
-        ui.fill("Contributions are not computed yet.", "htc-analyze contributions", view.path)
+        not_analysed(view, "Contributions are not computed yet.", "contributions")
         return False
     rows_of = data.row_of(view.key)
     measured = np.array([rows_of.get(name, -1) for name in section.images])

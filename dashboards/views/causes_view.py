@@ -11,7 +11,7 @@ from htc_probe.dashboards import data
 from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.parts.effects import steps_within
 from htc_probe.dashboards.views import groups_view, interchange_view, tokens_view
-from htc_probe.dashboards.views.view import View
+from htc_probe.dashboards.views.view import View, not_analysed
 
 
 def show(view: View) -> None:
@@ -33,9 +33,8 @@ def show(view: View) -> None:
 def _knockouts(view: View, sections: Sections, token_by_token: bool) -> None:
     knockouts = sections.knockouts
     if knockouts is None:
-        ui.fill(
-            "This run has no knock-outs yet.", "htc-analyze knockouts" + " contributions" * token_by_token, view.path
-        )
+        also = ["contributions"] * token_by_token
+        not_analysed(view, "This run has no knock-outs yet.", "knockouts", *also)
         return
     _tell(sentences.honest(knockouts) if token_by_token else sentences.matters(knockouts))
     rows = data.rows_of(view.key, knockouts.images)
@@ -56,7 +55,7 @@ def _interchange(view: View, sections: Sections) -> None:
     elif not view.header.tasks:
         st.info("These data have no labels, so it cannot be measured which source image wins.")
     else:
-        ui.fill("This run has no interchanges yet.", "htc-analyze interchange", view.path)
+        not_analysed(view, "This run has no interchanges yet.", "interchange")
 
 
 def _tell(sentence: sentences.Sentence | str) -> None:

@@ -17,7 +17,7 @@ from htc_probe.dashboards import charts, data
 from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.parts.chart import draw, made, points
 from htc_probe.dashboards.parts.copies import key_here
-from htc_probe.dashboards.views.view import View, each_image
+from htc_probe.dashboards.views.view import View, each_image, not_analysed
 from htc_probe.probes.scores.intervals import effective_groups, group_sizes
 
 _LISTED = 200  # codes in the table
@@ -101,7 +101,7 @@ def _picture(view: View, section: Reconstruct | None) -> None:
     thumbnail = data.thumbnail(view.key, image)
     if section is None:
         st.image(thumbnail, width=330, alt=f"thumbnail of image {name}")
-        ui.fill("Reconstructions are not computed yet.", "htc-analyze reconstruct", view.path)
+        not_analysed(view, "Reconstructions are not computed yet.", "reconstruct")
         return
     row_of = data.row_of(view.key)
     rows = np.array(sorted(row_of[name] for name in section.images if name in row_of), dtype=int)
@@ -143,7 +143,7 @@ def _usage(view: View, read: data.Codes, section: Reading | None, group: int, co
         if doubt := sentences.few_draws(draws, size):
             st.warning(doubt)
         if found is None:
-            ui.fill("These counts have no intervals yet.", "htc-analyze reading", view.path)
+            not_analysed(view, "These counts have no intervals yet.", "reading")
     with right:
         figure = made(charts.codes.usage, view.path, group=group + 1, code=code)
         draw(figure, "codes_usage", on_click=_take("codes_usage", code=0))
@@ -220,7 +220,7 @@ def _most_told(names: list[str], section: Reading | None) -> str:
 
 def _bits(view: View, section: Reading | None, group: int, task: str) -> None:
     if section is None:
-        ui.fill("What codes tell of each task is not computed yet.", "htc-analyze reading", view.path)
+        not_analysed(view, "What codes tell of each task is not computed yet.", "reading")
         return
     reading = section.code
     if reading is None or reading.label is None or view.header.shape.codes is None:

@@ -16,7 +16,7 @@ from htc_probe.dashboards.charts.map import ANCHORS, METHODS
 from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.parts import gallery, hover
 from htc_probe.dashboards.parts.chart import draw, made, points
-from htc_probe.dashboards.views.view import View, each_image
+from htc_probe.dashboards.views.view import View, each_image, not_analysed
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import Task
 from htc_probe.probes.inputs.representations import shown
@@ -41,7 +41,7 @@ def show(view: View) -> None:
     """Draws the page."""
     if view.source.sections.map is None:
         needs = "" if view.header.finished else " A map needs a finished run."
-        ui.fill(f"This run has no map yet.{needs}", "htc-analyze map", view.path)
+        not_analysed(view, f"This run has no map yet.{needs}", "map")
         return
     maps = charts.map.section(view.source)
     coloured = _choices(view, maps)

@@ -11,7 +11,7 @@ from htc_probe.dashboards import charts, data
 from htc_probe.dashboards.charts.reading import DIRECTIONS, READ_OUT
 from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.parts.chart import draw, made
-from htc_probe.dashboards.views.view import View
+from htc_probe.dashboards.views.view import View, not_analysed
 
 
 def show(view: View) -> None:
@@ -19,7 +19,7 @@ def show(view: View) -> None:
     found = data.sections(view.path, view.header)
     section = found.reading
     if section is None:
-        ui.fill("Words, dimensions and directions of z_voco are not computed yet.", "htc-analyze reading", view.path)
+        not_analysed(view, "Words, dimensions and directions of z_voco are not computed yet.", "reading")
     else:
         _words(view, section.lens)
         _alike(view)
@@ -132,7 +132,7 @@ def _measured_angles(view: View) -> None:
 def _answers(view: View, section: Contributions | None) -> None:
     st.header("What do the answers read?")
     if section is None:
-        ui.fill("What each token adds to the answers is not computed yet.", "htc-analyze contributions", view.path)
+        not_analysed(view, "What each token adds to the answers is not computed yet.", "contributions")
         return
     if section.answers_by_role is None:
         data_set = ui.plain(str(view.header.info.dataset))

@@ -21,7 +21,7 @@ from htc_probe.dashboards import data, figures
 from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.parts.chart import draw, made
 from htc_probe.dashboards.parts.effects import ANSWERS, PROBES, Z, ends, select_one
-from htc_probe.dashboards.views.view import View, each_image
+from htc_probe.dashboards.views.view import View, each_image, not_analysed
 from htc_probe.extract.store import NUMERIC
 from htc_probe.probes.scores.intervals import mean_known
 
@@ -88,7 +88,7 @@ def show(view: View, knockouts: Knockouts, contributions: Contributions | None, 
     each_image(view, partial(_image, knockouts=knockouts, contributions=contributions, effect=effect), "tokens")
     _dots(knockouts, effect, here)
     if contributions is None:
-        ui.fill("Value-weighted attention is not computed yet.", "htc-analyze contributions", view.path)
+        not_analysed(view, "Value-weighted attention is not computed yet.", "contributions")
 
 
 def _image(view: View, knockouts: Knockouts, contributions: Contributions | None, effect: _Effect) -> None:

@@ -58,6 +58,13 @@ def each_image(view: View, part: Callable[[View], None], key: str) -> None:
             part(view._replace(selection=view.selection._replace(image=row)))
 
 
+def not_analysed(view: View, what: str, *analyses: str) -> None:
+    """Says that there is none of `what`, or that another version of these analyses made it, and what computes it."""
+    if old := [name for name in analyses if name in data.outdated(view.path, view.header)]:
+        what = f"Another version of htc-probe made {' and '.join(old)} of this run, so it is not shown."
+    fill(what, f"htc-analyze {' '.join(analyses)}", view.path)
+
+
 def scores(path: Path, header: data.Header) -> Results | None:
     """What htc-probe found of a run; None, and what fills it, where it left nothing."""
     beside, name = data.probes_beside(path), plain(path.stem)

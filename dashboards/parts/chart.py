@@ -17,6 +17,7 @@ import streamlit as st
 
 from htc_probe.dashboards import data
 from htc_probe.dashboards.charts.code import code
+from htc_probe.dashboards.charts.source import Nothing
 from htc_probe.dashboards.data import kept
 from htc_probe.dashboards.parts.copies import key_here, stays_here
 
@@ -55,6 +56,14 @@ def made(make: Callable[P, go.Figure | None], *args: P.args, **kwargs: P.kwargs)
     """
     runs = [data.state(value) for value in (*args, *kwargs.values()) if isinstance(value, Path)]
     return _made(f"{make.__module__}.{make.__qualname__}", pickle.dumps((runs, args, kwargs)), make)
+
+
+def drawable(make: Callable[P, go.Figure], *args: P.args, **kwargs: P.kwargs) -> Made | None:
+    """The same; None where the run holds nothing for it."""
+    try:
+        return made(make, *args, **kwargs)
+    except Nothing:
+        return None
 
 
 @kept(200)

@@ -1,21 +1,20 @@
 """What linear probes read: scores, curves, and what they said of single images, as `htc-probe` left it beside the run.
 
-Lays out; reads through data, draws by figures.
+Lays out; reads through data, draws by charts.
 """
 
 import shlex
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import streamlit as st
 
-from htc_probe.dashboards import data, figures
-from htc_probe.dashboards.figures.base import escape
+from htc_probe.dashboards import charts, data
 from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.parts import gallery, hover
-from htc_probe.dashboards.parts.chart import draw, made, points
+from htc_probe.dashboards.parts.chart import draw, drawable, made, points
 from htc_probe.dashboards.views.view import View, each_image, scores
 from htc_probe.probes.files.predictions import Predicted
 from htc_probe.probes.files.results import Results, Row, SuiteMean, label
@@ -49,8 +48,7 @@ def show(view: View) -> None:
 def _scores(view: View, results: Results) -> None:
     left, right = st.columns(2)
     suite = ui.pick("Suite", of_tables.suites(results), "suite", format_func=ui.plain, place=left)
-    kinds = of_probes.scores, of_probes.bits, of_probes.retention, of_probes.kept, of_probes.ceilings
-    drawn = {make.__name__: made(make, results, suite) for make in kinds}
+    drawn = {kind: drawable(charts.probes.scores, view.path, suite=suite, show=kind) for kind in charts.probes.KINDS}
     kind = ui.pick("Show", [kind for kind, figure in drawn.items() if figure is not None], "measure", place=right)
     figure = drawn[kind]
     assert figure is not None
@@ -58,14 +56,14 @@ def _scores(view: View, results: Results) -> None:
     reference = f" {ui.plain(of_tables.paper_reference(suite))}" if kind == "scores" else ""
     ui.how_to_read(ui.plain(of_probes.CAPTIONS[kind]) + reference)
     _score_table(results, suite)
-    _classes(results, suite)
-    gaps = made(of_probes.gaps, results)
+    _classes(view, results, suite)
+    gaps = drawable(charts.probes.gaps, view.path)
     if gaps is not None:
         st.header("Are semantics kept better than details?")
         draw(gaps, "probe_gaps")
         ui.how_to_read(ui.plain(of_probes.CAPTIONS["gaps"]))
     st.header("Which of two representations holds more?")
-    _compare(results, suite)
+    _compare(view, results, suite)
 
 
 def _score_table(results: Results, suite: str) -> None:
@@ -104,19 +102,17 @@ def _score(line: Row | SuiteMean) -> dict[str, object]:
     return {"read from": shown(line.representation), "layer": line.layer, **ends}
 
 
-def _classes(results: Results, suite: str) -> None:
+def _classes(view: View, results: Results, suite: str) -> None:
     """Of one task of the suite; nothing where its tasks are numbers."""
     tasks = list(dict.fromkeys(row.task for row in results.by_class if row.suite == suite))
     if not tasks:
         return
     st.header("Which classes are read well?")
-    figure = made(of_probes.by_class, results, ui.select("Task", tasks, "classes_of"))
-    assert figure is not None
-    draw(figure, "probe_classes")
+    draw(made(charts.probes.classes, view.path, task=ui.select("Task", tasks, "classes_of")), "probe_classes")
     ui.how_to_read(ui.plain(of_probes.CAPTIONS["classes"]))
 
 
-def _compare(results: Results, suite: str) -> None:
+def _compare(view: View, results: Results, suite: str) -> None:
     compared = {name for line in results.comparisons if line.suite == suite for name in (line.a, line.b)}
     keys = {
         of_tables.name_in(results, key): key
@@ -130,7 +126,7 @@ def _compare(results: Results, suite: str) -> None:
     left, right = st.columns(2)
     a = ui.select("First", names, "a", place=left)
     b = ui.select("Minus", [name for name in names if name != a], "b", place=right)
-    figure = made(of_probes.compared, results, suite, keys[a], keys[b])
+    figure = drawable(charts.probes.compared, view.path, suite=suite, first=a, second=b)
     if figure is None:
         st.info("htc-probe did not compare these two.")
         return
@@ -160,7 +156,9 @@ def _compare(results: Results, suite: str) -> None:
 @ui.fragment
 def _curves(view: View, results: Results) -> None:
     suite = ui.pick("Suite", of_tables.suites(results), "suite", format_func=ui.plain)
-    layers, learning = made(of_probes.layer_curves, results, suite), made(of_probes.learning_curves, results, suite)
+    layers, learning = (
+        drawable(chart, view.path, suite=suite) for chart in (charts.probes.layers, charts.probes.learning)
+    )
     if layers is None:
         ui.fill("Only one layer of z\\_voco was probed.", _command(results, "--layers all"), view.path)
     else:
@@ -196,27 +194,25 @@ def _images(view: View, results: Results) -> None:
     rows = [row for row in results.rows if row.task == task]
     first = of_tables.columns(results, rows[0].suite)
     keys = {of_tables.name_in(results, key): key for key in [*first, *map(of_tables.key_of, rows)]}
-    key = keys[ui.select("Read from", list(keys), "read", place=middle)]
+    read = ui.select("Read from", list(keys), "read", place=middle)
+    key = keys[read]
     place = _predictions(view, results)
     predicted = None if place is None else _predicted(view, place, (task, *key))
     if predicted is None:
         if place is not None:
             ui.fill("The predictions of this run do not include this probe.", _command(results), view.path)
-        _counts_alone(results, task, key)
+        if (counts := drawable(charts.probes.counts, view.path, task=task, read=read)) is not None:
+            draw(counts, "probe_counts")
+            ui.how_to_read(ui.plain(of_probes.CAPTIONS["confusions"]))
         return
     assert place is not None
-    number = 0
+    asked: dict[str, Any] = {"task": task, "read": read, "images": view.selection.images}
     if predicted.kind == "multilabel":
-        number = predicted.classes.index(ui.select("Label", list(predicted.classes), "label", place=right))
-    told = answers.of(predicted, number)
-    if view.selection.chosen:
-        told = told.among(np.array(view.selection.chosen))
-    question = f"{task}: {predicted.classes[number]}" if predicted.kind == "multilabel" else task
-    name = f"{escape(question)} from {escape(of_tables.name_in(results, key))}"
-    selected = " selected" if view.selection.chosen else ""
+        asked["label"] = ui.select("Label", list(predicted.classes), "label", place=right)
+    told = charts.probes.told_of(view.source, **{"label": None, **asked})
     left, right = ui.side_by_side([6, 5], "answers", least=380)
     with left:
-        places, words = _overview(view, told, name, f"{len(told.rows):,}{selected} held-out images", rows[0].unit)
+        places, words = _overview(view, told, asked)
     with right:
         if not view.selection.beside:
             _current(view, results, place)
@@ -245,24 +241,10 @@ def _predicted(view: View, place: data.RunKey, probe: tuple[str, str, int | None
     return data.predicted(place, probe, view.header.shape.images)
 
 
-def _counts_alone(results: Results, task: str, key: Representation) -> None:
-    """The confusion matrix of the results, where there are no predictions to look into."""
-    for matrix in results.confusions:
-        if (matrix.task, matrix.representation, matrix.layer) == (task, *key):
-            counts_KK, title = np.array(matrix.counts), f"{escape(task)} from {escape(of_tables.name_in(results, key))}"
-            subtitle = f"held-out images by true class and chosen class · n = {counts_KK.sum():,}"
-            draw(made(figures.confusion, counts_KK, matrix.classes, title=title, subtitle=subtitle), "probe_counts")
-            ui.how_to_read(ui.plain(of_probes.CAPTIONS["confusions"]))
-
-
-def _overview(view: View, told: Answers, name: str, sample: str, unit: str) -> tuple[np.ndarray, str]:
+def _overview(view: View, told: Answers, asked: dict[str, Any]) -> tuple[np.ndarray, str]:
     """All answers in one figure. Returns which of them to look at, and what these are."""
     if told.sure is None:
-        error = f"{np.abs(told.error).mean():.3g} {escape(unit)}".strip() if len(told.rows) else "unknown"
-        # What is said of a circular value lies where the error is the short way round, beyond the period if need be.
-        drawn, way = (told.true + told.error, ", the short way round") if told.period else (told.said, "")
-        words = {"unit": unit, "title": name, "subtitle": f"{sample} · mean error {error}{way}"}
-        figure = made(figures.said_and_true, told.true, drawn, told.rows, mark=view.selection.image, **words)
+        figure = made(charts.probes.values, view.path, **asked, image=view.selection.number)
         draw(figure, "probe_values", on_click=partial(ui.go_to_point, "probe_values"))
 
         def picture(row: int) -> hover.Picture:
@@ -281,10 +263,8 @@ def _overview(view: View, told: Answers, name: str, sample: str, unit: str) -> t
         for point in points("probe_confusion")[:1]:
             st.session_state["probe_cell"] = cell._replace(marked=(int(point["y"]) - 1, int(point["x"]) - 1))
 
-    right = float((told.true == told.said).mean()) if len(told.rows) else float("nan")
-    words = {"title": name, "subtitle": f"{sample} · {right:.1%} right"}
-    figure = made(figures.confusion, told.counts(), told.names, mark=cell.marked, **words)
-    draw(figure, "probe_confusion", on_click=click)
+    marked = dict(zip(("true", "said"), (told.names[number] for number in cell.marked or ()), strict=False))
+    draw(made(charts.probes.confusion, view.path, **asked, **marked), "probe_confusion", on_click=click)
     ui.how_to_read(
         "Rows: the true label. Columns: what the probe predicts for held-out images. Colour: the share of the row; "
         "numbers: images. Click a cell to see its images below."

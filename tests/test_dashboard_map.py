@@ -179,7 +179,9 @@ def page(open_app: Any, run: Path, **state: Any) -> Any:
 
 def galleries(app: Any) -> dict[str, list[dict[str, Any]]]:
     """Key of the gallery -> its pictures."""
-    found = {item.proto.id.rsplit("-", 1)[1]: json.loads(item.proto.json or "null") for item in app.get("bidi_component")}
+    found = {
+        item.proto.id.rsplit("-", 1)[1]: json.loads(item.proto.json or "null") for item in app.get("bidi_component")
+    }
     return {key: value["pictures"] for key, value in found.items() if "pictures" in value}
 
 

@@ -179,7 +179,9 @@ def test_no_line_is_black_or_white() -> None:
 
 def pictures(app) -> list[dict]:
     """Of the gallery."""
-    found = {item.proto.id.rsplit("-", 1)[1]: json.loads(item.proto.json or "null") for item in app.get("bidi_component")}
+    found = {
+        item.proto.id.rsplit("-", 1)[1]: json.loads(item.proto.json or "null") for item in app.get("bidi_component")
+    }
     return found["probe_gallery"]["pictures"] if "probe_gallery" in found else []
 
 

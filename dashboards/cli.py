@@ -22,11 +22,13 @@ from htc_probe.extract.errors import UserError
 
 _HOST = "127.0.0.1"
 # Streamlit's own red on its tint, and its captions (60 % of the text's colour), have less than 4.5 to 1 of contrast.
-_COLOURS = {
+_LOOK = {
     "light.primaryColor": "#a62b3a",
     "light.textColor": "#121212",
     "dark.primaryColor": "#ff8f98",
     "headingFontSizes": ["2rem", "1.5rem", "1.2rem"],
+    "paddingTop": "0.5rem",
+    "paddingBottom": "4rem",
 }
 
 
@@ -134,7 +136,7 @@ def settings(config: DashboardConfig) -> dict[str, Any]:
         "browser.gatherUsageStats": False,
         "client.toolbarMode": "minimal",
         "logger.hideWelcomeMessage": True,
-        **{f"theme.{name}": value for name, value in _COLOURS.items()},
+        **{f"theme.{name}": value for name, value in _LOOK.items()},
     }
 
 

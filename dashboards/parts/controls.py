@@ -427,4 +427,4 @@ def fill(what: str, command: str, run: Path) -> None:
     `htc-analyze knockouts`.
     """
     st.info(f"{what} To compute it, run:")
-    st.code(f"{command} --run {shlex.quote(str(run))}", language=None)
+    st.code(f"{command} --run {shlex.quote(str(run))}", language=None, wrap_lines=True)

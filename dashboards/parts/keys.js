@@ -1,4 +1,5 @@
-// Keys of all pages. Each clicks what is on the page, so that a key does nothing where there is nothing to click.
+// Keys of all pages. Each clicks what is on the page, so that a key does nothing where there is nothing to click. And the
+// open tab is kept in sight, where not all of them fit.
 
 const TAKES_TEXT = "input, textarea, select, [contenteditable], [role=dialog], [data-testid=stDataFrame]";
 const TAKES_ARROWS = "[role=tablist], [role=radiogroup], [role=listbox], [role=menu], [role=slider]";
@@ -14,7 +15,13 @@ export default function ({ parentElement }) {
     const end = new AbortController(), first = { capture: true, signal: end.signal };
     document.addEventListener("pointerdown", () => { tabbed = false; }, first);
     document.addEventListener("keydown", (event) => pressed(event, dialog), first);
-    return () => end.abort();
+    const changes = new MutationObserver(reveal);
+    changes.observe(document.body, { subtree: true, childList: true, attributeFilter: ["aria-selected"] });
+    reveal();
+    return () => {
+        end.abort();
+        changes.disconnect();
+    };
 }
 
 function pressed(event, dialog) {
@@ -40,7 +47,27 @@ function act(key, dialog) {
     if (key === "/") return find();
     const there = STEPS[key] ? document.querySelector(STEPS[key]) : document.querySelectorAll(PAGES)[Number(key) - 1];
     there?.click();
+    if (there && !STEPS[key]) document.querySelector("[data-testid=stMain]").scrollTo(0, 0);
     return Boolean(there);
+}
+
+const open = new WeakMap();  // tabs -> the one of them that was last scrolled to
+let due = false;
+
+/** Scrolls tabs sideways to the one that is open, once it is. */
+function reveal() {
+    if (due) return;
+    due = true;
+    requestAnimationFrame(() => {
+        due = false;
+        for (const tab of document.querySelectorAll(".stTabs [role=tab][aria-selected=true]")) {
+            const tabs = tab.closest("[role=tablist]");
+            if (open.get(tabs) === tab) continue;
+            open.set(tabs, tab);
+            const { left, width } = tab.getBoundingClientRect(), of = tabs.getBoundingClientRect();
+            tabs.scrollBy({ left: left + width / 2 - of.left - of.width / 2, behavior: "instant" });
+        }
+    });
 }
 
 /** Moves to the field of the search; opens the sidebar for it where that is closed. */

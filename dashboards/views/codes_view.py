@@ -75,7 +75,7 @@ def _choose(view: View, groups: int) -> tuple[int, int | None]:
         None,
         key="code",
         bind="query-params",
-        placeholder="none chosen",
+        placeholder="none",
         help="The code that the page follows; click one in any figure.",
     )
     return int(group) - 1, None if code is None else int(code)

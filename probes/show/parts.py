@@ -234,7 +234,7 @@ def sample(results: Results, suite: str) -> str:
 
 def below(about: str) -> str:
     """A second line of a tick; none for no text."""
-    return f'<br><span style="font-size:11px;color:#8a8a8a">{about}</span>' if about else ""
+    return f'<br><span style="font-size:11px">{about}</span>' if about else ""
 
 
 def short(name: str, most: int = 14) -> str:

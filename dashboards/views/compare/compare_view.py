@@ -53,7 +53,7 @@ def _choose(view: View) -> RunFile | None:
         info = view.header.info
         out = view.path.with_name(view.path.stem + "-random.h5")
         words = ["htc-extract", "--data", info.dataset, "--split", info.split, "--random-weights", "--out", str(out)]
-        st.code(shlex.join(words), language=None)
+        st.code(shlex.join(words), language=None, wrap_lines=True)
         return None
     wanted = st.session_state.get("with") or st.query_params.get("with")
     if wanted is not None and wanted not in runs:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.browser import serving, tab
 from htc_probe.dashboards import data
 from htc_probe.dashboards.data import collection
 from htc_probe.dashboards.notes import Note, notes_path, read, tag, write
@@ -222,7 +223,7 @@ def test_what_was_analysed_filters_and_sorts(tmp_path: Path, open_app: Any) -> N
 
 def test_what_is_found_is_selected_on_all_pages(folder: Path, open_app: Any) -> None:
     app = open_app(folder, page=PAGE, run="one", labels="object: disc", part="val-00")
-    press(app, "Select these 3")
+    press(app, "Select these 3 images")
     assert app.query_params["selection"] == "2_5_8"
     app.multiselect(key="labels").set_value([]).run()
     assert shown(app) == [1, 4, 7] and count(app) == "**3 of 3 selected images**"
@@ -353,3 +354,90 @@ def test_pins_of_an_address_that_cannot_be_followed_are_told_of(tmp_path: Path, 
     assert not app.exception and app.warning
     press(app, "Unpin all")
     assert "pinned" not in app.query_params and not app.warning
+
+
+# ---- in a browser
+
+
+@pytest.mark.slow
+def test_a_collection_is_browsed_filtered_selected_pinned_and_noted(folder: Path, chromium: Any) -> None:
+    with serving(folder) as address, tab(chromium, address) as shown:
+        page = shown.open(page=PAGE, run="one").page
+        gallery, sidebar = page.locator(".st-key-images_gallery"), page.locator('[data-testid="stSidebar"]')
+        assert "60 of 60 images" in shown.text() and gallery.locator("button").count() == 48
+        page.locator(".st-key-images_page button").filter(has_text="2").click()
+        shown.settle()
+        assert gallery.locator("button").count() == 12 and "images_page=2" in page.url
+
+        page.locator(".st-key-labels input").fill("disc")
+        page.get_by_role("option", name="object: disc").click()
+        page.keyboard.press("Escape")
+        shown.settle()
+        assert "20 of 60 images" in shown.text() and "labels=object%3A+disc" in page.url
+        page.locator(".st-key-part input").fill("val-00")
+        page.keyboard.press("Enter")
+        shown.settle()
+        assert "3 of 60 images" in shown.text() and gallery.locator("button").count() == 3
+
+        gallery.locator("button").nth(1).click()
+        page.wait_for_function("location.search.includes('image=5')")
+        shown.settle()
+        assert "Image 5: val-004" in shown.text() and gallery.locator("button.current").count() == 1
+        page.get_by_role("button", name="Select these 3 images").click()
+        page.wait_for_function("location.search.includes('selection=2_5_8')")
+        shown.settle()
+        assert "3 images are selected" in sidebar.inner_text()
+
+        page.get_by_role("tab", name="Attention").click()
+        shown.settle()
+        assert "3 selected images" in shown.text() and "selection=2_5_8" in page.url
+        sidebar.get_by_role("button", name="Next").click()
+        page.wait_for_function("location.search.includes('image=8')")
+        page.reload()
+        page.wait_for_selector('[data-testid="stSidebar"]')
+        shown.settle()
+        assert "3 images are selected" in sidebar.inner_text(), "what is in the address is there after a reload"
+
+        sidebar.get_by_role("button", name="Pin image 8").click()
+        page.wait_for_function("location.search.includes('pinned=8')")
+        shown.settle()
+        sidebar.get_by_role("button", name="Previous").click()
+        page.wait_for_function("location.search.includes('image=5')")
+        sidebar.get_by_role("button", name="Pin image 5").click()
+        page.wait_for_function("location.search.includes('pinned=5_8')")
+        shown.settle()
+        sidebar.get_by_text("Pinned side by side").click()
+        page.wait_for_function("location.search.includes('beside=true')")
+        shown.settle()
+        one, other = (shown.values(f"overlay_{number}")["data"][0] for number in (5, 8))
+        assert one["z"] != other["z"] and "2 pinned images of 60" in shown.text()
+        assert shown.chart("overlay").count() == 0
+        shown.check()
+
+
+@pytest.mark.slow
+def test_tags_and_notes_are_kept_in_a_browser(tmp_path: Path, chromium: Any) -> None:
+    run = write_run(tmp_path / "run.h5", 12)
+    with serving(run) as address, tab(chromium, address) as shown:
+        page = shown.open(page=PAGE, image=3).page
+        box = page.get_by_label("Tags of this image")
+        box.fill("odd")
+        box.press("Enter")
+        page.wait_for_function("document.body.innerText.includes('odd')")
+        shown.settle()
+        assert read(notes_path(run)) == {"val-002": Note(("odd",))}
+        note = page.get_by_label("Note on this image")
+        note.fill("two objects")
+        note.press("Control+Enter")
+        shown.settle()
+        with tab(chromium, address) as other:  # has the notes of the first
+            other.open(page=PAGE, image=3, tags="odd")
+            assert "1 of 12 images" in other.text()
+            assert other.page.get_by_label("Note on this image").input_value() == "two objects"
+            with other.page.expect_download() as download:
+                other.page.get_by_text("Notes and tags as CSV").click()
+            saved = Path(download.value.path()).read_bytes()
+            assert download.value.suggested_filename == "run.notes.csv" and saved == notes_path(run).read_bytes()
+            other.check()
+        assert read(notes_path(run)) == {"val-002": Note(("odd",), "two objects")}
+        shown.check()

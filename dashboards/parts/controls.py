@@ -280,6 +280,14 @@ def _held() -> dict[str, tuple[int, ...]]:
     return {}
 
 
+def select_button(rows: Iterable[int], key: str, place: Any = st, **more: Any) -> None:
+    """Selects these images."""
+    rows = tuple(map(int, rows))
+    words = f"Select these {len(rows):,} images" if len(rows) > 1 else "Select this image"
+    told = "The selection holds on all pages; Next and Previous stay within it."
+    place.button(words, key=key, on_click=choose, args=(rows,), help=told, **more)
+
+
 def go_to_image(row: int) -> None:
     """Shows another image on all pages. To be called from a callback."""
     st.session_state["image"] = row + 1

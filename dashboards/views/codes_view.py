@@ -285,4 +285,5 @@ def _one_code(view: View, read: data.Codes, group: int, code: int | None, answer
                 ui.go_to_image(int(rows[int(point["customdata"][0])]))
 
         draw(made(charts.codes.examples, view.path, **which), "codes_examples", on_click=taken)
+        ui.select_button(read.rows[holding], "codes_select")
         ui.how_to_read("Click an image to show it on all pages.")

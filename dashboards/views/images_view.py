@@ -245,8 +245,7 @@ def _found(view: View, rows: np.ndarray, by: _Sorted | None, task: Task | None) 
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown(f"**{len(rows):,} of {of}**")
         if len(rows):
-            words = f"Select these {len(rows):,}"
-            st.button(words, key="images_select", on_click=ui.choose, args=(rows.tolist(),), help="On all pages.")
+            ui.select_button(rows, "images_select")
             noting.tag_all(view.path, [view.header.ids[row] for row in rows])
         noting.export(view.path)
     if not len(rows):

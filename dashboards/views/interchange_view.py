@@ -190,6 +190,7 @@ def _pairs(view: View, interchange: Interchange, task: _Task) -> None:
         state["pairs_of"], state["pair"] = here, sampled.index(nearest(sampled, view.selection.image)) + 1
     with right:
         chosen = st.number_input(f"Mixture, of {len(numbers):,}", 1, len(numbers), key="pair") - 1
+        ui.select_button(sampled, "pairs_select")
     a = int(numbers[chosen])
     b = int(interchange.partner[a])
     one, other, told = ui.side_by_side([2, 2, 4], "pair", least=150)

@@ -12,6 +12,7 @@ from htc_probe.analysis.attention import rows as att
 from htc_probe.analysis.sentences import ANALYSES, Sentence
 from htc_probe.dashboards import data
 from htc_probe.dashboards.parts import controls as ui
+from htc_probe.dashboards.parts import gallery
 from htc_probe.dashboards.views.view import View, scores
 from htc_probe.extract.store import Task
 from htc_probe.probes.show.table import columns, key_of, name_in, suites
@@ -58,10 +59,14 @@ def show(view: View) -> None:
     if header.skipped:
         st.warning(f"{_count(len(header.skipped), 'image')} could not be read and were skipped; see the list below.")
     some = [int(row) for row in att.evenly(range(header.shape.images), _THUMBNAILS)]
-    thumbnails = [data.thumbnail(view.key, row) for row in some]
-    st.image(thumbnails, width=72, alt=[f"image {header.ids[row]}" for row in some])
+    pictures = [
+        gallery.Picture(row, source, f"{row + 1:,} · {header.ids[row]}", current=row == view.selection.image)
+        for row, source in zip(some, data.pictures(view.key, some), strict=True)
+    ]
+    gallery.show(pictures, "overview_gallery", ui.go_to_image)
     ui.how_to_read(
-        f"{len(some)} of the {header.shape.images:,} images, evenly spaced. The model squeezes each image into one "
+        f"{len(some)} of the {header.shape.images:,} images, evenly spaced; click one to make it the image of all "
+        "pages. The model squeezes each image into one "
         "token, &lt;voco&gt;. This run holds that token at every layer, and where it looked. Text reads &lt;voco&gt; "
         "as it enters each layer (voco\\_read). z\\_voco is what leaves the last layer; no text reads it."
     )

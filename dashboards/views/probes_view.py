@@ -339,9 +339,7 @@ def _gallery(view: View, told: Answers, places: np.ndarray, words: str) -> None:
     with middle:
         page = st.pagination(pages, key=f"probe_page_{lists}") if pages > 1 else 1
     rows = told.rows[places]
-    button.button(
-        f"Select these {len(rows):,}", on_click=ui.choose, args=(rows,), width="stretch", help="On all pages."
-    )
+    ui.select_button(rows, "probe_select", button, width="stretch")
     on_page = places[_AT_ONCE * (page - 1) : _AT_ONCE * page]
     pictures = []
     for place, source in zip(on_page, data.pictures(view.key, [int(row) for row in told.rows[on_page]]), strict=True):

@@ -405,13 +405,7 @@ def _telling(two: Two, probe: Probe, scored: compare.Scored | None) -> None:
         lines, current = (f"{row + 1:,}", f"{bits:+.1f} bits"), row == two.view.selection.image
         pictures.append(gallery.Picture(row, source, f"{row + 1:,} · {ids[row]}", lines, current))
     gallery.show(pictures, "compare_gallery", ui.go_to_image)
-    st.button(
-        f"Select these {len(rows):,} images",
-        key="compare_select",
-        on_click=ui.choose,
-        args=(rows,),
-        help="The selection holds on all pages; Next and Previous stay among these images.",
-    )
+    ui.select_button(rows, "compare_select")
     ui.how_to_read(
         f"The {len(pictures)} images with the largest differences: how many more bits this run's probe gives to the "
         "true label (below 0: the other run's probe). Click one to show it on all pages."

@@ -257,7 +257,8 @@ def _make(job: _Job, inputs: _Inputs, out: Path) -> None:
     from htc_probe.analysis import results
 
     started = time.monotonic()
-    with command.progress(f"{job.name:<13}") as bar:
+    unit = {"interchange": "mixtures", "reading": "steps", "map": "maps", "attention": "steps"}.get(job.name, "images")
+    with command.progress(job.name, unit) as bar:
         section = _compute(job.name, inputs, bar.reach)
     seconds = time.monotonic() - started
     libraries = {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
@@ -300,10 +301,12 @@ def _compute(name: str, inputs: _Inputs, progress: _Progress) -> Record:
 
             assert inputs.place is not None
             tokenizer = again.read_tokenizer(inputs.place)
-            return reading.analyse(run, inputs.model, inputs.probes, tokenizer, config.reading_images, seed)
+            return reading.analyse(
+                run, inputs.model, inputs.probes, tokenizer, config.reading_images, seed, progress=progress
+            )
     from htc_probe.analysis.contents import maps
 
-    return maps.analyse(run, seed)
+    return maps.analyse(run, seed, progress=progress)
 
 
 if __name__ == "__main__":

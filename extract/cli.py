@@ -9,11 +9,10 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from htc_probe.extract import command
 from htc_probe.extract.errors import UserError
@@ -36,26 +35,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 def extract(config: ExtractConfig) -> None:
     """Writes the run of `config`, or what is left of it, or says that it is there already. Raises UserError."""
     command.quiet_transformers()
-    with command.terminable() as asked:
-        if config.merge:
-            return merge(config)
-        from htc_probe.extract.plan import parse_share
+    if config.merge:
+        return merge(config)
+    from htc_probe.extract.plan import parse_share
 
-        share = parse_share(config.shard)
-        if config.engine == "ray" and share.ranks > 1:
-            raise UserError(
-                "--engine ray shares out the work by itself; leave out --shard, or $RANK and $SLURM_PROCID, which say "
-                f"that this is part {share.rank} of {share.ranks}"
-            )
-        with contextlib.ExitStack() as stack:
-            if config.engine == "ray":
-                from htc_probe.extract.on_ray import cluster
+    share = parse_share(config.shard)
+    if config.engine == "ray" and share.ranks > 1:
+        raise UserError(
+            "--engine ray shares out the work by itself; leave out --shard, or $RANK and $SLURM_PROCID, which say "
+            f"that this is part {share.rank} of {share.ranks}"
+        )
+    with contextlib.ExitStack() as stack:
+        if config.engine == "ray":
+            from htc_probe.extract.on_ray import cluster
 
-                stack.enter_context(cluster())
-            _extract(config, share, asked)
+            stack.enter_context(cluster())
+        _extract(config, share)
 
 
-def _extract(config: ExtractConfig, share: Share, asked: threading.Event) -> None:
+def _extract(config: ExtractConfig, share: Share) -> None:
     from htc_probe.extract.plan import make_job, make_plan, refuse_other_shards
     from htc_probe.extract.store.shards import open_shards
 
@@ -72,7 +70,7 @@ def _extract(config: ExtractConfig, share: Share, asked: threading.Event) -> Non
         _announce(plan, shards, virtual=config.virtual)
         started = time.monotonic()
         try:
-            computed = _write(plan, shards, config.engine, model, asked)
+            computed = _write(plan, shards, config.engine, model)
             if share.ranks == 1:
                 _assemble(shards, virtual=config.virtual)
         except UserError as error:
@@ -153,15 +151,14 @@ def _settle_batch_size(plan: Plan, engine: str) -> tuple[int, HTCVLM | None]:
     return fitting_batch_size(model, plan.shape.images), model
 
 
-def _write(plan: Plan, shards: Shards, engine: str, model: HTCVLM | None, asked: threading.Event) -> int:
+def _write(plan: Plan, shards: Shards, engine: str, model: HTCVLM | None) -> int:
     """Writes the shards of this process that are missing; gives the number of their images."""
     left = shards.left()
     if not left:
         return 0
     images = shards.job.shape.images
     count = sum(map(len, left.values()))
-    unit = "images, {task.fields[rate]:.1f} images/s"
-    with command.progress(unit=unit, total=images, done=images - count, asked=asked) as bar:
+    with command.progress("extracting", "images", total=images, done=images - count) as bar:
         if engine == "ray":
             from htc_probe.extract.on_ray import write_on_ray
 
@@ -182,7 +179,9 @@ def _assemble(shards: Shards, *, virtual: bool) -> None:
     if shards.left():
         raise UserError(f"two commands wrote into {shards.folder}; run this one again, alone")
     paths = [piece.path for piece in shards.pieces()]
-    assemble(shards.out, job.info, job.shape, job.tasks, paths, store_dtype=job.store_dtype, virtual=virtual)
+    how: dict[str, Any] = {"store_dtype": job.store_dtype, "virtual": virtual}
+    with command.progress("joining", "files", total=2 * len(paths)) as bar:  # copied, and compared
+        assemble(shards.out, job.info, job.shape, job.tasks, paths, **how, on_file=bar.advance)
     if not virtual:
         shards.remove()
 

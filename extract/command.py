@@ -6,12 +6,11 @@ Knows no command. torch, transformers and rich are imported where used, so that 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,6 +25,11 @@ Config = TypeVar("Config")
 
 class _Terminated(KeyboardInterrupt):
     """SIGTERM, as a batch system sends it before it kills; answered like Ctrl-C."""
+
+
+_asked: type[KeyboardInterrupt] | None = None
+"""How the command was asked to stop. Python drops what a signal raises while a destructor or a callback runs: bars ask
+again."""
 
 
 def main(
@@ -45,7 +49,8 @@ def main(
     try:
         try:
             config = arguments.parse(parse, words, prog) if isinstance(parse, type) else parse(words)
-            status = work(config) or 0
+            with _stoppable():
+                status = work(config) or 0
         except arguments.Told as told:
             print(told)
             status = 0
@@ -73,68 +78,94 @@ def _is_closed(pipe: int) -> bool:
 
 
 @contextlib.contextmanager
-def terminable() -> Iterator[threading.Event]:
-    """SIGTERM raises a KeyboardInterrupt in the body. Gives what is set from then on: Python drops what a signal raises
-    while a destructor or a callback runs, and prints a traceback; there is none of this one, and `Bar.advance` asks
-    again.
+def _stoppable() -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise a KeyboardInterrupt in the body, and are remembered in `_asked`. What of it Python drops
+    is not printed.
     """
-    asked = threading.Event()
+    global _asked
+    _asked = None
 
-    def stop(*_: object) -> None:
-        asked.set()
-        raise _Terminated
+    def stop(number: int, _: object) -> None:
+        global _asked
+        _asked = _Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        raise _asked
 
+    heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
     try:
-        before = signal.signal(signal.SIGTERM, stop)
+        before = {number: signal.signal(number, stop) for number in heard}
     except ValueError:  # not in the main thread, where signals arrive
-        yield asked
+        yield
         return
     dropped = sys.unraisablehook
-    sys.unraisablehook = lambda hook: None if isinstance(hook.exc_value, _Terminated) else dropped(hook)
+    sys.unraisablehook = lambda hook: None if isinstance(hook.exc_value, KeyboardInterrupt) else dropped(hook)
     try:
-        yield asked
+        yield
     finally:
         sys.unraisablehook = dropped
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Bar:
     """What moves the bar of `progress`."""
 
-    def __init__(self, bar: Any, task: Any, asked: threading.Event | None) -> None:
-        self._bar, self._task, self._asked = bar, task, asked
-        self._started, self._advanced = time.monotonic(), 0
+    def __init__(self, bar: Any, task: Any) -> None:
+        self._bar, self._task = bar, task
 
     def advance(self, count: int = 1) -> None:
-        """`count` more are done. Raises KeyboardInterrupt once SIGTERM came."""
-        if self._asked is not None and self._asked.is_set():
-            raise _Terminated
-        self._advanced += count
-        rate = self._advanced / (time.monotonic() - self._started)
-        self._bar.update(self._task, advance=count, rate=rate)
+        """`count` more are done. Raises KeyboardInterrupt once the command was asked to stop."""
+        self._ask()
+        self._bar.update(self._task, advance=count)
 
     def reach(self, done: int, total: int) -> None:
-        """`done` of `total` are done."""
+        """`done` of `total` are done. Raises as `advance` does."""
+        self._ask()
         self._bar.update(self._task, completed=done, total=total)
+
+    @staticmethod
+    def _ask() -> None:
+        if _asked is not None:
+            raise _asked
 
 
 @contextlib.contextmanager
-def progress(
-    name: str = "", unit: str = "", *, total: int | None = None, done: int = 0, asked: threading.Event | None = None
-) -> Iterator[Bar]:
-    """A bar with the time left, where stderr is a terminal; without a `total` it runs to and fro until it is told.
+def progress(name: str, unit: str, *, total: int | None = None, done: int = 0) -> Iterator[Bar]:
+    """A bar with how many are done, how fast, and the time left, where stderr is a terminal; elsewhere nothing.
 
-    `unit`: what is counted, where that is shown; {task.fields[rate]} in it are those in a second. `asked`: from
-    `terminable`.
+    `unit`: what is counted, in plural. `done`: how many were before this command.
     """
     from rich import progress as rich
     from rich.console import Console
+    from rich.text import Text
 
-    counted = (rich.MofNCompleteColumn(), unit) if unit else (rich.TimeElapsedColumn(), "so far")
-    columns = (*filter(None, [name]), rich.BarColumn(), counted[0], f"{counted[1]},", rich.TimeRemainingColumn())
+    class Pace(rich.ProgressColumn):
+        def render(self, task: rich.Task) -> Text:
+            left = None if task.total is None else int(task.total - task.completed)
+            return Text(_pace(int(task.completed) - done, left, task.elapsed or 0.0))
+
+    counted = rich.MofNCompleteColumn()
+    columns = (f"{name:<13}", rich.BarColumn(16), counted, f"{unit},", Pace())
     console = Console(stderr=True)
-    with rich.Progress(*columns, "left", console=console, transient=True, disable=not console.is_terminal) as bar:
-        yield Bar(bar, bar.add_task("", total=total, completed=done, rate=0.0), asked)
+    silent = not console.is_terminal or console.is_dumb_terminal
+    with rich.Progress(*columns, console=console, transient=True, disable=silent) as bar:
+        yield Bar(bar, bar.add_task("", total=total, completed=done))
+
+
+def _pace(done: int, left: int | None, seconds: float) -> str:
+    """How fast `done` were done in so many seconds, and how long those that are left take at this pace. It is that of
+    the whole time until now: where nothing comes, the time left grows.
+    """
+    if done <= 0:
+        return f"{_clock(seconds)} so far"
+    each = seconds / done
+    words = f"{1 / each:.1f}/s" if 0 < each <= 1 else f"{each:.1f} s each"
+    return f"{words}, about {_clock(left * each)} left" if left else f"{words}, {_clock(seconds)} so far"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def quiet_transformers() -> None:

@@ -1,7 +1,9 @@
 """What all six commands have in common: settings, help, version, completion, and how they end."""
 
+import contextlib
 import importlib
 import os
+import pty
 import re
 import shlex
 import shutil
@@ -14,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from htc_probe.extract import arguments
+from htc_probe.extract import arguments, command
 from htc_probe.extract.arguments import Shown, Told
 from htc_probe.extract.errors import UserError
 
@@ -254,9 +256,9 @@ def typed_in(shell: str, folder: Path, line: str) -> list[str]:
             "COMP_CWORD=$((${#COMP_WORDS[@]}-1))\n"
             f"_{name.replace('-', '_')} {name}\nprintf '%s\\n' \"${{COMPREPLY[@]}}\"\n"
         )
-        command = ["bash", "--norc", "-c", code]
+        typed = ["bash", "--norc", "-c", code]
     elif shell == "fish":
-        command = ["fish", "--no-config", "-c", f"{name} --completion fish | source; complete -C {shlex.quote(line)}"]
+        typed = ["fish", "--no-config", "-c", f"{name} --completion fish | source; complete -C {shlex.quote(line)}"]
     else:
         # zsh completes at a prompt alone: its functions are called with the two that it would call in their place.
         code = (
@@ -264,12 +266,12 @@ def typed_in(shell: str, folder: Path, line: str) -> list[str]:
             f"source <({name} --completion zsh)\nwords=({line}{empty}); CURRENT=${{#words}}\n"
             f"_{name.replace('-', '_')}\n"
         )
-        command = ["zsh", "-f", "-c", code]
+        typed = ["zsh", "-f", "-c", code]
     work = folder / "work"
     (work / "sub").mkdir(parents=True, exist_ok=True)
     (work / "run.h5").touch()
     env = os.environ | {"PATH": path, "PYTHONPATH": os.pathsep.join(sys.path), "HOME": str(folder)}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=work, env=env, check=True)
+    done = subprocess.run(typed, capture_output=True, text=True, cwd=work, env=env, check=True)
     assert not done.stderr, done.stderr
     return [each.split("\t")[0] for each in done.stdout.splitlines() if each]
 
@@ -287,14 +289,75 @@ def test_completion_in_a_real_shell(shell: str, tmp_path: Path) -> None:
     assert typed_in(shell, tmp_path, "htc-train tiny --clip.s") == ["--clip.steps"]
 
 
+# ---- progress
+
+
+@pytest.mark.parametrize(
+    ("done", "left", "seconds", "said"),
+    [
+        (0, 200, 12.0, "0:12 so far"),
+        (50, 150, 10.0, "5.0/s, about 0:30 left"),
+        (50, 150, 40.0, "1.2/s, about 2:00 left"),  # nothing came for half a minute: the time left grows
+        (2, 10, 100.0, "50.0 s each, about 8:20 left"),
+        (2, 10_000, 100.0, "50.0 s each, about 138:53:20 left"),
+        (7, None, 14.0, "2.0 s each, 0:14 so far"),
+        (9, 0, 3.0, "3.0/s, 0:03 so far"),  # all are done, what follows is not counted: never 0:00 left
+    ],
+)
+def test_the_time_left_is_that_of_what_is_left(done: int, left: int | None, seconds: float, said: str) -> None:
+    assert command._pace(done, left, seconds) == said
+
+
+def on_a_terminal(code: str, **variables: str) -> tuple[str, str]:
+    """What a program writes to stderr, a terminal of 80 columns, and to stdout, which is none."""
+    ours, theirs = pty.openpty()
+    env = {
+        **os.environ,
+        "COLUMNS": "80",
+        "TERM": "xterm-256color",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        **variables,
+    }
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=theirs, env=env) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError), os.fdopen(ours, "rb", buffering=0) as screen:
+            while piece := screen.read(4096):
+                shown += piece
+        assert process.stdout is not None
+        return shown.decode(), process.stdout.read().decode()
+
+
+BAR = """
+from htc_probe.extract import command
+with command.progress("knockouts", "images", total=200, done=20) as bar:
+    for _ in range(3):
+        bar.advance(30)
+        bar._bar.refresh()
+    print("a result")
+"""
+
+
+def test_progress_is_shown_on_a_terminal_alone() -> None:
+    coloured, printed = on_a_terminal(BAR)
+    shown = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", coloured)
+    assert "knockouts" in shown and "110/200 images," in shown and re.search(r"\d/s, about 0:0\d left", shown)
+    assert printed == "a result\n" and re.search(r"\x1b\[3\dm|\x1b\[38;", coloured), "in colours"
+    plain, _ = on_a_terminal(BAR, NO_COLOR="1")
+    assert "110/200" in plain and not re.search(r"\x1b\[3\dm|\x1b\[38;", plain)
+    assert on_a_terminal(BAR, TERM="dumb")[0] == ""
+    piped = subprocess.run([sys.executable, "-c", BAR], capture_output=True, text=True, check=True)
+    assert (piped.stdout, piped.stderr) == ("a result\n", "")
+
+
 # ---- the end
 
 
 @pytest.mark.parametrize("words", [[name, "--help"] for name in sorted(SCRIPTS)], ids=" ".join)
 def test_a_reader_that_has_enough_gets_no_traceback(words: list[str]) -> None:
     """As `htc-probe --help | head` is."""
-    command = [sys.executable, "-m", SCRIPTS[words[0]].split(":")[0], *words[1:]]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    typed = [sys.executable, "-m", SCRIPTS[words[0]].split(":")[0], *words[1:]]
+    with subprocess.Popen(typed, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b"" and process.wait() == 141

@@ -6,6 +6,7 @@ Legend: N images, M representations, D features, V codes of an image.
 """
 
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -37,12 +38,12 @@ class Principal(NamedTuple):
 
 
 @threadpool_limits.wrap(limits=1)  # sums of several threads round in other ways, and UMAP makes another map of that
-def analyse(run: Run, seed: int = 0) -> Map:
+def analyse(run: Run, seed: int = 0, *, progress: Callable[[int, int], object] = lambda done, total: None) -> Map:
     """Maps of z_voco (last stored layer), v_d, pooled V and the codes, of at most 5,000 images.
 
     Features are standardised; codes are alike in as many as are equal. The same seed gives the same maps on the same
     machine, with any number of threads and where images come more than once: those that are equally near are in the
-    order of the run.
+    order of the run. `progress` gets maps done and in all.
 
     Raises UserError where the run has less than 5 images.
     """
@@ -66,6 +67,7 @@ def analyse(run: Run, seed: int = 0) -> Map:
         kept.append([geometry.shared(true, geometry.nearest(at, groups)) for at in (pca[-1], umap[-1])])
         near.append(np.where(true >= 0, rows[true], -1))
         away.append(distances(like, true))
+        progress(len(pca), len(features))
     ends = draws.intervals_of_means(np.moveaxis(np.array(kept), 2, 0), groups, seed)
     return Map(
         map_of=list(features),

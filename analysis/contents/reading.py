@@ -61,10 +61,13 @@ def analyse(
     tokenizer: PreTrainedTokenizerBase | None = None,
     images: int = _PATCH_IMAGES,
     seed: int = 0,
+    *,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Reading:
     """What needs no model, and what `model` and `probes` allow.
 
     `images`: how many go through the model again, for the map of patches. At most 2,000 are compared with each other.
+    `progress` gets steps done and in all.
 
     Raises UserError where the run has less than 10 groups of images.
     """
@@ -77,19 +80,21 @@ def analyse(
     rows = again.sample(run, _IMAGES, seed)
     features = representations(run, rows)
     some = run.groups(rows)
-    names, cka, dimension = _likeness(run, rows, features, some, seed)
-    return Reading(
-        images=len(rows),
-        representations=list(features),
-        neighbours=_neighbours(run, rows, features, some, seed),
-        likeness_of=names,
-        cka=cka,
-        dimension=dimension,
-        code=None if run.shape.codes is None else _codes(run, rows, features, some, model, seed),
-        patch=None if model is None else _patches(run, model, images, seed),
-        lens=None if model is None else _lens(run, model, tokenizer, seed),
-        **({} if probes is None else _angles(run, probes, rows, features["z_voco"], seed)),
-    )
+    steps: dict[str, Callable[[], Any]] = {
+        "likeness": lambda: _likeness(run, rows, features, some, seed),
+        "neighbours": lambda: _neighbours(run, rows, features, some, seed),
+        "code": lambda: None if run.shape.codes is None else _codes(run, rows, features, some, model, seed),
+        "patch": lambda: None if model is None else _patches(run, model, images, seed),
+        "lens": lambda: None if model is None else _lens(run, model, tokenizer, seed),
+        "angles": lambda: {} if probes is None else _angles(run, probes, rows, features["z_voco"], seed),
+    }
+    found: dict[str, Any] = {}
+    for name, step in steps.items():
+        found[name] = step()
+        progress(len(found), len(steps))
+    (names, cka, dimension), angles = found.pop("likeness"), found.pop("angles")
+    about: dict[str, Any] = {"images": len(rows), "representations": list(features)}
+    return Reading(**about, likeness_of=names, cka=cka, dimension=dimension, **found, **angles)
 
 
 def representations(run: Run, rows: np.ndarray) -> dict[str, np.ndarray]:

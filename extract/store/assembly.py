@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,14 @@ def assemble(
     *,
     store_dtype: StoreDtype = "float16",
     virtual: bool = False,
+    on_file: Callable[[], object] = lambda: None,
 ) -> Path:
     """Makes a run of its shards, in their order, reads it back and only then marks it complete.
 
     Every dataset holds what a RunWriter would have written that was given all the images. A `virtual` run keeps the
     large ones in the shards, which must lie in a folder beside it whose name ends in .shards. Raises UserError as
-    RunWriter does, and for a shard that is damaged or no shard of this run.
+    RunWriter does, and for a shard that is damaged or no shard of this run. `on_file` is called after each shard was
+    copied or linked, and after each was compared.
     """
     skipped: list[tuple[str, str]] = []
     with _Assembly(path, info, shape, tasks, store_dtype=store_dtype, virtual=virtual) as writer:
@@ -41,7 +43,8 @@ def assemble(
             with open_run(shard) as run:
                 writer.extend(run)
                 skipped += run.skipped
-        return writer.finish(skipped, check=lambda written: writer.compare(written, shards))
+            on_file()
+        return writer.finish(skipped, check=lambda written: writer.compare(written, shards, on_file))
 
 
 class _Assembly(GrowingRun):
@@ -90,7 +93,7 @@ class _Assembly(GrowingRun):
                 start += part.images
             file.create_virtual_dataset(name, layout)
 
-    def compare(self, written: h5py.File, shards: Sequence[Path]) -> None:
+    def compare(self, written: h5py.File, shards: Sequence[Path], on_file: Callable[[], object]) -> None:
         """Raises UserError where the file does not hold what its shards do, or an image twice."""
         start, seen = 0, set[bytes]()
         for path in shards:
@@ -109,6 +112,7 @@ class _Assembly(GrowingRun):
                     )
                 seen |= digests
                 start += len(shard)
+            on_file()
         if any(len(written[name]) != start for name in self._columns):
             raise UserError(f"{self.partial} does not hold {start} images as its shards do; run the same command again")
 

@@ -5,26 +5,16 @@ Knows Streamlit and rows of a run; not what was measured.
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from htc_probe.analysis.stats.draws import Intervals
 from htc_probe.dashboards.parts.controls import go_to_image, select, side_by_side
 
-Z, ANSWERS, PROBES = "z_voco", "the true answers", "the probes"
 _MEAN = "mean"
 
 
-def select_one(label: str, names: Sequence[str], key: str, *, mean: bool = True) -> int | None:
-    """The number of one of `names`; None: the mean of all, offered first where there is a `mean`."""
+def select_one(label: str, names: Sequence[str], key: str, *, mean: bool = True) -> str | None:
+    """One of `names`; None: the mean of all, offered first where there is a `mean`."""
     options = [*([_MEAN] if mean else []), *names]
     chosen = select(label, options, key, format_func=lambda name: "mean of all" if name == _MEAN else name)
-    return None if mean and chosen == _MEAN else names.index(chosen)
-
-
-def ends(intervals: Intervals | None) -> np.ndarray:
-    """(..., 3) estimate, lower and upper end of what is there."""
-    assert intervals is not None
-    return np.stack(intervals, -1)
+    return None if mean and chosen == _MEAN else chosen
 
 
 def nearest(rows: Sequence[int], row: int) -> int:

@@ -38,11 +38,11 @@ def _knockouts(view: View, sections: Sections, token_by_token: bool) -> None:
         return
     _tell(sentences.honest(knockouts) if token_by_token else sentences.matters(knockouts))
     rows = data.rows_of(view.key, knockouts.images)
-    here = steps_within(rows, view.selection.image, view.header.shape.images)
+    steps_within(rows, view.selection.image, view.header.shape.images)
     if token_by_token:
-        tokens_view.show(view, knockouts, sections.contributions, here)
+        tokens_view.show(view, knockouts, sections.contributions)
     else:
-        groups_view.show(knockouts, here)
+        groups_view.show(view, knockouts)
 
 
 def _interchange(view: View, sections: Sections) -> None:

@@ -9,22 +9,68 @@ import numpy as np
 import pytest
 
 import htc_probe.analysis.attention.rows
+from htc_probe import probes
 from htc_probe.analysis import records
 from htc_probe.extract.store import open_run
+from htc_probe.probes.cli import main as probe
 from htc_probe.probes.files import results
-from made.pages import L, add_section, tables, write_probes, write_run
+from made.pages import TASKS, L, add_section, tables, write_probes, write_run
 
 
 def test_a_bare_run_says_what_fills_the_page(tmp_path: Path, open_app: Any) -> None:
-    run = write_run(tmp_path / "run.h5")
+    run = write_run(tmp_path / "run.h5", 20)
     app = open_app(run)
     assert not app.exception and app.title[0].value == "run"
     commands = [code.value for code in app.code]
     assert commands == [
-        f"htc-analyze attention knockouts interchange reading --run {run}",
         f"htc-probe semantic detail --run {run}",
+        f"htc-analyze attention knockouts interchange reading --run {run}",
     ]
-    assert "0 to 3" in tables(app)[0] and "4 images" in app.markdown[0].value
+    assert "0 to 3" in tables(app)[0] and "20 images" in app.markdown[0].value
+
+
+def test_no_probe_is_advised_that_would_be_refused(tmp_path: Path, open_app: Any, capsys: Any) -> None:
+    few, bare = write_run(tmp_path / "few.h5", 10), write_run(tmp_path / "bare.h5", 40, tasks=())
+    no_number = write_run(tmp_path / "no_number.h5", 19, tasks=tuple(task for task in TASKS if task.kind != "number"))
+    for run, words in (
+        (few, "few has 10 images. Its probes need at least 11"),
+        (no_number, "number has 19 images. Its probes need at least 20"),
+        (bare, "bare has no labels"),
+    ):
+        app = open_app(run)
+        assert not app.exception and any(words in info.value for info in app.info)
+        assert not any("htc-probe" in code.value for code in app.code)
+        assert probe(["--run", str(run), "--jobs", "1"]) == 2, "it is refused"
+
+
+def test_command_page_and_notebook_say_the_same(tmp_path: Path, open_app: Any, capsys: Any) -> None:
+    """Before an analysis is there, and after."""
+    run = write_run(tmp_path / "run.h5", 40)
+    for analysed in (False, True):
+        if analysed:
+            with open_run(run) as opened:
+                add_section(run, "attention", htc_probe.analysis.attention.rows.analyse(opened))
+        assert probe(["--run", str(run), "--folds", "2", "--jobs", "1"]) == 0
+        told = probes.verdict(run)
+        said = " ".join(capsys.readouterr().out.split())
+        assert said.endswith(" ".join(str(told).split())), "the last words of the command"
+        app = open_app(run)
+        assert not app.exception
+        (line,) = (item.value.replace("\\", "") for item in app.markdown if "The one token" in item.value)
+        assert line.replace("**", "").split("  \n") == list(told.sentences)
+        assert (told.next in [code.value for code in app.code]) is not analysed
+        assert told.next == (f"htc-dashboard {run}" if analysed else f"htc-analyze --run {run}")
+
+
+def test_scores_of_an_earlier_state_are_told_as_such(tmp_path: Path, open_app: Any) -> None:
+    run = write_run(tmp_path / "run.h5", 40)
+    write_probes(run, "long ago")
+    told = probes.verdict(run)
+    assert "earlier state" in told.warnings and told.next == f"htc-probe --run {run}"
+    app = open_app(run)
+    assert told.next in [code.value for code in app.code] and any(
+        "earlier state" in item.value for item in app.markdown
+    )
 
 
 def test_commands_can_be_pasted_whatever_the_folder_is_called(tmp_path: Path, open_app: Any) -> None:

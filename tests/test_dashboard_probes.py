@@ -190,7 +190,7 @@ def commands(app) -> list[str]:
 
 
 def test_without_results_it_says_how_to_get_them(tmp_path: Path, open_app) -> None:
-    app = open_app(write_run(tmp_path / "run.h5", 3), page="Probes")
+    app = open_app(write_run(tmp_path / "run.h5", 20), page="Probes")
     assert not app.exception and commands(app) == ["htc-probe semantic detail"]
 
 

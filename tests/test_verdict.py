@@ -12,11 +12,13 @@ from rich.console import Console
 
 from htc_probe import probes
 from htc_probe.extract.errors import UserError
+from htc_probe.extract.store import open_run
 from htc_probe.probes.files import results
 from htc_probe.probes.files.results import Interval, Results
 from htc_probe.probes.show import brief
 from htc_probe.probes.show.table import doubts
 from htc_probe.probes.show.verdict import of, share
+from made.pages import write_run
 from made.tables import DEFAULT, LAST, TASKS, around, made
 
 READ = (("voco_read", None), *DEFAULT)
@@ -171,8 +173,11 @@ def test_a_path_is_enough(tmp_path: Path) -> None:
     path = results.default_path(run)
     results.write(made(READ), path)
     assert probes.verdict(path).next == ""  # the run itself is not here
-    run.touch()
-    assert str(probes.verdict(run)) == str(probes.verdict(path)) == str(of(made(READ), run))
+    write_run(run)
+    with open_run(run) as opened:
+        found = replace(made(READ), run=made().run | {"created": opened.created})
+    results.write(found, path)
+    assert str(probes.verdict(run)) == str(probes.verdict(path)) == str(of(found, run))
     assert probes.verdict(str(run)).next == f"htc-analyze --run {run}"
     (tmp_path / "scenes-val.analysis.h5").touch()
     assert probes.verdict(run).next == f"htc-dashboard {run}"

@@ -1,4 +1,5 @@
-"""The run in one look: what it is, the five sentences of its analysis, its probes in small, what made it.
+"""The run in one look: what it is, the verdict of its probes, the five sentences of its analysis, its probes in small,
+what made it.
 
 Lays out; reads through data.
 """
@@ -15,6 +16,9 @@ from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.parts import gallery
 from htc_probe.dashboards.views.view import View, scores
 from htc_probe.extract.store import Task
+from htc_probe.extract.words import counted
+from htc_probe.probes.files.results import Results
+from htc_probe.probes.show import verdict
 from htc_probe.probes.show.table import columns, key_of, name_in, suites
 
 _THUMBNAILS = 12
@@ -26,7 +30,7 @@ def summary(header: data.Header) -> str:
     """A few words that tell runs apart."""
     info, images = header.info, header.shape.images
     so_far = "" if header.finished else f" of {header.expected:,} so far (unfinished)"
-    words = [info.dataset, info.split, str(info.model.get("name", "unknown")), _count(images, "image") + so_far]
+    words = [info.dataset, info.split, str(info.model.get("name", "unknown")), counted(images, "image") + so_far]
     return ui.plain(" · ".join(words))
 
 
@@ -38,7 +42,7 @@ def facts(header: data.Header) -> str:
         [
             f"data **{ui.plain(info.dataset)}**, split **{ui.plain(info.split)}**",
             f"model **{ui.plain(str(info.model.get('name', 'unknown')))}** ({ui.plain(info.topology)})",
-            _count(shape.images, "image"),
+            counted(shape.images, "image"),
             f"{shape.layers} layers × {shape.heads} heads",
             f"{shape.anchors or 'no'} anchors, {shape.roles.count('patch'):,} patches, {shape.keys:,} keys",
             *([stand_in] if info.topology == "uncompressed" else []),
@@ -57,7 +61,12 @@ def show(view: View) -> None:
             "show these. To finish it, start the same htc-extract command again; it continues where it stopped."
         )
     if header.skipped:
-        st.warning(f"{_count(len(header.skipped), 'image')} could not be read and were skipped; see the list below.")
+        st.warning(f"{counted(len(header.skipped), 'image')} could not be read and were skipped; see the list below.")
+    results = None
+    with ui.guarded():
+        results = scores(view.path, header)
+        if results is not None:
+            _verdict(view, results)
     some = [int(row) for row in att.evenly(range(header.shape.images), _THUMBNAILS)]
     pictures = [
         gallery.Picture(row, source, f"{row + 1:,} · {header.ids[row]}", current=row == view.selection.image)
@@ -71,8 +80,20 @@ def show(view: View) -> None:
         "as it enters each layer (voco\\_read). z\\_voco is what leaves the last layer; no text reads it."
     )
     _sentences(view)
-    _probes(view)
+    if results is not None:
+        _probes(results)
     _details(view)
+
+
+def _verdict(view: View, results: Results) -> None:
+    """As `htc-probe` ends with it, but for a command that opens this page."""
+    told = verdict.of(results, view.path, view.header.created)
+    with st.container(border=True):
+        first, *others = map(ui.plain, told.sentences)
+        st.markdown("  \n".join([f"**{first}**", *others]))
+        if not told.next.startswith("htc-dashboard"):
+            st.caption("To go on, run:")
+            st.code(told.next, language=None)
 
 
 def _sentences(view: View) -> None:
@@ -133,11 +154,8 @@ def _probed(view: View) -> str:
     return f"htc-probe · {max(row.n for row in rows):,} images, held out"
 
 
-def _probes(view: View) -> None:
+def _probes(results: Results) -> None:
     st.header("What can be read from it")
-    results = scores(view.path, view.header)
-    if results is None:
-        return
     lines = [
         (mean, max(row.n for row in results.rows if row.suite == suite))
         for suite in suites(results)
@@ -182,7 +200,7 @@ def _details(view: View) -> None:
     lines = [{"": name, " ": value} for name, value in rows.items()]
     st.table(lines, border="horizontal", hide_index=True, hide_header=True)
     if header.skipped:
-        with st.expander(f"{_count(len(header.skipped), 'image')} that could not be read"):
+        with st.expander(f"{counted(len(header.skipped), 'image')} that could not be read"):
             names = {"path": [path for path, _ in header.skipped], "reason": [reason for _, reason in header.skipped]}
             ui.table(names, "overview_skipped")
     if header.tasks:
@@ -213,10 +231,6 @@ def _time(iso: str) -> str:
 
 def _codes(shape: tuple[int, int, int] | None) -> str:
     return "none" if shape is None else " × ".join(map(str, shape)) + " (rows × columns × groups)"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _ranges(layers: Sequence[int]) -> str:

@@ -11,7 +11,12 @@ from htc_probe.dashboards.charts.source import Source
 from htc_probe.dashboards.parts.controls import Selection, fill, plain, side_by_side
 from htc_probe.dashboards.parts.copies import copy
 from htc_probe.dashboards.runs import RunFile
+from htc_probe.extract.store import NUMERIC
+from htc_probe.extract.words import counted
 from htc_probe.probes.files.results import Results
+
+_FEWEST, _FEWEST_OF_A_NUMBER = 20, 11
+"""Images: a probe in five folds needs ten of each of two classes, or ten of another number than the commonest."""
 
 
 class View(NamedTuple):
@@ -69,6 +74,14 @@ def scores(path: Path, header: data.Header) -> Results | None:
     """What htc-probe found of a run; None, and what fills it, where it left nothing."""
     beside, name = data.probes_beside(path), plain(path.stem)
     if beside is None:
+        if not header.tasks:
+            st.info(f"{name} has no labels, so there is nothing to probe.")
+            return None
+        fewest = _FEWEST_OF_A_NUMBER if any(task.kind in NUMERIC for task in header.tasks) else _FEWEST
+        if header.shape.images < fewest:
+            images = counted(header.shape.images, "image")
+            st.info(f"{name} has {images}. Its probes need at least {fewest}: extract more to see what can be read.")
+            return None
         fill(f"{name} has no probe scores yet.", "htc-probe semantic detail", path)
         return None
     found = data.probe_results(data.key_of(beside))

@@ -5,10 +5,11 @@ categories could explain it, and what to type next. Knows `Results`; not what is
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
 
+from htc_probe.extract.store import open_run
 from htc_probe.extract.words import counted
 from htc_probe.probes.files import results as files
 from htc_probe.probes.files.results import Results, Row, SuiteMean, is_defined
@@ -52,18 +53,24 @@ class Verdict:
 def verdict(path: Path | str) -> Verdict:
     """Of the probes of a run, `path` being NAME.h5 or what `htc-probe` left of it, NAME.probes.json.
 
-    Raises UserError where there are no results or they cannot be read.
+    Raises UserError where there are no results, or they or the run cannot be read.
     """
     path = Path(path)
-    if path.suffix != ".json":
-        return of(files.read(files.default_path(path)), path)
-    found = files.read(path)
-    run = path.with_name(str(found.run.get("file", "")))
-    return of(found, run if run.is_file() else None)
+    found = files.read(path if path.suffix == ".json" else files.default_path(path))
+    run = path if path.suffix != ".json" else path.with_name(str(found.run.get("file", "")))
+    if not run.is_file():
+        return of(found, None)
+    with open_run(run) as opened:
+        return of(found, run, opened.created)
 
 
-def of(results: Results, run: Path | None) -> Verdict:
-    """Of these results. run: the file that was probed, for the command; None where it is not at hand."""
+def of(results: Results, run: Path | None, created: str | None = None) -> Verdict:
+    """Of these results. run: the file that was probed, for the command; None where it is not at hand. created: since
+    when it is as it is, where that is known.
+    """
+    if run is not None and created not in (None, results.run.get("created")):
+        old = "These scores are of an earlier state of the run."
+        return replace(of(results, run), warnings=old, next=f"htc-probe --run {quote(str(run))}")
     token = token_of(results.rows)
     if token is None:
         others = ", ".join(dict.fromkeys(name_in(results, key_of(row)) for row in results.rows))

@@ -1,6 +1,6 @@
 """Anchors of one image with patches of another: whom answers and probes follow, task by task, and pair by pair.
 
-Lays out; draws by figures. Letters in names: n images, K tasks; a last axis of 3 is an estimate with its interval.
+Lays out; draws by charts. Letters in names: n images.
 """
 
 import json
@@ -12,7 +12,8 @@ import streamlit as st
 
 from htc_probe.analysis.causes.following import WHOM, Row, follows, rows
 from htc_probe.analysis.sections import Interchange
-from htc_probe.dashboards import data, figures
+from htc_probe.dashboards import charts, data
+from htc_probe.dashboards.charts.interchange import Table, Task, differ_words
 from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.parts.chart import draw, made, points
 from htc_probe.dashboards.parts.effects import nearest
@@ -20,68 +21,21 @@ from htc_probe.dashboards.views.view import View
 from htc_probe.extract.store import NUMERIC
 
 
-class _Task(NamedTuple):
-    suite: str
-    name: str
-    """ "" for the mean of its suite."""
-    kind: str
-
-    @property
-    def is_number(self) -> bool:
-        return self.kind in NUMERIC
-
-    @property
-    def words(self) -> str:
-        return f"{self.name} (weight)" if self.is_number else self.name or f"mean, {self.suite}"
-
-
-class _Table:
-    """The rows of the interchange, found by what they are of."""
-
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self.rows = rows
-        self.readouts = [readout for readout in ("answer", "probe") if any(row.readout == readout for row in rows)]
-        of_all = [_Task(row.suite, row.task, row.kind) for row in rows if row.factor == "all"]
-        of_all.sort(key=lambda task: (task.suite != "semantic", task.suite, task.kind == "mean"))
-        self.tasks = {task.words: task for task in of_all}
-        """By what they are called; semantic first, and each suite's mean after its tasks."""
-
-    def find(
-        self, task: _Task, readout: str, *, factor: str = "all", mix: str = "swapped", only_right: bool = False
-    ) -> Row | None:
-        wanted = (*task, readout, factor, mix, only_right and not task.is_number)
-        return next((row for row in self.rows if row.key == wanted), None)
-
-    def factors(self, task: _Task) -> list[str]:
-        """In which alone the two images may differ."""
-        own = [row.factor for row in self.rows if row.key[:3] == task and row.mix == "swapped"]
-        return [factor for factor in dict.fromkeys(own) if factor != "all"]
-
-
 @ui.fragment
 def show(view: View, interchange: Interchange) -> None:
-    table_of = _Table(rows(interchange))
-    _overview(interchange, table_of)
+    table_of = Table(rows(interchange))
+    _overview(view, interchange, table_of)
     left, middle, right = ui.side_by_side([4, 3, 3], "mixed", least=250, align="bottom")
     task = table_of.tasks[ui.select("Task", list(table_of.tasks), "mixed", place=left)]
-    words = {"all": "in as much as possible", **{name: f"in {name} only" for name in table_of.factors(task)}}
-    factor = ui.select("The sources differ", list(words), "differ", place=middle, format_func=words.__getitem__)
+    factors = ["all", *table_of.factors(task)]
+    factor = ui.select("The sources differ", factors, "differ", place=middle, format_func=differ_words)
     only_right = not task.is_number and right.toggle(
         "Only labels read right unmixed", key="only_right", help="For both sources by themselves."
     )
     for column, readout in zip(ui.side_by_side(2, "cells", least=380), table_of.readouts, strict=False):
-        with column:
-            mixed, own = (
-                table_of.find(task, readout, factor=factor, mix=mix, only_right=only_right)
-                for mix in ("swapped", "unmixed")
-            )
-            if mixed is None or own is None or not mixed.cases:
-                differ = ui.plain(words[factor])
-                st.info(
-                    f"No {readout} reads {ui.plain(task.name or task.suite)} in mixtures whose sources differ {differ}."
-                )
-            else:
-                _two_by_two(task, mixed, own, words[factor])
+        told: dict[str, Any] = {"task": task.words, "readout": readout, "differ": factor, "only_right": only_right}
+        with column, ui.possible():
+            draw(made(charts.interchange.two_by_two, view.path, **told), f"cells_{readout}")
     ui.how_to_read(
         "Colours by column: the patches decide what is read. Colours by row: the anchors decide. Each pair is mixed "
         "both ways, so the two mixed cells show one measurement, seen from A and from B. Unmixed cells count all "
@@ -94,20 +48,14 @@ def show(view: View, interchange: Interchange) -> None:
             _all_rows(table_of.rows)
 
 
-def _overview(interchange: Interchange, table_of: _Table) -> None:
-    names, share_by, chance_by = list(table_of.tasks), {}, {}
-    for readout in table_of.readouts:
-        found = [table_of.find(task, readout) for task in table_of.tasks.values()]
-        unread = np.full((2, 3), np.nan)
-        share_by[f"read by {readout}s"] = np.array([unread if row is None else row.whom[:2] for row in found])
-        chance_by[f"read by {readout}s"] = np.array([np.nan if row is None else row.chance for row in found])
+def _overview(view: View, interchange: Interchange, table_of: Table) -> None:
+    names = list(table_of.tasks)
 
     def clicked() -> None:
         for point in points("follow")[:1]:
             st.session_state["mixed"] = names[int(np.ravel(point["customdata"])[0])]
 
-    n = int((interchange.partner >= 0).sum())
-    draw(made(figures.follow_dots, names, share_by, chance_by, n=n), "follow", on_click=clicked)
+    draw(made(charts.interchange.follow, view.path), "follow", on_click=clicked)
     why_not = {"answers": interchange.answers, "probes": interchange.probes}
     missing = "".join(f" No {name}: {why}." for name, why in why_not.items() if why != "yes")
     ui.how_to_read(
@@ -115,13 +63,6 @@ def _overview(interchange: Interchange, table_of: _Table) -> None:
         "patches' source. For numbers, the weight of a source's value: at 1 the reading is that value. Click a point "
         "to see its task below." + ui.plain(missing)
     )
-
-
-def _two_by_two(task: _Task, mixed: Row, own: Row, differ: str) -> None:
-    what = f"{task.name or 'mean, ' + task.suite}, sources differ {differ}"
-    words = {"readout": f"Read by {mixed.readout}s", "what": what, "measure": "weight" if task.is_number else "reads"}
-    given: dict[str, Any] = {"chance": mixed.chance, "cases": mixed.cases, "couples": mixed.couples, **words}
-    draw(made(figures.two_by_two, own.whom[0], mixed.whom[:2], **given), f"cells_{mixed.readout}")
 
 
 def _all_rows(every: Sequence[Row]) -> None:
@@ -170,7 +111,7 @@ def _reads(interchange: Interchange, view: View) -> list[_Read]:
     return reads
 
 
-def _pairs(view: View, interchange: Interchange, task: _Task) -> None:
+def _pairs(view: View, interchange: Interchange, task: Task) -> None:
     st.markdown("**Single mixtures**")
     reads = _reads(interchange, view)
     wanted = [read for read in reads if read.suite == task.suite and task.name in ("", read.task)]

@@ -81,6 +81,7 @@ TWO = {"run": "star", "with": "causal", "image": IMAGE}
 CODE = {"codegroup": 1, "codetask": "scene"}
 STATES = [
     State("Overview", ONE, picture=True),
+    State("Images", ONE | {"labels": "category: boat", "right": "wrong", "sort": "loss"}, picture=True),
     State(
         "Attention",
         ONE | {"layer": 3},

@@ -21,7 +21,7 @@ from htc_probe.probes.scores.intervals import mean_known
 
 _AT_ONCE = 48
 """Images on the page."""
-_ANY, _RIGHT, _WRONG = "right and wrong", "right", "wrong"
+_ANY, _RIGHT, _WRONG = "any", "right", "wrong"
 _NONE = "none"
 _RUN, _ID, _ENTROPY, _ANCHORS, _LOSS = "order of the run", "id", "entropy of attention", "anchor share", "loss"
 _LOWEST, _HIGHEST = "lowest first", "highest first"
@@ -80,7 +80,7 @@ def _several(label: str, options: Sequence[str], key: str, **more: Any) -> list[
     """Any number of many; in the address."""
     if any(name not in options for name in st.session_state.get(key, ())):
         st.session_state[key] = [name for name in st.session_state[key] if name in options]
-    return st.multiselect(label, options, key=key, bind="query-params", width=330, **more)
+    return st.multiselect(label, options, key=key, bind="query-params", width=264, **more)
 
 
 def _by_label(view: View) -> np.ndarray:
@@ -114,7 +114,7 @@ def _tagged(note: Note, tag: str) -> bool:
 
 def _by_id(view: View) -> np.ndarray:
     part = st.text_input("Id", key="part", bind="query-params", placeholder="a part of it", width=160).casefold()
-    return np.array([part in name.casefold() for name in view.header.ids])
+    return np.array([part in name.casefold() for name in view.header.ids] if part else [True] * len(view.header.ids))
 
 
 # ---- right and wrong
@@ -139,7 +139,7 @@ def _by_right(view: View, reader: data.Reader, read: data.Read) -> np.ndarray:
     keep_N = np.ones(len(read.right_N), bool)
     if not np.isfinite(read.right_N).any():
         return keep_N
-    which = ui.pick("It is", [_ANY, _RIGHT, _WRONG], "right")
+    which = ui.pick("Prediction", [_ANY, _RIGHT, _WRONG], "right")
     if which != _ANY:
         keep_N &= read.right_N == (which == _RIGHT)
     others = {run.name: run.path for run in view.runs if run.path != view.path and _same_images(view, run)}
@@ -148,7 +148,7 @@ def _by_right(view: View, reader: data.Reader, read: data.Read) -> np.ndarray:
     other = ui.select("And in the run", [_NONE, *others], "right_of", width=230)
     if other == _NONE:
         return keep_N
-    there = ui.pick("It is", [_RIGHT, _WRONG], "right_there")
+    there = ui.pick("Prediction there", [_RIGHT, _WRONG], "right_there")
     right_N = data.right_there(view.key, others[other], reader)
     if right_N is None:
         st.caption(ui.plain(f"{other} has nothing that reads {reader.task} from {reader.source}."))
@@ -173,7 +173,7 @@ def _sorted(
     ways[_ENTROPY] = lambda: _Sorted("bits", _entropy(view))
     if view.header.shape.anchors:
         ways[_ANCHORS] = lambda: _Sorted(
-            "on anchors", data.anchor_values(view.key, selection.layer, selection.head), ".2%"
+            "anchors", data.anchor_values(view.key, selection.layer, selection.head), ".2%"
         )
     if read is not None and read.loss_N is not None:
         loss_N, unit = read.loss_N, read.unit

@@ -147,7 +147,9 @@ def progress(name: str, unit: str, *, total: int | None = None, done: int = 0) -
     columns = (f"{name:<13}", rich.BarColumn(16), counted, f"{unit},", Pace())
     console = Console(stderr=True)
     silent = not console.is_terminal or console.is_dumb_terminal
-    with rich.Progress(*columns, console=console, transient=True, disable=silent) as bar:
+    # What is printed meanwhile goes above the bar, unless it goes elsewhere than to the terminal.
+    given: dict[str, Any] = {"console": console, "redirect_stdout": sys.stdout.isatty()}
+    with rich.Progress(*columns, **given, transient=True, disable=silent) as bar:
         yield Bar(bar, bar.add_task("", total=total, completed=done))
 
 

@@ -8,7 +8,18 @@ expected.
 
 import logging
 
-from htc_probe.dashboards.charts import attention, codes, groups, interchange, map, probes, reading, tokens
+from htc_probe.dashboards.charts import (
+    attention,
+    codes,
+    compare,
+    compare_probes,
+    groups,
+    interchange,
+    map,
+    probes,
+    reading,
+    tokens,
+)
 
 # Outside of a page there is none to say on that something is being read.
 logging.getLogger("streamlit.runtime.scriptrunner_utils.script_run_context").setLevel(logging.ERROR)

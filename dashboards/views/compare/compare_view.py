@@ -4,18 +4,20 @@ Lays out what tells the runs apart; the rest is in compare_attention and compare
 """
 
 import shlex
+from collections.abc import Callable
 
 import streamlit as st
 
 from htc_probe.dashboards import data
+from htc_probe.dashboards.charts.source import Source
+from htc_probe.dashboards.charts.two import Two
 from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.runs import RunFile
 from htc_probe.dashboards.views.compare.attention import on_average, one_image
 from htc_probe.dashboards.views.compare.probes import probes
-from htc_probe.dashboards.views.compare.two import Two
 from htc_probe.dashboards.views.view import View
 
-_PARTS = {"Attention": on_average, "One image": one_image, "Probes": probes}
+_PARTS: dict[str, Callable[[View, Two], None]] = {"Attention": on_average, "One image": one_image, "Probes": probes}
 
 
 def show(view: View) -> None:
@@ -25,8 +27,8 @@ def show(view: View) -> None:
         return
     key = data.key_of(file.path)
     header, mine = data.header(key), data.header(view.key)
-    name = next((run.name for run in view.runs if run.path == view.path), view.path.stem)
-    two = Two(view, file, key, header, (name, file.name), data.pairs(view.key, key, view.selection.chosen))
+    chosen = view.selection.chosen
+    two = Two(view.source, Source(file.path, key, header), chosen, data.pairs(view.key, key, chosen))
     _what_differs(two)
     if not len(two.pairs.rows):
         st.info("The other run has none of the selected images.")
@@ -34,7 +36,7 @@ def show(view: View) -> None:
     if not mine.shape.images or not header.shape.images:
         st.info("One of the runs has no images yet.")
         return
-    ui.tabs(_PARTS, "part", two)
+    ui.tabs(_PARTS, "part", view, two)
 
 
 def shows_attention() -> bool:
@@ -100,7 +102,7 @@ def _what_differs(two: Two) -> None:
             "intervals that take the two as independent. The images may explain them as well as the models."
         )
     else:
-        chosen = " of the selection" if two.view.selection.chosen else ""
+        chosen = " of the selection" if two.chosen else ""
         names = [ui.plain(name) for name in two.names]
         beside = [
             f"; {len(values.ids) - len(place.rows):,} more only in {name}"

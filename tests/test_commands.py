@@ -1,7 +1,6 @@
 """What all six commands have in common: settings, help, version, completion, and how they end."""
 
 import contextlib
-import importlib
 import os
 import pty
 import re
@@ -9,7 +8,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,14 +17,10 @@ import pytest
 from htc_probe.extract import arguments, command
 from htc_probe.extract.arguments import Shown, Told
 from htc_probe.extract.errors import UserError
+from made.typed import SCRIPTS, module, parsed
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 HELPS = [[name] for name in sorted(SCRIPTS)] + [["htc-train", "tiny"]]
-
-
-def module(name: str) -> Any:
-    return importlib.import_module(SCRIPTS[name].split(":")[0])
 
 
 def output(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -68,15 +62,6 @@ def test_the_examples_of_help_are_read_by_the_command(words: list[str], capsys: 
             typed = ["htc-train", *typed[typed.index("htc_probe.extract.training.cli") + 1 :]]
         assert typed[0] == words[0], example
         assert parsed([str(tmp_path / word) if word == "CONFIG.toml" else word for word in typed])
-
-
-def parsed(typed: list[str]) -> Any:
-    """The settings of a command line, by the command's own reader."""
-    found = module(typed[0])
-    if hasattr(found, "_parse"):
-        return found._parse(typed[1:])
-    (kind,) = (value for name, value in vars(found).items() if name.endswith("Config"))
-    return arguments.parse(kind, typed[1:], typed[0])
 
 
 def test_every_setting_is_told_of(capsys: Any) -> None:

@@ -4,12 +4,18 @@ import ast
 import importlib
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from made.typed import module, parsed
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
@@ -19,9 +25,9 @@ SOURCES = ("extract", "probes", "analysis", "dashboards")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.S | re.M)
 
 
-def tree_of(readme: str) -> list[str]:
+def tree_of(page: str) -> list[str]:
     """The paths of the tree, a folder with a / at its end: names before two spaces, several parted by commas."""
-    block = readme.split("## The files\n")[1].split("```\n")[1]
+    block = page.split("## The files\n")[1].split("```\n")[1]
     parents: list[str] = []
     paths = []
     for line in block.splitlines():
@@ -39,20 +45,20 @@ def test_the_tree_is_read_by_its_indents() -> None:
 
 
 def test_the_tree_is_that_of_the_folders() -> None:
-    told = tree_of((ROOT / "README.md").read_text())
+    told = tree_of((ROOT / "CONTRIBUTING.md").read_text())
     assert len(set(told)) == len(told)
     gone = [path for path in told if not (ROOT / path).exists() or path.endswith("/") != (ROOT / path).is_dir()]
-    assert not gone, f"the tree of README names what is not there: {gone}"
+    assert not gone, f"the tree of CONTRIBUTING names what is not there: {gone}"
     modules = [path.relative_to(ROOT) for folder in SOURCES for path in (ROOT / folder).rglob("*.py")]
     rooms = {"/".join(path.parts[:2]) + "/" for path in modules if len(path.parts) > 2}
-    assert not rooms - set(told), "rooms that the tree of README lacks"
+    assert not rooms - set(told), "rooms that the tree of CONTRIBUTING lacks"
     listed = {str(Path(path).parent) for path in told if path.endswith(".py")}
     missing = {
         str(path)
         for path in modules
         if str(path.parent) in listed and path.name != "__init__.py" and str(path) not in told
     }
-    assert not missing, "modules that the tree of README lacks, though it lists their folders' files"
+    assert not missing, "modules that the tree of CONTRIBUTING lacks, though it lists their folders' files"
 
 
 def test_links_lead_somewhere() -> None:
@@ -141,6 +147,49 @@ def test_code_parses_and_its_imports_resolve(page: Path) -> None:
 def test_api_is_that_of_the_docstrings() -> None:
     made = runpy.run_path(str(ROOT / "docs" / "make_api.py"))["page"]()
     assert (ROOT / "docs" / "api.md").read_text() == made, "run: python docs/make_api.py"
+
+
+def test_the_readme_is_short() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 200
+    assert len(re.findall(r"^!\[", "\n".join(lines), flags=re.M)) == 1, "one picture"
+    assert sum(line.startswith("|---") for line in lines) == 1, "one table"
+
+
+def test_what_the_readme_types_is_read_by_the_commands(tmp_path: Path) -> None:
+    (tmp_path / "htc-7b.toml").write_text('init-from = "llava"')
+    lines = [
+        line
+        for language, block in BLOCK.findall((ROOT / "README.md").read_text())
+        if not language
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.startswith("htc-")
+    ]
+    assert len(lines) >= 8
+    for line in lines:
+        typed = shlex.split(line, comments=True)
+        assert parsed([str(tmp_path / word) if word == "htc-7b.toml" else word for word in typed]), line
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the first commands of README were typed, with fewer images, and in which a photo lies."""
+    folder = tmp_path_factory.mktemp("demo")
+    run = ["--run", str(folder / "runs" / "scenes-val.h5")]
+    assert module("htc-extract").main(["--split", "val", "--limit", "80", "--out", run[1]]) == 0
+    sources = ["voco_read", "z_voco", "v_d", "v_pooled"]
+    assert module("htc-probe").main(["texture", "--representations", *sources, *run]) == 0
+    Image.fromarray(np.full((48, 64, 3), 99, np.uint8)).save(folder / "photo.jpg")
+    return folder
+
+
+def test_what_the_readme_shows_in_python_runs(demo: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.chdir(demo)
+    blocks = [block for language, block in BLOCK.findall((ROOT / "README.md").read_text()) if language == "python"]
+    assert len(blocks) >= 2
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+    assert "voco_read" in capsys.readouterr().out, "the verdict"
 
 
 def test_the_glossary_is_that_of_the_dashboard() -> None:

@@ -34,7 +34,7 @@ def summary(header: data.Header) -> str:
     return ui.plain(" · ".join(words))
 
 
-def facts(header: data.Header) -> str:
+def _facts(header: data.Header) -> str:
     """One line of Markdown that says what the run is."""
     info, shape = header.info, header.shape
     stand_in = "the token after the image stands in the place of &lt;voco&gt;"
@@ -54,7 +54,7 @@ def show(view: View) -> None:
     """Draws the page about the run."""
     header = view.header
     st.title(ui.plain(view.path.stem))
-    st.markdown(facts(header))
+    st.markdown(_facts(header))
     if not header.finished:
         st.warning(
             f"This run is unfinished: {header.shape.images:,} of {header.expected:,} images are there, and all pages "

@@ -45,8 +45,8 @@ def train_tiny(config: TinyConfig) -> Path:
     settings = {name: value for name, value in plain(config).items() if name not in ("out", "work")}
     claim(config.work / "config.json", settings, "--work")
     pictures = config.work / "pictures"
-    train = rendered("train", config.images, pictures)
-    val = rendered("val", config.val_images, pictures)
+    train = _rendered("train", config.images, pictures)
+    val = _rendered("val", config.val_images, pictures)
     clip, clip_log = _train_clip(train, val, config.clip, config.work / "clip", seed=config.seed)
     mgvq, mgvq_log = _train_mgvq(train, val, config.mgvq, config.work / "mgvq", seed=config.seed)
 
@@ -71,7 +71,7 @@ def train_tiny(config: TinyConfig) -> Path:
 # ---- pictures
 
 
-def rendered(split: str, count: int, folder: Path) -> np.ndarray:
+def _rendered(split: str, count: int, folder: Path) -> np.ndarray:
     """(count, R, R, 3) u8, the first `count` scenes of a split; drawn once and memory-mapped from then on."""
     path = folder / f"{split}-{count}-{RESOLUTION}.npy"
     if not path.exists():

@@ -38,7 +38,9 @@ PAGES: dict[str, Page] = {
     "Reading the token": Page(reading_view.show, "What is in the one token, layer by layer?", image=False),
     "Map": Page(map_view.show, "Which images lie together?", attention=map_view.shows_attention, beside=True),
     "Codes": Page(codes_view.show, "What do the codes say of an image?", beside=True),
-    "Compare": Page(compare_view.show, "Where do two runs differ?", attention=compare_view.shows_attention),
+    "Compare": Page(
+        compare_view.show, "Where do two runs differ?", attention=compare_view.shows_attention, beside=True
+    ),
 }
 
 

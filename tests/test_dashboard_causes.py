@@ -241,6 +241,16 @@ def analysed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+def test_knock_outs_of_pinned_images_are_seen_side_by_side(analysed: Path, open_app: Any) -> None:
+    alone = charts(open_app(analysed, page=PAGE, image="4"))
+    app = open_app(analysed, page=PAGE, pinned="2_4_6", beside="true")
+    assert not app.exception and not app.error
+    found = charts(app)
+    assert {"map_effect_2", "map_attention_2", "map_effect_4"} <= set(found) and "map_effect_6" not in found
+    assert found["map_effect_4"] == alone["map_effect"] != found["map_effect_2"]
+    assert any("not in the sample of 3" in info.value for info in app.info)
+
+
 def subtitle(chart: dict[str, Any]) -> str:
     return chart["layout"]["title"]["subtitle"]["text"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.browser import serving, tab
-from htc_probe.dashboards import data
+from htc_probe.dashboards import data, selections
 from htc_probe.dashboards.data import collection
 from htc_probe.dashboards.notes import Note, notes_path, read, tag, write
 from htc_probe.extract.store import Task
@@ -234,6 +234,19 @@ def test_what_is_found_is_selected_on_all_pages(folder: Path, open_app: Any) -> 
     assert app.number_input(key="image").value == 2
 
 
+def test_a_selection_that_no_address_holds_is_kept_while_the_dashboard_runs(
+    folder: Path, open_app: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selections, "_READABLE", 1)
+    monkeypatch.setattr(selections, "_MOST", 1)
+    app = open_app(folder, page=PAGE, run="one", labels="object: disc")
+    press(app, "Select these 20 images")
+    text = app.query_params["selection"]
+    assert selections.is_fingerprint(text)
+    again = open_app(folder, page=PAGE, run="one", selection=text)
+    assert count(again) == "**20 of 20 selected images**" and shown(again) == list(range(1, 60, 3))
+
+
 @pytest.mark.parametrize("query", [{"labels": "object: nothing"}, {"sort": "x"}, {"order": "x"}, {"read": "x"}])
 def test_an_address_that_asks_for_what_is_not_there_shows_all(folder: Path, open_app: Any, query: Any) -> None:
     assert len(shown(open_app(folder, page=PAGE, run="one", **query))) == 48
@@ -320,19 +333,24 @@ def test_up_to_four_images_are_pinned_and_in_the_address(tmp_path: Path, open_ap
     assert app.query_params["pinned"] == "1-2_5"
 
 
-SIDE_BY_SIDE = {"Attention": {"overlay", "anchors"}, "Codes": {"codes_grid"}}
+SIDE_BY_SIDE = {
+    "Attention": {"overlay", "anchors"},
+    "Codes": {"codes_grid"},
+    "Compare": {"compare_overlay", "compare_anchors", "compare_image_heatmap", "compare_histogram"},
+}
 
 
 @pytest.mark.parametrize("page", SIDE_BY_SIDE)
-def test_figures_of_one_image_are_seen_for_those_that_are_pinned(tmp_path: Path, open_app: Any, page: str) -> None:
-    run = write_run(tmp_path / "run.h5", 6)
-    alone = charts(open_app(run, page=page, image="5"))
-    app = open_app(run, page=page, pinned="2_5", beside="true")
+def test_figures_of_one_image_are_seen_for_those_that_are_pinned(folder: Path, open_app: Any, page: str) -> None:
+    query = {"page": page, "run": "one", "part": "One image"}
+    alone = charts(open_app(folder, image="5", **query))
+    app = open_app(folder, image="5", pinned="2_5", beside="true", **query)
     assert not app.exception and not app.error
     both = charts(app)
     for name in SIDE_BY_SIDE[page]:
         assert name not in both and {f"{name}_2", f"{name}_5"} <= set(both)
-        assert both[f"{name}_5"] == alone[name] != both[f"{name}_2"]
+        assert both[f"{name}_5"] == alone[name]
+    assert any(both[f"{name}_5"] != both[f"{name}_2"] for name in SIDE_BY_SIDE[page])
     others = set(alone) - SIDE_BY_SIDE[page]
     assert others <= set(both), "what is of many images is there once"
     app.toggle(key="beside").set_value(False).run()

@@ -45,10 +45,15 @@ def readers(run: Path, of: Header) -> dict[Reader, Callable[[], Read]]:
         for task, name, layer in predictions(place):
             read = partial(_by_probe, place, (task, name, layer), of.shape.images, units.get(task, ""))
             found[Reader(task, shown(name, layer, of.shape.layers))] = read
-    if (section := sections(run, of).interchange) is not None:
-        key = key_of(run)
-        for task in answered(section):
-            found[Reader(task, ANSWERS)] = partial(_by_answer, key, section, task)
+    try:
+        section = sections(run, of).interchange
+        if section is None:
+            return found
+        rows = rows_of(key_of(run), section.images)
+    except UserError:  # the page of interchanges tells of it
+        return found
+    for task in answered(section):
+        found[Reader(task, ANSWERS)] = partial(_by_answer, section, rows, task, of.shape.images)
     return found
 
 
@@ -79,6 +84,5 @@ def _by_probe(place: RunKey, probe: tuple[str, str, int | None], images: int, un
     return Read(right(said, images), loss(said, images), "nats" if said.error is None else unit)
 
 
-def _by_answer(key: RunKey, section: Interchange, task: str) -> Read:
-    rows = rows_of(key, section.images)
-    return Read(answered_right(section, rows, task, header(key).shape.images), None, "")
+def _by_answer(section: Interchange, rows: list[int], task: str, images: int) -> Read:
+    return Read(answered_right(section, rows, task, images), None, "")

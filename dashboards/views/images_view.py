@@ -16,6 +16,7 @@ from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.parts import gallery, noting
 from htc_probe.dashboards.runs import RunFile
 from htc_probe.dashboards.views.view import View
+from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import Task
 from htc_probe.probes.scores.intervals import mean_known
 
@@ -124,9 +125,9 @@ def _choose_reader(view: View, missing: dict[str, str]) -> tuple[data.Reader, da
     """Of all that read the images; None where nothing did."""
     readers = data.readers(view.path, view.header)
     if all(reader.source == data.ANSWERS for reader in readers):
-        missing["Probes: right, wrong and loss."] = "htc-probe semantic detail"
+        missing["Right, wrong and loss need probes."] = "htc-probe semantic detail"
     if all(reader.source != data.ANSWERS for reader in readers):
-        missing["The model's own answers: right and wrong."] = "htc-analyze interchange"
+        missing["Right and wrong answers need the model's answers."] = "htc-analyze interchange"
     if not readers:
         return None
     task = ui.select("Task", list(dict.fromkeys(reader.task for reader in readers)), "task", width=230)
@@ -200,11 +201,15 @@ def _entropy(view: View) -> np.ndarray:
 
 def _effects(view: View, missing: dict[str, str]) -> dict[str, Callable[[], _Sorted]]:
     """Of taking groups of tokens away, closed in all layers."""
-    section = data.sections(view.path, view.header).knockouts
-    if section is None:
-        missing["Knock-outs: the effect of groups of tokens, to sort by."] = "htc-analyze knockouts"
+    try:
+        section = data.sections(view.path, view.header).knockouts
+        rows = [] if section is None else data.rows_of(view.key, section.images)
+    except UserError:  # the page of knock-outs tells of it
+        section = None
+    if section is None or "zero" not in section.group.modes:
+        missing["Effects need knock-outs."] = "htc-analyze knockouts"
         return {}
-    rows, images, group = data.rows_of(view.key, section.images), view.header.shape.images, section.group
+    images, group = view.header.shape.images, section.group
     closed = group.modes.index("zero")
     ways: dict[str, Callable[[], _Sorted]] = {}
     for number, name in enumerate(group.names):

@@ -14,7 +14,7 @@ from htc_probe.dashboards.charts.two import Two
 from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.parts.chart import draw, drawable, made, points
 from htc_probe.dashboards.views.compare.two import columns_of
-from htc_probe.dashboards.views.view import View
+from htc_probe.dashboards.views.view import View, each_image
 
 _ANALYSED = {
     "anchor_mass": ("attention on the anchors", PERCENT, 100),
@@ -160,7 +160,11 @@ def _picked() -> None:
 
 
 def one_image(view: View, two: Two) -> None:
-    """In the image that is shown."""
+    """In the image that is shown, or in the pinned ones."""
+    each_image(view, partial(_one_image, two=two), "compare_one")
+
+
+def _one_image(view: View, two: Two) -> None:
     image, header = view.selection.image, view.header
     row = data.row_of(two.other.key).get(header.ids[image])
     if row is None:

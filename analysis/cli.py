@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from htc_probe.extract import command
 from htc_probe.extract.arguments import Shown
 from htc_probe.extract.errors import UserError
+from htc_probe.extract.words import counted
 
 if TYPE_CHECKING:
     from htc_probe.analysis.records import Record
@@ -126,7 +127,9 @@ def analyze(config: AnalyzeConfig) -> None:
         jobs = _jobs(config, against, probes_path)
         if config.analyses:
             jobs = [job for job in jobs if job.name in config.analyses]
-        print(f"{path}: {len(run)} images of {run.info.dataset} {run.info.split}, {run.info.model.get('name')}")
+        print(
+            f"{path}: {counted(len(run), 'image')} of {run.info.dataset} {run.info.split}, {run.info.model.get('name')}"
+        )
         pending = _missing(jobs, out, results.identity(run))
         inputs = _Inputs(config, run, against, probes)
         for job in _possible(inputs, pending, probes_path):

@@ -45,10 +45,18 @@ class Sentence(NamedTuple):
     """What the paper says to it, "" where it says nothing."""
     agrees: bool | None
     """Whether the measurement does; None where it cannot be told."""
+    hardly: bool = False
+    """What was measured has a sign, and next to no size."""
 
     def told(self) -> str:
-        words = {True: "this run agrees", False: "this run disagrees", None: "this run leaves it open"}
-        return self.text + (f" The paper: {self.claim}; {words[self.agrees]}." if self.claim else "")
+        words = "leaves it open" if self.agrees is None else self.stance
+        return self.text + (f" The paper: {self.claim}; this run {words}." if self.claim else "")
+
+    @property
+    def stance(self) -> str:
+        """In a word or some."""
+        found = {True: "agrees", False: "disagrees", None: "open"}[self.agrees]
+        return f"{found} in sign, hardly in size" if self.hardly and self.agrees else found
 
 
 def answers(
@@ -124,7 +132,8 @@ def _looks(section: Attention) -> Sentence | str:
         0: " The most attended patches, as many as there are anchors, do not measurably differ from them (difference "
         f"{words(above)}).",
     }[sign(above)]
-    return Sentence(text, "the anchors get more than the patches (Figure 3 shows the first 12)", _agrees(which))
+    claim = "the anchors get more than the patches (Figure 3 shows the first 12)"
+    return Sentence(text, claim, _agrees(which), bool(hardly))
 
 
 def honest(knockouts: Knockouts) -> Sentence | str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from htc_probe.extract import command
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.settings import ExtractConfig, RunSettings
+from htc_probe.extract.words import counted
 
 if TYPE_CHECKING:
     from htc_probe.extract.data.source import Source
@@ -80,7 +81,7 @@ def _extract(config: ExtractConfig, share: Share) -> None:
         if share.ranks == 1:
             _report(plan, computed, time.monotonic() - started)
         else:
-            print(f"Part {share.rank} of {share.ranks}: wrote {computed} images; {shards.words()}.")
+            print(f"Part {share.rank} of {share.ranks}: wrote {counted(computed, 'image')}; {shards.words()}.")
             print("Next:  the same command with --merge in place of --shard, once all parts are done")
 
 
@@ -111,7 +112,7 @@ def merge(config: ExtractConfig) -> None:
         except KeyboardInterrupt as stop:
             raise type(stop)(shards.words()) from stop
     with open_run(out) as run:
-        print(f"Wrote {out}: {len(run)} images, {len(run.skipped)} skipped")
+        print(f"Wrote {out}: {counted(len(run), 'image')}, {len(run.skipped)} skipped")
 
 
 # ---- the work
@@ -211,8 +212,8 @@ def _announce(plan: Plan, shards: Shards, *, virtual: bool) -> None:
     size = estimate_bytes(plan.shape, job.tasks, job.store_dtype)
     print(f"model  {model_words(plan.info)}, {plan.settings.dtype} on {plan.info.environment['device']}")
     print(f"image  {square_words(plan.info.model['config'])}")
-    labels = f"{len(source.tasks)} tasks" if source.tasks else "no labels, so nothing to probe"
-    print(f"data   {source.name} {source.split}: {plan.shape.images} images, {labels}")
+    labels = counted(len(source.tasks), "task") if source.tasks else "no labels, so nothing to probe"
+    print(f"data   {source.name} {source.split}: {counted(plan.shape.images, 'image')}, {labels}")
     if plan.settings.data == "scenes" and Path("scenes").is_dir():
         print("       these are the built-in scenes; the folder `scenes` here is --data ./scenes")
     for line in _data_words(source):
@@ -248,7 +249,7 @@ def _report(plan: Plan, computed: int, seconds: float) -> None:
     with open_run(plan.out) as run:
         written, skipped = len(run), run.skipped
     pace = f"{math.ceil(seconds)} s, {computed / seconds:.1f} images/s with loading"
-    print(f"Wrote {plan.out}: {written} images, {decimal(plan.out.stat().st_size)} ({pace})")
+    print(f"Wrote {plan.out}: {counted(written, 'image')}, {decimal(plan.out.stat().st_size)} ({pace})")
     if skipped:
         print(f"Skipped {len(skipped)}, recorded in the run; the first: {skipped[0][0]}: {skipped[0][1]}")
     suites = list(dict.fromkeys(task.suite for task in plan.source.tasks))

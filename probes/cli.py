@@ -129,7 +129,8 @@ def probe(config: ProbeConfig) -> None:
 
         plan = make_plan(run, _settings(config, run), train=train, random=random)
         learned = "" if train is None else f", learned from {train.path}"
-        print(f"{path}: {len(run)} images of {run.info.dataset} {run.info.split}{learned}, {len(plan.tasks)} tasks")
+        images, tasks = counted(len(run), "image"), counted(len(plan.tasks), "task")
+        print(f"{path}: {images} of {run.info.dataset} {run.info.split}{learned}, {tasks}")
         keep = out.with_suffix(".partial")
         place = results.predictions_path(out)
         writer = stack.enter_context(predictions.Writer(place, keep, plan.identity, plan.asked(), plan.representations))

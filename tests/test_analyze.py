@@ -941,6 +941,7 @@ def test_a_preference_of_some_per_cent_is_hardly_one(lift: float, spread: float,
     section = attention(lift, 0.0, spread)
     found = sentences.answers(Sections(attention=section))[sentences.PREFERENCE]
     assert isinstance(found, Sentence) and words in found.text and ("hardly" in found.text) == ("hardly" in words)
+    assert found.told().endswith("this run agrees in sign, hardly in size.") is (words == "hardly more than at a patch")
 
 
 def mean(suite: str, representation: str, kept: float | None, layer: int | None = None) -> SuiteMean:

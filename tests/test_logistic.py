@@ -283,6 +283,10 @@ def test_separable_classes_stay_finite_and_are_told_apart():
         fit = path.advance(strength)
         assert fit.weights.isfinite().all() and fit.intercepts.isfinite().all() and (fit.gap < 1e-2).all()
     assert (log_probabilities(fit, basis.train)[0].argmax(1) == y).all()
+    for strength in (1e-6, 1e-7, 1e-8):  # no share of next to nothing is proved, but that it is next to nothing
+        fit = path.advance(strength)
+        assert (fit.excess <= fit.objective).all() and (fit.excess < 1e-4).all()
+    assert fit.gap.max() > 1
 
 
 # ---- what has no finite optimum, or none at all

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from htc_probe.probes.files.results import Confusion, Interval, Results
+from htc_probe.probes.files.results import UNDECIDED, Confusion, Interval, Results
 from htc_probe.probes.inputs import representations
 from htc_probe.probes.inputs.representations import Representation
 from htc_probe.probes.show import table
@@ -174,6 +174,8 @@ def test_what_is_kept_has_a_verdict_and_the_margin_is_said() -> None:
     assert line_of(part, "category").split() == ["category", "kept", "lost", "?"]
     assert line_of(part, "present").split() == ["present", "-", "gained", "kept"]
     assert "within 0.05 of pooled V's score by two one-sided tests" in " ".join(text.split())
+    none = [replace(one, difference=Interval(0.0, 0.0, 0.0), verdict=UNDECIDED) for one in reviewed(made()).kept]
+    assert ".000-.000" not in (equal := shown(replace(reviewed(made()), kept=tuple(none)))) and "all equal" in equal
     assert "does it keep" not in shown(made()) and "one-sided" not in " ".join(shown(made()).split())
 
 

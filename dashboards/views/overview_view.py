@@ -23,7 +23,8 @@ from htc_probe.probes.show.table import columns, key_of, name_in, suites
 
 _THUMBNAILS = 12
 _PROBE = "htc-probe semantic detail"
-_VERDICTS = {True: ":blue-badge[agrees]", False: ":orange-badge[disagrees]", None: ":gray-badge[open]"}
+_COLOURS = {True: "blue", False: "orange", None: "gray"}
+"""Of a badge, by whether a measurement agrees with the paper."""
 
 
 def summary(header: data.Header) -> str:
@@ -124,7 +125,7 @@ def _sentences(view: View) -> None:
 def _claim(sentence: Sentence) -> str:
     if not sentence.claim:
         return "The paper does not test this."
-    return f"The paper: {ui.plain(sentence.claim)}. {_VERDICTS[sentence.agrees]}"
+    return f"The paper: {ui.plain(sentence.claim)}. :{_COLOURS[sentence.agrees]}-badge[{sentence.stance}]"
 
 
 def _missing(missing: dict[str, list[str]], path: Path) -> None:

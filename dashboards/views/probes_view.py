@@ -16,6 +16,7 @@ from htc_probe.dashboards.parts import controls as ui
 from htc_probe.dashboards.parts import gallery, hover
 from htc_probe.dashboards.parts.chart import draw, drawable, made, points
 from htc_probe.dashboards.views.view import View, each_image, scores
+from htc_probe.extract.words import counted
 from htc_probe.probes.files.predictions import Predicted
 from htc_probe.probes.files.results import Results, Row, SuiteMean, label
 from htc_probe.probes.inputs.representations import Representation, shown
@@ -72,7 +73,7 @@ def _score_table(results: Results, suite: str) -> None:
         what = {"task": row.task, "metric": row.metric, "control": row.control, "bits": row.bits}
         lines.append(_score(row) | what | {"images": row.n, "groups": row.n_groups})
     for mean in (mean for mean in results.suite_means if mean.suite == suite):
-        what = {"task": f"mean of {mean.tasks} tasks", "metric": "mixed", "bits": mean.bits.estimate}
+        what = {"task": f"mean of {counted(mean.tasks, 'task')}", "metric": "mixed", "bits": mean.bits.estimate}
         lines.append(_score(mean) | what)
     heads = (
         "task",
@@ -335,7 +336,7 @@ def _gallery(view: View, told: Answers, places: np.ndarray, words: str) -> None:
     st.session_state["probe_list"] = list_of, lists
     pages = -(-len(places) // _AT_ONCE)
     title, middle, button = ui.side_by_side([5, 4, 3], "probe_list", least=190, align="center")
-    title.markdown(f"**{len(places):,} images** {ui.plain(words)}")
+    title.markdown(f"**{counted(len(places), 'image')}** {ui.plain(words)}")
     with middle:
         page = st.pagination(pages, key=f"probe_page_{lists}") if pages > 1 else 1
     rows = told.rows[places]

@@ -90,7 +90,9 @@ class Row:
     at_edge: bool
     """Most folds chose an end of all strengths there are, and its neighbour was worse."""
     gap: float | None
-    """Certified: no fit's objective exceeds its minimum by more than this share; None for ridge, which is exact."""
+    """Certified: no fit's objective exceeds its minimum by more nats than this (before 0.3.0: by a larger share of it);
+    None for ridge, which is exact.
+    """
     fold_scores: tuple[float | None, ...]
     """One an outer fold; None where the metric is undefined."""
     classes: tuple[str, ...]

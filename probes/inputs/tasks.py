@@ -13,6 +13,7 @@ import numpy as np
 
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import NUMERIC, Run, Task
+from htc_probe.extract.words import counted
 from htc_probe.probes.inputs.labels import Labels
 
 SUITES = ("semantic", "detail")
@@ -149,7 +150,7 @@ def scorable(ready: Sequence[ProbeTask], groups: np.ndarray, scored: np.ndarray)
 
 def _left_out(task: Task, unknown: np.ndarray) -> list[str]:
     count = int(unknown.sum())
-    return [f"{task.name}: {count} of {len(unknown)} images have no label and are left out"] if count else []
+    return [f"{task.name}: {count} of {counted(len(unknown), 'image')} have no label and are left out"] if count else []
 
 
 class Together(NamedTuple):

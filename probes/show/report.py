@@ -217,8 +217,8 @@ def _probes(results: Results) -> Iterator[str]:
     gaps = [row.gap for row in results.rows if row.gap is not None]
     if gaps:
         yield (
-            "The solver certifies the share by which a logistic objective may exceed its minimum: at most "
-            f"{max(gaps):.1g}, in the median of the probes {median(gaps):.1g}."
+            "The solver certifies by how much a logistic objective may exceed its minimum: at most "
+            f"{max(gaps):.1g} nats, in the median of the probes {median(gaps):.1g}."
         )
     if kinds - set(NUMERIC):
         yield "Held-out probabilities were mixed with the uniform distribution of weight 1 / (training images + 1)."

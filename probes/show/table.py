@@ -327,7 +327,10 @@ def _kept(results: Results, suite: str) -> Grid:
 
 
 def _verdict(verdict: Kept) -> Text:
-    return _with_ends(_SHORT[verdict.verdict], "" if holds(verdict) else GREY, verdict.difference, 3)
+    difference, look = verdict.difference, "" if holds(verdict) else GREY
+    if verdict.verdict == UNDECIDED and difference.lower == difference.upper:
+        return Text(f"{_SHORT[UNDECIDED]}\nall equal", style=GREY)
+    return _with_ends(_SHORT[verdict.verdict], look, difference, 3)
 
 
 def _ceilings(results: Results, suite: str) -> Grid:
@@ -385,7 +388,8 @@ def _legend(results: Results) -> str:
         "retention: (mean - floor) / (pooled V's mean - floor).": any(mean.retention for mean in results.suite_means),
         f"retention of {' and '.join(undefined)}: {NOT_DEFINED}.": undefined,
         f"kept: within {margin:g} of pooled V's score by two one-sided tests; lost, gained: further from it "
-        "than that; each with p < 0.05 after Holm's correction. ?: not decided by so many images. -: pooled V is not "
+        "than that; each with p < 0.05 after Holm's correction. ?: not decided by so many images, also "
+        "where all are equal. -: pooled V is not "
         "clearly further than that above its floor. Below, the 95 % interval of the score minus "
         "pooled V's.": results.kept,
         "Shares kept: above 0, semantics are kept better than details.": any(gap.p is not None for gap in shares),

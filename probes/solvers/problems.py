@@ -50,6 +50,13 @@ class Fit(NamedTuple):
     gap: np.ndarray
     """(T,) float64: the objective exceeds its minimum by no more than this share of it; for every label."""
 
+    @property
+    def excess(self) -> np.ndarray:
+        """(T,) the same in nats. Of classes that a weak penalty lets be told apart without error, objective and minimum
+        are next to 0 and no share of them is proved; but no objective is further from its minimum than from 0.
+        """
+        return np.minimum(self.gap, 1) * self.objective
+
 
 class Group(NamedTuple):
     """Problems of equal k side by side."""

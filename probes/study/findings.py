@@ -43,7 +43,7 @@ from htc_probe.probes.study.readings import Reading, Readings, read, scores_of, 
 from htc_probe.probes.study.strengths import FIRST, LADDER
 from htc_probe.probes.study.work import Kept
 
-_LOOSE = 1e-3  # a certified gap above it is told
+_LOOSE = 1e-3  # nats: a certified gap above it is told
 
 
 def probe(
@@ -181,7 +181,7 @@ def _doubts(name: str, row: Row, reading: Reading, shortcut: Baseline | None) ->
         end = "weakest" if row.strength < 1 else "strongest"
         yield f"{name}: most folds chose the {end} strength that was tried; the score may be too low"
     if row.gap is not None and row.gap > _LOOSE and row.lower > row.floor and row.estimate < 0.995:
-        yield f"{name}: the solver proves its objective only to {row.gap:.0e} of the minimum"
+        yield f"{name}: the solver proves its objective only to within {row.gap:.0e} nats of the minimum"
     known = None if shortcut is None else shortcut.score.estimate
     if known is not None and may_explain(row.lower, row.floor, known):
         yield f"{name}: no better than knowing the category alone ({known:.2f}); it may read no more"

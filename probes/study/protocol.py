@@ -85,7 +85,7 @@ class HeldOut(NamedTuple):
     at_edge: bool
     """One of the strengths ends the ladder and its neighbour is worse: a still better one may lie outside."""
     gap: float | None
-    """Certified share by which the objective may exceed its minimum; None for ridge, which is exact."""
+    """Certified: by how many nats the objective may exceed its minimum; None for ridge, which is exact."""
 
 
 def hold_out(
@@ -218,7 +218,7 @@ def _logistic(
     gaps = np.zeros(len(labels))
     for rung, here in by_rung(choices):
         fit = last.advance(LADDER[rung], here)
-        gaps[here] = np.maximum(gaps[here], fit.gap)
+        gaps[here] = np.maximum(gaps[here], fit.excess)
         for t, held_out in zip(here, log_probabilities(fit, test_mr), strict=True):
             predicted[t][rung] = smoothed(labels[t], held_out, len(basis.train)).astype(np.float32)
     return list(map(searched, labels, searches, predicted, gaps))

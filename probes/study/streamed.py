@@ -81,7 +81,7 @@ def hold_out(
         fits = [(rung, here, last.advance(LADDER[rung], here)) for rung, here in by_rung(choices)]
         gaps = np.zeros(len(labels))
         for _, here, fit in fits:
-            gaps[here] = np.maximum(gaps[here], fit.gap)
+            gaps[here] = np.maximum(gaps[here], fit.excess)
         predicted = _predict(source, labels, fits, test, survey.n)
         found |= dict(zip(logistic, map(protocol.searched, labels, searches, predicted, gaps), strict=True))
     return [found[i] for i in range(len(tasks))]

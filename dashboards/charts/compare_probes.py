@@ -18,6 +18,7 @@ from htc_probe.dashboards.charts.source import Nothing
 from htc_probe.dashboards.charts.two import Two, two
 from htc_probe.dashboards.figures.base import OF, escape
 from htc_probe.extract.errors import UserError
+from htc_probe.extract.words import counted
 from htc_probe.probes.files.results import Confusion, CurvePoint, Interval, Results, Row, SuiteMean, label, of_label
 from htc_probe.probes.inputs.representations import shown
 
@@ -54,7 +55,7 @@ def differences(
     subtitle = f"{unit} · {images} images, {'paired' if paired else 'taken as independent'}"
     words = both.two.words(f"What can be read: {suite}", subtitle, unit)
     colours = {shown(source): OF[source] for source in read if source in OF}
-    labels.append(f"mean of {len(tasks)} tasks")
+    labels.append(f"mean of {counted(len(tasks), 'task')}")
     return figures.differences_by_name(series, labels, colours=colours, **words)
 
 

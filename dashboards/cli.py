@@ -25,7 +25,9 @@ _HOST = "127.0.0.1"
 _LOOK = {
     "light.primaryColor": "#a62b3a",
     "light.textColor": "#121212",
+    "light.codeTextColor": "#121212",
     "dark.primaryColor": "#ff8f98",
+    "dark.codeTextColor": "#fafafa",
     "headingFontSizes": ["2rem", "1.5rem", "1.2rem"],
     "paddingTop": "0.5rem",
     "paddingBottom": "4rem",

@@ -68,8 +68,7 @@ class Chart {
         this.shown = shown;
         this.name = data.name;
         const figure = JSON.parse(data.figure);
-        this.height = figure.layout.height;
-        this.element.style.height = `${this.height}px`;
+        this.tall(figure.layout.height);
         this.element.setAttribute("role", "figure");
         this.element.setAttribute("aria-label", data.alt);
         this.due = () => plotly.then((Plotly) => this.draw(Plotly, figure, data, theme)).catch((error) => {
@@ -87,10 +86,14 @@ class Chart {
         this.due = null;
     }
 
-    async draw(Plotly, { data: traces, layout }, data, theme) {
+    async draw(Plotly, figure, data, theme) {
         this.Plotly = Plotly;
+        this.name = data.name;
         this.clicks = data.clicks;
-        layout = { ...layout, ...this.size(), template: { layout: theme } };
+        this.again = () => this.draw(Plotly, figure, data, theme);
+        const fit = this.narrow() ? fitted(figure.layout, this.size().width, theme.font.family) : figure.layout;
+        this.tall(fit.height);
+        const layout = { ...fit, ...this.size(), template: { layout: theme } };
         if (data.areas || data.clicks) {
             layout.dragmode ??= data.areas ? "lasso" : "pan";
             layout.hovermode ??= "closest";
@@ -102,7 +105,7 @@ class Chart {
             modeBarButtonsToRemove: data.areas ? AWAY : [...AWAY, "select2d", "lasso2d"],
             modeBarButtonsToAdd: this.buttons(data.code),
         };
-        await Plotly.react(this.element, traces, layout, config);
+        await Plotly.react(this.element, figure.data, layout, config);
         this.element.removeAttribute("aria-busy");
         if (this.listens) return;
         this.listens = true;
@@ -146,7 +149,20 @@ class Chart {
     fit() {
         const drawn = this.element._fullLayout, { width, height } = this.size();
         if (!drawn || !this.element.clientWidth || (drawn.width === width && drawn.height === height)) return;
-        this.Plotly.relayout(this.element, { width, height });
+        if (drawn.width !== width && (this.narrow() || drawn.width < NARROW)) this.again();
+        else this.Plotly.relayout(this.element, { width, height });
+    }
+
+    narrow() {
+        return this.size().width < NARROW;
+    }
+
+    /** Sets its height, and that of its place on the page, which Python gave another. */
+    tall(height) {
+        this.height = height;
+        this.element.style.height = `${height}px`;
+        const place = this.element.closest("[data-testid=stElementContainer]");
+        if (place) place.style.height = place.style.flexBasis = `${height}px`;
     }
 
     enlarge() {
@@ -176,6 +192,39 @@ function told({ x, y, customdata }) {
     return { x, y, customdata: ArrayBuffer.isView(customdata) ? [...customdata] : customdata };
 }
 
+/** The layout of a narrow chart: lines that are too long for it are broken, and it is as much higher. Plotly puts the
+ * middle of a title and of what is under it at places that do not go by their numbers of lines.
+ */
+function fitted(layout, width, family) {
+    const text = broken(layout.title.text.replaceAll("<br>", " "), `bold 16px ${family}`, width - 16);
+    const under = broken(layout.title.subtitle?.text ?? "", `13px ${family}`, width - 16);
+    const n = text.split("<br>").length, m = under.split("<br>").length;
+    const subtitle = { ...layout.title.subtitle, text: "<br>".repeat(Math.max(0, m - 2)) + under };
+    const title = { ...layout.title, text, subtitle, y: 1, yanchor: "top", pad: { l: 4, t: 26 + 10.5 * n } };
+    const top = 66 + 20.5 * n + 17.4 * (m - 1) + (layout.annotations ? 26 : 8);
+    const margin = { ...layout.margin, t: Math.max(layout.margin.t, Math.ceil(top)) };
+    const axes = Object.entries(layout).filter(([name, axis]) => name.startsWith("xaxis") && axis.title?.text);
+    for (const [name, axis] of axes) {
+        const [left, right] = axis.domain ?? [0, 1], most = (right - left) * (width - margin.l - margin.r) - 8;
+        layout = { ...layout, [name]: { ...axis, title: { ...axis.title, text: broken(axis.title.text, `14px ${family}`, most) } } };
+    }
+    return { ...layout, title, margin, height: layout.height + margin.t - layout.margin.t };
+}
+
+/** HTML as plotly has it, broken between words into lines of at most so many pixels. */
+function broken(text, font, most) {
+    const pen = document.createElement("canvas").getContext("2d"), plain = document.createElement("textarea");
+    pen.font = font;
+    const fits = (line) => {
+        plain.innerHTML = line.replace(/<[^>]*>/g, "");
+        return pen.measureText(plain.value).width <= most;
+    };
+    return text.split("<br>").flatMap((line) => line.split(" ").reduce((lines, word) => {
+        const longer = lines.length ? `${lines.pop()} ${word}` : word, last = longer.slice(0, -word.length - 1);
+        return !last || fits(longer) ? [...lines, longer] : [...lines, last, word];
+    }, [])).join("<br>");
+}
+
 /** Fonts and colours of the page, light or dark, as a template for plotly. */
 function themed(element) {
     const style = getComputedStyle(element), of = (name) => style.getPropertyValue(`--st-${name}`);
@@ -199,6 +248,8 @@ function themed(element) {
         margin: { pad: 8 },
     };
 }
+
+const NARROW = 520;  // pixels: in charts that are wider, titles as Python breaks them fit
 
 // Buttons of plotly's bar that no chart has.
 const AWAY = ["toImage", "sendChartToCloud", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "autoScale2d"];

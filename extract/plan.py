@@ -78,7 +78,7 @@ def make_plan(config: ExtractConfig, device: str, device_words: str) -> Plan:
     if config.shard_images is not None and config.shard_images < 1:
         raise UserError(f"--shard-images {config.shard_images} leaves no image in a shard; use 1 or more")
     if config.workers is not None and config.workers < 0:
-        raise UserError(f"--workers {config.workers} is less than none; use 0 or more")
+        raise UserError(f"--workers {config.workers} is negative; use 0 or more")
     if config.out is not None and config.out.suffix != ".h5":
         raise UserError(f"--out {config.out} must end in .h5, so that htc-probe and htc-dashboard find it")
     folder = models.find(config.model)

@@ -80,8 +80,8 @@ def write_shards(
         raise UserError(f"{error}; mend or remove it, or leave such images out with --on-error skip") from error
     except InvariantError as error:
         raise UserError(
-            f"the model failed the one-token checks, so nothing was written: {error}. Try --dtype float32; if that does "
-            "not help, the model's code or its weights are broken"
+            f"the model failed the one-token checks, so nothing was written: {error}. Try --dtype float32; if "
+            "that does not help, the model's code or its weights are broken"
         ) from error
     except torch.cuda.OutOfMemoryError as error:
         raise UserError(

@@ -369,7 +369,7 @@ def test_hover_click_lasso_and_gallery(run_file: Path, chromium: Any) -> None:
         assert sum(selected) == 20
 
         with page.expect_download() as download:
-            page.locator('.st-key-map [data-title^="Download"]').click()
+            page.locator('.st-key-map [data-title="Download as PNG"]').click()
         assert download.value.suggested_filename == "map.png"
         page.locator(".st-key-map_chosen button").nth(3).click()
         wait("location.search.includes('image=7')")

@@ -12,10 +12,12 @@ import pytest
 from plotly.subplots import make_subplots
 
 from benchmarks.browser import serving, tab
+from htc_probe.analysis.attention.rows import analyse
 from htc_probe.dashboards import charts, data, server
 from htc_probe.dashboards.parts import chart
+from htc_probe.extract.store import open_run
 from htc_probe.probes.show.style import across, panels, titled
-from made.pages import A, G, H, L, S, write_run
+from made.pages import A, G, H, L, S, add_section, write_run
 
 N = 12
 
@@ -50,19 +52,15 @@ def test_panels_are_where_plotly_puts_them(down: int, beside: int, gap_y: float)
         assert mine.update(x=0, y=0) == plotlys.update(x=0, y=0)
 
 
-def test_a_figure_is_made_once_for_the_same_arguments() -> None:
-    calls = []
-
-    def bars(values: list[int], *, name: str) -> go.Figure | None:
-        calls.append(name)
-        return go.Figure(go.Bar(y=values), layout={"title": {"text": f"<b>{name}"}}) if len(values) else None
-
-    one, again = (chart.made(bars, [0, 1, 2], name="a") for _ in range(2))
-    assert one is again and one is not None and one.words.split() == ["a;", "None"] and '"template"' not in one.figure
-    other = chart.made(bars, [1, 2, 3], name="a")
-    assert other is not None and other.figure != one.figure
-    assert chart.made(bars, [], name="b") is None
-    assert calls == ["a", "a", "b"]
+def test_a_figure_is_made_once_for_the_same_arguments_and_files(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run.h5", N)
+    one, again = (chart.made(charts.attention.roles, run) for _ in range(2))
+    assert one is again and one.words.startswith("What does the token attend to?") and '"template"' not in one.figure
+    assert chart.made(charts.attention.roles, run, head=1).figure != one.figure
+    assert chart.drawable(charts.attention.overlay, run, image=1, weighted=True) is None  # was not analysed
+    with open_run(run) as opened:
+        add_section(run, "attention", analyse(opened))
+    assert chart.made(charts.attention.roles, run) is not one
 
 
 @pytest.mark.parametrize(

@@ -400,6 +400,11 @@ def show(open_app: Any, folder: Path, part: str = "Attention", **query: str) -> 
     return app
 
 
+def table_with(column: str, app: Any) -> Any:
+    """The first table that has it."""
+    return next(table.value for table in app.dataframe if column in table.value)
+
+
 def words(app: Any) -> str:
     return "\n".join(item.value for item in [*app.markdown, *app.caption, *app.info, *app.warning])
 
@@ -424,7 +429,7 @@ def test_attention_of_two_runs_as_differences(folder: Path, open_app: Any) -> No
         "compare_patches",
         "compare_tokens",
     }
-    line = app.dataframe[0].value.iloc[0]
+    line = table_with("quantity", app).iloc[0]
     with open_run(folder / "more.h5") as more, open_run(folder / "less.h5") as less:
         mass = 100 * (more.anchor_mass().mean() - less.anchor_mass().mean())
     assert float(line["difference"]) == pytest.approx(mass, rel=0.01) and "paired" in line["images"]
@@ -458,7 +463,7 @@ def test_analysis_of_one_against_the_other_is_paired(tmp_path: Path, open_app: A
                 seconds=0.0,
             )
     for name, sign in (("one", 1), ("other", -1)):
-        found = show(open_app, tmp_path, run=name).dataframe[0].value.set_index("quantity")
+        found = table_with("quantity", show(open_app, tmp_path, run=name)).set_index("quantity")
         line = found.loc["entropy of the attention"]
         ends = [float(end) for end in line["95 % interval"].split(" to ")]
         assert sections[0].difference is not None and sections[0].difference.entropy_bits is not None
@@ -485,7 +490,7 @@ def test_one_image_of_both_runs(folder: Path, open_app: Any) -> None:
 def test_probes_are_paired_by_image(folder: Path, open_app: Any) -> None:
     app = show(open_app, folder, "Probes", run="more")
     assert {"compare_semantic", "compare_layers", "compare_task_layers", "compare_confusion"} == set(charts(app))
-    found = app.dataframe[0].value.set_index("read from")
+    found = table_with("read from", app).set_index("read from")
     right = np.arange(N) < 0.9 * N, np.arange(N) < 0.6 * N
     expected = compare.of_images(right[0] * 1.0, right[1] * 1.0, np.arange(N) // 2)
     assert found.loc["v_d", "difference"] == "+0.3" and found.loc["v_d", "compared"] == "paired"
@@ -498,7 +503,7 @@ def test_probes_are_paired_by_image(folder: Path, open_app: Any) -> None:
     assert app.query_params["selection"] == "25-36"
     app.session_state["versus"] = "Retention"
     app.run()
-    assert not app.exception and set(app.dataframe[0].value["compared"]) == {"as independent"}
+    assert not app.exception and set(table_with("read from", app)["compared"]) == {"as independent"}
 
 
 def test_a_retention_that_is_not_defined_is_left_out_and_said(tmp_path: Path, open_app: Any) -> None:
@@ -512,7 +517,7 @@ def test_a_retention_that_is_not_defined_is_left_out_and_said(tmp_path: Path, op
     app = show(open_app, tmp_path, "Probes", run="one")
     app.session_state["versus"] = "Retention"
     app.run()
-    assert not app.exception and "v_d" not in set(app.dataframe[0].value["read from"])
+    assert not app.exception and "v_d" not in set(table_with("read from", app)["read from"])
     assert "Left out, as retention is not defined (pooled V is at its floor) in one of the runs: object" in (
         words(app).replace("\\", "")
     )
@@ -522,7 +527,7 @@ def test_probes_without_predictions_are_independent_and_say_so(tmp_path: Path, o
     for name, right in (("one", 0.9), ("other", 0.6)):
         write_probes(write(tmp_path / f"{name}.h5"), right, predictions=False)
     app = show(open_app, tmp_path, "Probes", run="one")
-    line = app.dataframe[0].value.set_index("read from").loc["v_d"]
+    line = table_with("read from", app).set_index("read from").loc["v_d"]
     half = np.hypot(0.1, 0.1)
     assert line["95 % interval"] == f"{0.3 - half:+.3g} to {0.3 + half:+.3g}" and line["compared"] == "as independent"
     assert "independent" in words(app) and "htc-probe semantic detail" in app.code[0].value
@@ -534,7 +539,7 @@ def test_runs_without_a_common_image_or_shape(tmp_path: Path, open_app: Any) -> 
     write(tmp_path / "wide.h5", n=8, heads=H + 1)
     write(tmp_path / "bare.h5", n=8, anchors=0)
     app = show(open_app, tmp_path, run="one", **{"with": "far"})
-    assert "share no image" in words(app) and "unpaired" in app.dataframe[0].value.iloc[0]["images"]
+    assert "share no image" in words(app) and "unpaired" in table_with("quantity", app).iloc[0]["images"]
     assert "compare_scatter" not in charts(app)
     app = show(open_app, tmp_path, run="one", **{"with": "wide"})
     assert "different numbers of layers or heads" in words(app)

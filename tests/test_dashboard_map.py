@@ -182,7 +182,7 @@ def galleries(app: Any) -> dict[str, list[dict[str, Any]]]:
     found = {
         item.proto.id.rsplit("-", 1)[1]: json.loads(item.proto.json or "null") for item in app.get("bidi_component")
     }
-    return {key: value["pictures"] for key, value in found.items() if "pictures" in value}
+    return {key: value["pictures"] for key, value in found.items() if value and "pictures" in value}
 
 
 def test_neighbours_of_the_image_under_each_representation(run_file: Path, open_app: Any) -> None:

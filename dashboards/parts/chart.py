@@ -10,7 +10,7 @@ import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, ParamSpec, overload
+from typing import Any, NamedTuple, ParamSpec
 
 import plotly.graph_objects as go
 import streamlit as st
@@ -46,11 +46,7 @@ class Made(NamedTuple):
     """Three lines that make it in a notebook."""
 
 
-@overload
-def made(make: Callable[P, go.Figure], *args: P.args, **kwargs: P.kwargs) -> Made: ...
-@overload
-def made(make: Callable[P, go.Figure | None], *args: P.args, **kwargs: P.kwargs) -> Made | None: ...
-def made(make: Callable[P, go.Figure | None], *args: P.args, **kwargs: P.kwargs) -> Made | None:
+def made(make: Callable[P, go.Figure], *args: P.args, **kwargs: P.kwargs) -> Made:
     """`make(*args, **kwargs)` of dashboards.charts, kept while the runs among its arguments stay as they are: to make a
     figure takes some 10 ms, and most clicks change few of a page's.
     """
@@ -67,11 +63,9 @@ def drawable(make: Callable[P, go.Figure], *args: P.args, **kwargs: P.kwargs) ->
 
 
 @kept(200)
-def _made(name: str, arguments: bytes, _make: Callable[..., go.Figure | None]) -> Made | None:
+def _made(name: str, arguments: bytes, _make: Callable[..., go.Figure]) -> Made:
     _, args, kwargs = pickle.loads(arguments)  # what `made` was given, in this process
     figure = _make(*args, **kwargs)
-    if figure is None:
-        return None
     figure.layout.template = None  # the page's is put in its place
     title = figure.layout.title
     words = re.sub(r"<[^>]*>", " ", f"{title.text}; {title.subtitle.text}")

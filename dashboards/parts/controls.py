@@ -64,18 +64,6 @@ class Selection(NamedTuple):
         """Numbers, from 1, of the selected images."""
         return tuple(row + 1 for row in self.chosen)
 
-    @property
-    def words(self) -> str:
-        """Layer and head as titles say them, such as `layer 3, mean over heads`."""
-        layer = "mean over layers" if self.layer is None else f"layer {self.layer + 1}"
-        head = "mean over heads" if self.head is None else f"head {self.head + 1}"
-        both = self.layer is None and self.head is None
-        return "mean over layers and heads" if both else f"{layer}, {head}"
-
-    @property
-    def head_words(self) -> str:
-        return "mean over heads" if self.head is None else f"head {self.head + 1}"
-
 
 def plain(text: str) -> str:
     """`text` so that Streamlit shows it as it is: as Markdown, a name could load a remote picture."""

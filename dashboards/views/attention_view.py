@@ -226,8 +226,7 @@ def _labels(view: View) -> None:
         return
     values, image = data.labels(view.key), view.selection.image
     told = {task.name: data.label_text(task, values[task.name][image]) for task in view.header.tasks}
-    lines = [{"task": ui.plain(name), "label": ui.plain(label)} for name, label in told.items()]
-    st.table(lines, border="horizontal", hide_index=True)
+    ui.table({"task": list(told), "label": list(told.values())}, "image_labels")
 
 
 # ---- clicks

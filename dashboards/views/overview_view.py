@@ -189,25 +189,24 @@ def _details(view: View) -> None:
     info, shape = header.info, header.shape
     st.header("How this run was made")
     rows = {
-        "created": ui.plain(_time(header.created)),
+        "created": _time(header.created),
         "finished": "yes" if header.finished else f"no: {shape.images:,} of {header.expected:,} images",
-        "weights (sha256)": ui.plain(str(info.model.get("sha256", "unknown"))[:16]),
+        "weights (sha256)": str(info.model.get("sha256", "unknown"))[:16],
         "hidden width": f"{shape.width:,}",
         "layers of z_voco stored": _ranges(shape.stack),
         "codes": _codes(shape.codes),
         "labelled tasks": f"{len(header.tasks)}" if header.tasks else "none",
         "images skipped": f"{len(header.skipped):,}",
     }
-    lines = [{"": name, " ": value} for name, value in rows.items()]
-    st.table(lines, border="horizontal", hide_index=True, hide_header=True)
+    ui.table({"what": list(rows), "of this run": list(rows.values())}, "overview_details")
     if header.skipped:
         with st.expander(f"{counted(len(header.skipped), 'image')} that could not be read"):
             names = {"path": [path for path, _ in header.skipped], "reason": [reason for _, reason in header.skipped]}
             ui.table(names, "overview_skipped")
     if header.tasks:
         with st.expander("Tasks and their labels"):
-            noted = any(task.note for task in header.tasks)
-            st.table([_task(task, noted) for task in header.tasks], border="horizontal", hide_index=True)
+            tasks = [_task(task) for task in header.tasks]
+            ui.table({name: [line[name] for line in tasks] for name in tasks[0]}, "overview_tasks")
     for title, content in (
         ("Settings of the extraction", info.config),
         ("Model configuration", info.model.get("config", {})),
@@ -217,13 +216,12 @@ def _details(view: View) -> None:
             st.json(content)
 
 
-def _task(task: Task, noted: bool) -> dict[str, str]:
+def _task(task: Task) -> dict[str, str]:
     what = {"classes": f"{len(task.classes)} classes", "multilabel": f"{len(task.classes)} labels"}
-    shown = ui.plain(what.get(task.kind, task.unit)) or "number"
+    shown = what.get(task.kind, task.unit) or "number"
     if task.kind == "circular":
         shown += f", {task.period:g} is 0 again"
-    note = {"note": ui.plain(task.note)} if noted else {}
-    return {"suite": task.suite, "task": ui.plain(task.name), "answer": shown} | note
+    return {"suite": task.suite, "task": task.name, "answer": shown, "note": task.note}
 
 
 def _time(iso: str) -> str:

@@ -87,12 +87,9 @@ def _what_differs(two: Two) -> None:
     facts = [_facts(header) for header in two.headers]
     differing = [name for name in facts[0] | facts[1] if facts[0].get(name) != facts[1].get(name)]
     if differing:
-        lines = [
-            {"": ui.plain(name)}
-            | {ui.plain(values): ui.plain(facts[place].get(name, "not set")) for place, values in enumerate(two.names)}
-            for name in differing
-        ]
-        st.table(lines, border="horizontal", hide_index=True)
+        sides = zip(two.names, facts, strict=True)
+        columns = {run: [of.get(name, "not set") for name in differing] for run, of in sides}
+        ui.table({"what": differing, **columns}, "compare_facts")
     else:
         st.caption("Model, data and settings of the two runs are the same.")
     place, (mine, theirs) = two.pairs, two.headers

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from htc_probe.extract import command
@@ -22,9 +23,11 @@ from htc_probe.extract.words import counted
 if TYPE_CHECKING:
     from htc_probe.extract.data.source import Source
     from htc_probe.extract.plan import Plan
+    from htc_probe.extract.store import Run, Task
     from htc_probe.extract.store.shards import Shards, Share
     from htc_probe.extract.vlm.model import HTCVLM
 
+_ENOUGH = 10  # groups of a class that htc-probe needs, two for each of its 5 folds
 _TASKS_SHOWN = 12  # of which the classes are counted on the screen
 
 
@@ -212,14 +215,14 @@ def _announce(plan: Plan, shards: Shards, *, virtual: bool) -> None:
     size = estimate_bytes(plan.shape, job.tasks, job.store_dtype)
     print(f"model  {model_words(plan.info)}, {plan.settings.dtype} on {plan.info.environment['device']}")
     print(f"image  {square_words(plan.info.model['config'])}")
-    labels = counted(len(source.tasks), "task") if source.tasks else "no labels, so nothing to probe"
+    labels = counted(len(source.tasks), "task") if source.tasks else "no labels: htc-probe cannot be used"
     print(f"data   {source.name} {source.split}: {counted(plan.shape.images, 'image')}, {labels}")
     if plan.settings.data == "scenes" and Path("scenes").is_dir():
-        print("       these are the built-in scenes; the folder `scenes` here is --data ./scenes")
+        print("       these are the built-in scenes; for the folder `scenes` here, give --data ./scenes")
     for line in _data_words(source):
         print(f"       {line}")
     done = shards.done()
-    kept = f"; {done} images are there from before" if done else ""
+    kept = f"; {done} images are kept from before" if done else ""
     print(f"file   {plan.out}, about {decimal(size)}{kept}", flush=True)
     # The shards that are left, and the copy of all.
     need = int(size * sum(map(len, shards.left().values())) / plan.shape.images)
@@ -238,7 +241,7 @@ def _data_words(source: Source) -> Iterator[str]:
     for task in source.tasks[:_TASKS_SHOWN]:
         yield f"{task.name}: {summary(task, labels[task.name])}"
     if len(source.tasks) > _TASKS_SHOWN:
-        yield f"and {len(source.tasks) - _TASKS_SHOWN} tasks more"
+        yield f"and {len(source.tasks) - _TASKS_SHOWN} more tasks"
 
 
 def _report(plan: Plan, computed: int, seconds: float) -> None:
@@ -248,15 +251,36 @@ def _report(plan: Plan, computed: int, seconds: float) -> None:
 
     with open_run(plan.out) as run:
         written, skipped = len(run), run.skipped
+        suites = list(dict.fromkeys(task.suite for task in run.tasks))
+        enough = any(_can_be_probed(run, task) for task in run.tasks)
     pace = f"{math.ceil(seconds)} s, {computed / seconds:.1f} images/s with loading"
     print(f"Wrote {plan.out}: {counted(written, 'image')}, {decimal(plan.out.stat().st_size)} ({pace})")
     if skipped:
-        print(f"Skipped {len(skipped)}, recorded in the run; the first: {skipped[0][0]}: {skipped[0][1]}")
-    suites = list(dict.fromkeys(task.suite for task in plan.source.tasks))
+        print(f"Skipped {counted(len(skipped), 'image')}; the run says which. The first: {skipped[0][0]}: {skipped[0][1]}")
     is_newest = plan.out.parent == Path("runs")  # the other commands find it by themselves
-    if suites:
-        print(f"Next:  htc-probe {' '.join(suites)}" + ("" if is_newest else f" --run {plan.out}"))
-    print("Look:  htc-dashboard" + ("" if is_newest else f" {plan.out}"))
+    place = quote(str(plan.out))
+    if enough:
+        print(f"Next:  htc-probe {' '.join(suites)}" + ("" if is_newest else f" --run {place}"))
+    elif suites:
+        print(f"Next:  extract more images; htc-probe needs {_ENOUGH} of a class, and two such classes")
+    print("Look:  htc-dashboard" + ("" if is_newest else f" {place}"))
+
+
+def _can_be_probed(run: Run, task: Task) -> bool:
+    """Whether htc-probe, with its usual folds, has enough labels of the task."""
+    import numpy as np
+
+    labels, groups = run.labels(task.name), np.unique(run.groups(), return_inverse=True)[1]
+
+    def enough(chosen: np.ndarray) -> bool:
+        return len(np.unique(groups[chosen])) >= _ENOUGH
+
+    if task.kind == "classes":
+        return sum(enough(labels == number) for number in range(len(task.classes))) >= 2
+    if task.kind == "multilabel":
+        return any(all(enough(column == side) for side in (0, 1)) for column in labels.T)
+    values, counts = np.unique(labels[np.isfinite(labels)], return_counts=True)
+    return len(values) > 0 and enough(np.isfinite(labels) & (labels != values[counts.argmax()]))
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def write_shards(
                                 on_images(len(images.ids))
                         shards.keep(writer.finish(skipped, part=True), range(start, block.start))
     except ImageError as error:
-        raise UserError(f"{error}; mend or remove it, or leave such images out with --on-error skip") from error
+        raise UserError(f"{error}; repair or remove it, or skip such images with --on-error skip") from error
     except InvariantError as error:
         raise UserError(
             f"the model failed the one-token checks, so nothing was written: {error}. Try --dtype float32; if "

@@ -41,7 +41,7 @@ class Plan(NamedTuple):
     settings: RunSettings
     info: RunInfo
     auto: bool
-    """The batch size is found by trying, and halved where the GPU's memory runs out."""
+    """The batch size is the largest that is still faster, and is halved where the GPU's memory runs out."""
 
     def with_batch_size(self, images: int) -> Plan:
         settings = replace(self.settings, batch_size=images)
@@ -74,9 +74,9 @@ def make_plan(config: ExtractConfig, device: str, device_words: str) -> Plan:
     `device`: where the model runs, and in `device_words` what that is called.
     """
     if config.batch_size != "auto" and config.batch_size < 1:
-        raise UserError(f"--batch-size {config.batch_size} leaves no image in a batch; use 1 or more")
+        raise UserError(f"--batch-size {config.batch_size} is too small; use 1 or more")
     if config.shard_images is not None and config.shard_images < 1:
-        raise UserError(f"--shard-images {config.shard_images} leaves no image in a shard; use 1 or more")
+        raise UserError(f"--shard-images {config.shard_images} is too small; use 1 or more")
     if config.workers is not None and config.workers < 0:
         raise UserError(f"--workers {config.workers} is negative; use 0 or more")
     if config.out is not None and config.out.suffix != ".h5":
@@ -91,7 +91,9 @@ def make_plan(config: ExtractConfig, device: str, device_words: str) -> Plan:
 
     stack = command.parse_layers(config.layers, last, range(last + 1), refusal)
     if config.random_weights and config.adapter is not None:
-        raise UserError(f"--adapter {config.adapter} belongs to trained weights; leave out --random-weights, or it")
+        raise UserError(
+            f"--adapter {config.adapter} belongs to trained weights; leave out --adapter or --random-weights"
+        )
     out = run_path(config, source.name)
     resolved = {
         "data": absolute(config.data),

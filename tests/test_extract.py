@@ -18,7 +18,7 @@ from transformers import DynamicCache
 
 from htc_probe.extract import models
 from htc_probe.extract.capture import capture, run_shape
-from htc_probe.extract.cli import main
+from htc_probe.extract.cli import _can_be_probed, main
 from htc_probe.extract.command import main as run_command
 from htc_probe.extract.command import parse_layers
 from htc_probe.extract.data import open_source, scenes
@@ -27,6 +27,7 @@ from htc_probe.extract.images import prepare
 from htc_probe.extract.store import open_run
 from htc_probe.extract.vlm import star
 from htc_probe.extract.vlm.model import HTCVLM
+from htc_probe.probes.inputs import tasks
 from made.models import LAYERS, SIZE, small_model
 
 IMAGES = 5
@@ -71,7 +72,7 @@ def test_the_run_is_what_the_model_computes(command: list[str], saved: Shipped, 
     out = Path(command[5])
     said = capsys.readouterr().out
     assert f"{IMAGES} images" in said and f"Wrote {out}" in said
-    assert "htc-probe semantic detail --run" in said and "htc-dashboard" in said
+    assert "Next:  extract more images" in said and "htc-dashboard" in said
 
     source = open_source("scenes", "val", limit=IMAGES, resolution=SIZE)
     items = [source[i] for i in range(IMAGES)]
@@ -328,7 +329,7 @@ def test_real_photographs(photographs: Path, saved: Shipped, tmp_path: Path, mon
     arguments = ["--model", str(saved.folder), "--data", "photos", "--split", "val", "--device", "cpu"]
     assert main([*arguments, "--on-error", "skip", "--batch-size", "4"]) == 0
     said = capsys.readouterr().out
-    assert "Skipped 1" in said and "lost.jpg" in said and "Next:  htc-probe semantic detail\n" in said
+    assert "Skipped 1" in said and "lost.jpg" in said and "Next:  extract more images" in said
     with open_run(tmp_path / "runs" / "photos-val.h5") as run:
         assert len(run) == 6 and run.skipped == (("photos/val/lost.jpg", "there is no such file"),)
         assert run.groups() == ["china"] * 3 + ["flower"] * 3
@@ -388,8 +389,29 @@ def test_a_folder_of_the_name_of_the_built_in_scenes_is_spoken_of(
     assert main(arguments) == 0 and "./scenes" not in capsys.readouterr().out
     (tmp_path / "scenes").mkdir()
     assert main([*arguments[:-1], "again.h5"]) == 0
-    assert "the folder `scenes` here is --data ./scenes" in capsys.readouterr().out
+    assert "for the folder `scenes` here, give --data ./scenes" in capsys.readouterr().out
 
 
 def test_unknown_flags_are_errors() -> None:
     assert main(["--modle", "x"]) == 2
+
+
+def test_what_comes_next_can_be_done(tmp_path: Path, model: Path, capsys: Any) -> None:
+    """The command says `htc-probe` where that would probe a task, and else what is missing."""
+    for limit, able in ((6, False), (120, True)):
+        out = tmp_path / f"run {limit}.h5"
+        assert main(["--model", str(model), "--limit", str(limit), "--out", str(out), "--device", "cpu"]) == 0
+        said = capsys.readouterr().out
+        (typed,) = [line for line in said.splitlines() if line.startswith("Next:")]
+        assert ("extract more images" in typed) != able and ("htc-probe semantic detail --run" in typed) == able
+        with open_run(out) as run:
+            ready, _ = tasks.prepare(
+                run.tasks,
+                [run.labels(task.name) for task in run.tasks],
+                np.unique(run.groups(), return_inverse=True)[1],
+                10,
+                np.ones(len(run), bool),
+            )
+            assert bool(ready) == able, "htc-probe's own rule"
+            told = {task.name: _can_be_probed(run, task) for task in run.tasks}
+            assert {task.task.name for task in ready} == {name for name, can in told.items() if can}

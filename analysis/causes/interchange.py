@@ -173,7 +173,8 @@ def read_mix(model: HTCVLM, mix: Mix, read: Reader, direct: Sequence[Direct] | N
 def _readable(run: Run, probes: Mapping[Key, Probe] | None) -> tuple[dict[str, Probe], str]:
     """The probes of the run's tasks at z_voco, and why there are none. Raises UserError for those of other classes."""
     if probes is None:
-        return {}, "no probes were given; htc-probe semantic detail makes them"
+        suites = dict.fromkeys(task.suite for task in run.tasks)
+        return {}, f"no probes were given; make them with: htc-probe {' '.join(suites)}"
     readers = effects.probes_of_voco(probes, run.shape.layers, run.shape.width)
     tasks = [task for task in run.tasks if task.name in readers and readers[task.name].kind == task.kind]
     for task in tasks:

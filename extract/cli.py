@@ -256,7 +256,9 @@ def _report(plan: Plan, computed: int, seconds: float) -> None:
     pace = f"{math.ceil(seconds)} s, {computed / seconds:.1f} images/s with loading"
     print(f"Wrote {plan.out}: {counted(written, 'image')}, {decimal(plan.out.stat().st_size)} ({pace})")
     if skipped:
-        print(f"Skipped {counted(len(skipped), 'image')}; the run says which. The first: {skipped[0][0]}: {skipped[0][1]}")
+        print(
+            f"Skipped {counted(len(skipped), 'image')}; the run says which. The first: {skipped[0][0]}: {skipped[0][1]}"
+        )
     is_newest = plan.out.parent == Path("runs")  # the other commands find it by themselves
     place = quote(str(plan.out))
     if enough:

@@ -57,9 +57,7 @@ def serving(*roots: Path, options: Sequence[str] = (), environment: Mapping[str,
     """The address of a dashboard over `roots`, without a slash at its end. options: more of the command's; environment:
     variables beside this process's own.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [
         sys.executable,
         "-m",
@@ -77,17 +75,28 @@ def serving(*roots: Path, options: Sequence[str] = (), environment: Mapping[str,
         told = server.stdout.readline()  # htc-dashboard: ADDRESS  (stop with Ctrl-C)
         assert "http" in told, "the dashboard did not start"
         address = told.split()[1].rstrip("/")
-        deadline = time.monotonic() + 60
-        while True:
-            with contextlib.suppress(OSError):
-                if urllib.request.urlopen(f"{address}/_stcore/health", timeout=2).read() == b"ok":
-                    break
-            assert time.monotonic() < deadline, "the dashboard did not start"
-            time.sleep(0.1)
+        wait_for(address)
         yield address
     finally:
         server.send_signal(signal.SIGTERM)
         server.communicate(timeout=30)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(address: str) -> None:
+    """Until Streamlit answers there."""
+    deadline = time.monotonic() + 60
+    while True:
+        with contextlib.suppress(OSError):
+            if urllib.request.urlopen(f"{address}/_stcore/health", timeout=2).read() == b"ok":
+                return
+        assert time.monotonic() < deadline, "the dashboard did not start"
+        time.sleep(0.1)
 
 
 class Tab:

@@ -1,5 +1,6 @@
 """The dashboard around its pages: what is read of a run, which runs are opened, the command, the sidebar."""
 
+import ast
 import json
 import signal
 import socket
@@ -322,3 +323,19 @@ def test_names_from_a_run_are_shown_as_they_are_and_load_nothing(tmp_path: Path,
     shown = [item.value for item in [*app.markdown, *app.caption, *app.warning, *app.info]]
     assert any(r"\!\[x\]\(http" in text for text in shown)
     assert not any("![x](" in text or "<b>" in text for text in [*shown, *map(json.dumps, charts(app).values())])
+
+
+def test_controls_of_two_pages_share_a_key_only_where_they_are_alike() -> None:
+    """They share their value, too: both are of one session. `select` and `pick` let go of what is none of theirs."""
+    controls: dict[str, set[tuple[str, str]]] = {}
+    places = {"pick": 2, "select": 2, "_pick": 2, "_several": 2, "select_one": 2, "tabs": 1, "table": 1}
+    for path in sorted(Path(cli.__file__).parent.rglob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute | ast.Name):
+                kind = call.func.attr if isinstance(call.func, ast.Attribute) else call.func.id
+                keys = [word.value for word in call.keywords if word.arg == "key"]
+                for key in keys + call.args[places.get(kind, 99) :][:1]:
+                    if isinstance(key, ast.Constant) and isinstance(key.value, str):
+                        controls.setdefault(key.value, set()).add((path.name, kind))
+    shared = {key: {kind for _, kind in of} for key, of in controls.items() if len(of) > 1}
+    assert len(controls) > 50 and all(kinds in ({"select"}, {"pick"}) for kinds in shared.values()), shared

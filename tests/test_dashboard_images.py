@@ -152,14 +152,14 @@ def test_images_are_browsed_page_by_page(folder: Path, open_app: Any) -> None:
     app.session_state["images_page"] = 2
     app.run()
     assert shown(app) == list(range(48, 60))
-    app.text_input(key="part").set_value("val-00").run()
+    app.text_input(key="id_part").set_value("val-00").run()
     assert shown(app) == list(range(10)), "another list begins at its first page"
 
 
 def test_filters_of_labels_ids_and_right_and_wrong_narrow_together(folder: Path, open_app: Any) -> None:
     app = open_app(folder, page=PAGE, run="one", labels="object: disc")
     assert shown(app) == list(range(1, 60, 3)) and count(app) == "**20 of 60 images**"
-    app.text_input(key="part").set_value("AL-00").run()
+    app.text_input(key="id_part").set_value("AL-00").run()
     assert shown(app) == [1, 4, 7]
     app.multiselect(key="labels").set_value(["object: disc", "object: bar", "width: 0.5 to 15.25 px"]).run()
     assert shown(app) == [1, 2, 4, 5, 7, 8]
@@ -170,7 +170,7 @@ def test_filters_of_labels_ids_and_right_and_wrong_narrow_together(folder: Path,
     app.segmented_control(key="right_there").set_value("wrong").run()
     assert shown(app) == [4]
     app.segmented_control(key="right").set_value("right").run()
-    app.text_input(key="part").set_value("").run()
+    app.text_input(key="id_part").set_value("").run()
     assert shown(app) == [10]
     app.multiselect(key="labels").set_value(["object: bar"]).run()
     assert shown(app) == [] and "No image has all of this" in app.info[0].value
@@ -222,7 +222,7 @@ def test_what_was_analysed_filters_and_sorts(tmp_path: Path, open_app: Any) -> N
 
 
 def test_what_is_found_is_selected_on_all_pages(folder: Path, open_app: Any) -> None:
-    app = open_app(folder, page=PAGE, run="one", labels="object: disc", part="val-00")
+    app = open_app(folder, page=PAGE, run="one", labels="object: disc", id_part="val-00")
     press(app, "Select these 3 images")
     assert app.query_params["selection"] == "2_5_8"
     app.multiselect(key="labels").set_value([]).run()
@@ -392,7 +392,7 @@ def test_a_collection_is_browsed_filtered_selected_pinned_and_noted(folder: Path
         page.keyboard.press("Escape")
         shown.settle()
         assert "20 of 60 images" in shown.text() and "labels=object%3A+disc" in page.url
-        page.locator(".st-key-part input").fill("val-00")
+        page.locator(".st-key-id_part input").fill("val-00")
         page.keyboard.press("Enter")
         shown.settle()
         assert "3 of 60 images" in shown.text() and gallery.locator("button").count() == 3

@@ -114,7 +114,7 @@ def _tagged(note: Note, tag: str) -> bool:
 
 
 def _by_id(view: View) -> np.ndarray:
-    part = st.text_input("Id", key="part", bind="query-params", placeholder="a part of it", width=160).casefold()
+    part = st.text_input("Id", key="id_part", bind="query-params", placeholder="a part of it", width=160).casefold()
     return np.array([part in name.casefold() for name in view.header.ids] if part else [True] * len(view.header.ids))
 
 

@@ -116,6 +116,7 @@ def _pinned(key: data.RunKey, header: data.Header, image: int, side_by_side: boo
     return rows if shown else ()
 
 
+@controls.fragment  # what is chosen on a page draws the page, and not the sidebar
 def _draw(page: Page, view: View) -> None:
     if page.title:
         st.title(page.title)

@@ -12,7 +12,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, ParamSpec
+from typing import Any, NamedTuple, ParamSpec, TypeVarTuple, cast
 
 import streamlit as st
 
@@ -27,6 +27,7 @@ from htc_probe.extract.store import RunShape
 
 _LOG = logging.getLogger(__name__)
 P = ParamSpec("P")
+Ts = TypeVarTuple("Ts")
 _EVERYWHERE = "everywhere"  # of the session: something that all pages show was changed
 _MOST_PINNED = 4
 _MOST_HELD = 50  # selections that no address can hold
@@ -293,6 +294,7 @@ def go_to_cell(layer: int | None, head: int | None) -> None:
     """Shows another layer and head, each from 0, on all pages. To be called from a callback."""
     st.session_state["layer"] = "mean" if layer is None else str(layer + 1)
     st.session_state["head"] = "mean" if head is None else str(head + 1)
+    everywhere()
 
 
 def go_to_clicked(key: str) -> None:
@@ -366,13 +368,17 @@ def drawn_anew() -> bool:
     return bool(st.session_state.pop(_EVERYWHERE, False))
 
 
-def tabs(parts: Mapping[str, Callable[P, None]], key: str, /, *args: P.args, **kwargs: P.kwargs) -> None:
-    """A tab for each part, of which only the open one is drawn, guarded; in the address."""
-    shown = st.tabs(list(parts), key=key, bind="query-params", on_change="rerun")
+def tabs(
+    parts: Mapping[str, Callable[[*Ts], None]], key: str, *args: *Ts, on_change: str | Callable[[], None] = "rerun"
+) -> None:
+    """A tab for each part, of which only the open one is drawn, guarded; in the address. on_change: `everywhere` where
+    the sidebar hangs on which is open.
+    """
+    shown = st.tabs(list(parts), key=key, bind="query-params", on_change=cast(Any, on_change))
     for tab, part in zip(shown, parts.values(), strict=True):
         if tab.open:
             with tab, guarded():
-                part(*args, **kwargs)
+                part(*args)
 
 
 def opened(names: Sequence[str], key: str) -> str:

@@ -46,6 +46,7 @@ def _rows(view: View) -> np.ndarray:
 # ---- over images
 
 
+@ui.fragment
 def _many(view: View, rows: np.ndarray, average: data.Average) -> None:
     selection, shape = view.selection, view.header.shape
     quantities = att.quantities(shape.roles)
@@ -127,6 +128,7 @@ def _mean_map(view: View) -> None:
 # ---- the paper's Figure 3
 
 
+@ui.fragment
 def _figure3(view: View) -> None:
     selection, header = view.selection, view.header
     shape, images = header.shape, header.shape.images
@@ -155,6 +157,7 @@ def _figure3(view: View) -> None:
 # ---- one image
 
 
+@ui.fragment
 def _one(view: View) -> None:
     images = len(view.selection.beside)
     title = f"{images} pinned images" if images else f"Image {view.selection.image + 1:,}"

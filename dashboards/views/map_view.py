@@ -71,7 +71,7 @@ def _choices(view: View, maps: Map) -> _Coloured:
         first = next((task.name for task in tasks.values() if task.kind == "classes"), _NOTHING)
         colours = [ANCHORS] * bool(view.header.shape.anchors) + [_NOTHING]
         options = sorted(tasks, key=first.__ne__) + [name for name in colours if name not in tasks]
-        chosen = ui.select("Coloured by", options, "map_colour", width=240)
+        chosen = ui.select("Coloured by", options, "map_colour", width=240, on_change=ui.everywhere)
         task = tasks.get(chosen)
         label = None
         if task is not None and task.classes:

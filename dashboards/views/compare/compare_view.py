@@ -36,7 +36,7 @@ def show(view: View) -> None:
     if not mine.shape.images or not header.shape.images:
         st.info("One of the runs has no images yet.")
         return
-    ui.tabs(_PARTS, "part", view, two)
+    ui.tabs(_PARTS, "part", view, two, on_change=ui.everywhere)
 
 
 def shows_attention() -> bool:

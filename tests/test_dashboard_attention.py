@@ -400,10 +400,10 @@ def test_clicks_select_everywhere(analysed: Path, chromium: Any) -> None:
         most = int(np.argmax(counts))
         here.click_at("distribution", middles[most], counts[most] / 2)
         says("mean_map", f"mean of {counts[most]} images")
-        assert f"{counts[most]} images selected" in here.page.locator('[data-testid="stSidebar"]').inner_text()
+        assert f"{counts[most]} images are selected" in here.page.locator('[data-testid="stSidebar"]').inner_text()
 
         here.chart("overlay").hover()
         with here.page.expect_download() as download:
-            here.page.locator('.st-key-overlay [data-title*="Download"]').click()
+            here.page.locator('.st-key-overlay [data-title="Download as PNG"]').click()
         assert download.value.suggested_filename == "overlay.png"
         here.check()

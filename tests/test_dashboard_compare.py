@@ -587,6 +587,6 @@ def test_in_a_browser(folder: Path, chromium: Any) -> None:
         assert "part=Probes" in page.page.url
         with page.page.expect_download() as download:
             page.chart("compare_semantic").hover()
-            page.chart("compare_semantic").locator('[data-title*="Download"]').click()
+            page.chart("compare_semantic").locator('[data-title="Download as PNG"]').click()
         assert download.value.suggested_filename == "compare_semantic.png"
         page.check()

@@ -12,6 +12,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "htc_probe"
+CHARTS = (
+    *("attention", "tokens", "groups", "interchange", "probes", "reading", "map", "codes"),
+    *("compare", "compare_probes"),
+)
+"""Modules of charts, in the order of the pages."""
 MODULES = (
     "extract.store",
     "extract.data",
@@ -27,6 +32,7 @@ MODULES = (
     "probes.show.figures",
     "analysis.results",
     "analysis.bridge",
+    *(f"dashboards.charts.{name}" for name in CHARTS),
     "dashboards.figures",
 )
 HEAD = """# From a notebook

@@ -1,12 +1,16 @@
 """Charts as a notebook calls them: what is not there is told in words, and the code of one is three lines."""
 
+import ast
+import inspect
 from pathlib import Path
 from typing import Any
 
+import plotly.graph_objects as go
 import pytest
 
 from htc_probe.dashboards import charts
 from htc_probe.dashboards.charts.code import code
+from htc_probe.dashboards.views import attention_view
 from htc_probe.extract.errors import UserError
 from made.pages import in_a_notebook, write_run
 
@@ -48,3 +52,22 @@ def test_the_code_leaves_out_what_is_the_default_and_names_an_image_by_number_or
     )
     one, same = (in_a_notebook(code(charts.attention.overlay, (run,), {"image": name})) for name in (2, "val-001"))
     assert one == same
+
+
+def test_every_chart_is_drawn_by_a_page() -> None:
+    """And pages draw nothing else, see `charts.code.code`."""
+    modules = {name: part for name, part in vars(charts).items() if inspect.ismodule(part)}
+    there = {
+        f"charts.{name}.{chart}"
+        for name, part in modules.items()
+        for chart, function in vars(part).items()
+        if inspect.isfunction(function) and inspect.signature(function).return_annotation is go.Figure
+    }
+    views = Path(attention_view.__file__).parent.rglob("*.py")
+    drawn = {
+        ast.unparse(node)
+        for view in views
+        for node in ast.walk(ast.parse(view.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+    }
+    assert len(there) > 50 and not there - drawn

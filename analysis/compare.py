@@ -29,7 +29,7 @@ class Differences(NamedTuple):
     estimate: np.ndarray
     lower: np.ndarray
     upper: np.ndarray
-    """95 % interval, each by itself; NaN where there are fewer than two groups."""
+    """95% interval, each by itself; NaN where there are fewer than two groups."""
     p: np.ndarray
     """Two-sided, of no difference, each by itself."""
     paired: bool
@@ -45,7 +45,7 @@ class Differences(NamedTuple):
 
     @property
     def marked(self) -> np.ndarray:
-        """(Q) bool: no chance finding at 5 % among all of these (Holm)."""
+        """(Q) bool: no chance finding at 5% among all of these (Holm)."""
         adjusted = holm(np.ravel(self.p)).reshape(np.shape(self.p))
         return np.less(adjusted, 1 - COVERAGE, out=np.zeros(adjusted.shape, dtype=bool), where=np.isfinite(adjusted))
 

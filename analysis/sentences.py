@@ -2,7 +2,7 @@
 
 Knows sections and results of probes; not runs, models, how anything was measured, or where it is shown.
 
-No conclusion is written down here: each sentence follows the sign of a number and whether its 95 % interval leaves that
+No conclusion is written down here: each sentence follows the sign of a number and whether its 95% interval leaves that
 sign open, and says so where it does. Beside it stands what the paper claims (arXiv 2512.08240).
 """
 

@@ -35,7 +35,7 @@ def last_words(found: Mapping[str, Sentence | str]) -> Group:
     lines = Table.grid(padding=(0, 1))
     for number, sentence in zip("12345 ", found.values(), strict=True):
         lines.add_row(Text(number), Text(sentence.told() if isinstance(sentence, Sentence) else sentence))
-    head = Text("\nIn five sentences", style="bold") + Text(" ([a, b]: 95 % intervals over groups of images)\n", _GREY)
+    head = Text("\nIn five sentences", style="bold") + Text(" ([a, b]: 95% intervals over groups of images)\n", _GREY)
     return Group(head, lines)
 
 

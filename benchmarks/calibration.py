@@ -1,7 +1,7 @@
 """Whether intervals and tests keep their word: `python -m benchmarks.calibration`.
 
 Data sets are drawn from a world whose truth is known and probed by `htc-probe`'s own protocol, one after the other.
-Coverage is the share of their 95 % intervals that hold the truth; false positives are the share of tests at 5 % that
+Coverage is the share of their 95% intervals that hold the truth; false positives are the share of tests at 5% that
 find a difference between two representations that are equally good. Knows worlds and tables; adds no statistics.
 
 The designs:
@@ -108,7 +108,7 @@ def main(settings: Settings) -> None:
 
 
 def draw(settings: Settings, rng: np.random.Generator, sizes: Sequence[int]) -> Sample:
-    """A data set of groups of these sizes; rows of a group share 70 % of the variance of all that is drawn."""
+    """A data set of groups of these sizes; rows of a group share 70% of the variance of all that is drawn."""
     world, groups = World.of(settings.features), np.repeat(np.arange(len(sizes)), sizes)
     share = 0.0 if max(sizes) == 1 else 0.7
 

@@ -21,7 +21,7 @@ from htc_probe.extract.arguments import Shown
 from htc_probe.extract.errors import UserError
 
 _HOST = "127.0.0.1"
-# Streamlit's own red on its tint, and its captions (60 % of the text's colour), have less than 4.5 to 1 of contrast.
+# Streamlit's own red on its tint, and its captions (60% of the text's colour), have less than 4.5 to 1 of contrast.
 _LOOK = {
     "light.primaryColor": "#a62b3a",
     "light.textColor": "#121212",

@@ -62,7 +62,7 @@ class ProbeConfig:
     """Probe only the first K principal directions of each,
     so that none wins by its width."""
     curve: bool = False
-    """Probe also from 5, 10, 20 and 40 % of the images."""
+    """Probe also from 5, 10, 20 and 40% of the images."""
     margin: float = 0.02
     """Largest loss against pooled V that counts as kept.
     0.02 is two points of top-1."""

@@ -76,7 +76,7 @@ def test_max_t_finds_what_is_there_and_seldom_more() -> None:
         false += (test.p[1:] < 0.05).any()
         found.append(test.p[0])
         assert ((test.p < 0.05) == (test.lower > 1)).mean() > 0.9
-    assert false <= 11  # 5 % of 100, and what chance adds
+    assert false <= 11  # 5% of 100, and what chance adds
     assert max(found) < 0.05
 
 

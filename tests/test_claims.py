@@ -131,7 +131,7 @@ def test_at_the_margin_kept_is_said_in_one_of_twenty_and_so_is_lost_or_gained(tr
 
 
 def test_where_no_image_differs_few_images_decide_nothing() -> None:
-    """40 images without a difference are what a true loss of 4 % shows one time in five."""
+    """40 images without a difference are what a true loss of 4% shows one time in five."""
     same = Sampled(0.5, np.full(9, 0.5))
     assert equivalence(same, same, 40, 0.02).within > 0.2
     assert equivalence(same, same, 2000, 0.02).within < 1e-6

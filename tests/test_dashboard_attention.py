@@ -128,12 +128,12 @@ def test_heatmap_of_entropy_runs_from_nothing_to_all_its_bits() -> None:
 
 def test_heatmap_outlines_the_selected_layer_and_head_and_tells_the_interval() -> None:
     value_LH = np.full((L, H), 0.1)
-    spread = "95 % interval of the mean", att.Band(value_LH - 0.01, value_LH + 0.01)
+    spread = "95% interval of the mean", att.Band(value_LH - 0.01, value_LH + 0.01)
     figure = figures.head_heatmap(value_LH, att.quantities(ROLES)["Anchors"], n=7, spread=spread, mark=(1, None))
     (shape,) = figure.layout.shapes
     assert (shape.x0, shape.x1, shape.y0, shape.y1) == (1.5, 2.5, 0.5, H + 0.5)
     np.testing.assert_allclose(figure.data[0].customdata[0, 0, 2:], [0.09, 0.11], rtol=1e-5)
-    assert "95 % interval of the mean" in figure.data[0].hovertemplate
+    assert "95% interval of the mean" in figure.data[0].hovertemplate
     assert "mean of 7 images" in figure.layout.title.subtitle.text
 
 
@@ -158,8 +158,8 @@ def test_curve_says_of_how_many_images_line_and_band_are() -> None:
     figure = figures.share_curve(curves, selection="head 1")
     np.testing.assert_allclose(figure.data[0].y, [0.82] * L + [0.18] * L)
     words = figure.layout.title.subtitle.text
-    assert "anchors: mean of 900 images, shaded 10 to 90 % of 900" in words
-    assert "patches: mean of 900 images, shaded 10 to 90 % of 11" in words
+    assert "anchors: mean of 900 images, shaded 10 to 90% of 900" in words
+    assert "patches: mean of 900 images, shaded 10 to 90% of 11" in words
 
 
 def test_bars_hold_what_they_are_given() -> None:
@@ -278,7 +278,7 @@ def test_layer_and_head_select_what_is_drawn(run_file: Path, open_app: Any) -> N
     assert f"In {(first.argmax(1) < A).sum()} of these 16 images" in " ".join(one.value for one in app.caption)
 
 
-@pytest.mark.parametrize(("file", "words"), [("run_file", figures.BAND), ("analysed", "95 % interval of the mean")])
+@pytest.mark.parametrize(("file", "words"), [("run_file", figures.BAND), ("analysed", "95% interval of the mean")])
 def test_the_heat_map_is_of_the_run_or_of_the_image(
     file: str, words: str, open_app: Any, request: pytest.FixtureRequest
 ) -> None:

@@ -465,7 +465,7 @@ def test_analysis_of_one_against_the_other_is_paired(tmp_path: Path, open_app: A
     for name, sign in (("one", 1), ("other", -1)):
         found = table_with("quantity", show(open_app, tmp_path, run=name)).set_index("quantity")
         line = found.loc["entropy of the attention"]
-        ends = [float(end) for end in line["95 % interval"].split(" to ")]
+        ends = [float(end) for end in line["95% interval"].split(" to ")]
         assert sections[0].difference is not None and sections[0].difference.entropy_bits is not None
         estimate = sign * sections[0].difference.entropy_bits.overall.only.estimate
         assert float(line["difference"]) == pytest.approx(estimate, rel=0.01) and "paired" in line["images"]
@@ -494,7 +494,7 @@ def test_probes_are_paired_by_image(folder: Path, open_app: Any) -> None:
     right = np.arange(N) < 0.9 * N, np.arange(N) < 0.6 * N
     expected = compare.of_images(right[0] * 1.0, right[1] * 1.0, np.arange(N) // 2)
     assert found.loc["v_d", "difference"] == "+0.3" and found.loc["v_d", "compared"] == "paired"
-    assert found.loc["v_d", "95 % interval"] == f"{expected.lower:+.3g} to {expected.upper:+.3g}"
+    assert found.loc["v_d", "95% interval"] == f"{expected.lower:+.3g} to {expected.upper:+.3g}"
     assert found.loc["v_d", "floor of more"] == "0.5" and f"z_voco (layer 0 of {L})" in found.index
     which = next(item for item in app.get("button_group") if item.proto.id.endswith("compare_which"))
     shown = [option.content.replace("\\", "") for option in which.proto.options]
@@ -529,7 +529,7 @@ def test_probes_without_predictions_are_independent_and_say_so(tmp_path: Path, o
     app = show(open_app, tmp_path, "Probes", run="one")
     line = table_with("read from", app).set_index("read from").loc["v_d"]
     half = np.hypot(0.1, 0.1)
-    assert line["95 % interval"] == f"{0.3 - half:+.3g} to {0.3 + half:+.3g}" and line["compared"] == "as independent"
+    assert line["95% interval"] == f"{0.3 - half:+.3g} to {0.3 + half:+.3g}" and line["compared"] == "as independent"
     assert "independent" in words(app) and "htc-probe semantic detail" in app.code[0].value
 
 

@@ -150,7 +150,7 @@ def test_probes_in_small_have_intervals_and_floors(tmp_path: Path, open_app: Any
         "suite": "semantic",
         "read from": f"z_voco (layer {L})",
         "mean score": "0.875",
-        "95 % interval": "0.750 to 0.938",
+        "95% interval": "0.750 to 0.938",
         "floor": "0.500",
         "bits": "0.50",
         "tasks": 1,

@@ -62,7 +62,7 @@ def test_scores_stand_beside_their_floor_control_and_sample_size() -> None:
 
 def test_only_the_papers_suites_are_shown_beside_the_paper() -> None:
     text = " ".join(shown(made()).split())
-    assert "26.67 % top-1 for z_voco on semantic" in text and "30.70 % top-1 for z_voco on detail" in text
+    assert "26.67% top-1 for z_voco on semantic" in text and "30.70% top-1 for z_voco on detail" in text
     assert "The paper" not in shown(made(tasks=[("style", "era", "classes", ("old", "new"))]))
 
 

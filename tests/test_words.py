@@ -74,6 +74,7 @@ STUMBLES = (
     r"\bthat of which\b",
     r"\bhands? over\b",
     r"\bdonors?\b",
+    r"(?<=[\d}\]]) %(?![\w(\[{.%])(?! \d)",  # 95%, as figures and their axes have it
 )
 _STUMBLE = re.compile("|".join(f"(?:{phrase})" for phrase in STUMBLES))
 

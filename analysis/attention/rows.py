@@ -27,7 +27,7 @@ _STORED = 2.0**-11  # relative precision of float16
 
 
 class Band(NamedTuple):
-    """The middle 80 % of images: how much images differ, not how sure a mean is."""
+    """The middle 80% of images: how much images differ, not how sure a mean is."""
 
     low: np.ndarray
     """10th percentile."""
@@ -124,7 +124,7 @@ def measure_order(rows: np.ndarray, roles: Sequence[str]) -> dict[str, np.ndarra
       `anchor_minus_top`: attention on the anchors minus that;
     * `anchor_above_patch`: how likely an anchor gets more than a patch, 0 to 1, 0.5 by chance; no patch is chosen here;
     * `first_lift`: of the first 4 hybrid tokens, whatever they are, to tell anchors from positions;
-    * `top_10`: share of the most attended 10 % of patches in what all get, and the Gini coefficient `patch_gini`, 0
+    * `top_10`: share of the most attended 10% of patches in what all get, and the Gini coefficient `patch_gini`, 0
       where all patches get the same, 1 - 1/P where one gets all.
     """
     rows = _summing_to_one(rows)
@@ -147,7 +147,7 @@ def measure_order(rows: np.ndarray, roles: Sequence[str]) -> dict[str, np.ndarra
 
 
 def top_count(patches: int) -> int:
-    """How many patches are the top 10 %, rounded up."""
+    """How many patches are the top 10%, rounded up."""
     return -(-_TOP * patches // 100)
 
 

@@ -40,7 +40,7 @@ class Associations(NamedTuple):
     that there is a ratio where no other image holds it."""
     lower: np.ndarray
     upper: np.ndarray
-    """Ends of its interval; with 95 % chance those of all `tests` hold what they are of."""
+    """Ends of its interval; with 95% chance those of all `tests` hold what they are of."""
     p: np.ndarray
     """One-sided, exact (Fisher), times `tests`: the chance of even one such code if none went with any class."""
     n_inside: int

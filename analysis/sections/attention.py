@@ -14,7 +14,7 @@ from htc_probe.analysis.stats.draws import Intervals
 
 
 class Levels(Record):
-    """A mean over images by head, and of its mean over heads and over layers, with 95 % intervals over groups."""
+    """A mean over images by head, and of its mean over heads and over layers, with 95% intervals over groups."""
 
     estimate: Annotated[np.ndarray, "L H"]
     lower: Annotated[np.ndarray, "L H"]
@@ -98,11 +98,11 @@ class Attention(Record):
     effective_keys: Levels
     """2 to the power of it, 1 to S."""
     top_10: Levels
-    """Share of the most attended 10 % of patches in what all patches get."""
+    """Share of the most attended 10% of patches in what all patches get."""
     patch_gini: Levels
     """Gini coefficient over patches: 0 where all get the same."""
     anchor_head: Annotated[np.ndarray, "L H int"] | None = None
-    """1 where the anchors' lift is above 1 (max-T over all heads at 5 %)."""
+    """1 where the anchors' lift is above 1 (max-T over all heads at 5%)."""
     anchor_heads: int | None = None
     """Their number."""
     mean_attention: Annotated[np.ndarray, "L H S"]

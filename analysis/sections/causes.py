@@ -155,7 +155,7 @@ class Interchange(Record):
     """The shares were the readouts dealt to the cases at random."""
     share: Annotated[np.ndarray, "K 3 3"]
     """Of cases that follow the anchors' source, the patches' source, or neither; estimate, lower and upper end of the
-    95 % interval (over couples; where all cases are alike, the exact binomial one). `swapped` counts where the sources'
+    95% interval (over couples; where all cases are alike, the exact binomial one). `swapped` counts where the sources'
     labels differ. Otherwise all count, who follows both follows the half that was kept, and noise and means, who have
     no label, get NaN; `unmixed` follows its image in both or neither.
     """

@@ -27,7 +27,7 @@ _ALIKE = 8  # groups that change places
 
 
 class Interval(NamedTuple):
-    """A number and its 95 % interval; NaN ends where there is only one group."""
+    """A number and its 95% interval; NaN ends where there is only one group."""
 
     estimate: float
     lower: float
@@ -74,11 +74,11 @@ class MaxT(NamedTuple):
     p: np.ndarray
     """Q: the chance, were no mean above the value, of one such finding among all; at least 1 / (R + 1)."""
     lower: np.ndarray
-    """Q: simultaneous lower bounds: with 95 % chance all means lie above theirs."""
+    """Q: simultaneous lower bounds: with 95% chance all means lie above theirs."""
 
 
 def interval_of_mean(values_N: np.ndarray, groups_N: Groups, seed: int) -> Interval:
-    """The mean of values (N,) and its 95 % interval over groups; NaN values are left out."""
+    """The mean of values (N,) and its 95% interval over groups; NaN values are left out."""
     return intervals_of_means(np.asarray(values_N), groups_N, seed).only
 
 

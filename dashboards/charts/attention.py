@@ -46,7 +46,7 @@ def heads(
         value_LH = drawn.of(att.measure(record.attention, of.shape.roles) | {"anchor_mass": record.anchor_mass})
     elif section is not None and (found := drawn.found(section)) is not None:
         value_LH, n = found.estimate, section.images
-        spread = "95 % interval of the mean", att.Band(found.lower, found.upper)
+        spread = "95% interval of the mean", att.Band(found.lower, found.upper)
     elif drawn.name == "anchor_mass":
         value_LH, band = data.anchor_cells(of.key, rows)
         n, spread = len(rows), (figures.BAND, band)

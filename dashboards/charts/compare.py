@@ -70,7 +70,7 @@ def depth(run: Path | str, other: Path | str, *, quantity: str, images: Images =
         mean = compare.of_images(values, np.zeros_like(values), groups)
         curves.append((mean.estimate, mean.lower, mean.upper))
     read = "" if len(pairs.rows) == len(both.pairs.rows) else f"{len(pairs.rows):,} of "
-    subtitle = f"mean over heads, with its 95 % interval · {read}{both.images}"
+    subtitle = f"mean over heads, with its 95% interval · {read}{both.images}"
     given = both.words(f"{drawn.title}, over the depth", subtitle, _unit(drawn))
     return figures.two_curves(curves[0], curves[1], **given)
 

@@ -42,7 +42,7 @@ _SIGNED_VEIL = [
     [at, f"rgba{(*(int(colour[i : i + 2], 16) for i in (1, 3, 5)), 0.15 + 0.75 * abs(2 * at - 1))}"]
     for at, colour in ((float(str(at)), str(colour)) for at, colour in BELOW_ABOVE)
 ]
-BAND = f"{PERCENTILES[0]} to {PERCENTILES[1]} % of images"
+BAND = f"{PERCENTILES[0]} to {PERCENTILES[1]}% of images"
 
 
 def times(ratio: float) -> str:
@@ -165,7 +165,7 @@ def role_bars(mass: Mapping[str, np.ndarray], *, selection: str, n: int = 1) -> 
         look = {"name": ROLE_NAMES[role], "marker": {"color": ROLE_COLOURS[role]}}
         hover = f"layer %{{x}}, {ROLE_NAMES[role]}: %{{y:.2%}}<extra></extra>"
         traces.append(go.Bar(x=np.arange(1, len(share_L) + 1), y=share_L, hovertemplate=hover, **look))
-    title, subtitle = ("What does the token attend to?", f"{selection} · all keys together: 100 % · {images(n)}")
+    title, subtitle = ("What does the token attend to?", f"{selection} · all keys together: 100% · {images(n)}")
     x = layer_axis(len(next(iter(mass.values()))))
     y = {"title": "share of all attention", "tickformat": ".0%", "range": [0, 1]}
     return titled(traces, title, subtitle, 400, xaxis=x, yaxis=y, barmode="stack", bargap=0.15)

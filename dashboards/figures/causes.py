@@ -113,7 +113,7 @@ def rank_dots(
     looked at. effect: on what, in words.
     """
     names = [escape(name) for name in predictors]
-    look = {"mode": "markers", "name": f"mean of {n:,} images, 95 % interval", "customdata": rank_K3[:, 1:]}
+    look = {"mode": "markers", "name": f"mean of {n:,} images, 95% interval", "customdata": rank_K3[:, 1:]}
     look |= {"marker": {"color": SERIES[0], "size": 10}, "error_x": _error(rank_K3, SERIES[0])}
     hover = "%{y}: %{x:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra></extra>"
     means = go.Scatter(x=rank_K3[:, 0], y=names, hovertemplate=hover, **look)
@@ -161,7 +161,7 @@ def group_bars(
     return titled(
         traces,
         "What is lost without a group of tokens?",
-        f"effect on {escape(what)} · mean of {n:,} images, 95 % intervals",
+        f"effect on {escape(what)} · mean of {n:,} images, 95% intervals",
         430,
         barmode="group",
         scattermode="group",
@@ -197,7 +197,7 @@ def window_lines(
         x = layer_axis(len(layers)) | ({} if panel == places[-1] else lowest)
         axes |= panel.axes(x, {"zeroline": True, "zerolinecolor": NEUTRAL, "rangemode": "tozero"})
     subtitle = f"knock-out in this layer only: effect on {escape(what)}, {escape(unit)}"
-    subtitle += f"<br>an axis each · mean of {n:,} images, 95 % intervals"
+    subtitle += f"<br>an axis each · mean of {n:,} images, 95% intervals"
     return titled(traces, "What is lost in which layer?", subtitle, 430, **axes)
 
 
@@ -216,7 +216,7 @@ def shapley_bars(
     ends = {"error_x": _error(value_P3), "customdata": value_P3[:, 1:]}
     bars = go.Bar(x=value_P3[:, 0], y=names, hovertemplate=hover, **ends, **look)
     traces = [bars, *_own(own_P, names, "%{y}: %{x:.4~g}")]
-    subtitle = f"Shapley values for {escape(what)} · mean of {n:,} images, 95 % intervals"
+    subtitle = f"Shapley values for {escape(what)} · mean of {n:,} images, 95% intervals"
     x = {"title": escape(unit), "zeroline": True, "zerolinecolor": NEUTRAL}
     return titled(traces, "What does each group of tokens add?", subtitle, 210 + 30 * len(names), xaxis=x, yaxis=_DOWN)
 
@@ -269,7 +269,7 @@ def two_by_two(
         font = {"size": 13, "color": "#f5f5f5" if dark else "#202020"}
         labels.append({"x": col, "y": row, "text": text[row][col], "showarrow": False, "font": font})
     whose = "which label is read" if measure == "reads" else "weight of each source's value in the reading"
-    subtitle = f"{cases:,} labels in {couples:,} pairs, 95 % intervals · chance {chance:.2f}"
+    subtitle = f"{cases:,} labels in {couples:,} pairs, 95% intervals · chance {chance:.2f}"
     heat = go.Heatmap(z=z, x=x, y=y, colorbar=bar, **look)
     layout = {"annotations": labels, "xaxis": {"showgrid": False}, "yaxis": _DOWN, "margin": {"t": 115, "b": 40}}
     return titled([heat], escape(readout), f"{whose} · {escape(what)}<br>{subtitle}", 390, **layout)
@@ -307,7 +307,7 @@ def follow_dots(
     return titled(
         traces,
         "Which source image wins",
-        f"anchors of one image, patches of another · {n:,} mixtures, 95 % intervals over pairs",
+        f"anchors of one image, patches of another · {n:,} mixtures, 95% intervals over pairs",
         230 + 24 * len(names),
         annotations=[panel.head(escape(name)) for panel, name in zip(places, share_by, strict=True)],
         margin={"t": 120},

@@ -71,7 +71,7 @@ def code_grid(
     """The codes of one group over an image, coloured by how rare each is in the run. Cells can be clicked.
 
     codes_RC: (R, C) ints. shares_K: (K,), how often each code occurs among all cells of the run; colours are -log2 of
-    it, from the most frequent code up to what the rarest 1 % of all cells reach, so that those of two images compare.
+    it, from the most frequent code up to what the rarest 1% of all cells reach, so that those of two images compare.
     group: from 0. image: (h, w, 3) uint8, the square that the grid covers, drawn in grey. chosen: the code whose cells
     are outlined.
     """
@@ -123,7 +123,7 @@ def code_entropy(
     group, from 0.
 
     entropy_G: (G,) bits. used_G: (G,) codes that occur. size: codes that there are. n: images. interval: ends of the
-    95 % intervals, each (G,). chosen: the group that is outlined.
+    95% intervals, each (G,). chosen: the group that is outlined.
     """
     groups = np.arange(1, len(entropy_G) + 1)
     edges = {"color": _CHOSEN, "width": [3 * (group == chosen) for group in groups - 1]}
@@ -142,7 +142,7 @@ def code_entropy(
     ]
     most = math.log2(size) if size > 1 else 0.0
     traces.append(dashed([0.5, len(groups) + 0.5], [most, most], "used evenly", f"log2({size}) = {most:.2f} bits"))
-    ends = "" if interval is None else " · 95 % intervals"
+    ends = "" if interval is None else " · 95% intervals"
     subtitle = f"dashed: all {size:,} codes used evenly, {most:.1f} bits · {n:,} images{ends}"
     x, y = counted("group", len(groups)), {"title": "entropy of a code, bits", "range": [0, 1.06 * max(most, 1)]}
     return titled(traces, "How much of each codebook is used?", subtitle, 400, xaxis=x, yaxis=y, showlegend=False)
@@ -185,7 +185,7 @@ def code_label_bits(
     """What one code says of each label, by group of codes. Cells can be clicked.
 
     bits_TG: (T, G) mean mutual information of one code with the label, less what shuffled labels give; below 0 is
-    noise. lower_TG, upper_TG: ends of its 95 % interval. entropy_T: (T,) bits of the label, the most that can be said.
+    noise. lower_TG, upper_TG: ends of its 95% interval. entropy_T: (T,) bits of the label, the most that can be said.
     tasks: names. n: images. mark: task and group that are outlined.
     """
     T, G = bits_TG.shape
@@ -250,7 +250,7 @@ def code_lifts(found: Associations, *, group: int, answer: str, chosen: int | No
     ]
     subtitle = (
         f"{found.n_inside:,} images against {found.n_outside:,}, one of each group of images<br>"
-        f"95 % intervals, corrected for {found.tests:,} pairs of code and label"
+        f"95% intervals, corrected for {found.tests:,} pairs of code and label"
     )
     ticks = [digit * 10**power for power in range(-1, 5) for digit in (1, 2, 5)]
     x = {"tickvals": ticks, "ticktext": [f"{tick:,.3g}" for tick in ticks], "type": "log", "zeroline": False}

@@ -94,7 +94,7 @@ def difference_curve(
     axis: str = "decoder layer",
     band: Band | None = None,
 ) -> go.Figure:
-    """Two panels over x (L): both runs' values, and their difference with its 95 % interval. found: (L,). band: how the
+    """Two panels over x (L): both runs' values, and their difference with its 95% interval. found: (L,). band: how the
     difference of one image lies, (L,).
     """
     x_L, second = np.asarray(x), {"xaxis": "x2", "yaxis": "y2"}
@@ -105,7 +105,7 @@ def difference_curve(
     if band is not None:
         look = {"name": BAND, "showlegend": True, **second}
         traces.append(ribbon(x_L, band.low, band.high, transparent(NEUTRAL, 0.2), **look))
-    look = {"name": "95 % interval of the mean", "showlegend": True, **second}
+    look = {"name": "95% interval of the mean", "showlegend": True, **second}
     traces.append(ribbon(x_L, found.lower, found.upper, transparent(_APART, 0.35), **look))
     hover = f"{axis} %{{x}}<br>{_hover(names, unit)}<extra></extra>"
     traces.append(curve(x_L, found.estimate, "difference", _APART, hover, customdata=_custom(found), **second))

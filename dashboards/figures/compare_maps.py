@@ -131,8 +131,8 @@ def anchors_of_both(
     anchors = np.arange(1, len(this_A) + 1)
     traces: list[Any] = []
     for name, values, colour in zip(names, (this_A, other_A), (THIS, OTHER), strict=True):
-        look, hover = {"marker": {"color": colour}}, "anchor %{x}: %{y:.3g} %"
+        look, hover = {"marker": {"color": colour}}, "anchor %{x}: %{y:.3g}%"
         traces.append(go.Bar(x=anchors, y=values, name=escape(name), hovertemplate=hover, **look))
-    traces.append(dashed([0.5, len(anchors) + 0.5], [uniform, uniform], f"uniform: {uniform:.3g} %"))
+    traces.append(dashed([0.5, len(anchors) + 0.5], [uniform, uniform], f"uniform: {uniform:.3g}%"))
     x, y = counted("anchor", len(anchors)), {"title": "% of all attention", "rangemode": "tozero"}
     return titled(traces, "How much does each anchor get?", subtitle, 430, xaxis=x, yaxis=y, barmode="group")

@@ -178,7 +178,7 @@ def kept_bars(
     """
     traces: list[Any] = []
     names = [escape(name) for name in names]
-    ends = "95 % interval %{customdata[0]:.1%} to %{customdata[1]:.1%}"
+    ends = "95% interval %{customdata[0]:.1%} to %{customdata[1]:.1%}"
     for number, (method, (estimate, lower, upper)) in enumerate(kept.items()):
         colours = [transparent(OF.get(name, NEUTRAL), 1 - 0.55 * number) for name in of]
         look = {"name": method, "marker": {"color": colours}, "customdata": np.stack([lower, upper], 1)}
@@ -186,7 +186,7 @@ def kept_bars(
         hover = f"{method} of %{{x}}: %{{y:.1%}}<br>{ends}<extra></extra>"
         traces.append(go.Bar(x=names, y=estimate, error_y=error, hovertemplate=hover, **look))
     subtitle = (
-        f"share of an image's {k} nearest that are its {k} nearest on the map<br>mean of {n:,} images, 95 % intervals; "
+        f"share of an image's {k} nearest that are its {k} nearest on the map<br>mean of {n:,} images, 95% intervals; "
         f"dotted: chance, {chance:.2%}"
     )
     layout = {"barmode": "group", "bargap": 0.3, "margin": {"t": 120}}

@@ -2,7 +2,7 @@
 and plotly; not Streamlit, files or runs.
 
 Letters in names: L layers, K words, T tasks, R representations, S and D semantic and detail tasks, k directions,
-Q questions, G roles of tokens; a last axis of 3 is an estimate with the ends of its 95 % interval.
+Q questions, G roles of tokens; a last axis of 3 is an estimate with the ends of its 95% interval.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ from htc_probe.probes.show.style import (
     transparent,
 )
 
-_ENDS = "95 % intervals"
+_ENDS = "95% intervals"
 _SHARE: dict[str, Any] = {"range": [0, 1.02], "tickformat": ".0%"}
 _MOST_WRITTEN = 12
 """Columns of a heat map that leave room for what is in its cells."""
@@ -171,9 +171,9 @@ def probe_overlap(
     what: str,
 ) -> go.Figure:
     """How far a semantic task's probe looks along the same directions as a detail task's, less what random directions
-    do. A dot: more than 97.5 % of random ones.
+    do. A dot: more than 97.5% of random ones.
 
-    overlap_SD: mean squared cosine of the principal angles, 0 (orthogonal) to 1. chance_SD, upper_SD: mean and 97.5 %
+    overlap_SD: mean squared cosine of the principal angles, 0 (orthogonal) to 1. chance_SD, upper_SD: mean and 97.5%
     quantile of random spans of these dimensions. what: is compared, in words.
     """
     more_SD = overlap_SD - chance_SD
@@ -183,14 +183,14 @@ def probe_overlap(
         zero_centred(more_SD),
         BELOW_ABOVE,
         "%{text}<br>overlap %{customdata[0]:.3f}<br>random directions: %{customdata[1]:.3f}, "
-        "97.5 % below %{customdata[2]:.3f}",
+        "97.5% below %{customdata[2]:.3f}",
         text=[[f"{escape(one)} and {escape(other)}" for other in detail] for one in semantic],
         customdata=np.stack([overlap_SD, chance_SD, upper_SD], -1),
-        meta={"overlap": 0, "by chance": 1, "97.5 % of random ones are below": 2},
+        meta={"overlap": 0, "by chance": 1, "97.5% of random ones are below": 2},
         colorbar=colour_bar("overlap minus chance", tickformat="+.2~f"),
     )
     title, how = "Which tasks share directions?", "squared cosines minus those of random directions"
-    subtitle = f"{what} · {how}<br>dots: above 97.5 % of random ones, not corrected"
+    subtitle = f"{what} · {how}<br>dots: above 97.5% of random ones, not corrected"
     x = named([cut(name) for name in detail]) | {"title": "detail", "tickangle": -30}
     y = _down([cut(name) for name in semantic])
     traces, height = [heat, dots(column + 1, row + 1, 7, 1.5)], 230 + 34 * len(semantic)
@@ -207,7 +207,7 @@ def probe_cosines(
     hover = "pair %{x}: cosine %{y:.3f}<br>random: %{customdata[0]:.3f} to %{customdata[1]:.3f}<extra></extra>"
     ends = np.stack([lower_k, upper_k], -1)
     traces = [
-        ribbon(x, lower_k, upper_k, transparent(NEUTRAL, 0.22), name="95 % of random directions", showlegend=True),
+        ribbon(x, lower_k, upper_k, transparent(NEUTRAL, 0.22), name="95% of random directions", showlegend=True),
         curve(x, cosines_k, "probes", COLOURS["z_voco"], hover, customdata=ends),
     ]
     title = "Do the two suites share directions?"

@@ -98,7 +98,7 @@ def _curve(view: View, of: str, **whose: Any) -> None:
     ui.how_to_read(
         "How much of its attention the token spends on anchors and on patches. Dashed: their share if it looked at all "
         "keys alike."
-        + (" Shaded: the middle 80 % of images; it shows how images differ, not how sure the mean is." * (of == _MEAN))
+        + (" Shaded: the middle 80% of images; it shows how images differ, not how sure the mean is." * (of == _MEAN))
     )
 
 

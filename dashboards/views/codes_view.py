@@ -119,7 +119,7 @@ def _picture(view: View, section: Reconstruct | None) -> None:
     mean, flat = ("{:.1f} [{:.1f}, {:.1f}]".format(*ends.only) for ends in (section.psnr, section.psnr_flat))
     ui.how_to_read(
         "What the reconstruction loses is not in the codes; what it keeps may reach the anchors. PSNR, mean of "
-        f"{len(rows):,} images: {mean} dB; with the image's mean colour everywhere: {flat} dB (larger is nearer; 95 % "
+        f"{len(rows):,} images: {mean} dB; with the image's mean colour everywhere: {flat} dB (larger is nearer; 95% "
         "intervals over groups of images)."
     )
 

@@ -109,7 +109,7 @@ def _sentences(view: View) -> None:
     missing.pop(_PROBE, None)  # the table of probes says it
     if told:
         ui.how_to_read(
-            "Left: what this run shows. Right: what the paper (arXiv 2512.08240) claims. In brackets: 95 % intervals "
+            "Left: what this run shows. Right: what the paper (arXiv 2512.08240) claims. In brackets: 95% intervals "
             "over groups of images. The badge says agrees or disagrees only where the interval is clear."
         )
     for question, answer in told.items():
@@ -169,7 +169,7 @@ def _probes(results: Results) -> None:
             "suite": [mean.suite for mean, _ in lines],
             "read from": [name_in(results, key_of(mean)) for mean, _ in lines],
             "mean score": [f"{mean.estimate:.3f}" for mean, _ in lines],
-            "95 % interval": [f"{mean.lower:.3f} to {mean.upper:.3f}" for mean, _ in lines],
+            "95% interval": [f"{mean.lower:.3f} to {mean.upper:.3f}" for mean, _ in lines],
             "floor": [f"{mean.floor:.3f}" for mean, _ in lines],
             "bits": ["" if mean.bits.estimate is None else f"{mean.bits.estimate:.2f}" for mean, _ in lines],
             "tasks": [mean.tasks for mean, _ in lines],

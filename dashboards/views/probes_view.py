@@ -92,7 +92,7 @@ def _score_table(results: Results, suite: str) -> None:
     with st.expander("All scores as a table"):
         ui.table({head: [line.get(head) for line in lines] for head in heads}, "probe_score_table")
         ui.how_to_read(
-            "Scores on held-out images, with the ends of their 95 % intervals over groups of images. Control: the same "
+            "Scores on held-out images, with the ends of their 95% intervals over groups of images. Control: the same "
             "probe on random labels for categories. Layer: of z\\_voco; 0 is the embedding."
         )
 
@@ -133,8 +133,8 @@ def _compare(view: View, results: Results, suite: str) -> None:
         return
     draw(figure, "probe_compared")
     ui.how_to_read(
-        "Score of the first minus score of the second, on the same held-out images, with 95 % intervals (not "
-        "corrected). Right of 0 the first is better. Filled dot: significant at 5 % (Holm-corrected over all tasks and "
+        "Score of the first minus score of the second, on the same held-out images, with 95% intervals (not "
+        "corrected). Right of 0 the first is better. Filled dot: significant at 5% (Holm-corrected over all tasks and "
         "pairs)."
     )
     rows = of_tables.between(results, suite, keys[a], keys[b])

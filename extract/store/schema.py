@@ -331,7 +331,7 @@ def _column(dataset: Dataset, sizes: dict[str, int], store_dtype: str) -> Column
 
 
 def estimate_bytes(shape: RunShape, tasks: Sequence[Task], store_dtype: StoreDtype = "float16") -> int:
-    """Size of the finished run in bytes before compression, which saves some 10 to 20 %: an upper bound in practice."""
+    """Size of the finished run in bytes before compression, which saves some 10 to 20%: an upper bound in practice."""
     return shape.images * sum(item.image_bytes for item in columns(shape, tasks, store_dtype).values()) + 64 * 1024
 
 

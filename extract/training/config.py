@@ -10,7 +10,7 @@ from htc_probe.extract.arguments import Shown
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast one stage learns: AdamW, a linear warm-up over 5 % of the steps, then a cosine to zero."""
+    """How long and how fast one stage learns: AdamW, a linear warm-up over 5% of the steps, then a cosine to zero."""
 
     steps: int
     """Optimizer steps."""

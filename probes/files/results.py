@@ -59,7 +59,7 @@ class Row:
     estimate: float
     lower: float
     upper: float
-    """Ends of the 95 % interval, resampling groups of held-out images."""
+    """Ends of the 95% interval, resampling groups of held-out images."""
     n: int
     """Held-out images scored: each once."""
     n_groups: int

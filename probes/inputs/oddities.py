@@ -130,7 +130,7 @@ def _handful(falling: np.ndarray, width: int) -> tuple[int, str] | None:
     if shares[-1] < _NEARLY_ALL:
         return None
     few = int((shares >= _NEARLY_ALL).argmax()) + 1
-    return (few, f"{np.floor(shares[few - 1] * 1000) / 10:.1f} %") if width > 8 * few else None
+    return (few, f"{np.floor(shares[few - 1] * 1000) / 10:.1f}%") if width > 8 * few else None
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:

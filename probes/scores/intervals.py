@@ -6,8 +6,8 @@ probes of folds learned from. `python -m benchmarks.calibration` tries both toge
 
 Scores have percentile intervals, widened for few groups (`interval`); differences and ratios Student's t with the
 bootstrap's standard error. Chosen by simulation of fixed probes, with clustered rows, every metric and easy to skewed
-cases: of 1,500 data sets the widened percentiles hold the truth in 93.5 to 95.3 % at 300 groups and in 92.4 to 96.1 %
-at 100, lowest for scores near their ceiling. BCa does no better (93.5 to 95.2 and 92.3 to 95.9 %) at the price of a
+cases: of 1,500 data sets the widened percentiles hold the truth in 93.5 to 95.3% at 300 groups and in 92.4 to 96.1%
+at 100, lowest for scores near their ceiling. BCa does no better (93.5 to 95.2 and 92.3 to 95.9%) at the price of a
 jackknife, plain percentiles lose 0.5 points at 100 groups, and basic intervals, mirrored to the wrong side of a skewed
 score, fall to 89 %. None is right where few rows decide: for R2 of log-normal values from 100 groups it is 76 %.
 
@@ -238,7 +238,7 @@ def kept(score: Sampled, whole: Sampled, floor: Sampled, n_groups: float) -> Sam
 
     Draws are linearised (the delta method): of the ratio r of part to whole, ((part - p) - r (whole - w)) / w around r.
     A ratio of draws would go to infinity where the whole of a resample is at its floor. Simulated with equal
-    retentions, 1,500 data sets of 300 groups a case: 3 to 5 % of differences have p < 0.05; without `CLEAR`, where the
+    retentions, 1,500 data sets of 300 groups a case: 3 to 5% of differences have p < 0.05; without `CLEAR`, where the
     whole only just stood out from its floor, up to 10 %.
     """
     above = difference(whole, floor, n_groups)
@@ -269,7 +269,7 @@ def share_interval(share: Sampled, n_groups: float) -> tuple[float, float]:
     answers are right, or all wrong, every group counts as one image. NaN for a single group.
 
     n_groups: those that hold such images; where they are uneven, the effective number of them.
-    Simulated: with 10 images and a recall of 0.9 it holds the truth in 98 %, percentiles of the draws in 65 %.
+    Simulated: with 10 images and a recall of 0.9 it holds the truth in 98%, percentiles of the draws in 65 %.
     """
     known = share.draws[np.isfinite(share.draws)]
     if n_groups < 1 + 1e-9 or not len(known) or not np.isfinite(share.estimate):

@@ -27,7 +27,7 @@ Resampling is exact and works on sums by group: a metric made of sums costs one 
 Draws of what is no mean over rows are then moved so that their own mean is the estimate. Copies of rows make them lie
 elsewhere: a positive drawn twice helps itself up (mAP 0.1 to 0.7 of their deviation above the estimate), copies rank
 as equals (Spearman up to 0.5 below it), a mean is fitted to every draw (R2 at its floor 0.5 below). In simulations
-intervals of draws that were not moved missed the truth in up to 12 % (mAP, R2) or 60 % (Spearman) of data sets.
+intervals of draws that were not moved missed the truth in up to 12% (mAP, R2) or 60% (Spearman) of data sets.
 Legend: n rows, K classes, C labels, G groups of the whole run, R resamples, S sums.
 """
 

@@ -16,7 +16,7 @@ from htc_probe.probes.show.verdict import Verdict
 
 _MOST = 5
 """Warnings that are told of."""
-_CAPTION = "Score ± the longer side of its 95 % interval. Grey: a floor, or not above one."
+_CAPTION = "Score ± the longer side of its 95% interval. Grey: a floor, or not above one."
 
 
 def render(results: Results) -> Group:

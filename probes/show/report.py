@@ -245,7 +245,7 @@ def _statistics(results: Results) -> Iterator[str]:
         "2020)."
     )
     yield (
-        f"The 95 % intervals of scores are percentiles of {said.get('resamples', '?')} resamples of groups of scored "
+        f"The 95% intervals of scores are percentiles of {said.get('resamples', '?')} resamples of groups of scored "
         "images, widened for the number of groups"
         + (
             f" and, by sqrt(1 + 1 / {folds - 1}), for the choice of training images."

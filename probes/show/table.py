@@ -373,7 +373,7 @@ def _legend(results: Results) -> str:
     margin = next((verdict.margin for verdict in results.kept), 0.0)
     shares, above = results.suite_gaps, results.ceilings
     sentences = {
-        "Scores are held out, with their 95 % interval below. "
+        "Scores are held out, with their 95% interval below. "
         + "; ".join(f"{name}: {METRICS.get(name, '')}" for name in metrics)
         + ". K: classes or labels; n: images.": True,
         f"Of every representation only the first {matched} principal directions are probed.": matched,
@@ -390,7 +390,7 @@ def _legend(results: Results) -> str:
         f"kept: within {margin:g} of pooled V's score by two one-sided tests; lost, gained: further from it "
         "than that; each with p < 0.05 after Holm's correction. ?: not decided by so many images, also "
         "where all are equal. -: pooled V is not "
-        "clearly further than that above its floor. Below, the 95 % interval of the score minus "
+        "clearly further than that above its floor. Below, the 95% interval of the score minus "
         "pooled V's.": results.kept,
         "Shares kept: above 0, semantics are kept better than details.": any(gap.p is not None for gap in shares),
         "ceiling: a hidden layer on top of the linear probe; over linear: that score minus the linear probe's.": above,
@@ -407,7 +407,7 @@ def paper_reference(suite: str) -> str:
     if suite not in _PAPER:
         return ""
     return (
-        f"The paper has {_PAPER[suite]:.2f} % top-1 for z_voco on {suite} tasks, of data, classes and sample sizes "
+        f"The paper has {_PAPER[suite]:.2f}% top-1 for z_voco on {suite} tasks, of data, classes and sample sizes "
         "that are not known: a reference, not a comparison."
     )
 

@@ -26,7 +26,7 @@ class Verdict:
     """Sentences; "" where there is nothing to say. As text it has a line for each."""
 
     survived: str
-    """How much of what pooled V has is in the one token, by suite, with 95 % intervals; or its scores."""
+    """How much of what pooled V has is in the one token, by suite, with 95% intervals; or its scores."""
     beside: str
     """The same of the anchors and of pixels."""
     least: str

@@ -28,7 +28,7 @@ _ANALYSED = {
     "text_mass": ("attention on text before <voco>", PERCENT, 100),
     "entropy_bits": ("entropy of the attention", "bits", 1),
     "effective_keys": ("effective number of keys", "keys", 1),
-    "top_10": ("share of the 10 % most attended patches in all patches", "%", 100),
+    "top_10": ("share of the 10% most attended patches in all patches", "%", 100),
     "patch_gini": ("Gini coefficient over patches", "0 to 1", 1),
 }
 """Quantities of `htc-analyze attention`: words, unit, factor."""
@@ -62,13 +62,13 @@ def _by_layer(view: View, two: Two, name: str, quantity: att.Quantity) -> None:
         figure = made(charts.compare.heads, *two.paths, **(told | selection.cell))
         draw(figure, "compare_heatmap", on_click=partial(ui.go_to_clicked, "compare_heatmap"))
         ui.how_to_read(
-            f"Orange: more in this run; purple: less. Dot: significant at 5 % (Holm-corrected); "
+            f"Orange: more in this run; purple: less. Dot: significant at 5% (Holm-corrected); "
             f"{int(cells.marked.sum()):,} of {cells.p.size:,} cells are. Click a cell to select its layer and head."
         )
     with right:
         draw(made(charts.compare.curve, *two.paths, **told, head=selection.cell["head"]), "compare_curve")
         ui.how_to_read(
-            "Left: both runs. Right: their difference, with the 95 % interval of its mean over images (each layer by "
+            "Left: both runs. Right: their difference, with the 95% interval of its mean over images (each layer by "
             "itself, not corrected)." + (" Grey: the differences of single images." if band is not None else "")
         )
 
@@ -118,7 +118,7 @@ def _roles_and_images(view: View, two: Two) -> None:
         if two.same_cells:
             told: dict[str, Any] = {"images": selection.images, "head": selection.cell["head"]}
             draw(made(charts.compare.roles, *two.paths, **told), "compare_roles")
-            ui.how_to_read("What one kind of key gains, the others lose: the lines sum to 0. Bars: 95 % intervals.")
+            ui.how_to_read("What one kind of key gains, the others lose: the lines sum to 0. Bars: 95% intervals.")
     with right:
         if two.pairs.paired and two.anchors:
             told = {"images": selection.images, **selection.cell}
@@ -139,7 +139,7 @@ def _patches(view: View, two: Two) -> None:
         draw(made(charts.compare.patches, *two.paths, images=view.selection.images, **cell), "compare_patches")
         differences = charts.compare.patch_differences(two, **cell)
         ui.how_to_read(
-            f"The first two maps share a scale. Dot: significant at 5 % (Holm-corrected); "
+            f"The first two maps share a scale. Dot: significant at 5% (Holm-corrected); "
             f"{int(differences.marked.sum()):,} of {differences.p.size:,} patches are."
         )
 
@@ -150,7 +150,7 @@ def _first_tokens(view: View, two: Two) -> None:
     with ui.possible():
         draw(made(charts.compare.tokens, *two.paths, images=view.selection.images, **cell), "compare_tokens")
         cells = charts.compare.token_differences(two, cell["head"]).p.size
-        ui.how_to_read(f"The anchors and the first patches. Dot: significant at 5 % (Holm-corrected, {cells:,} cells).")
+        ui.how_to_read(f"The anchors and the first patches. Dot: significant at 5% (Holm-corrected, {cells:,} cells).")
 
 
 def _picked() -> None:

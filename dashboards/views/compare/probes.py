@@ -62,7 +62,7 @@ def _both(view: View, two: Two) -> None:
     if (figure := drawable(charts.compare_probes.layers, *two.paths, measure=measure)) is not None:
         draw(figure, "compare_layers")
         ui.how_to_read(
-            "Layer 0 is the embedding, the same for every image. Dot: significant at 5 % (Holm-corrected, all cells)."
+            "Layer 0 is the embedding, the same for every image. Dot: significant at 5% (Holm-corrected, all cells)."
         )
     _one_probe(view, read)
 
@@ -70,8 +70,8 @@ def _both(view: View, two: Two) -> None:
 def _how_paired(read: Read) -> None:
     two = read.two
     ui.how_to_read(
-        "Right of 0, more can be read from this run. Filled dot: significant at 5 % (Holm-corrected over the dots of "
-        "the figure). Bars: 95 % intervals over groups of images, given the probes. The floor is the score of a "
+        "Right of 0, more can be read from this run. Filled dot: significant at 5% (Holm-corrected over the dots of "
+        "the figure). Bars: 95% intervals over groups of images, given the probes. The floor is the score of a "
         "predictor that sees no features."
     )
     if read.measure == "Retention":
@@ -135,7 +135,7 @@ def _one_probe(view: View, read: Read) -> None:
     over = drawable(charts.compare_probes.task_layers, *read.two.paths, **which, measure=read.measure)
     if over is not None:
         draw(over, "compare_task_layers")
-        ui.how_to_read("Left: both runs. Right: their difference, with a 95 % interval for each layer by itself.")
+        ui.how_to_read("Left: both runs. Right: their difference, with a 95% interval for each layer by itself.")
     learning = drawable(charts.compare_probes.learning, *read.two.paths, **which, measure=read.measure)
     if learning is not None:
         draw(learning, "compare_learning")
@@ -146,7 +146,7 @@ def _one_probe(view: View, read: Read) -> None:
         cells = len(charts.compare_probes.confusions(read, probe)[1]) ** 2
         ui.how_to_read(
             "Each row sums to 100 %. Difference: orange on the diagonal is what this run gets right more often. Dot: "
-            f"significant at 5 % (Holm-corrected, {cells:,} cells; the two runs are taken as independent)."
+            f"significant at 5% (Holm-corrected, {cells:,} cells; the two runs are taken as independent)."
         )
     _telling(view, read.two, probe, read.scored.get(probe.key))
 

@@ -15,7 +15,7 @@ def columns_of(lines: Sequence[Differences], names: tuple[str, str]) -> dict[str
         names[0]: [number(line.this) for line in lines],
         names[1]: [number(line.other) for line in lines],
         "difference": [_signed(line.estimate) for line in lines],
-        "95 % interval": [f"{_signed(line.lower)} to {_signed(line.upper)}" for line in lines],
+        "95% interval": [f"{_signed(line.lower)} to {_signed(line.upper)}" for line in lines],
         "p (Holm)": [_p_value(p) for p in holm(np.array([float(line.p) for line in lines]))],
     }
 

@@ -228,7 +228,7 @@ def test_bits_are_centred_on_zero_and_places_without_a_value_stay_empty() -> Non
     bits = np.array([[0.2, -0.1]])
     figure = figures.code_label_bits(bits, bits - 0.1, bits + 0.1, np.array([1.0]), ["<b>x"], n=9, mark=(0, 1))
     assert (figure.data[0].zmin, figure.data[0].zmax) == (-0.2, 0.2)
-    assert figure.layout.yaxis.ticktext == ("&lt;b&gt;x",) and figure.data[1].x[0] == 1.5
+    assert figure.layout.yaxis.ticktext == ("&lt;b&gt;x",) and figure.data[2].x[0] == 1.5
     figure = figures.code_label_map(np.array([0.3]), [1], [0], (2, 2), task="scene", n=9)
     np.testing.assert_array_equal(figure.data[0].z, np.array([[np.nan, np.nan], [0.3, np.nan]], np.float32))
     assert "1 of 4 cells" in figure.layout.title.subtitle.text

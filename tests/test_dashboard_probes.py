@@ -131,7 +131,9 @@ def test_an_image_in_words(run_file: Path) -> None:
 def test_a_confusion_holds_shares_and_its_cells_are_clicked() -> None:
     counts = np.array([[3, 1], [0, 0]])
     figure = figures.confusion(counts, ("<b>", "bar"), title="t", subtitle="s", mark=(0, 1))
-    (heat,) = figure.data
+    heat, written = figure.data
+    assert list(written.text) == ["3", "1", "0", "0"]
+    assert list(zip(written.x, written.y, strict=True)) == [(1, 1), (2, 1), (1, 2), (2, 2)]
     np.testing.assert_allclose(heat.z, [[0.75, 0.25], [0, 0]])
     np.testing.assert_array_equal(heat.text, counts)
     assert (heat.zmin, heat.zmax) == (0, 1)

@@ -84,7 +84,8 @@ def analysed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_words_are_told_by_layer_and_rank() -> None:
     probability = np.array([[0.5, 0.25], [0.4, 0.3]])
     figure = figures.lens_words([["sea", "<b>car"], ["cup", "tree"]], probability, [0, 4], n=3)
-    (heat,) = figure.data
+    heat, written = figure.data
+    assert list(written.text) == ["sea", "cup", "&lt;b&gt;car", "tree"]
     np.testing.assert_array_equal(heat.z, probability.T)
     assert [list(row) for row in heat.text] == [["sea", "cup"], ["&lt;b&gt;car", "tree"]]
     assert heat.customdata[1, 1].tolist() == ["tree", 4]
@@ -113,9 +114,11 @@ def test_accuracy_lies_beside_the_most_frequent_class() -> None:
 
 def test_likeness_and_dimensions_hold_their_intervals() -> None:
     cka = np.stack([np.eye(2), np.eye(2) - 0.1, np.eye(2) + 0.1], -1)
-    (heat,) = figures.likeness(cka, ["z_voco 1", "v_d"], n=3).data
+    heat, written = figures.likeness(cka, ["z_voco 1", "v_d"], n=3).data
     assert (heat.zmin, heat.zmax) == (0, 1)
     np.testing.assert_array_equal(heat.z, np.eye(2))
+    assert list(written.text) == ["1.00", "0.00", "0.00", "1.00"]
+    assert list(written.textfont.color) == ["#000000", "#ffffff", "#ffffff", "#000000"]
     np.testing.assert_allclose(heat.customdata[0, 0], [0.9, 1.1])
     two_nn, participation = np.array([[4, 3, 6.0], [5, 5, 5]]), np.array([[9, 8, 9.5], [7, 7, 7]])
     near, flat = figures.dimensions(two_nn, participation, ["z_voco (layer 1)", "v_d"], ["z_voco", "v_d"], n=3).data

@@ -84,6 +84,35 @@ def cells(
     return go.Heatmap({"z": z, **places, **scale, "hovertemplate": f"{hover}<extra></extra>", **more})
 
 
+def ink(z: np.ndarray, ends: tuple[float, float], colours: Sequence[Any]) -> np.ndarray:
+    """Black or white for text on each cell of a heat map, whichever stands out more: at least 4.5 to 1, where plotly's
+    own choice of a grey has less.
+    """
+    at = np.clip((np.nan_to_num(z) - ends[0]) / (ends[1] - ends[0]), 0, 1)
+    stops = [stop for stop, _ in colours]
+    linear = []
+    for part in np.transpose([_parts(colour) for _, colour in colours]):
+        value = np.interp(at, stops, part) / 255
+        linear.append(np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4))
+    luminance = np.tensordot((0.2126, 0.7152, 0.0722), linear, 1)  # as WCAG defines it; contrast is of those plus 0.05
+    return np.where((luminance + 0.05) ** 2 < 1.05 * 0.05, "#ffffff", "#000000")
+
+
+def _parts(colour: str) -> list[int]:
+    """Red, green and blue of #rrggbb or rgb(r, g, b)."""
+    if colour.startswith("#"):
+        return [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
+    return [int(part) for part in colour[4:-1].split(",")]
+
+
+def written(text: Any, z: np.ndarray, ends: tuple[float, float], colours: Sequence[Any], size: int = 12) -> go.Scatter:
+    """Text on the cells of a heat map of these colours, see `cells`. text: like z, (rows, columns)."""
+    y, x = np.indices(z.shape).reshape(2, -1) + 1
+    font = {"size": size, "color": ink(z, ends, colours).ravel().tolist()}
+    told = {"mode": "text", "text": np.asarray(text, dtype=object).ravel().tolist(), "textfont": font}
+    return go.Scatter(x=x, y=y, hoverinfo="skip", showlegend=False, cliponaxis=False, **told)
+
+
 def curve(
     x: np.ndarray, y: np.ndarray, name: str, colour: str, hover: str, *, dash: str | None = None, **more: Any
 ) -> go.Scatter:

@@ -21,6 +21,7 @@ from htc_probe.dashboards.figures.base import (
     VEIL,
     colour_bar,
     curve,
+    ink,
     laid,
     layer_axis,
     png,
@@ -263,10 +264,9 @@ def two_by_two(
     look = {"xgap": 3, "ygap": 3, "hoverinfo": "skip", "zmin": -1, "zmax": 1, "colorscale": BELOW_ABOVE}
     bar = colour_bar("A minus B", tickvals=[-1, 0, 1], ticktext=["B", "0", "A"])
     x, y = ["patches of A", "patches of B"], ["anchors of A", "anchors of B"]
-    labels = []
+    labels, inks = [], ink(np.asarray(z), (-1, 1), BELOW_ABOVE)
     for row, col in np.ndindex(2, 2):
-        dark = z[row, col] < -0.4 or z[row, col] > 0.65
-        font = {"size": 13, "color": "#f5f5f5" if dark else "#202020"}
+        font = {"size": 13, "color": inks[row, col]}
         labels.append({"x": col, "y": row, "text": text[row][col], "showarrow": False, "font": font})
     whose = "which label is read" if measure == "reads" else "weight of each source's value in the reading"
     subtitle = f"{cases:,} labels in {couples:,} pairs, 95% intervals · chance {chance:.2f}"

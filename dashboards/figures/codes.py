@@ -28,6 +28,7 @@ from htc_probe.dashboards.figures.base import (
     png,
     square,
     whiskers,
+    written,
     zero_centred,
 )
 from htc_probe.probes.show.style import NEUTRAL, across, cut, escape, titled
@@ -191,10 +192,10 @@ def code_label_bits(
     T, G = bits_TG.shape
     custom = np.stack([bits_TG, lower_TG, upper_TG, np.broadcast_to(entropy_T[:, None], bits_TG.shape)], -1)
     bits = "%{customdata[0]:.3f} [%{customdata[1]:.3f}, %{customdata[2]:.3f}] bits of a label's %{customdata[3]:.2f}"
-    written = {"texttemplate": "%{z:.2f}", "textfont": {"size": 11}} if G <= _MOST_WRITTEN else {}
-    traces: list[Any] = [
-        _signed(bits_TG, f"group %{{x}}<br>{bits}", customdata=custom, meta={"lower": 1, "upper": 2}, **written)
-    ]
+    traces: list[Any] = [_signed(bits_TG, f"group %{{x}}<br>{bits}", customdata=custom, meta={"lower": 1, "upper": 2})]
+    if G <= _MOST_WRITTEN:
+        numbers = [f"{value:.2f}" for value in bits_TG.flat]
+        traces.append(written(numbers, bits_TG, zero_centred(bits_TG), BELOW_ABOVE, 11))
     if mark is not None:
         traces.append(_outline(mark[1] + 0.5, mark[0] + 0.5, 1, 1))
     subtitle = f"mutual information of one code with the label, minus chance · {n:,} images"

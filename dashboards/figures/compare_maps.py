@@ -118,7 +118,7 @@ def _map_colours(
 
     return {
         "coloraxis": scale(above, -most if signed else 0, most, unit, 0.31, 0.5),
-        "coloraxis2": scale(differing, -apart, apart, f"difference, {unit}", 0.84, 0.3),
+        "coloraxis2": scale(differing, -apart, apart, "difference", 0.84, 0.3),
     }
 
 

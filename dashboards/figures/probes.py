@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from htc_probe.dashboards.figures.base import OF, cells, circled, dashed, named, outlined
+from htc_probe.dashboards.figures.base import OF, cells, circled, dashed, named, outlined, written
 from htc_probe.probes.show.style import SHARES, cut, escape, titled
 
 _MARK = "#D55E00"
@@ -33,7 +33,7 @@ def confusion(
     custom[..., 2], custom[..., 3] = counts_KK, share_KK
     hover = "%{customdata[0]}, predicted %{customdata[1]}<br>%{customdata[2]:,} images, %{customdata[3]:.1%} of the row"
     meta = {"images": 2}
-    few = {"text": counts_KK, "texttemplate": "%{text:,}" if K <= _COUNTED else "", "showscale": K > _COUNTED}
+    few = {"text": counts_KK, "showscale": K > _COUNTED}
     bar = {"title": {"text": "share of the row", "side": "right"}, "thickness": 12, "tickformat": ".0%"}
     heat = cells(
         share_KK, (0, 1), SHARES, hover, gap=int(K <= _NAMED), customdata=custom, meta=meta, colorbar=bar, **few
@@ -44,7 +44,8 @@ def confusion(
     x = {"title": "predicted", "range": [0.5, K + 0.5], **axis}
     y = {"title": "true", "range": [K + 0.5, 0.5], **axis}
     height, mark_of_cell = max(360, min(620, 190 + 40 * K)), outlined(said, true, K, K, _MARK)
-    return titled([heat], title, subtitle, height, xaxis=x, yaxis=y, shapes=mark_of_cell)
+    counts = [written([f"{count:,}" for count in counts_KK.flat], share_KK, (0, 1), SHARES)] if K <= _COUNTED else []
+    return titled([heat, *counts], title, subtitle, height, xaxis=x, yaxis=y, shapes=mark_of_cell)
 
 
 def said_and_true(

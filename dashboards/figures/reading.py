@@ -24,6 +24,7 @@ from htc_probe.dashboards.figures.base import (
     side_by_side,
     step,
     whiskers,
+    written,
     zero_centred,
 )
 from htc_probe.probes.show.style import (
@@ -56,14 +57,14 @@ def lens_words(
     custom = np.empty((K, L, 2), dtype=object)
     custom[..., 0] = np.array([[escape(word) for word in words] for words in words_LK], dtype=object).T
     custom[..., 1] = np.asarray(layers)
+    ends = 0, float(probability_LK.max()) or 1.0
+    text = [[escape(cut(words_LK[layer][word], 12)) for layer in range(L)] for word in range(K)]
     heat = cells(
         probability_LK.T,
-        (0, float(probability_LK.max()) or 1.0),
+        ends,
         HEAT,
         "layer %{customdata[1]}, rank %{y}: %{customdata[0]}<br>probability %{z:.2%}, mean over images",
-        text=[[escape(cut(words_LK[layer][word], 12)) for layer in range(L)] for word in range(K)],
-        texttemplate="%{text}" if L <= _MOST_WRITTEN else None,
-        textfont={"size": 12},
+        text=text,
         customdata=custom,
         meta={"word": 0},
         colorbar=colour_bar("probability", tickformat=".2~%"),
@@ -73,7 +74,8 @@ def lens_words(
         f"logit lens on z_voco, the {K} likeliest · mean of {n:,} images",
     )
     y = {"title": "rank", "autorange": "reversed", "dtick": 1, "showgrid": False, "zeroline": False}
-    return titled([heat], title, subtitle, 150 + 30 * K, xaxis=_layers(layers), yaxis=y)
+    words = [written(text, probability_LK.T, ends, HEAT)] if L <= _MOST_WRITTEN else []
+    return titled([heat, *words], title, subtitle, 150 + 30 * K, xaxis=_layers(layers), yaxis=y)
 
 
 def lens_agreement(
@@ -130,7 +132,6 @@ def likeness(cka_RR3: np.ndarray, names: Sequence[str], *, n: int) -> go.Figure:
         (0, 1),
         HEAT,
         "%{text}<br>%{z:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]",
-        texttemplate="%{z:.2f}" if R <= _MOST_WRITTEN else None,
         text=[[f"{escape(column)} and {escape(row)}" for column in names] for row in names],
         customdata=cka_RR3[..., 1:],
         meta={"lower": 0, "upper": 1},
@@ -138,7 +139,9 @@ def likeness(cka_RR3: np.ndarray, names: Sequence[str], *, n: int) -> go.Figure:
     )
     title, subtitle = "How similar are the representations?", f"linear CKA, without bias · {n:,} images, {_ENDS}"
     x, y = named(names) | {"tickangle": -30}, named(names) | {"range": [R + 0.5, 0.5]}
-    return titled([heat], title, subtitle, 230 + 34 * R, xaxis=x, yaxis=y)
+    numbers = [f"{value:.2f}" for value in cka_RR3[..., 0].flat]
+    inside = [written(numbers, cka_RR3[..., 0], (0, 1), HEAT)] if R <= _MOST_WRITTEN else []
+    return titled([heat, *inside], title, subtitle, 230 + 34 * R, xaxis=x, yaxis=y)
 
 
 def dimensions(

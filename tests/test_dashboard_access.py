@@ -65,7 +65,8 @@ CUT = """() => {
             const at = text.getBoundingClientRect(), title = text.closest('.g-gtitle');
             if (at.width && (at.left < of.left - 2 || at.right > of.right + 2 || at.bottom > of.bottom + 2))
                 found.push(`"${text.textContent}" leaves its chart`);
-            if (title && buttons?.width && at.right > buttons.left && at.top < buttons.bottom && at.bottom > buttons.top)
+            const under = title && at.top < buttons?.bottom && at.bottom > buttons?.top;
+            if (under && buttons.width && at.right > buttons.left)
                 found.push(`"${text.textContent}" is under the buttons`);
         }
     }

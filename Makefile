@@ -24,10 +24,16 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 install: $(INSTALLED)
 
-demo: install
+demo:
+	@echo "This takes about 3 minutes on 2 cores, and 3 GB of disk:"
+	@echo "  1. install the toolkit into .venv (1 minute, from the package index)"
+	@echo "  2. run the small model over 2,000 rendered scenes (half a minute)"
+	@echo "  3. probe what its one token holds (1 minute); the answer comes last"
+	@echo "Stopped, it goes on where it was. To type commands by name: source .venv/bin/activate"
+	@echo
+	@$(MAKE) --no-print-directory install
 	$(BIN)/htc-extract --split val
 	$(BIN)/htc-probe semantic detail
-	@echo; echo "To look at it:  make dashboard   (or: $(BIN)/htc-dashboard)"
 
 # A thread a process: files run side by side, and threads of more would wait for each other.
 test: install

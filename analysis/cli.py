@@ -146,7 +146,7 @@ def analyze(config: AnalyzeConfig) -> None:
         print(f"{out} holds all of this; --full prints its tables.")
         answered = sentences.answers(sections, _scores(probes_path, run), found.outdated(identity))
         console.print(tables.last_words(answered))
-    print(f"\nNext: htc-dashboard {quote(str(path))}")
+    print(f"\nNext: {quote(command.typed('htc-dashboard'))} {quote(str(path))}")
 
 
 def _check(config: AnalyzeConfig) -> None:

@@ -9,9 +9,11 @@ import contextlib
 import math
 import os
 import select
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from htc_probe.extract import arguments
@@ -21,6 +23,16 @@ if TYPE_CHECKING:
     import torch
 
 Config = TypeVar("Config")
+
+
+def typed(name: str) -> str:
+    """How one of the commands is typed in this environment: by its name, or, where the shell does not find that, as
+    before a virtual environment is activated, by its place.
+    """
+    here = Path(sys.executable).parent / name
+    if shutil.which(name) or not here.is_file():
+        return name
+    return str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here)
 
 
 class _Terminated(KeyboardInterrupt):

@@ -11,6 +11,7 @@ import pytest
 import htc_probe.analysis.attention.rows
 from htc_probe import probes
 from htc_probe.analysis import records
+from htc_probe.extract.command import typed
 from htc_probe.extract.store import open_run
 from htc_probe.probes.cli import main as probe
 from htc_probe.probes.files import results
@@ -59,14 +60,14 @@ def test_command_page_and_notebook_say_the_same(tmp_path: Path, open_app: Any, c
         (line,) = (item.value.replace("\\", "") for item in app.markdown if "The one token" in item.value)
         assert line.replace("**", "").split("  \n") == list(told.sentences)
         assert (told.next in [code.value for code in app.code]) is not analysed
-        assert told.next == (f"htc-dashboard {run}" if analysed else f"htc-analyze --run {run}")
+        assert told.next == (f"{typed('htc-dashboard')} {run}" if analysed else f"{typed('htc-analyze')} --run {run}")
 
 
 def test_scores_of_an_earlier_state_are_told_as_such(tmp_path: Path, open_app: Any) -> None:
     run = write_run(tmp_path / "run.h5", 40)
     write_probes(run, "long ago")
     told = probes.verdict(run)
-    assert "earlier state" in told.warnings and told.next == f"htc-probe --run {run}"
+    assert "earlier state" in told.warnings and told.next == f"{typed('htc-probe')} --run {run}"
     app = open_app(run)
     assert told.next in [code.value for code in app.code] and any(
         "earlier state" in item.value for item in app.markdown

@@ -3,6 +3,7 @@
 import io
 import re
 import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from htc_probe import probes
+from htc_probe.extract.command import typed
 from htc_probe.extract.errors import UserError
 from htc_probe.extract.store import open_run
 from htc_probe.probes.files import results
@@ -48,7 +50,7 @@ def test_the_facts_are_those_of_the_results() -> None:
         "categories, the control: 0.15."
     )
     assert told.warnings == "1 warning: see the page Probes, or htc-probe --full."
-    assert told.next == "htc-analyze --run runs/a.h5"
+    assert told.next == f"{typed('htc-analyze')} --run runs/a.h5"
     assert str(told).splitlines() == [*told.sentences, f"Next: {told.next}"] == repr(told).splitlines()
 
 
@@ -178,15 +180,31 @@ def test_a_path_is_enough(tmp_path: Path) -> None:
         found = replace(made(READ), run=made().run | {"created": opened.created})
     results.write(found, path)
     assert str(probes.verdict(run)) == str(probes.verdict(path)) == str(of(found, run))
-    assert probes.verdict(str(run)).next == f"htc-analyze --run {run}"
+    assert probes.verdict(str(run)).next == f"{typed('htc-analyze')} --run {run}"
     (tmp_path / "scenes-val.analysis.h5").touch()
-    assert probes.verdict(run).next == f"htc-dashboard {run}"
+    assert probes.verdict(run).next == f"{typed('htc-dashboard')} {run}"
 
 
 def test_the_command_can_be_typed_whatever_the_run_is_called(tmp_path: Path) -> None:
     run = Path("my runs/it's.h5")
-    assert shlex.split(of(made(), run).next) == ["htc-analyze", "--run", str(run)]
+    assert shlex.split(of(made(), run).next) == [typed("htc-analyze"), "--run", str(run)]
     assert re.fullmatch(r"Next: .*", screen(made(), Path("x" * 200 + ".h5"))[-1])  # not broken over lines
+
+
+def test_a_command_is_typed_by_its_place_where_the_shell_does_not_find_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / ".venv" / "bin" / "htc-analyze"
+    place.parent.mkdir(parents=True)
+    place.touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(place.with_name("python")))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert typed("htc-analyze") == ".venv/bin/htc-analyze" and typed("htc-other") == "htc-other"
+    monkeypatch.chdir("/")
+    assert Path(typed("htc-analyze")).is_file()
+    monkeypatch.setenv("PATH", str(place.parent))
+    assert typed("htc-analyze") == "htc-analyze"
 
 
 def test_a_notebook_shows_it_as_text(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def _verdict(view: View, results: Results) -> None:
     with st.container(border=True):
         first, *others = map(ui.plain, told.sentences)
         st.markdown("  \n".join([f"**{first}**", *others]))
-        if not told.next.startswith("htc-dashboard"):
+        if "htc-dashboard" not in told.next.split(" ")[0]:
             st.caption("To go on, run:")
             st.code(told.next, language=None)
 

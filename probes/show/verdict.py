@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
 
+from htc_probe.extract.command import typed
 from htc_probe.extract.store import open_run
 from htc_probe.extract.words import counted
 from htc_probe.probes.files import results as files
@@ -70,7 +71,7 @@ def of(results: Results, run: Path | None, created: str | None = None) -> Verdic
     """
     if run is not None and created not in (None, results.run.get("created")):
         old = "These scores are of an earlier state of the run."
-        return replace(of(results, run), warnings=old, next=f"htc-probe --run {quote(str(run))}")
+        return replace(of(results, run), warnings=old, next=f"{quote(typed('htc-probe'))} --run {quote(str(run))}")
     token = token_of(results.rows)
     if token is None:
         others = ", ".join(dict.fromkeys(name_in(results, key_of(row)) for row in results.rows))
@@ -198,4 +199,5 @@ def _next(run: Path | None) -> str:
     if run is None:
         return ""
     analysed = run.with_name(run.stem + ".analysis.h5").is_file()
-    return f"htc-dashboard {quote(str(run))}" if analysed else f"htc-analyze --run {quote(str(run))}"
+    name, before = ("htc-dashboard", "") if analysed else ("htc-analyze", "--run ")
+    return f"{quote(typed(name))} {before}{quote(str(run))}"

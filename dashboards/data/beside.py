@@ -105,7 +105,13 @@ def sections(run: Path, header: Header) -> Sections:
     of an earlier state of the run is left out.
     """
     analysis = _analysis_beside(run)
-    return Sections() if analysis is None else analysis.of(identity(header))
+    return Sections() if analysis is None else _sections(key_of(analysis.path), identity(header), analysis)
+
+
+@kept(4)
+def _sections(key: RunKey, run: dict[str, Any], _analysis: Analysis) -> Sections:
+    """Kept with what was read of them: all charts of a page ask for the same arrays, at each click."""
+    return _analysis.of(run)
 
 
 def made(run: Path, header: Header) -> dict[str, Made]:

@@ -241,7 +241,7 @@ def show(times: dict[tuple[str, str], list[float]], first: float, memory: float,
     for ((page, name), took), median in zip(times.items(), medians, strict=True):
         numbers = f"{median:.0f}", f"{median / medians[0]:.1f}×", f"{max(took[1:] or took):.0f}", f"{took[0]:.0f}"
         table.add_row(page, name, *numbers, "over" if median > AIM else "")
-    console = Console()
+    console = Console(width=120)
     console.print(table)
     met = sum(median <= AIM for median in medians[1:])
     console.print(f"{met} of {len(medians) - 1} kinds of clicks take at most {AIM} ms in the median.")

@@ -115,7 +115,8 @@ def write_probes(run: Path, right: float, *, predictions: bool = True) -> None:
         results.SuiteMean("semantic", of.representation, of.layer, right, right - 0.1, right + 0.1, 0.5, bits, None, 1)
         for of in rows
     )
-    made = results.Results({}, of, {}, (), tuple(rows), means, confusions=tuple(confusions))
+    curves = tuple(results.CurvePoint("semantic", "object", "v_d", None, n, "top-1", bits, bits) for n in (8, 16))
+    made = results.Results({}, of, {}, (), tuple(rows), means, confusions=tuple(confusions), curves=curves)
     path, *_ = results.write(made, results.default_path(run))
     if predictions:
         sure = np.log(np.where(said[:, None] == np.arange(2), 0.8, 0.2))
@@ -398,6 +399,11 @@ def show(open_app: Any, folder: Path, part: str = "Attention", **query: str) -> 
     app = open_app(folder, page=PAGE, part=part, **query)
     assert not app.exception and not app.error, app.exception
     return app
+
+
+def test_learning_curves_of_both_runs(folder: Path, open_app: Any) -> None:
+    app = show(open_app, folder, "Probes", compare_source="v_d")
+    assert "the learning curve" in charts(app)["compare_learning"]["layout"]["title"]["text"]
 
 
 def table_with(column: str, app: Any) -> Any:

@@ -8,7 +8,7 @@ function table(plot) {
         const marks = trace.hoverinfo === "skip" && !trace.showlegend;
         if (trace.visible !== true || marks || !(trace.x || trace.z)) return [];
         const series = bare(plot.data[number].name ?? "");
-        return [...(trace.z ? cells : points)(trace, plot._fullLayout)].map((columns) => ({ series, ...columns }));
+        return [...(trace.z ? cells : points)(trace, plot)].map((columns) => ({ series, ...columns }));
     });
     const filled = rows.flatMap((row) => Object.keys(row).filter((name) => written(row[name]) !== ""));
     const names = [...new Set(filled)];
@@ -16,10 +16,10 @@ function table(plot) {
         .map((line) => line.map(written).join(",") + "\r\n").join("");
 }
 
-function* cells(trace, layout) {
-    const [across, up] = axes(trace, layout), places = (axis, values, count, at) =>
+function* cells(trace, plot) {
+    const [across, up] = axes(trace, plot), places = (axis, values, count, at) =>
         axis.hidden || !values || values.length !== count ? at + 1 : axis.read(values[at]);
-    const colour = bare((layout[trace.coloraxis] ?? trace).colorbar?.title?.text ?? "") || "value";
+    const colour = bare((plot._fullLayout[trace.coloraxis] ?? trace).colorbar?.title?.text ?? "") || "value";
     for (let row = 0; row < trace.z.length; row++) for (let column = 0; column < trace.z[row].length; column++) yield {
         [up.hidden ? "row" : up.name]: places(up, trace.y, trace.z.length, row),
         [across.hidden ? "column" : across.name]: places(across, trace.x, trace.z[row].length, column),
@@ -28,8 +28,8 @@ function* cells(trace, layout) {
     };
 }
 
-function* points(trace, layout) {
-    const [across, up] = axes(trace, layout), shaded = trace.marker?.showscale && trace.marker.color;
+function* points(trace, plot) {
+    const [across, up] = axes(trace, plot), shaded = trace.marker?.showscale && trace.marker.color;
     const colour = shaded && (bare(trace.marker.colorbar?.title?.text ?? "") || "value");
     for (let at = 0; at < trace.x.length; at++) {
         const point = {};
@@ -41,18 +41,28 @@ function* points(trace, layout) {
             point[`${axis.name}, lower`] = trace[letter][at] - (arrayminus ?? array)[at];
             point[`${axis.name}, upper`] = trace[letter][at] + array[at];
         }
+        if (Array.isArray(trace.text)) point.text = bare(trace.text[at]);
         if (shaded) point[colour] = trace.marker.color[at];
         yield { ...point, ...named(trace, trace.customdata?.[at]) };
     }
 }
 
 /** The two of a trace: what they are called, and what stands at a place of them. */
-function axes(trace, layout) {
+function axes(trace, { layout, _fullLayout: full }) {
     return ["x", "y"].map((letter) => {
-        const axis = layout[trace[`${letter}axis`].replace(letter, `${letter}axis`)];
-        const ticks = new Map(axis.ticktext ? [...axis.tickvals].map((place, at) => [place, bare(axis.ticktext[at])]) : []);
-        const read = (value) => ticks.get(value) ?? (typeof value === "string" ? bare(value) : value);
-        return { name: bare(axis.title?.text ?? "") || letter, hidden: axis.visible === false, read };
+        const name = trace[`${letter}axis`].replace(letter, `${letter}axis`), axis = full[name];
+        // Of panels in a row, one alone may have the title. Plotly's own of an axis without one is no name.
+        const alike = Object.keys(layout).filter((other) => other.startsWith(`${letter}axis`));
+        const titles = [name, ...alike].map((one) => bare(layout[one]?.title?.text ?? ""));
+        const places = axis.ticktext ? [...axis.tickvals] : [];
+        // Points of several series lie beside the tick that names them.
+        const names = places.length && places.every((place, at) => !at || Math.abs(place - places[at - 1]) === 1);
+        const read = (value) => {
+            if (typeof value === "string") return bare(value);
+            const at = places.findIndex((place) => place === value || (names && Math.abs(place - value) < 0.5));
+            return at < 0 ? value : bare(axis.ticktext[at]);
+        };
+        return { name: titles.find((title) => title) ?? letter, hidden: axis.visible === false, read };
     });
 }
 

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from htc_probe.extract import arguments, command
@@ -19,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(config: TinyConfig | FinetuneConfig) -> None:
     """Trains the model and says where it is. Raises UserError."""
+    command.quiet_transformers()
     if isinstance(config, TinyConfig):
         from htc_probe.extract.training.tiny import train_tiny
 
@@ -28,7 +30,8 @@ def train(config: TinyConfig | FinetuneConfig) -> None:
 
         folder = finetune(config)
     if os.environ.get("RANK", "0") == "0":  # under torchrun only one of the processes says so
-        print(f"Wrote {folder}. Use it with: htc-extract --model {folder} --split val")
+        print(f"Wrote {folder}: the model, its tokenizer and its log")
+        print(f"Next:  htc-extract --model {quote(str(folder))} --split val")
 
 
 def _parse(words: list[str]) -> TinyConfig | FinetuneConfig:

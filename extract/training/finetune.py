@@ -231,7 +231,7 @@ def _rows(config: FinetuneConfig, report: Path | None) -> list[Conversation]:
     rows = read_conversations(Path(config.data))
     repeats = len(rows) - len({(row.image, row.turns) for row in rows})
     if repeats and report is not None:
-        print(f"htc-train: {repeats} of {len(rows)} rows have the image and the turns of another; all of them are used")
+        print(f"{repeats} of {len(rows)} rows have the image and the turns of another; all of them are used")
     return instruction.with_images(rows, _images(config), skip=config.on_error == "skip", report=report)
 
 
@@ -251,11 +251,11 @@ def _instructions(
     encode = Encoder(tokenizer, min(config.max_length, room))
     kept = [row for row in rows if encode.keeps(row.turns)]
     if talk and room < config.max_length:
-        print(f"htc-train: texts are cut to {room} tokens, the model's last position, instead of {config.max_length}")
+        print(f"texts are cut to {room} tokens, the model's last position, instead of {config.max_length}")
     if talk and encode.plain:
-        print("htc-train: the tokenizer does not know the words of the usual template, so questions stand without it")
+        print("the tokenizer does not know the words of the usual template, so questions stand without it")
     if talk and len(kept) < len(rows):
-        print(f"htc-train: {len(rows) - len(kept)} of {len(rows)} rows are left out, cut before their first answer")
+        print(f"{len(rows) - len(kept)} of {len(rows)} rows are left out, cut before their first answer")
     if len(kept) < config.batch:
         raise UserError(f"{config.data} has {len(kept)} rows, less than one batch of {config.batch}; lower --batch")
     if config.data == "scenes":

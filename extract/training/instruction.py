@@ -110,7 +110,7 @@ def with_images(rows: Sequence[Conversation], folder: Path, *, skip: bool, repor
     if report is not None:
         report.parent.mkdir(parents=True, exist_ok=True)
         report.write_text("".join(f"{name}\n" for name in sorted(missing)))
-        print(f"htc-train: {words}; {len(rows) - len(kept)} of {len(rows)} rows are left out, see {report}")
+        print(f"{words}; {len(rows) - len(kept)} of {len(rows)} rows are left out, see {report}")
     return kept
 
 

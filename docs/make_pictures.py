@@ -75,7 +75,7 @@ def code(page: Tab) -> None:
     page.click_at("codes_lifts", x, y)
 
 
-IMAGE = 154
+IMAGE = 147
 ONE = {"run": "scenes-val", "image": IMAGE}
 TWO = {"run": "star", "with": "causal", "image": IMAGE}
 CODE = {"codegroup": 1, "codetask": "scene"}

@@ -291,7 +291,7 @@ def test_a_second_process_is_told_and_harms_nothing(model: Path, whole: Path, tm
         time.sleep(0.01)
     os.kill(first.pid, signal.SIGSTOP)  # it holds the lock for as long as the test needs
     second = start(command(model, out))
-    _, said = second.communicate(timeout=60)
+    _, said = second.communicate(timeout=600)
     os.kill(first.pid, signal.SIGCONT)
     assert second.returncode == 2 and "another process is writing" in said and said.count("\n") == 1
     assert first.wait(60) == 0 and content(out) == content(whole)
@@ -308,7 +308,7 @@ def test_ctrl_c_and_sigterm_keep_what_is_finished(
     while not (tmp_path / "run.h5.shards" / "00000004-00000008.h5").exists():
         time.sleep(0.01)
     process.send_signal(how)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=600)
     assert process.returncode == status and "the same command goes on" in said and "Traceback" not in said
     assert not list((tmp_path / "run.h5.shards").glob("*/*"))
 
@@ -348,7 +348,7 @@ def test_a_full_disk_keeps_what_is_finished(model: Path, whole: Path, tmp_path: 
         out, filler = disk / "run.h5", disk / "filler"
         filler.write_bytes(bytes(size - room))
         process = start(command(model, out))
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=600)
         assert process.returncode == 2 and "no room left" in said and said.count("\n") == 1, said
         shards = list(disk.glob("run.h5.shards/*.h5"))
         assert bool(shards) == (room > 20_000_000) and bool(shards) == ("images are kept" in said)

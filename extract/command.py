@@ -121,8 +121,8 @@ def _stoppable() -> Iterator[None]:
 class Bar:
     """What moves the bar of `progress`."""
 
-    def __init__(self, bar: Any, task: Any) -> None:
-        self._bar, self._task = bar, task
+    def __init__(self, bar: Any, task: Any, unit: str, done: int) -> None:
+        self._bar, self._task, self._unit, self._done = bar, task, unit, done
 
     def advance(self, count: int = 1) -> None:
         """`count` more are done. Raises KeyboardInterrupt once the command was asked to stop."""
@@ -134,6 +134,13 @@ class Bar:
         self._ask()
         self._bar.update(self._task, completed=done, total=total)
 
+    def words(self) -> str:
+        """What the bar says, for a line that stays, also where no bar is shown."""
+        task = self._bar.tasks[0]
+        done, total = int(task.completed), task.total
+        count, left = (f"{done:,}", None) if total is None else (f"{done:,} of {int(total):,}", int(total) - done)
+        return f"{count} {self._unit}, {_pace(done - self._done, left, task.elapsed or 0.0)}"
+
     @staticmethod
     def _ask() -> None:
         if _asked is not None:
@@ -141,10 +148,11 @@ class Bar:
 
 
 @contextlib.contextmanager
-def progress(name: str, unit: str, *, total: int | None = None, done: int = 0) -> Iterator[Bar]:
+def progress(name: str, unit: str, *, total: int | None = None, done: int = 0, shown: bool = True) -> Iterator[Bar]:
     """A bar with how many are done, how fast, and the time left, where stderr is a terminal; elsewhere nothing.
 
-    `unit`: what is counted, in plural. `done`: how many were before this command.
+    `unit`: what is counted, in plural. `done`: how many were before this command. Of several processes that do one
+    work, one has its bar `shown`.
     """
     from rich import progress as rich
     from rich.console import Console
@@ -158,11 +166,11 @@ def progress(name: str, unit: str, *, total: int | None = None, done: int = 0) -
     counted = rich.MofNCompleteColumn()
     columns = (f"{name:<13}", rich.BarColumn(16), counted, f"{unit},", Pace())
     console = Console(stderr=True)
-    silent = not console.is_terminal or console.is_dumb_terminal
+    silent = not shown or not console.is_terminal or console.is_dumb_terminal
     # What is printed meanwhile goes above the bar, unless it goes elsewhere than to the terminal.
     given: dict[str, Any] = {"console": console, "redirect_stdout": sys.stdout.isatty()}
     with rich.Progress(*columns, **given, transient=True, disable=silent) as bar:
-        yield Bar(bar, bar.add_task("", total=total, completed=done))
+        yield Bar(bar, bar.add_task("", total=total, completed=done), unit, done)
 
 
 def _pace(done: int, left: int | None, seconds: float) -> str:

@@ -335,6 +335,14 @@ def test_progress_is_shown_on_a_terminal_alone() -> None:
     assert (piped.stdout, piped.stderr) == ("a result\n", "")
 
 
+def test_what_a_bar_says_can_be_printed_where_none_is_shown() -> None:
+    with command.progress("learning", "steps", total=4000, done=1000, shown=False) as bar:
+        bar.advance(500)
+        assert re.fullmatch(r"1,500 of 4,000 steps, .* left", bar.words())
+        bar.reach(4000, 4000)
+        assert re.fullmatch(r"4,000 of 4,000 steps, .* so far", bar.words())
+
+
 # ---- the end
 
 

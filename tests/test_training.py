@@ -1,6 +1,11 @@
 """Training: stages resume to the same weights, the recipe runs from end to end, captions teach every factor."""
 
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +16,7 @@ from htc_probe.extract.data import scene_words, scenes
 from htc_probe.extract.training import tiny
 from htc_probe.extract.training.cli import main
 from htc_probe.extract.training.config import Schedule
-from htc_probe.extract.training.stage import Batches, train_stage
+from htc_probe.extract.training.stage import Batches, last_checkpoint, train_stage
 
 SHORT = [
     "--images",
@@ -68,7 +73,8 @@ def test_an_interrupted_stage_continues_to_the_same_weights(tmp_path):
             if stop is None:
                 logs.append(train_stage(line, line_batches(), schedule, folder, seed=3, labels="y"))
             else:
-                with pytest.raises(KeyboardInterrupt):
+                kept = rf"\d+ of 20 steps of parts are kept in {folder}/checkpoint-\d+; .* goes on from there"
+                with pytest.raises(KeyboardInterrupt, match=kept):
                     train_stage(line, line_batches(stop), schedule, folder, seed=3, labels="y")
         states.append(line.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
@@ -79,6 +85,29 @@ def test_an_interrupted_stage_continues_to_the_same_weights(tmp_path):
     log = train_stage(fresh, line_batches(0), schedule, tmp_path / "whole", seed=3, labels="y")
     assert log == json.loads(json.dumps(logs[0]))
     assert torch.equal(fresh.linear.weight, states[0]["linear.weight"])
+
+
+def test_a_stage_that_is_stopped_early_says_that_nothing_is_kept(tmp_path):
+    schedule = Schedule(steps=20, batch=8, learning_rate=0.1)
+    with pytest.raises(KeyboardInterrupt, match=r"had no checkpoint yet \(the first comes after 2 steps\); .* again"):
+        train_stage(Line(), line_batches(1), schedule, tmp_path / "line", seed=3, labels="y")
+
+
+@pytest.mark.parametrize("validated", [False, True])
+def test_losses_are_printed_at_the_first_step_and_about_every_tenth(tmp_path, capfd, validated):
+    """In lines of ours alone, of which the last is of the last step; nothing of transformers' beside them."""
+    schedule = Schedule(steps=205, batch=8, learning_rate=0.1)
+    validation = line_batches() if validated else None
+    train_stage(Line(), line_batches(), schedule, tmp_path / "line", seed=3, labels="y", validation=validation)
+    out, err = capfd.readouterr()
+    lines = out.splitlines()
+    val = r", on val \d\S*" if validated else ""
+    assert re.fullmatch(r"line          2 of 205 steps, .* left; loss \d\S*", lines[0]) and 10 <= len(lines) <= 12
+    assert all(re.fullmatch(rf"line          \d+ of 205 steps, .*; loss \d\S*{val}", line) for line in lines[1:])
+    assert lines[-1].startswith("line          205 of 205 steps") and err == ""
+
+    train_stage(Line(), line_batches(), schedule, tmp_path / "line", seed=3, labels="y", validation=validation)
+    assert capfd.readouterr().out == "line          is there already\n"
 
 
 @pytest.mark.slow
@@ -107,6 +136,35 @@ def test_the_recipe_runs_continues_and_makes_a_model_that_loads(tmp_path, capsys
     capsys.readouterr()
     assert main(["tiny", *SHORT, *place, "--seed", "7"]) == 2
     assert "seed 0 instead of 7" in capsys.readouterr().err
+
+
+ENDLESS = {
+    "clip": ["tiny", *SHORT[:4], "--clip.steps", "9000", "--clip.batch", "8"],
+    "fine-tuning": ["--init-from", "htc-tiny", "--max-steps", "9000", "--save-steps", "8", "--batch", "2"]
+    + ["--device-batch", "2", "--workers", "2", "--max-length", "60"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ENDLESS)
+def test_ctrl_c_says_what_is_kept(name, tmp_path):
+    """Sent to all processes, as a terminal does, in the middle of many steps; nothing else is on stderr."""
+    places = ["--out", "out"] + (["--work", "work"] if name == "clip" else [])
+    typed = [sys.executable, "-m", "htc_probe.extract.training.cli", *ENDLESS[name], *places]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": env, "cwd": tmp_path}
+    with subprocess.Popen(typed, start_new_session=True, **given) as process:
+        line = next(line for line in process.stdout if line.startswith(name))
+        os.killpg(process.pid, signal.SIGINT)
+        _, told = process.communicate()
+    assert process.returncode == 130 and re.match(rf"{name} +\d+ of 9,000 steps, .* left; loss \d", line)
+    if name == "clip":
+        kept = "clip had no checkpoint yet (the first comes after 900 steps); the same command begins it again"
+    else:
+        folder = last_checkpoint(tmp_path / "out" / "checkpoints")
+        step, there = int(folder.name.split("-")[1]), folder.relative_to(tmp_path)
+        kept = f"{step:,} of 9,000 steps of fine-tuning are kept in {there}; the same command goes on from there"
+    assert told == f"htc-train: interrupted; {kept}\n"
 
 
 def test_unknown_flags_are_errors():

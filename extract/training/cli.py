@@ -14,23 +14,28 @@ from htc_probe.extract.training.toml_file import read_settings
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; gives its exit status, see `extract.command.main`."""
-    interrupted = "the same command continues from the last checkpoint"
+    interrupted = "what is finished is kept; the same command goes on with the rest"
     return command.main("htc-train", _parse, train, argv, interrupted=interrupted)
 
 
 def train(config: TinyConfig | FinetuneConfig) -> None:
     """Trains the model and says where it is. Raises UserError."""
     command.quiet_transformers()
+    is_there = False
     if isinstance(config, TinyConfig):
         from htc_probe.extract.training.tiny import train_tiny
 
         folder = train_tiny(config)
     else:
-        from htc_probe.extract.training.finetune import finetune
+        from htc_probe.extract.training.finetune import finetune, is_finished
 
+        is_there = is_finished(config)
         folder = finetune(config)
     if os.environ.get("RANK", "0") == "0":  # under torchrun only one of the processes says so
-        print(f"Wrote {folder}: the model, its tokenizer and its log")
+        if is_there:
+            print(f"{folder} is there already, made with the same settings: nothing to do.")
+        else:
+            print(f"Wrote {folder}: the model, its tokenizer and its log")
         print(f"Next:  htc-extract --model {quote(str(folder))} --split val")
 
 

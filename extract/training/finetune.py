@@ -22,10 +22,11 @@ from htc_probe.extract.files import replaced
 from htc_probe.extract.training import instruction
 from htc_probe.extract.training.config import FinetuneConfig, plain
 from htc_probe.extract.training.conversations import Conversation, Encoder, read_conversations, scene_conversations
-from htc_probe.extract.training.stage import EVERY_RUN, claim, last_checkpoint
+from htc_probe.extract.training.stage import EVERY_RUN, claim, last_checkpoint, learn
 from htc_probe.extract.vlm.config import HTCConfig
 from htc_probe.extract.vlm.mgvq import MGVQ, PRESETS
 from htc_probe.extract.vlm.model import HTCVLM
+from htc_probe.extract.words import counted
 
 _ANCHORS = 4
 _RECORD = "training.json"
@@ -49,14 +50,15 @@ def finetune(config: FinetuneConfig) -> Path:
     if first:
         settings = {name: value for name, value in plain(config).items() if name not in _FREE}
         claim(config.out / "settings.json", settings | {"rows": len(rows)}, "--out")
-    if (config.out / _RECORD).exists():
+    if is_finished(config):
         return config.out
     model, tokenizer = build(config)
     data = _instructions(config, rows, model.config, tokenizer, talk=first)
     trainer = _trainer(config, model, data)
-    checkpoint = last_checkpoint(config.out / "checkpoints")
+    if first:
+        _announce(config, trainer)
     try:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        learn(trainer, "fine-tuning", shown=first)
     except UserError as error:  # that of a process that reads images comes with its traceback in the message
         last = str(error).strip().splitlines()[-1]
         raise UserError(last.removeprefix("htc_probe.extract.errors.UserError: ")) from error
@@ -72,6 +74,11 @@ def finetune(config: FinetuneConfig) -> Path:
         shutil.rmtree(config.out / "checkpoints")
     trainer.accelerator.wait_for_everyone()
     return config.out
+
+
+def is_finished(config: FinetuneConfig) -> bool:
+    """Whether the model is there."""
+    return (config.out / _RECORD).exists()
 
 
 def build(config: FinetuneConfig) -> tuple[HTCVLM, PreTrainedTokenizerBase]:
@@ -297,6 +304,16 @@ def _trainer(config: FinetuneConfig, model: HTCVLM, data: instruction.Instructio
         # Every process has the weights. accelerate's way of sending them around knows no buffers, and MGVQ has some.
         plugin.cpu_ram_efficient_loading = False
     return trainer
+
+
+def _announce(config: FinetuneConfig, trainer: Trainer) -> None:
+    args, begun = trainer.args, last_checkpoint(config.out / "checkpoints")
+    precision = "bfloat16" if args.bf16 else "float32"
+    devices = "" if _devices() == 1 else f"{_devices()} x "
+    print(f"model  {config.init_from}, {config.train}, {precision} on {devices}{args.device}")
+    rows = counted(len(cast(instruction.Instructions, trainer.train_dataset)), "row")
+    print(f"data   {config.data}: {rows}, {counted(args.max_steps, 'step')} of {config.batch}")
+    print(f"file   {config.out}" + ("" if begun is None else f"; goes on from {begun}"), flush=True)
 
 
 class _Trainer(Trainer):

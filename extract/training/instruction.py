@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from htc_probe.extract import command
 from htc_probe.extract.data import scenes
 from htc_probe.extract.data.files import read_image
 from htc_probe.extract.data.source import ImageError
@@ -98,8 +98,12 @@ def with_images(rows: Sequence[Conversation], folder: Path, *, skip: bool, repor
     What is missing is a UserError, or, with `skip`, said and listed in the file `report`.
     """
     names = sorted({row.image for row in rows if row.image is not None})
-    looked_at = track(names, f"looking for {len(names)} images", disable=report is None or len(names) < 10_000)
-    missing = {name for name in looked_at if not os.path.exists(folder / name)}
+    missing = set()
+    with command.progress("looking", "images", total=len(names), shown=report is not None) as bar:
+        for name in names:
+            if not os.path.exists(folder / name):
+                missing.add(name)
+            bar.advance()
     if not missing:
         return list(rows)
     kept = [row for row in rows if row.image not in missing]

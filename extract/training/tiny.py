@@ -5,19 +5,20 @@ the LLaMA from questions and answers, on cached features.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import signal
+from collections.abc import Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig, LlamaConfig
 from transformers.trainer_utils import EvalPrediction
 
+from htc_probe.extract import command
 from htc_probe.extract.data import scene_words, scenes
 from htc_probe.extract.files import replaced
 from htc_probe.extract.training.card import write_card, write_curves
@@ -28,6 +29,7 @@ from htc_probe.extract.training.stage import Batches, claim, train_stage
 from htc_probe.extract.vlm.config import CLIP_MEAN, CLIP_STD, HTCConfig
 from htc_probe.extract.vlm.mgvq import MGVQConfig
 from htc_probe.extract.vlm.model import HTCVLM
+from htc_probe.extract.words import counted
 
 RESOLUTION, _PATCH, WIDTH, _HEADS = 64, 8, 128, 4
 _VISION_LAYER = -1
@@ -44,6 +46,9 @@ def train_tiny(config: TinyConfig) -> Path:
     """
     settings = {name: value for name, value in plain(config).items() if name not in ("out", "work")}
     claim(config.work / "config.json", settings, "--work")
+    print("model  a small HTC-VLM, from nothing: CLIP, then MGVQ, then answers")
+    print(f"data   scenes: {counted(config.images, 'image')} of train, {config.val_images:,} of val")
+    print(f"file   {config.out}; what leads to it is kept in {config.work}", flush=True)
     pictures = config.work / "pictures"
     train = _rendered("train", config.images, pictures)
     val = _rendered("val", config.val_images, pictures)
@@ -75,11 +80,15 @@ def _rendered(split: str, count: int, folder: Path) -> np.ndarray:
     """(count, R, R, 3) u8, the first `count` scenes of a split; drawn once and memory-mapped from then on."""
     path = folder / f"{split}-{count}-{RESOLUTION}.npy"
     if not path.exists():
-        with replaced(path) as unfinished, ProcessPoolExecutor() as pool:
+        # Ctrl-C reaches all processes; this one answers it. What was not begun is then called off.
+        deaf: dict[str, Any] = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+        with replaced(path) as unfinished, ProcessPoolExecutor(**deaf) as pool:
             out = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (count, RESOLUTION, RESOLUTION, 3))
-            images: Iterable = pool.map(partial(_pixels, split), range(count), chunksize=64)
-            for i, image in enumerate(track(images, f"drawing {count} scenes ({split})", total=count)):
-                out[i] = image
+            images = cast(Generator, pool.map(partial(_pixels, split), range(count), chunksize=64))
+            with contextlib.closing(images), command.progress("drawing", f"{split} scenes", total=count) as bar:
+                for i, image in enumerate(images):
+                    out[i] = image
+                    bar.advance()
             out.flush()
     return np.load(path, mmap_mode="r")
 
@@ -130,11 +139,13 @@ def truths_of(split: str, count: int, bank: list[str]) -> Truths:
     grid = RESOLUTION // _PATCH
     regions = torch.zeros(count, 1 + len(scenes.COUNTS), len(bank), dtype=torch.bool)
     owners = torch.zeros(count, grid**2, dtype=torch.uint8)
-    for i in track(range(count), f"captions of {count} scenes ({split})"):
-        scene = scenes.scene(split, i)
-        for region, sentences in zip(regions[i], scene.region_captions, strict=False):
-            region[[column[s] for s in sentences]] = True
-        owners[i] = torch.from_numpy(scenes.owners(scene, grid).ravel() + 1)
+    with command.progress("captions", f"{split} scenes", total=count) as bar:
+        for i in range(count):
+            scene = scenes.scene(split, i)
+            for region, sentences in zip(regions[i], scene.region_captions, strict=False):
+                region[[column[s] for s in sentences]] = True
+            owners[i] = torch.from_numpy(scenes.owners(scene, grid).ravel() + 1)
+            bar.advance()
     return Truths(regions.any(1), regions, owners)
 
 
@@ -244,12 +255,14 @@ def cached_features(model: HTCVLM, images: np.ndarray, folder: Path, name: str) 
                 key: np.lib.format.open_memmap(stack.enter_context(replaced(paths[key])), "w+", np.float16, shape)
                 for key, shape in shapes.items()
             }
-            for start in track(range(0, len(images), 256), f"features of {len(images)} scenes ({name})"):
+            bar = stack.enter_context(command.progress("features", f"{name} scenes", total=len(images)))
+            for start in range(0, len(images), 256):
                 pixels = as_pixel_values(images[start : start + 256])
                 out["patches"][start : start + 256] = model.vision_features(pixels).numpy()
                 encoding = model.quantize(pixels)
                 assert encoding is not None
                 out["q"][start : start + 256] = encoding.quant.flatten(1).numpy()
+                bar.advance(len(pixels))
             for array in out.values():
                 array.flush()
     return Features(*(np.load(paths[key], mmap_mode="r") for key in Features._fields))
@@ -294,17 +307,20 @@ def answer_accuracy(model: HTCVLM, split: str, features: Features) -> dict[str, 
     truth = [scenes.scene(split, i).answers for i in range(len(features.q))]
     right: dict[str, list[bool]] = {question: [] for question in scenes.QUESTIONS}
     model.eval()
-    for start in track(range(0, len(truth), 250), f"answers on {split}"):
-        rows = slice(start, start + 250)
-        with torch.no_grad():
-            compressed = model.compress(*model.hybrid(*_tensors(features, rows)))
-        for question, words in scenes.QUESTIONS.items():
-            prompt = tokenizer(words, return_tensors="pt").input_ids.expand(len(compressed.hidden), -1)
-            answers = model.generate(compressed=compressed, input_ids=prompt, max_new_tokens=scene_words.MAX_ANSWER + 1)
-            texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
-            right[question] += [
-                answer.strip() == true[question]
-                for answer, true in zip(texts, truth[rows], strict=True)
-                if question in true
-            ]
+    longest = scene_words.MAX_ANSWER + 1
+    with command.progress("asking", f"{split} scenes", total=len(truth)) as bar:
+        for start in range(0, len(truth), 250):
+            rows = slice(start, start + 250)
+            with torch.no_grad():
+                compressed = model.compress(*model.hybrid(*_tensors(features, rows)))
+            for question, words in scenes.QUESTIONS.items():
+                prompt = tokenizer(words, return_tensors="pt").input_ids.expand(len(compressed.hidden), -1)
+                answers = model.generate(compressed=compressed, input_ids=prompt, max_new_tokens=longest)
+                texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
+                right[question] += [
+                    answer.strip() == true[question]
+                    for answer, true in zip(texts, truth[rows], strict=True)
+                    if question in true
+                ]
+            bar.advance(len(truth[rows]))
     return {question: float(np.mean(hits)) for question, hits in right.items()}

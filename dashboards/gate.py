@@ -59,15 +59,15 @@ def refusal(hosts: Sequence[str], origins: Sequence[str], names: Sequence[str] |
     """
     asked = [name_of(host) for host in hosts]
     if len(asked) != 1 or not _expected(asked[0], names):
-        return f"it was asked for as {_shown(hosts)}, which is no name of this machine; {_WAY_OUT}"
+        return f"the request names the host {_shown(hosts)}, which is not this machine; {_WAY_OUT}"
     known = [*asked, *(names or ())]
     pages = [name_of(origin.partition("://")[2]) for origin in origins]
     if not all(_expected(page, known) for page in pages):
-        return f"a page of {_shown(origins)} asked, which is another site; {_WAY_OUT}"
+        return f"the request comes from a page of another site, {_shown(origins)}; {_WAY_OUT}"
     return ""
 
 
-_WAY_OUT = "open http://localhost instead, or name the proxy that it is reached through with --public-name"
+_WAY_OUT = "open http://localhost instead; behind a proxy, give the name that people type with --public-name"
 
 
 def name_of(host: str) -> str:
@@ -88,8 +88,8 @@ def check_public_name(name: str) -> None:
     """Raises UserError unless it is a name without a scheme, port or path."""
     if not name or name_of(name) != name.lower().strip("[]").removesuffix("."):
         raise UserError(
-            f"--public-name {name} is no name of a machine; give what stands in the browser's address bar between // "
-            "and the next : or /, such as lab.example"
+            f"--public-name {name} is not the name of a machine; give the part of the address between // and the next "
+            ": or /, such as lab.example"
         )
 
 

@@ -19,7 +19,7 @@ _HEAD = ["id", "tags", "note"]
 _BETWEEN = "; "
 _LONGEST_TAG = 40
 _LONGEST_TEXT = 10_000
-_WAY_OUT = "notes and tags need a folder that may be written to"
+_WAY_OUT = "notes and tags need a folder that can be written to"
 
 
 class Note(NamedTuple):
@@ -92,7 +92,7 @@ def write(path: Path, name: str, text: str, before: str) -> None:
 def _checked(name: str) -> str:
     name = name.strip()
     if not 0 < len(name) <= _LONGEST_TAG or not name.isprintable() or ";" in name:
-        raise UserError(f"{name[:60]!r} is no tag; expected 1 to {_LONGEST_TAG} characters without ;")
+        raise UserError(f"{name[:60]!r} is not a tag; expected 1 to {_LONGEST_TAG} characters without ;")
     return name
 
 

@@ -152,9 +152,9 @@ def _check_size(run: Run) -> None:
         ("images", shape.images, _MOST_IMAGES),
         ("layers", shape.layers, _MOST_LAYERS),
         ("heads", shape.heads, _MOST_LAYERS),
-        ("numbers of attention an image", shape.layers * shape.heads * shape.keys, _MOST_NUMBERS),
-        ("numbers of v_d an image", shape.anchors * shape.width, _MOST_NUMBERS),
-        ("codes an image", math.prod(shape.codes or ()), _MOST_NUMBERS),
+        ("attention values per image", shape.layers * shape.heads * shape.keys, _MOST_NUMBERS),
+        ("v_d values per image", shape.anchors * shape.width, _MOST_NUMBERS),
+        ("codes per image", math.prod(shape.codes or ()), _MOST_NUMBERS),
     ):
         if count > most:
             raise UserError(f"{run.path.name} has {count:,} {what}; the dashboard shows up to {most:,}")

@@ -60,14 +60,14 @@ def find_model(run: Run, *, model: str | None = None, device: str | None = None)
         raise UserError(f"the model of {run.path.name} is not where it was: {error}; say where with --model") from error
     if sha256 != wanted.get("sha256"):
         raise UserError(
-            f"{place.folder} is another model than that of {run.path.name} (its weights are {sha256[:8]}, the run's "
+            f"{place.folder} is not the model of {run.path.name} (its weights are {sha256[:8]}, the run's "
             f"{str(wanted.get('sha256'))[:8]}); say where {wanted.get('name')} is with --model, or extract again"
         )
     changes = square_changes(wanted.get("config") or {}, models.read_config(place.folder).to_dict())
     if changes:
         words = "; ".join(f"{name} was {old} and is {new}" for name, old, new in changes)
         raise UserError(
-            f"{place.folder} makes images square otherwise than when {run.path.name} was made ({words}); bring its "
+            f"{place.folder} does not make images square as when {run.path.name} was made ({words}); bring its "
             "preprocessor_config.json or config.json back, or extract again"
         )
     if place.dtype not in _DTYPES:

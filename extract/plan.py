@@ -59,7 +59,7 @@ def parse_share(text: str | None) -> Share:
             return Share(0, 1)
     index, slash, count = text.partition("/")
     if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise UserError(f"--shard {text} is no part of the work; use i/n with i from 0 to n-1, such as 0/4")
+        raise UserError(f"--shard {text} is not a part of the work; use i/n with i from 0 to n-1, such as 0/4")
     return Share(int(index), int(count))
 
 

@@ -588,7 +588,7 @@ def test_another_model_is_refused(folder: Path, capsys: Any) -> None:
     save_file(tensors, folder / "model" / "model.safetensors", metadata={"format": "pt"})
     assert main(["contributions", "--run", str(folder / "run.h5"), "--model", str(folder / "model")]) == 2
     said = capsys.readouterr().err
-    assert "is another model than that of run.h5" in said and said.count("\n") == 1
+    assert "is not the model of run.h5" in said and said.count("\n") == 1
     assert not (folder / "run.analysis.h5").exists()
 
 

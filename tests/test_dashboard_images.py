@@ -173,7 +173,7 @@ def test_filters_of_labels_ids_and_right_and_wrong_narrow_together(folder: Path,
     app.text_input(key="id_part").set_value("").run()
     assert shown(app) == [10]
     app.multiselect(key="labels").set_value(["object: bar"]).run()
-    assert shown(app) == [] and "No image has all of this" in app.info[0].value
+    assert shown(app) == [] and "No image matches all filters" in app.info[0].value
 
 
 def test_images_are_sorted_by_what_is_there(folder: Path, open_app: Any) -> None:
@@ -189,7 +189,7 @@ def test_images_are_sorted_by_what_is_there(folder: Path, open_app: Any) -> None
     assert shown(app) == list(range(59, 11, -1))
     app.selectbox(key="sort").set_value("loss").run()
     assert shown(app)[:3] == [7, 4, 1], "wrong, the surest first"
-    assert any("Known of 40 of these 60 images" in caption.value for caption in app.caption)
+    assert any("40 of these 60 images have a value" in caption.value for caption in app.caption)
     told = [item.value for item in app.code]
     assert f"htc-analyze knockouts --run {run}" in told and f"htc-analyze interchange --run {run}" in told
 

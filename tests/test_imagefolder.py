@@ -355,7 +355,7 @@ def test_a_folder_for_each_class_is_a_label(sorted_folder: Path) -> None:
     (sorted_folder / "tasks.toml").write_text("")
     assert ImageFolder(sorted_folder, "val").tasks == ()
     (sorted_folder / "tasks.toml").write_text('[pet]\nsuite = "detail"\nkind = "classes"\n')
-    with pytest.raises(UserError, match="declares pet, and no metadata has it"):
+    with pytest.raises(UserError, match="declares pet, and no metadata is read"):
         ImageFolder(sorted_folder, "val")
 
 

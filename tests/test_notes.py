@@ -113,13 +113,13 @@ def test_a_damaged_file_is_told_of_and_left_as_it_is(path: Path, content: bytes)
 
 def test_where_nothing_can_be_written_it_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="folder that may be written to"):
+    with pytest.raises(UserError, match="folder that can be written to"):
         tag(tmp_path / "file" / "run.notes.csv", ["a"], add=["x"])
 
 
 @pytest.mark.parametrize("name", ["", "  ", "a;b", "a\nb", "x" * 41])
 def test_what_is_no_tag_is_refused(path: Path, name: str) -> None:
-    with pytest.raises(UserError, match="is no tag"):
+    with pytest.raises(UserError, match="is not a tag"):
         tag(path, ["a"], add=[name])
     with pytest.raises(UserError, match="too long"):
         write(path, "a", "x" * 10_001, "")

@@ -88,7 +88,7 @@ def label_map(run: Path | str, *, task: str) -> go.Figure:
     reading, label, n = _told(of)
     assert of.shape.codes is not None
     if task not in reading.tasks:
-        raise Nothing(f"codes of {of.path.name} have nothing to tell of {task}; of {', '.join(reading.tasks)} they may")
+        raise Nothing(f"the codes of {of.path.name} were not read for {task}; choose one of {', '.join(reading.tasks)}")
     bits_P, shape = label.map[reading.tasks.index(task)], of.shape.codes[:2]
     return figures.code_label_map(bits_P, reading.rows.tolist(), reading.cols.tolist(), shape, task=task, n=n)
 
@@ -167,5 +167,5 @@ def _told(of: Source) -> tuple[Codes, CodeLabels, int]:
     """What codes tell of labels, and of how many images."""
     section = of.analysed(of.sections.reading, "reading")
     reading = some(section.code, f"the codes of {of.path.name} were not read")
-    label = some(reading.label, f"no task of {of.path.name} has two different labels, so codes have nothing to tell")
+    label = some(reading.label, f"no task of {of.path.name} has two different labels to read from the codes")
     return reading, label, min(section.images, of.shape.images)

@@ -204,7 +204,7 @@ def handed_over(run: Path | str, other: Path | str, *, image: int | str, layer: 
             share_LS = section.share[section.images.index(name)]
             maps.append(_map((share_LS.mean(0) if place is None else share_LS[place]) * 100, of))
     if len(maps) < 2 or maps[0] is None or maps[1] is None:
-        raise Nothing(f"contributions of {name} (attention × value) are not there for both runs")
+        raise Nothing(f"contributions of {name} (attention × value) were not computed for both runs")
     which = "mean over layers" if place is None else f"layer {place + 1}"
     subtitle = f"attention × value · {which}, all heads · 1 image"
     given = both.words("What does each patch contribute in this image?", subtitle, "% of the update")
@@ -357,7 +357,7 @@ def _words(both: Two, layer: int | None, head: int | None) -> str:
 
 def _same(both: Two) -> Two:
     if not both.same_cells:
-        raise Nothing("the runs have other numbers of layers or heads, so no layer of one is that of the other")
+        raise Nothing("the runs have different numbers of layers or heads, so no layers can be paired")
     return both
 
 

@@ -19,7 +19,7 @@ from htc_probe.extract.errors import UserError
 from htc_probe.probes.scores.intervals import mean_known
 
 _MODES = {"zero": "knocked out", "mean": "set to the mean", "resampled": "from another image"}
-_UNASKED = "the data of this run ask nothing that the model answers"
+_UNASKED = "the data of this run have no questions that the model answers"
 
 
 def bars(run: Path | str, *, on: str = Z, of: str | None = None, image: int | str | None = None) -> go.Figure:

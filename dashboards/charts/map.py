@@ -110,7 +110,7 @@ def _coloured(
     if label is not None and label not in task.classes:
         raise UserError(f"{task.name} has no class {label!r}; expected one of {', '.join(task.classes)}")
     if probe:
-        what = f"{of.path.name} has nothing that a probe of {task.name} said from {shown(representation)}"
+        what = f"{of.path.name} has no predictions of {task.name} from {shown(representation)}"
         return _surely(of, rows, task, label, representation, some(predicted(of, task.name, representation), what))
     labels = data.labels(of.key)[task.name][rows]
     if task.kind in NUMERIC:

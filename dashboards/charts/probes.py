@@ -113,7 +113,7 @@ def values(
     of = source(run)
     told = told_of(of, task, read, None, images)
     if told.sure is not None:
-        raise UserError(f"{task} is no number; charts.probes.confusion shows it")
+        raise UserError(f"{task} is not a number; charts.probes.confusion shows it")
     unit = next((row.unit for row in results(of).rows if row.task == task), "")
     error = f"{np.abs(told.error).mean():.3g} {escape(unit)}".strip() if len(told.rows) else "unknown"
     # What is said of a circular value lies where the error is the short way round, beyond the period if need be.
@@ -127,7 +127,7 @@ def values(
 def told_of(of: Source, task: str, read: str, label: str | None, images: Sequence[int | str]) -> Answers:
     """What the probe of a task said of held-out images."""
     key = representation(results(of), read)
-    beside = some(data.said_beside(of.path), f"what probes said of single images is not beside {of.path.name}")
+    beside = some(data.said_beside(of.path), f"the predictions of the probes are not beside {of.path.name}")
     place = data.key_of(beside)
     some((task, *key) in data.predictions(place) or None, f"the predictions have no probe of {task} from {read}")
     predicted = data.predicted(place, (task, *key), of.shape.images)

@@ -85,7 +85,7 @@ def answer_parts(run: Path | str, *, lens: bool = False) -> go.Figure:
     of = source(run)
     section = of.analysed(of.sections.contributions, "contributions")
     part = section.lens_by_role if lens else section.answers_by_role
-    part_QG3 = ends(some(part, f"the data of {of.path.name} ask nothing that the model answers"))
+    part_QG3 = ends(some(part, f"the data of {of.path.name} have no questions that the model answers"))
     title = "Does the token itself point at the answer?" if lens else "What reaches the answer through the text?"
     return figures.answer_parts(part_QG3, section.questions, section.roles, title=title, n=len(section.images))
 
@@ -97,7 +97,7 @@ def _section(of: Source) -> Reading:
 def _lens(of: Source) -> Lens:
     last = of.shape.layers
     return some(
-        _section(of).lens, f"{of.path.name} was not read as words: that needs the state of the last layer, {last}"
+        _section(of).lens, f"{of.path.name} was not read as words, which needs the state of the last layer, {last}"
     )
 
 

@@ -200,8 +200,8 @@ def chosen(images: int) -> tuple[tuple[int, ...], str]:
     if selections.is_fingerprint(text):
         if text not in _held():
             return (), (
-                "The address names a selection that was too large to stand in it, and this dashboard was started anew "
-                "since. All images are shown."
+                "This selection was too large for the address, and the dashboard that kept it has been restarted. "
+                "All images are shown."
             )
         text_rows = _held()[text]
         rows = tuple(row for row in sorted(text_rows) if row < images)
@@ -225,7 +225,7 @@ def _pinned(images: int) -> tuple[tuple[int, ...], str]:
         return (), f"{error}. No image is pinned."
     told = [f"{beyond:,} of the pinned images are not in this run"] * (beyond > 0)
     if len(rows) > _MOST_PINNED:
-        told.append(f"the address pins {len(rows):,} images, and {_MOST_PINNED} fit: the first ones are pinned")
+        told.append(f"the address pins {len(rows):,} images; only the first {_MOST_PINNED} are pinned")
     return rows[:_MOST_PINNED], "; ".join(told)
 
 
@@ -256,7 +256,7 @@ def choose_pinned(image: int, images: int) -> tuple[int, ...]:
     rows, doubt = _pinned(images)
     pin_button(image, images, "pin")
     if (row := st.session_state.pop("pins_full", None)) is not None:
-        st.warning(f"Image {row + 1:,} is not pinned: {_MOST_PINNED} images are, and no more fit. Unpin one first.")
+        st.warning(f"Image {row + 1:,} is not pinned: {_MOST_PINNED} images are pinned already. Unpin one first.")
     if doubt:
         st.warning(plain(doubt))
         st.button("Unpin all", on_click=_pin, args=((),), width="stretch")

@@ -91,7 +91,7 @@ def _by_label(view: View) -> np.ndarray:
     if not found:
         return keep_N
     options = {f"{task}: {name}": (task, name) for task, names in found.items() for name in names}
-    told = "Several tasks: images that are in all. Several classes of one task: images that are in any of them."
+    told = "Of several tasks, an image must match all. Of several classes of one task, it must match any."
     chosen = [options[name] for name in _several("Labels", list(options), "labels", placeholder="all", help=told)]
     for task in view.header.tasks:
         if names := [name for of, name in chosen if of == task.name]:
@@ -104,7 +104,7 @@ def _by_tag(view: View) -> np.ndarray:
     keep_N = np.ones(len(ids), bool)
     tags = sorted({tag for note in notes.values() for tag in note.tags})
     options = [*tags, *([noting.NOTED] if any(note.text for note in notes.values()) else [])]
-    for tag in _several("Tags", options, "tags", placeholder="all" if options else "no image has one", help=None):
+    for tag in _several("Tags", options, "tags", placeholder="all" if options else "no image has a tag", help=None):
         keep_N &= [name in notes and _tagged(notes[name], tag) for name in ids]
     return keep_N
 
@@ -152,7 +152,7 @@ def _by_right(view: View, reader: data.Reader, read: data.Read) -> np.ndarray:
     there = ui.pick("Prediction there", [_RIGHT, _WRONG], "right_there")
     right_N = data.right_there(view.key, others[other], reader)
     if right_N is None:
-        st.caption(ui.plain(f"{other} has nothing that reads {reader.task} from {reader.source}."))
+        st.caption(ui.plain(f"{other} has no prediction of {reader.task} from {reader.source}."))
         return keep_N
     return keep_N & (right_N == (there == _RIGHT))
 
@@ -189,7 +189,7 @@ def _sorted(
     by = ways[chosen]()
     known = int(np.isfinite(by.amount_N[rows]).sum())
     if known < len(rows):
-        st.caption(f"Known of {known:,} of these {len(rows):,} images; the others come last.")
+        st.caption(f"{known:,} of these {len(rows):,} images have a value; the others come last.")
     return data.ordered(rows, by.amount_N, highest), by
 
 
@@ -254,7 +254,7 @@ def _found(view: View, rows: np.ndarray, by: _Sorted | None, task: Task | None) 
             noting.tag_all(view.path, [view.header.ids[row] for row in rows])
         noting.export(view.path)
     if not len(rows):
-        st.info("No image has all of this. Take a filter away.")
+        st.info("No image matches all filters. Remove one.")
         return
     pages = -(-len(rows) // _AT_ONCE)
     list_of = zlib.crc32(rows.tobytes())  # another list begins at its first page
@@ -277,7 +277,7 @@ def _found(view: View, rows: np.ndarray, by: _Sorted | None, task: Task | None) 
         pictures.append(gallery.Picture(row, source, words, tuple(lines), row == view.selection.image))
     gallery.show(pictures, "images_gallery", ui.go_to_image)
     ui.how_to_read(
-        "Click an image to make it the image of all pages. Under each: its id, its label"
+        "Click an image to show it on all pages. Below each image are its id, its label"
         + (f" of {ui.plain(task.name)}" if task is not None else "")
-        + " and what it is sorted by."
+        + " and the value that it is sorted by."
     )

@@ -77,8 +77,8 @@ def _check_period(task: dict[str, Any], where: str) -> None:
             raise UserError(f'{where} has a period and is of kind "{task["kind"]}"; write kind = "circular"')
     elif not isinstance(period, int | float) or isinstance(period, bool) or not 0 < period < math.inf:
         raise UserError(
-            f"{where} is circular and its period is {period!r}; write how far apart values are that mean the same, "
-            "such as period = 360 of degrees, or 180 of the degrees of a line without ends"
+            f"{where} is circular and its period is {period!r}; write after how much a value comes round, such as "
+            "period = 360 for an angle in degrees, or 180 for the direction of a line without ends"
         )
 
 

@@ -124,7 +124,7 @@ def scale(file: tuple[int, int], annotated: tuple[float, float], path: str) -> t
         raise ImageError(
             path,
             f"annotated as an image of {annotated[0]:g} x {annotated[1]:g} pixels, and the upright file has {file[0]} "
-            f"x {file[1]}, which no one factor explains; use the file that was annotated, or one scaled as a whole",
+            f"x {file[1]}: no one factor scales both sides; use the file that was annotated, or one scaled as a whole",
         )
     return file[0] / annotated[0], file[1] / annotated[1]
 

@@ -157,7 +157,7 @@ def _by_folder(
     of_folders = 1 < len(names) < len(files) and "" not in classes.values()
     if tables or set(settings) - ({"label"} if of_folders else set()):
         trouble = (
-            f"{toml} declares {', '.join(settings)}, and no metadata has it" if settings else "no metadata is read"
+            f"{toml} declares {', '.join(settings)}, and no metadata is read" if settings else "no metadata is read"
         )
         besides = f" ({', '.join(map(printable, tables[:3]))} is not read)" if tables else ""
         raise UserError(
@@ -167,7 +167,7 @@ def _by_folder(
         )
     loose = [file for file, name in classes.items() if not name]
     if len(names) > 1 and loose:
-        note = f"the folders of {folder} are no classes, as {len(loose)} images lie beside them ({printable(loose[0])})"
+        note = f"the folders of {folder} are not classes: {len(loose)} images lie beside them ({printable(loose[0])})"
         return (), [], [note]
     if not of_folders or (toml.exists() and not settings):
         return (), [], []
@@ -200,7 +200,7 @@ def _read_table(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path} has no rows; give it one an image, or remove it to extract without labels")
     columns = dict.fromkeys(name for row in rows for name in row)
     if "file_name" not in columns:
-        raise UserError(f"{path} has no column file_name (it has {', '.join(columns)}); it says which image a row is")
+        raise UserError(f"{path} has no column file_name (it has {', '.join(columns)}), which names the image of a row")
     return [{name: row.get(name) for name in columns} for row in rows]
 
 
@@ -218,8 +218,8 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
         for row in reader:
             if None in row or None in row.values():
                 raise UserError(
-                    f"{path} line {reader.line_num} has not the {len(columns)} cells of the header; put cells that "
-                    f"hold {_DELIMITERS[delimiter]} in double quotes"
+                    f"{path} line {reader.line_num} does not have the {len(columns)} cells of the header; put cells "
+                    f"that hold {_DELIMITERS[delimiter]} in double quotes"
                 )
             rows.append(dict(row))
     return rows

@@ -89,14 +89,14 @@ def read_adapter(folder: Path) -> Adapter:
             image_fit = fit_of(llava)
             if not extra.is_file() and not any(name.startswith("patch_projector.") for name in replaced):
                 raise UserError(
-                    f"{folder} is of LLaVA's LoRA training, by its config.json, and lacks non_lora_trainables.bin, "
-                    "which holds the projector that was trained too; copy that file there"
+                    f"{folder} is from LLaVA's LoRA training, by its config.json, and lacks non_lora_trainables.bin, "
+                    "which holds the trained projector; copy that file there"
                 )
     if not halves and not replaced:
-        raise UserError(f"{folder} holds no weight of an adapter, so its base would pass as adapted; copy them there")
+        raise UserError(f"{folder} holds no weights of an adapter; copy them there")
     for name, pair in halves.items():
         if len(pair) != 2 or pair["A"].shape[:1] != (rank,):
-            raise UserError(f"{folder} has for {name} no A and B of rank {rank}, as its adapter_config.json says")
+            raise UserError(f"{folder} has no A and B of rank {rank} for {name}, as adapter_config.json has it")
     scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return Adapter(
         scaling, {name: (pair["A"], pair["B"]) for name, pair in halves.items()}, replaced, tensors, image_fit
@@ -135,7 +135,7 @@ def check_adapter(folder: Path, adapter: Adapter, shapes: Mapping[str, tuple[int
             f"{len(adapter.tensors)} in all) cannot be merged here; expected plain LoRA"
         )
     raise UserError(
-        f"the adapter in {folder} fits another model: here is no place for {', '.join(lost[:3])} "
+        f"the adapter in {folder} belongs to another model: this one has no place for {', '.join(lost[:3])} "
         f"({len(lost)} of {len(adapter.tensors)} in all); choose its base with --model"
     )
 

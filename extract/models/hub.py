@@ -43,5 +43,5 @@ def download(name: str, *, weights: bool = True) -> Path:
         if weights and not any(folder.glob("*.safetensors")):
             folder = Path(snapshot_download(name, allow_patterns=[*_DESCRIPTION, *_PICKLES]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise UserError(f"the hub has no model {name!r} to give: {str(error).splitlines()[0]}") from error
+        raise UserError(f"the hub does not give the model {name!r}: {str(error).splitlines()[0]}") from error
     return folder

@@ -48,7 +48,7 @@ def image_settings(folder: Path, size: int, *, pad: bool | None = None) -> dict[
         if resized < size:
             raise _refusal(path, f"size {config['size']}", f"the middle {size} x {size} cannot be cut out of less")
     elif fit == "crop":
-        raise _refusal(path, "do_center_crop off", "images that keep their proportions are no squares")
+        raise _refusal(path, "do_center_crop off", "images that keep their proportions are not square")
     elif resized != size:
         raise _refusal(path, f"size {config['size']}", f"the model's images are {size} x {size}")
     normal = {name: _channels(path, name, settings[name]) for name in ("image_mean", "image_std") if name in settings}

@@ -103,8 +103,8 @@ def _annotations(path: Path, data: dict, images: list[int]) -> dict[int, list[_A
     for number, image, category, bbox, area, crowd in rows:
         if image not in by_image or category not in names:
             raise UserError(
-                f"{path}: annotation {number} is of image {image} and category {category}, of which one is not in the "
-                "file; expected the official file"
+                f"{path}: annotation {number} names image {image} and category {category}, and one of these is not in "
+                "the file; expected the official file"
             )
         by_image[image].append(_Annotation(*names[category], corners(path, bbox, number), area, bool(crowd)))
     return by_image

@@ -88,10 +88,10 @@ def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSourc
 def _graph(image: str, record: Any, path: Path) -> _Graph:
     where = f"{path} image {image}"
     if Path(image).name != image:
-        raise UserError(f"{where} has no number for a name; expected the official file")
+        raise UserError(f"{where}: its name is not a number; expected the official file")
     width, height = (field(record, name, float, where) for name in ("width", "height"))
     if min(width, height) <= 0:
-        raise UserError(f"{where} is {width:g} x {height:g} pixels; expected more than none")
+        raise UserError(f"{where} is {width:g} x {height:g} pixels; expected sizes above 0")
     covered, box, main, place = 0.0, None, None, where
     for number, entry in field(record, "objects", dict, where).items():
         spot = f"{where} object {number}"

@@ -100,7 +100,7 @@ def _image_column(table: "Dataset", root: Path) -> str:
         named = ", ".join(columns) or "columns: " + ", ".join(table.column_names)
         raise UserError(
             f"{root} has {len(columns)} columns of images ({named}); "
-            "expected one, or one called image; datasets' cast_column and rename_column make it so"
+            "expected one, or one called image: use datasets' cast_column and rename_column"
         )
     return columns[0] if len(columns) == 1 else "image"
 
@@ -114,15 +114,15 @@ def _settings(table: "Dataset", root: Path, image: str) -> dict[str, dict[str, A
         name, kind = next(iter(usable.items()))
         raise UserError(
             f"{root} has the columns {', '.join(f'{name} ({kind})' for name, kind in usable.items())} and no {toml}; "
-            f'write there [{name}] with suite = "semantic" or "detail" and kind = "{kind}", and so for every column '
-            "that is a label; an empty file extracts without labels"
+            f'write each label there, such as [{name}] with suite = "semantic" or "detail" and kind = "{kind}"; '
+            "an empty file extracts without labels"
         )
     settings = read_tasks(toml)
     for name, setting in settings.items():
         if name not in usable:
             raise UserError(
-                f"task {name!r} of {toml} is no column of labels in {root} (those are: {', '.join(usable) or 'none'}); "
-                "remove or rename it"
+                f"task {name!r} of {toml} is not a column of labels in {root} (these are: "
+                f"{', '.join(usable) or 'none'}); remove or rename it"
             )
         declared = _declared(table.features[name])
         if declared and setting["kind"] not in NUMERIC:

@@ -57,8 +57,8 @@ def open_split(root: Path, split: str, *, limit: int | None = None) -> FileSourc
             continue
         if image not in images or category not in categories:
             raise UserError(
-                f"{path}: annotation {number} is of image {image} and category {category}, of which one is not in the "
-                "file; expected the official file"
+                f"{path}: annotation {number} names image {image} and category {category}, and one of these is not in "
+                "the file; expected the official file"
             )
         box = corners(path, bbox, number)
         if box[2] <= box[0] or box[3] <= box[1]:

@@ -200,7 +200,7 @@ def _read_table(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path} has no rows; give it one an image, or remove it to extract without labels")
     columns = dict.fromkeys(name for row in rows for name in row)
     if "file_name" not in columns:
-        raise UserError(f"{path} has no column file_name (it has {', '.join(columns)}), which names the image of a row")
+        raise UserError(f"{path} has no column file_name, which names the image of a row (it has {', '.join(columns)})")
     return [{name: row.get(name) for name in columns} for row in rows]
 
 

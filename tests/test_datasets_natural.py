@@ -344,7 +344,7 @@ MARKS, JSON, PACO = "attributes/image_attribute_labels.txt", "annotations/instan
         ("coco", JSON, '"bbox": [3.0, 8, 20, 10]', '"bbox": null', "has bbox 'None'"),
         ("coco", JSON, '"bbox": [3.0, 8, 20, 10]', '"bbox": [3.0, 5, NaN, 10]', "nan, 10]"),
         ("coco", JSON, '"category_id": 17', '"category_id": 16', "category 16"),
-        ("coco", JSON, '"image_id": 1000,', '"image_id": 1001,', "of image 1001"),
+        ("coco", JSON, '"image_id": 1000,', '"image_id": 1001,', "names image 1001"),
         ("coco", JSON, '"categories"', "", "cannot be read as JSON"),
         ("paco", f"annotations/{PACO}.json", '"attribute_ids": [0,', '"attribute_ids": ["black",', "['black',"),
         ("paco", f"annotations/{PACO}.json", '"attribute_ids": [0,', '"attribute_ids": [77,', "[77,"),

@@ -97,8 +97,8 @@ def test_a_bad_image_in_a_dataset_is_reported_with_its_row(tmp_path: Path) -> No
     ("toml", "words"),
     [
         (None, ["shape (classes), tags (multilabel), size (number)", "sides (number)", "[shape]", "no", "tasks.toml"]),
-        ('[kind]\nsuite="detail"\nkind="classes"', ["'kind'", "no column of labels", "shape, tags, size"]),
-        ('[extra]\nsuite="detail"\nkind="classes"', ["'extra'", "no column of labels"]),
+        ('[kind]\nsuite="detail"\nkind="classes"', ["'kind'", "not a column of labels", "shape, tags, size"]),
+        ('[extra]\nsuite="detail"\nkind="classes"', ["'extra'", "not a column of labels"]),
         ('[colour]\nsuite="detail"\nkind="number"', ["colour, row 0", "'red'", "no finite number"]),
         ('[shape]\nsuite="detail"\nkind="classes"\nclasses=["disc"]', ["shape, row 0", "'square'", "not among"]),
         ("[shape", ["tasks.toml cannot be read"]),

@@ -362,7 +362,7 @@ def test_a_folder_for_each_class_is_a_label(sorted_folder: Path) -> None:
 def test_folders_that_are_no_classes(sorted_folder: Path) -> None:
     picture(sorted_folder / "val" / "c.png")
     source = ImageFolder(sorted_folder, "val")
-    assert source.tasks == () and "no classes, as 1 images lie beside them (c.png)" in source.notes[0]
+    assert source.tasks == () and "not classes: 1 images lie beside them (c.png)" in source.notes[0]
     for split, files in {"one": ["cat/a.png", "cat/b.png"], "each": ["1/a.png", "2/a.png"]}.items():
         for file in files:
             picture(sorted_folder / split / file)

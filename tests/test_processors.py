@@ -123,8 +123,8 @@ def test_without_a_processor_clip_s_own_for_that_size(tmp_path: Path) -> None:
     ("change", "words"),
     [
         ({"do_resize": False}, "do_resize off.*every size"),
-        ({"do_center_crop": False}, "do_center_crop off.*no squares"),
-        ({"do_center_crop": None}, "do_center_crop off.*no squares"),
+        ({"do_center_crop": False}, "do_center_crop off.*are not square"),
+        ({"do_center_crop": None}, "do_center_crop off.*are not square"),
         ({"do_rescale": False}, "do_rescale False.*divided by 255"),
         ({"rescale_factor": 1 / 127.5}, "rescale_factor 0.0078.*divided by 255"),
         ({"crop_size": {"height": 32, "width": 24}}, "crop_size .*32.* the model's images are 24 x 24"),

@@ -216,7 +216,7 @@ def test_a_part_is_named_or_found(monkeypatch: Any) -> None:
     monkeypatch.setenv("SLURM_NTASKS", "4")
     assert parse_share(None) == (3, 4) and parse_share("0/1") == (0, 1)
     for text in ("3/3", "1", "a/b", "-1/2", "0/0"):
-        with pytest.raises(UserError, match="no part of the work"):
+        with pytest.raises(UserError, match="not a part of the work"):
             parse_share(text)
 
 

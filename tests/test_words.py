@@ -121,3 +121,9 @@ def test_no_text_of_the_source_is_one_to_stumble_over(path: Path) -> None:
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_text_of_the_docs_is_one_to_stumble_over(path: Path) -> None:
     assert not stumbles(path.read_text()), path.relative_to(ROOT)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_docs_name_pooled_v_as_pages_do_but_where_it_is_typed(path: Path) -> None:
+    read = re.sub(r"```.*?```|`[^`\n]*`", "", path.read_text(), flags=re.DOTALL)
+    assert "v_pooled" not in read, path.relative_to(ROOT)

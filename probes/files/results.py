@@ -179,7 +179,7 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Kept:
-    """Whether a representation keeps what v_pooled scores, within a margin."""
+    """Whether a representation keeps what pooled V scores, within a margin."""
 
     suite: str
     task: str | None
@@ -212,7 +212,7 @@ class SuiteGap:
     second: str
     """Suites: semantic and detail."""
     difference: Interval
-    """The first suite's retention minus the second's, both of the mean of its tasks; three times None where v_pooled is
+    """The first suite's retention minus the second's, both of the mean of its tasks; three times None where pooled V is
     not clearly above its floor in one of them.
     """
     p: float | None
@@ -281,7 +281,7 @@ class Results:
     code_comparisons: tuple[Comparison, ...] = ()
     """`compression` of every two columns, by task; a family of its own for Holm's correction."""
     kept: tuple[Kept, ...] = ()
-    """Of everything that is compared, beside v_pooled; () without it."""
+    """Of everything that is compared, beside pooled V; () without it."""
     suite_gaps: tuple[SuiteGap, ...] = ()
     by_class: tuple[ClassScore, ...] = ()
     ceilings: tuple[Ceiling, ...] = ()

@@ -85,7 +85,7 @@ def _rendered(split: str, count: int, folder: Path) -> np.ndarray:
         with replaced(path) as unfinished, ProcessPoolExecutor(**deaf) as pool:
             out = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (count, RESOLUTION, RESOLUTION, 3))
             images = cast(Generator, pool.map(partial(_pixels, split), range(count), chunksize=64))
-            with contextlib.closing(images), command.progress("drawing", f"{split} scenes", total=count) as bar:
+            with contextlib.closing(images), command.progress("drawing", "scenes", total=count) as bar:
                 for i, image in enumerate(images):
                     out[i] = image
                     bar.advance()
@@ -139,7 +139,7 @@ def truths_of(split: str, count: int, bank: list[str]) -> Truths:
     grid = RESOLUTION // _PATCH
     regions = torch.zeros(count, 1 + len(scenes.COUNTS), len(bank), dtype=torch.bool)
     owners = torch.zeros(count, grid**2, dtype=torch.uint8)
-    with command.progress("captions", f"{split} scenes", total=count) as bar:
+    with command.progress("captions", "scenes", total=count) as bar:
         for i in range(count):
             scene = scenes.scene(split, i)
             for region, sentences in zip(regions[i], scene.region_captions, strict=False):
@@ -255,7 +255,7 @@ def cached_features(model: HTCVLM, images: np.ndarray, folder: Path, name: str) 
                 key: np.lib.format.open_memmap(stack.enter_context(replaced(paths[key])), "w+", np.float16, shape)
                 for key, shape in shapes.items()
             }
-            bar = stack.enter_context(command.progress("features", f"{name} scenes", total=len(images)))
+            bar = stack.enter_context(command.progress("features", "scenes", total=len(images)))
             for start in range(0, len(images), 256):
                 pixels = as_pixel_values(images[start : start + 256])
                 out["patches"][start : start + 256] = model.vision_features(pixels).numpy()
@@ -308,7 +308,7 @@ def answer_accuracy(model: HTCVLM, split: str, features: Features) -> dict[str, 
     right: dict[str, list[bool]] = {question: [] for question in scenes.QUESTIONS}
     model.eval()
     longest = scene_words.MAX_ANSWER + 1
-    with command.progress("asking", f"{split} scenes", total=len(truth)) as bar:
+    with command.progress("asking", "scenes", total=len(truth)) as bar:
         for start in range(0, len(truth), 250):
             rows = slice(start, start + 250)
             with torch.no_grad():

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from htc_probe.probes.files import results
+from htc_probe.probes.show import verdict
 from made.typed import module, parsed
 
 ROOT = Path(__file__).parents[1]
@@ -195,3 +197,15 @@ def test_what_the_readme_shows_in_python_runs(demo: Path, monkeypatch: Any, caps
 def test_the_glossary_is_that_of_the_dashboard() -> None:
     made = runpy.run_path(str(ROOT / "docs" / "make_glossary.py"))["page"]()
     assert (ROOT / "docs" / "glossary.md").read_text() == made, "run: python docs/make_glossary.py"
+
+
+def test_pages_quote_the_verdict_that_the_code_gives() -> None:
+    """Of the demo's results, as `docs/make_first_look.py` keeps them."""
+    told = verdict.of(results.read(ROOT / "tests" / "golden" / "demo.probes.json"), None)
+    for name in ("README.md", "docs/first-look.md"):
+        text = (ROOT / name).read_text()
+        (block,) = (block for _, block in BLOCK.findall(text) if "The one token" in block)
+        assert " ".join(told.sentences) in " ".join(block.split()), f"{name} quotes another verdict than {told}"
+    last = block.splitlines()[-23:]
+    assert last[-2].startswith("Next: ") and any(line.startswith("The one token") for line in last)
+    assert max(map(len, block.splitlines())) <= 80

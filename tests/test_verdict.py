@@ -47,7 +47,7 @@ def test_the_facts_are_those_of_the_results() -> None:
     assert told.least == "Least survives: category, 50.0% [48.0, 52.0] (top-1 0.50, floor 0.20)."
     assert told.memory == (
         "Memory of categories cannot explain it all: the category alone scores less in all 4 tasks. Random labels of "
-        "categories, the control: 0.15."
+        "the categories (the control) score 0.15."
     )
     assert told.warnings == "1 warning: see the page Probes, or htc-probe --full."
     assert told.next == f"{typed('htc-analyze')} --run runs/a.h5"

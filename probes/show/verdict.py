@@ -174,7 +174,7 @@ def _memory(results: Results, token: Representation) -> str:
     known = [row.task for row in above if may_explain(row.lower, row.floor, alone[row.task])]
     controls = [row.control for row in rows if row.control is not None]
     ends = dict.fromkeys(f"{end:z.2f}" for end in (min(controls), max(controls))) if controls else {}
-    control = f" Random labels of categories, the control: {' to '.join(ends)}." if ends else ""
+    control = f" Random labels of the categories (the control) score {' to '.join(ends)}." if ends else ""
     if not above:
         return f"Memory of categories has nothing to explain: no score is above its floor.{control}"
     if known:

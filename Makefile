@@ -29,9 +29,9 @@ demo:
 	@echo "  1. install the toolkit into .venv (1 minute, from the package index)"
 	@echo "  2. run the small model over 2,000 rendered scenes (half a minute)"
 	@echo "  3. probe what its one token holds (1 minute); the answer comes last"
-	@echo "Stopped, it goes on where it was. To type commands by name: source .venv/bin/activate"
+	@echo "Stopped, it goes on where it was. Commands by name: source .venv/bin/activate"
 	@echo
-	@$(MAKE) --no-print-directory install
+	@$(MAKE) --no-print-directory --silent install
 	$(BIN)/htc-extract --split val
 	$(BIN)/htc-probe semantic detail
 

@@ -262,10 +262,12 @@ def _report(plan: Plan, computed: int, seconds: float) -> None:
     is_newest = plan.out.parent == Path("runs")  # the other commands find it by themselves
     place = quote(str(plan.out))
     if enough:
-        print(f"Next:  htc-probe {' '.join(suites)}" + ("" if is_newest else f" --run {place}"))
+        print(
+            f"Next:  {quote(command.typed('htc-probe'))} {' '.join(suites)}" + ("" if is_newest else f" --run {place}")
+        )
     elif suites:
         print(f"Next:  extract more images; htc-probe needs {_ENOUGH} of a class, and two such classes")
-    print("Look:  htc-dashboard" + ("" if is_newest else f" {place}"))
+    print(f"Look:  {quote(command.typed('htc-dashboard'))}" + ("" if is_newest else f" {place}"))
 
 
 def _can_be_probed(run: Run, task: Task) -> bool:

@@ -36,7 +36,7 @@ def train(config: TinyConfig | FinetuneConfig) -> None:
             print(f"{folder} is there already, made with the same settings: nothing to do.")
         else:
             print(f"Wrote {folder}: the model, its tokenizer and its log")
-        print(f"Next:  htc-extract --model {quote(str(folder))} --split val")
+        print(f"Next:  {quote(command.typed('htc-extract'))} --model {quote(str(folder))} --split val")
 
 
 def _parse(words: list[str]) -> TinyConfig | FinetuneConfig:

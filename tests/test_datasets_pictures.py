@@ -57,7 +57,7 @@ def test_an_image_that_was_stretched_cut_or_turned_is_refused_with_both_sizes(
         before, changed = image.size, change(image)
     changed.save(path)
     there, now = (f"{width} x {height}" for width, height in (before, changed.size))
-    with pytest.raises(ImageError, match=f"image of {there} pixels, and the upright file has {now}, "):
+    with pytest.raises(ImageError, match=f"image of {there} pixels, and the upright file has {now}: "):
         whole[3]
 
 

@@ -436,12 +436,12 @@ def test_in_a_browser(analysed: Path, chromium: Any) -> None:
     with serving(analysed) as address, tab(chromium, address) as shown:
         shown.open(page=PAGE, image=1)
         assert "not in the sample of 3 of 6" in shown.text()
-        shown.page.get_by_role("button", name="Go to the nearest").click()
+        shown.page.get_by_role("button", name="the nearest in the sample").click()
         shown.settle()
         assert shown.values("map_effect")["layout"]["title"]["text"].count("Knock-out")
         with shown.page.expect_download() as download:
             shown.chart("map_effect").hover()
-            shown.chart("map_effect").locator('[data-title*="Download"]').click()
+            shown.chart("map_effect").locator('[data-title="Download as PNG"]').click()
         assert download.value.suggested_filename == "map_effect.png"
 
         shown.page.get_by_role("tab", name=INTERCHANGE).click()

@@ -353,7 +353,7 @@ def test_a_click_shows_the_images_of_a_cell_and_then_the_image(run_file: Path, c
         page.click_at("probe_confusion", 2, 1)
         expect(gallery).to_have_count(2)
         assert [text.split("\n")[0] for text in gallery.all_inner_texts()] == ["val-004", "val-010"]
-        page.page.get_by_role("button", name="All that the probe gets wrong").click()
+        page.page.get_by_role("button", name="All errors of the probe").click()
         expect(gallery).to_have_count(4)
         page.settle().click_at("probe_confusion", 2, 1)
         expect(gallery).to_have_count(2)

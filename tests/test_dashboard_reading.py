@@ -206,7 +206,7 @@ def test_a_user_compares_directions_and_saves_the_words(analysed: Path, chromium
         page.settle()
         page.chart("lens_words").hover()
         with page.page.expect_download() as download:
-            page.page.locator('.st-key-lens_words [data-title^="Download"]').click()
+            page.page.locator('.st-key-lens_words [data-title="Download as PNG"]').click()
         assert download.value.suggested_filename == "lens_words.png"
         page.page.get_by_role("radio", name="readings on images").click()
         page.settle()

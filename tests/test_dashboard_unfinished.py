@@ -78,7 +78,7 @@ def test_runs_appear_without_a_click(tmp_path: Path, chromium: Any) -> None:
     write_run(tmp_path / "first.h5")
     with serving(tmp_path) as address, tab(chromium, address) as shown:
         page = shown.open(page="Compare").page
-        page.get_by_text("There is one run here").wait_for()
+        page.get_by_text("There is only one run here").wait_for()
         write_run(tmp_path / "second.h5")
         page.get_by_text("Beside this run").wait_for(timeout=60_000)
         shown.check()

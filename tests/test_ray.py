@@ -70,7 +70,7 @@ def test_a_run_of_one_process_goes_on_with_ray(model: Path, whole: Path, tmp_pat
     out = tmp_path / "run.h5"
     assert main([*command(model, out), "--shard", "0/2"]) == 0
     assert main([*command(model, out), "--engine", "ray"]) == 0
-    assert "12 images are there from before" in capsys.readouterr().out
+    assert "12 images are kept from before" in capsys.readouterr().out
     assert content(out) == content(whole)
     assert main([*command(model, out), "--engine", "ray"]) == 0 and "nothing to do" in capsys.readouterr().out
 

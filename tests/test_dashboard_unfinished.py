@@ -80,5 +80,5 @@ def test_runs_appear_without_a_click(tmp_path: Path, chromium: Any) -> None:
         page = shown.open(page="Compare").page
         page.get_by_text("There is only one run here").wait_for()
         write_run(tmp_path / "second.h5")
-        page.get_by_text("Beside this run").wait_for(timeout=60_000)
+        page.get_by_text("Compare with").wait_for(timeout=60_000)
         shown.check()

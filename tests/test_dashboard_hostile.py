@@ -3,10 +3,10 @@ reason, nothing outside is opened, and no name becomes markup.
 """
 
 import logging
-import sys
 import os
 import resource
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

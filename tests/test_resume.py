@@ -1,5 +1,6 @@
 """An extraction that is stopped, at whatever moment, goes on: the data are an uninterrupted run's, byte for byte."""
 
+import json
 import os
 import signal
 import subprocess
@@ -145,6 +146,19 @@ def test_files_of_two_workers_are_taken_once(model: Path, tmp_path: Path) -> Non
     kept = [(piece.images.start, piece.images.stop) for piece in shards.pieces()]
     assert kept == [(0, 3), (3, 4), (8, 10), (20, 22), (22, 23)]
     assert shards.left() == {1: range(4, 8), 2: range(10, 12), 3: range(12, 16), 4: range(16, 20)}
+
+
+def test_what_another_version_left_is_called_so(model: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "run.h5"
+    assert main([*command(model, out), "--shard", "0/2"]) == 0
+    manifest = out.with_name("run.h5.shards") / "manifest.json"
+    for version in (1, 3):
+        content = json.loads(manifest.read_text()) | {"schema_version": version}
+        manifest.write_text(json.dumps(content))
+        assert main(command(model, out)) == 2
+        said = capsys.readouterr().err
+        assert f"another version of htc-probe (schema version {version}, expected 2)" in said and "remove" in said
+        assert list(manifest.parent.glob("*-*.h5")), "nothing of it was touched"
 
 
 def test_other_settings_are_refused_while_a_run_is_unfinished(

@@ -233,8 +233,11 @@ def _read(path: Path) -> Job:
         if path.stat().st_size > _MOST_BYTES:
             raise ValueError(f"{path.stat().st_size:,} bytes are more than a manifest has")
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["schema_version"] != _VERSION:
-            raise ValueError(f"schema version {content['schema_version']}, expected {_VERSION}")
+        if (version := int(content["schema_version"])) != _VERSION:
+            raise UserError(
+                f"{path.parent} was left by another version of htc-probe (schema version {version}, expected "
+                f"{_VERSION}); finish it with that version, or remove {path.parent} and extract again"
+            )
         sizes: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in content["shape"].items()
         }
@@ -248,5 +251,5 @@ def _read(path: Path) -> Job:
             store_dtype=content["store_dtype"],
             shard_images=int(content["shard_images"]),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({str(error)[:300]}); remove {path.parent} and extract again") from error

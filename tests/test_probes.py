@@ -783,6 +783,14 @@ def test_a_group_that_decides_is_warned_of(tmp_path: Path) -> None:
             assert found == [] if told is None else told in found[0] and "like 4.0 groups" in found[0]
 
 
+def test_few_groups_alike_are_called_few(tmp_path: Path) -> None:
+    z_voco = np.random.default_rng(0).standard_normal((N, 2, 4))
+    groups = [str(i % 30) for i in range(N)]
+    with open_run(make_run(tmp_path / "few.h5", z_voco, {SIZE: z_voco[:, 1, 0]}, groups=groups)) as run:
+        (told,) = [warning for warning in make_plan(run, quick("detail")).warnings if "groups" in warning]
+    assert told.startswith("there are only 30 groups of images, for which intervals are too short")
+
+
 def test_uneven_groups_count_for_fewer(tmp_path: Path) -> None:
     """Intervals are those of as many groups of one size as vary as much."""
     assert metrics.effective_groups(np.full(30, 7)) == pytest.approx(30)

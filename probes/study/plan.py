@@ -336,9 +336,14 @@ def _uneven(groups: np.ndarray) -> tuple[str, ...]:
     largest, effective = sizes.max() / sizes.sum(), intervals.effective_groups(sizes)
     if largest <= _LARGE_GROUP and effective >= _FEW_GROUPS:
         return ()
+    few = f"there are only {len(sizes)} groups of images"
+    if effective < len(sizes) - 0.5:
+        few = (
+            f"the largest of {len(sizes)} groups holds {largest:.0%} of the images: they vary like {effective:.1f} "
+            "groups of one size"
+        )
     return (
-        f"the largest of {len(sizes)} groups holds {largest:.0%} of the images: they vary like {effective:.1f} groups "
-        "of one size, for which intervals are too short and p-values too small; collect more groups, or split it",
+        f"{few}, for which intervals are too short and p-values too small; collect more groups, or split large ones",
     )
 
 
